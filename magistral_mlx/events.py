@@ -1,0 +1,90 @@
+"""What a generation yields, in the order in which it happens.
+
+The command line prints these, a server streams them, an app shows them. None of them holds an MLX
+array, so they may cross threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Progress through the prompt: `done` of `total` tokens are in the cache."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """A piece of the thinking trace. Pieces never split a character."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer. Pieces never split a character."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A finished call to a tool: its name and its arguments as the model wrote them (JSON)."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts and times of one generation. Times are in seconds, memory in bytes."""
+
+    prompt_tokens: int
+    thinking_tokens: int
+    answer_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    first_token_seconds: float
+    peak_memory: int
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that the model produced, the thinking and the end marks included."""
+        return self.thinking_tokens + self.answer_tokens
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Speed after the first token, which the prefill pays for."""
+        steps = self.completion_tokens - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as JSON types, derived ones included."""
+        return asdict(self) | {
+            "completion_tokens": self.completion_tokens,
+            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "decode_tokens_per_second": self.decode_tokens_per_second,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a generation: why it ended, and its figures."""
+
+    reason: FinishReason
+    stats: Stats
+
+
+Event = Prefill | Thinking | Text | ToolCall | Finished
