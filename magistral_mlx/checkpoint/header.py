@@ -1,0 +1,87 @@
+"""Headers of safetensors files: what is in a file, without reading its weights.
+
+A safetensors file is an 8-byte little-endian length, a JSON header of that length and raw bytes
+(https://huggingface.co/docs/safetensors). Reading it here lets a truncated or foreign file be
+refused in a millisecond, before anything is loaded or converted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from magistral_mlx.errors import CheckpointError
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+FLOATS = ("F32", "F16", "BF16")
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `offset` is in bytes from the start of `file`."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Stored name -> tensor of one safetensors file.
+
+    Raises:
+        CheckpointError: the file cannot be read, is truncated, or is no safetensors file.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or not 2 <= length <= _LONGEST_HEADER:
+                raise _damaged(file, "it does not begin like a safetensors file")
+            if size < 8 + length:
+                raise _truncated(file, size, 8 + length)
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}.") from None
+    except ValueError:
+        raise _damaged(file, "its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise _damaged(file, "its header is no JSON object")
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(file, 8 + length, name, entry) for name, entry in header.items()}
+    end = max((t.offset + t.nbytes for t in tensors.values()), default=8 + length)
+    if size < end:
+        raise _truncated(file, size, end)
+    return tensors
+
+
+def _tensor(file: Path, data: int, name: str, entry: object) -> StoredTensor:
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])  # type: ignore[index]
+        start, end = entry["data_offsets"]  # type: ignore[index]
+        nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(file, f"its entry for {name} makes no sense") from None
+    if end - start != nbytes or start < 0:
+        raise _damaged(file, f"its entry for {name} is {end - start} bytes, not {nbytes}")
+    return StoredTensor(name, file, dtype, shape, data + start, nbytes)
+
+
+def _damaged(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is damaged or no safetensors file: {why}. Fetch that file again."
+    )
+
+
+def _truncated(file: Path, size: int, wanted: int) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is truncated: it has {size:,} of {wanted:,} bytes. Fetch that file again."
+    )

@@ -1,0 +1,177 @@
+"""The one table of tensor names, for the loader and the converter alike.
+
+Checkpoints of this model come in five dialects. Each name is brought to one canonical form, which
+is Hugging Face's classic one, the paths of our own modules, and what mlx-lm and mlx-vlm read:
+
+    language_model.model.layers.N.self_attn.q_proj.weight
+    vision_tower.transformer.layers.N.attention.q_proj.weight
+    multi_modal_projector.linear_1.weight
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
+
+LANGUAGE, VISION, PROJECTOR = "language_model.", "vision_tower.", "multi_modal_projector."
+
+# First match wins. Left: how a name may begin; right: how its canonical form begins.
+_PREFIXES = (
+    # newer transformers
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.", VISION),
+    ("model.multi_modal_projector.", PROJECTOR),
+    # mlx-vlm
+    ("vision_tower.vision_model.", VISION),
+    # canonical: classic transformers, mlx-lm, mlx-vlm, our own
+    (LANGUAGE, LANGUAGE),
+    (VISION, VISION),
+    (PROJECTOR, PROJECTOR),
+    # text-only mistral of transformers and mlx-lm
+    ("model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    # Mistral's own layout
+    ("tok_embeddings.", "language_model.model.embed_tokens."),
+    ("layers.", "language_model.model.layers."),
+    ("norm.", "language_model.model.norm."),
+    ("output.", "language_model.lm_head."),
+    ("vision_encoder.", VISION),
+    ("pre_mm_projector_norm.", "multi_modal_projector.norm."),
+    ("patch_merger.", "multi_modal_projector.patch_merger."),
+    ("vision_language_adapter.w_in.", "multi_modal_projector.linear_1."),
+    ("vision_language_adapter.w_out.", "multi_modal_projector.linear_2."),
+)
+
+# The parts inside a layer that Mistral's layout calls otherwise: everywhere, then by tower.
+_PARTS = {
+    "attention.wq": "attention.q_proj",
+    "attention.wk": "attention.k_proj",
+    "attention.wv": "attention.v_proj",
+    "attention.wo": "attention.o_proj",
+    "feed_forward.w1": "feed_forward.gate_proj",
+    "feed_forward.w2": "feed_forward.down_proj",
+    "feed_forward.w3": "feed_forward.up_proj",
+}
+_TEXT_PARTS = {
+    "attention": "self_attn",
+    "feed_forward": "mlp",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_TEXT_LAYER = re.compile(r"(language_model\.model\.layers\.\d+\.)(\w+)(\..+)")
+
+# Buffers that older exports saved; they hold no weights.
+_BUFFERS = ("rotary_emb.inv_freq", "position_ids")
+
+
+def canonical(name: str) -> str | None:
+    """The canonical form of a tensor's name (or of a module's path), whatever its dialect.
+
+    Returns None for a buffer that carries no weights, and the name itself where no dialect
+    knows it, so that a check against `expected_tensors` reports it.
+    """
+    if name.endswith(_BUFFERS):
+        return None
+    for old, new in _PREFIXES:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            break
+    for old, new in _PARTS.items():
+        name = name.replace(f".{old}.", f".{new}.")
+    layer = _TEXT_LAYER.fullmatch(name)
+    if layer and layer[2] in _TEXT_PARTS:
+        name = layer[1] + _TEXT_PARTS[layer[2]] + layer[3]
+    return name
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every tensor of an unquantized checkpoint, in the model's order.
+
+    `patch_conv.weight` is given as (out, channels, height, width), Hugging Face's convention.
+    """
+    tensors = dict(_text_tensors(config.text))
+    if config.vision is not None:
+        tensors |= _vision_tensors(config.vision)
+        tensors |= _projector_tensors(config)
+    return tensors
+
+
+def interleaved_heads(name: str, config: ModelConfig) -> int | None:
+    """Heads whose rows Mistral's layout keeps in interleaved rope order; None if it has none.
+
+    Only the query and key projections rotate. Our modules rotate halves, as Hugging Face's do.
+    """
+    if name.endswith(".self_attn.q_proj.weight"):
+        return config.text.num_attention_heads
+    if name.endswith(".self_attn.k_proj.weight"):
+        return config.text.num_key_value_heads
+    if config.vision and name.endswith((".attention.q_proj.weight", ".attention.k_proj.weight")):
+        return config.vision.num_attention_heads
+    return None
+
+
+def _text_tensors(text: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    dim, mlp = text.hidden_size, text.intermediate_size
+    queries = text.num_attention_heads * text.head_dim
+    keys = text.num_key_value_heads * text.head_dim
+    yield "language_model.model.embed_tokens.weight", (text.vocab_size, dim)
+    for n in range(text.num_hidden_layers):
+        layer = f"language_model.model.layers.{n}."
+        yield layer + "input_layernorm.weight", (dim,)
+        yield layer + "self_attn.q_proj.weight", (queries, dim)
+        yield layer + "self_attn.k_proj.weight", (keys, dim)
+        yield layer + "self_attn.v_proj.weight", (keys, dim)
+        yield layer + "self_attn.o_proj.weight", (dim, queries)
+        yield layer + "post_attention_layernorm.weight", (dim,)
+        yield layer + "mlp.gate_proj.weight", (mlp, dim)
+        yield layer + "mlp.up_proj.weight", (mlp, dim)
+        yield layer + "mlp.down_proj.weight", (dim, mlp)
+    yield "language_model.model.norm.weight", (dim,)
+    if not text.tie_word_embeddings:
+        yield "language_model.lm_head.weight", (text.vocab_size, dim)
+
+
+def _vision_tensors(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
+    dim, mlp = vision.hidden_size, vision.intermediate_size
+    heads = vision.num_attention_heads * vision.head_dim
+    patch = (dim, vision.num_channels, vision.patch_size, vision.patch_size)
+    tensors: dict[str, tuple[int, ...]] = {
+        "vision_tower.patch_conv.weight": patch,
+        "vision_tower.ln_pre.weight": (dim,),
+    }
+    for n in range(vision.num_hidden_layers):
+        layer = f"vision_tower.transformer.layers.{n}."
+        tensors |= {
+            layer + "attention_norm.weight": (dim,),
+            layer + "attention.q_proj.weight": (heads, dim),
+            layer + "attention.k_proj.weight": (heads, dim),
+            layer + "attention.v_proj.weight": (heads, dim),
+            layer + "attention.o_proj.weight": (dim, heads),
+            layer + "ffn_norm.weight": (dim,),
+            layer + "feed_forward.gate_proj.weight": (mlp, dim),
+            layer + "feed_forward.up_proj.weight": (mlp, dim),
+            layer + "feed_forward.down_proj.weight": (dim, mlp),
+        }
+    return tensors
+
+
+def _projector_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    assert config.vision is not None
+    seen, text = config.vision.hidden_size, config.text.hidden_size
+    tensors: dict[str, tuple[int, ...]] = {
+        PROJECTOR + "norm.weight": (seen,),
+        PROJECTOR + "patch_merger.merging_layer.weight": (
+            seen,
+            seen * config.spatial_merge_size**2,
+        ),
+        PROJECTOR + "linear_1.weight": (text, seen),
+        PROJECTOR + "linear_2.weight": (text, text),
+    }
+    if config.projector_bias:
+        tensors |= {
+            PROJECTOR + "linear_1.bias": (text,),
+            PROJECTOR + "linear_2.bias": (text,),
+        }
+    return tensors
