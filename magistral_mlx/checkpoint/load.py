@@ -1,0 +1,121 @@
+"""Weights from a checkpoint folder into the model.
+
+Arrays stay lazy until they are asked for, so memory holds one batch of tensors as they are stored
+beside what has been loaded, never the whole checkpoint twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+from magistral_mlx.backend import backend, mx
+from magistral_mlx.checkpoint.folder import Checkpoint, is_channels_last
+from magistral_mlx.checkpoint.names import LANGUAGE, interleaved_heads
+from magistral_mlx.errors import CheckpointError
+from magistral_mlx.model.linear import quantize_modules
+from magistral_mlx.model.magistral import MagistralModel
+
+OnProgress = Callable[[int, int], None]  # bytes loaded, bytes in all
+
+_BATCH_BYTES = 256 << 20  # stored bytes that are read before they are evaluated
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: mx.Dtype | None = None, on_progress: OnProgress | None = None
+) -> MagistralModel:
+    """Load the decoder. The vision tower stays on disk until `load_vision`.
+
+    Args:
+        dtype: what to compute in; None is the backend's own choice.
+        on_progress: called with the bytes loaded so far and in all.
+
+    Raises:
+        CheckpointError: a file cannot be read to its end.
+    """
+    model = MagistralModel(checkpoint.config, dtype or backend().dtype)
+    _load(model, checkpoint, lambda name: name.startswith(LANGUAGE), on_progress)
+    return model
+
+
+def load_vision(
+    model: MagistralModel, checkpoint: Checkpoint, on_progress: OnProgress | None = None
+) -> None:
+    """Build and load the vision tower and the projector of a model that `load_model` made.
+
+    Raises:
+        CheckpointError: a file cannot be read to its end.
+    """
+    model.add_vision()
+    _load(model, checkpoint, lambda name: not name.startswith(LANGUAGE), on_progress)
+
+
+def _load(
+    model: MagistralModel,
+    checkpoint: Checkpoint,
+    wanted: Callable[[str], bool],
+    on_progress: OnProgress | None,
+) -> None:
+    schemes = {name: q for name, q in checkpoint.quantized.items() if wanted(name)}
+    quantize_modules(model, schemes)
+    names = [name for name in checkpoint.tensors if wanted(name)]
+    total = sum(checkpoint.tensors[name].nbytes for name in names)
+    done = 0
+    for batch in _batches(checkpoint, names):
+        weights = _read(checkpoint, batch, model.dtype)
+        model.load_weights(weights, strict=False)
+        try:
+            mx.eval([array for _, array in weights])
+        except RuntimeError as error:
+            file = checkpoint.tensors[batch[0]].file
+            raise CheckpointError(f"cannot read {file}: {error}") from None
+        done += sum(checkpoint.tensors[name].nbytes for name in batch)
+        if on_progress:
+            on_progress(done, total)
+
+
+def _batches(checkpoint: Checkpoint, names: list[str]) -> Iterator[list[str]]:
+    """Names in the order in which they lie in the files, in batches of `_BATCH_BYTES`."""
+    tensors = checkpoint.tensors
+    batch: list[str] = []
+    size = 0
+    for name in sorted(names, key=lambda name: (tensors[name].file, tensors[name].offset)):
+        if batch and size + tensors[name].nbytes > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(name)
+        size += tensors[name].nbytes
+    if batch:
+        yield batch
+
+
+def _read(checkpoint: Checkpoint, names: list[str], dtype: mx.Dtype) -> list[tuple[str, mx.array]]:
+    """Lazy arrays of one batch, in the layout and the dtype of the model."""
+    files = {checkpoint.tensors[name].file for name in names}
+    stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
+    weights = []
+    for name in names:
+        tensor = checkpoint.tensors[name]
+        array = stored[tensor.file][tensor.name]
+        weights.append((name, _fit(checkpoint, name, array, dtype)))
+    return weights
+
+
+def _fit(checkpoint: Checkpoint, name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
+    config = checkpoint.config
+    if name.endswith("patch_conv.weight") and is_channels_last(array.shape, config):
+        array = array.transpose(0, 3, 1, 2)
+    if checkpoint.layout == "mistral" and (heads := interleaved_heads(name, config)):
+        array = rows_by_halves(array, heads)
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def rows_by_halves(weight: mx.array, heads: int) -> mx.array:
+    """Reorder the rows of a projection from rope pairs (0, 1), (2, 3)… to halves (0, D/2)…
+
+    Args:
+        weight: (heads * head_dim, in).
+    """
+    rows, columns = weight.shape
+    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.transpose(0, 2, 1, 3).reshape(rows, columns)

@@ -1,0 +1,63 @@
+"""The whole model: vision tower, projector and decoder.
+
+features = [model.see(pixels) for pixels in pictures]   # each (tokens, D)
+h = model.embed(tokens)                                 # (1, L, D), features put in
+h = model(h, caches)                                    # (1, L, D)
+logits = model.logits(h[:, -1:])                        # (1, 1, vocab_size)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from magistral_mlx.backend import mx, nn
+from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.model.projector import Projector
+from magistral_mlx.model.text import LanguageModel
+from magistral_mlx.model.vision import VisionTower
+
+
+class MagistralModel(nn.Module):
+    """Magistral Small and its siblings. Modules are named as the tensors of a checkpoint."""
+
+    def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
+        """Build the decoder alone; `add_vision` builds the rest when a picture comes."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.language_model = LanguageModel(config.text)
+
+    @property
+    def sees(self) -> bool:
+        """Whether the vision tower has been built."""
+        return "vision_tower" in self
+
+    def add_vision(self) -> None:
+        """Build the vision tower and the projector; their weights are still to be loaded."""
+        assert self.config.vision is not None, "a text-only model has no vision tower"
+        self.vision_tower = VisionTower(self.config.vision)
+        self.multi_modal_projector = Projector(self.config)
+
+    def make_caches(self) -> list[KVCache]:
+        """An empty cache for each layer."""
+        return [KVCache() for _ in self.language_model.model.layers]
+
+    def see(self, pixels: mx.array) -> mx.array:
+        """One picture, (3, H, W) normalised pixels -> (tokens, D) embeddings.
+
+        H and W are multiples of patch_size * spatial_merge_size.
+        """
+        return self.multi_modal_projector(self.vision_tower(pixels.astype(self.dtype)))
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """(B, L) token ids -> (B, L, D)"""
+        return self.language_model.model.embed_tokens(tokens, self.dtype)
+
+    def __call__(self, h: mx.array, caches: Sequence[KVCache]) -> mx.array:
+        """Run embeddings (B, L, D) through the decoder, appending to the caches -> (B, L, D)."""
+        return self.language_model.model(h, caches)
+
+    def logits(self, h: mx.array) -> mx.array:
+        """(B, L, D) -> (B, L, vocab_size). Call it for the positions that are sampled only."""
+        return self.language_model.logits(h)
