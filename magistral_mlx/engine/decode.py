@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache
@@ -31,7 +32,7 @@ def decode(
         if n < limit:
             h = model(model.embed(token[None]), caches)
             following = sample(model.logits(h)[:, 0], position + n)
-        value = int(token.item())
+        value = cast(int, token.item())
         if following is not None:
             mx.async_eval(following)
         yield value

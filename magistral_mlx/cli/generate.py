@@ -1,0 +1,135 @@
+"""`magistral-mlx generate`: one prompt, one answer, streamed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
+
+if TYPE_CHECKING:
+    from magistral_mlx.api import Magistral, Stream
+    from magistral_mlx.chat.messages import Message, System
+
+
+@click.command()
+@click.argument("prompt")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="FILE",
+    help="A picture, put before the text. Give it again for more, in order.",
+)
+@click.option(
+    "--model",
+    metavar="NAME_OR_DIR",
+    help="A folder, a hub name, or 'demo'. Default: your 4-bit conversion, else one found here.",
+)
+@click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
+@click.option("--max-tokens", type=int, help="Tokens to write at most. Default: what fits.")
+@click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=0.95, show_default=True)
+@click.option("--seed", type=int, help="The same seed gives the same answer.")
+@click.option("--system", metavar="TEXT", help="A system prompt, taken literally.")
+@click.option("--system-file", metavar="FILE", help="One from a file; its [THINK] part counts.")
+@click.option("--no-system", is_flag=True, help="Send no system prompt.")
+@click.option("--hide-thinking", is_flag=True, help="Show the answer alone.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+@click.option("--stats/--no-stats", default=True, show_default=True, help="Figures at the end.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What to compute in. Default: what is fastest here.",
+)
+def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
+    """Answer PROMPT ('-' reads it from stdin), thinking first.
+
+    The answer goes to stdout and everything else to stderr, unless stdout is a terminal.
+    """
+    from magistral_mlx.api import Magistral, Options
+    from magistral_mlx.cli.progress import byte_bar
+
+    settings = Options(
+        options["max_tokens"], options["temperature"], options["top_p"], options["seed"]
+    )
+    pictures = _open_pictures(images)
+    text = _read_prompt(prompt)
+    printer: Printer = (
+        JsonPrinter()
+        if options["as_json"]
+        else TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
+    )
+    with byte_bar("loading") as on_progress:
+        magistral = Magistral.load(
+            options["model"],
+            dtype=options["dtype"],
+            tokenizer=options["tokenizer"],
+            on_progress=on_progress,
+        )
+    with magistral:
+        messages = _messages(_system(magistral, options), pictures, text)
+        return _show(magistral.stream(messages, settings), printer)
+
+
+def _show(stream: Stream, printer: Printer) -> int:
+    """Print events to the end. The first Ctrl-C ends the answer, a second one the program."""
+    interrupted = False
+
+    def stop(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        stream.cancel()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        for event in stream:
+            printer(event)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 130 if interrupted else 0
+
+
+def _read_prompt(prompt: str) -> str:
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise click.UsageError("the prompt is empty. Give a text, or - to read it from stdin.")
+    return text
+
+
+def _open_pictures(images: tuple[str, ...]) -> list[Any]:
+    """Open pictures before the model is loaded: a wrong path should not cost half a minute."""
+    if not images:
+        return []
+    from magistral_mlx.chat.messages import Picture
+
+    return [Picture.open(Path(image)) for image in images]
+
+
+def _messages(system: System | None, pictures: list[Any], text: str) -> list[Message]:
+    from magistral_mlx.chat.messages import User
+
+    user = User((*pictures, text) if pictures else text)
+    return [system, user] if system else [user]
+
+
+def _system(magistral: Magistral, options: dict[str, Any]) -> System | None:
+    from magistral_mlx.chat.messages import System
+    from magistral_mlx.chat.system import system_from_file
+
+    given = [name for name in ("system", "system_file", "no_system") if options[name]]
+    if len(given) > 1:
+        raise click.UsageError("give only one of --system, --system-file and --no-system.")
+    if options["no_system"]:
+        return None
+    if options["system"] is not None:
+        return System(options["system"])
+    if options["system_file"]:
+        return system_from_file(options["system_file"], thinks=magistral.tokenizer.thinks)
+    return magistral.default_system

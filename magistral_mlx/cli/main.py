@@ -1,0 +1,76 @@
+"""The `magistral-mlx` command: finds the subcommand, and turns errors into one line.
+
+Each command lives in a file of its own and is imported when it is called, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from magistral_mlx import __version__
+from magistral_mlx.errors import MagistralError
+from magistral_mlx.requirements import check_platform
+
+# Command -> its module and the line that `--help` shows.
+_COMMANDS = {
+    "generate": ("magistral_mlx.cli.generate", "Answer a prompt, with pictures if you like."),
+    "convert": ("magistral_mlx.cli.convert", "Quantize a checkpoint to MLX format."),
+    "models": ("magistral_mlx.cli.models", "List the models on this machine."),
+}
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="magistral-mlx")
+def cli() -> None:
+    """Magistral Small 1.2 on Apple Silicon: text, pictures and thinking."""
+
+
+def main() -> None:
+    """Entry point. Exit status 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    try:
+        check_platform()
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except MagistralError as error:
+        _fail(str(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USER_ERROR)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of the pipe has gone; Python must not try to flush into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"magistral-mlx: {' '.join(message.split())}", err=True)
+    sys.exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

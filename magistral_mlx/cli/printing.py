@@ -1,0 +1,102 @@
+"""How a stream of events is shown: on a terminal, into a pipe, or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Protocol
+
+import click
+
+from magistral_mlx.events import Event, Finished, Prefill, Stats, Text, Thinking, ToolCall
+
+
+class Printer(Protocol):
+    """Shows one event; the last is `Finished`."""
+
+    def __call__(self, event: Event) -> None: ...
+
+
+class JsonPrinter:
+    """One JSON object a line, a line a piece. Progress is left out."""
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Thinking(text):
+                self._line("thinking", text=text)
+            case Text(text):
+                self._line("text", text=text)
+            case ToolCall(name, arguments, call_id):
+                self._line("tool_call", name=name, arguments=arguments, id=call_id)
+            case Finished(reason, stats):
+                self._line("finished", finish_reason=reason, **stats.as_dict())
+
+    @staticmethod
+    def _line(kind: str, **fields: object) -> None:
+        click.echo(json.dumps({"type": kind, **fields}, ensure_ascii=False))
+
+
+class TextPrinter:
+    """The answer on stdout; the thinking dim above it on a terminal, else on stderr."""
+
+    def __init__(self, *, hide_thinking: bool, stats: bool) -> None:
+        self._hide_thinking = hide_thinking
+        self._stats = stats
+        self._thinking_to_stderr = not sys.stdout.isatty()
+        self._status = sys.stderr.isatty()
+        self._last: type | None = None
+        self._ends_line = True
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Prefill(done, total):
+                self._show_status(f"reading the prompt: {done:,} of {total:,} tokens")
+                if done == total:
+                    self._show_status("")
+            case Thinking(text):
+                if self._hide_thinking:
+                    if self._last is not Thinking:
+                        self._show_status("thinking …")
+                    self._last = Thinking
+                else:
+                    self._write(Thinking, click.style(text, dim=True), self._thinking_to_stderr)
+            case Text(text):
+                self._show_status("")
+                self._write(Text, text, False)
+            case ToolCall(name, arguments, _):
+                self._show_status("")
+                self._write(ToolCall, f"{name}({arguments})", False)
+            case Finished(_, stats):
+                self._finish(stats, event.reason)
+
+    def _write(self, kind: type, text: str, to_stderr: bool) -> None:
+        if self._last not in (None, kind) and not self._hide_thinking:
+            # The thinking ends its own stream's line; on a terminal a blank line follows.
+            thinking_was = self._last is Thinking and self._thinking_to_stderr
+            click.echo("\n" if not thinking_was else "", err=thinking_was)
+        click.echo(text, nl=False, err=to_stderr)
+        self._last = kind
+
+    def _finish(self, stats: Stats, reason: str) -> None:
+        self._show_status("")
+        shown = self._last is not None and not (self._last is Thinking and self._hide_thinking)
+        if shown:
+            click.echo("", err=self._last is Thinking and self._thinking_to_stderr)
+        if self._stats:
+            click.echo(click.style(summary(stats, reason), dim=True), err=True)
+
+    def _show_status(self, text: str) -> None:
+        """One line on a terminal that the next one replaces."""
+        if self._status:
+            click.echo(f"\r\x1b[2K{click.style(text, dim=True)}", nl=False, err=True)
+
+
+def summary(stats: Stats, reason: str) -> str:
+    """The figures of a generation, for a person."""
+    end = {"length": ", cut at the limit", "cancelled": ", stopped"}.get(reason, "")
+    return (
+        f"prompt {stats.prompt_tokens:,} tokens at {stats.prefill_tokens_per_second:,.1f}/s · "
+        f"thinking {stats.thinking_tokens:,} + answer {stats.answer_tokens:,} tokens at "
+        f"{stats.decode_tokens_per_second:,.1f}/s · first token after "
+        f"{stats.first_token_seconds:.2f} s · peak memory {stats.peak_memory / 1e9:.2f} GB{end}"
+    )

@@ -1,0 +1,40 @@
+"""What the machine must be before MLX can run on it, said in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+from magistral_mlx.errors import UnsupportedPlatform
+
+OLDEST_MACOS = 14  # MLX's wheels need it
+
+
+def check_platform() -> None:
+    """Check system, architecture and Python, without importing MLX.
+
+    Raises:
+        UnsupportedPlatform: naming what is wrong and what to install.
+    """
+    system, machine = platform.system(), platform.machine()
+    if system == "Darwin":
+        if machine != "arm64":
+            raise UnsupportedPlatform(
+                f"this Python is built for {machine}, and MLX runs on arm64 only. On an Apple "
+                "Silicon Mac install an arm64 Python (python.org, Homebrew in /opt/homebrew, or "
+                "uv) and install magistral-mlx with that; Intel Macs are not supported."
+            )
+        version = platform.mac_ver()[0]
+        if version and int(version.split(".")[0]) < OLDEST_MACOS:
+            raise UnsupportedPlatform(
+                f"this is macOS {version}, and MLX needs macOS {OLDEST_MACOS} or later. "
+                "Update macOS in System Settings > General > Software Update."
+            )
+    elif system != "Linux":
+        raise UnsupportedPlatform(
+            f"MLX does not run on {system}. Use a Mac with Apple Silicon, or Linux."
+        )
+    if sys.version_info < (3, 11):
+        raise UnsupportedPlatform(
+            f"this is Python {platform.python_version()}, and 3.11 or later is needed."
+        )
