@@ -1,0 +1,49 @@
+# `make demo` runs the main job on the embedded model, `make test` passes the tests.
+# Both set up what they need on a machine with nothing but Python and make.
+
+BIN := .venv/bin
+DEMO := build/demo-4bit
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    convert the embedded model to 4 bits and ask it, with text and a picture"
+	@echo "make test    run the tests"
+	@echo "make lint    run ruff, mypy and import-linter"
+	@echo "make format  let ruff rewrite the code"
+	@echo "make clean   remove the environments and what was built"
+
+demo: .venv/.runtime
+	$(BIN)/magistral-mlx convert demo -o $(DEMO) --force
+	$(BIN)/magistral-mlx generate "What is 37 + 85?" --model $(DEMO) --temperature 0
+	$(BIN)/magistral-mlx generate "What is in the picture?" --image examples/circle.png \
+		--model $(DEMO) --temperature 0
+
+test: .venv/.dev .venv-mlx-vlm/.ready
+	$(BIN)/pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-mlx-vlm build
+
+# An environment is set up again when what it is made from changes.
+.venv/.runtime: pyproject.toml scripts/setup.sh
+	@scripts/setup.sh runtime
+	@touch $@
+
+.venv/.dev: pyproject.toml scripts/setup.sh
+	@scripts/setup.sh dev
+	@touch $@ .venv/.runtime
+
+.venv-mlx-vlm/.ready: tests/parity/mlx-vlm.txt scripts/setup.sh
+	@scripts/setup.sh mlx-vlm
+	@touch $@
