@@ -45,7 +45,19 @@ class Checkpoint:
         """
         config = ModelConfig.from_folder(folder)
         layout, files = weight_files(folder)
-        tensors = _by_canonical_name(files)
+        stored = (tensor for file in files for tensor in read_header(file).values())
+        return cls.of_tensors(folder, config, layout, stored)
+
+    @classmethod
+    def of_tensors(
+        cls, folder: Path, config: ModelConfig, layout: Layout, stored: Iterable[StoredTensor]
+    ) -> Checkpoint:
+        """Check the tensors of a checkpoint whose headers have been read; its files may be away.
+
+        Raises:
+            CheckpointError: tensors are missing, misshapen, there twice, or not the model's.
+        """
+        tensors = _by_canonical_name(stored)
         if not any(not name.startswith(LANGUAGE) for name in tensors):
             config = config.without_vision()
         return cls(folder, config, layout, tensors, check_tensors(tensors, config, folder))
@@ -136,19 +148,18 @@ def is_channels_last(shape: tuple[int, ...], config: ModelConfig) -> bool:
     )
 
 
-def _by_canonical_name(files: Iterable[Path]) -> dict[str, StoredTensor]:
+def _by_canonical_name(every: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
-    for file in files:
-        for stored in read_header(file).values():
-            name = canonical(stored.name)
-            if name is None:
-                continue
-            if name in tensors:
-                raise CheckpointError(
-                    f"{file.name} and {tensors[name].file.name} in {file.parent} both hold "
-                    f"{stored.name}. Remove the files of one of the two."
-                )
-            tensors[name] = stored
+    for stored in every:
+        name = canonical(stored.name)
+        if name is None:
+            continue
+        if name in tensors:
+            raise CheckpointError(
+                f"{stored.file.name} and {tensors[name].file.name} in {stored.file.parent} both "
+                f"hold {stored.name}. Remove the files of one of the two."
+            )
+        tensors[name] = stored
     return tensors
 
 

@@ -19,6 +19,7 @@ DTYPE_BYTES = {
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 FLOATS = ("F32", "F16", "BF16")
+LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
@@ -43,21 +44,42 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or not 2 <= length <= _LONGEST_HEADER:
-                raise _damaged(file, "it does not begin like a safetensors file")
-            if size < 8 + length:
-                raise _truncated(file, size, 8 + length)
-            header = json.loads(stream.read(length))
+            length = header_length(file, stream.read(LENGTH_BYTES), size)
+            return parse_header(file, stream.read(length), size)
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}.") from None
+
+
+def header_length(file: Path, start: bytes, size: int) -> int:
+    """Bytes of the header, from the first `LENGTH_BYTES` of a file of `size` bytes.
+
+    Raises:
+        CheckpointError: the file is truncated, or is no safetensors file.
+    """
+    length = int.from_bytes(start, "little")
+    if size < LENGTH_BYTES or not 2 <= length <= _LONGEST_HEADER:
+        raise _damaged(file, "it does not begin like a safetensors file")
+    if size < LENGTH_BYTES + length:
+        raise _truncated(file, size, LENGTH_BYTES + length)
+    return length
+
+
+def parse_header(file: Path, raw: bytes, size: int) -> dict[str, StoredTensor]:
+    """Stored name -> tensor, from the bytes after the length; `file` may not be here yet.
+
+    Raises:
+        CheckpointError: the header makes no sense, or says more than `size` bytes hold.
+    """
+    try:
+        header = json.loads(raw)
     except ValueError:
         raise _damaged(file, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise _damaged(file, "its header is no JSON object")
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(file, 8 + length, name, entry) for name, entry in header.items()}
-    end = max((t.offset + t.nbytes for t in tensors.values()), default=8 + length)
+    data = LENGTH_BYTES + len(raw)
+    tensors = {name: _tensor(file, data, name, entry) for name, entry in header.items()}
+    end = max((t.offset + t.nbytes for t in tensors.values()), default=data)
     if size < end:
         raise _truncated(file, size, end)
     return tensors
