@@ -1,0 +1,186 @@
+"""The tokenizer: a `tekken.json` read by mistral-common, and text out of ids piece by piece."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magistral_mlx.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+FILE_NAME = "tekken.json"
+_GET_ONE = (
+    "Copy tekken.json from the original model's repository into that folder, or name a folder or "
+    "file that has it as the tokenizer."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """Ids of the control tokens that we act on; None where the vocabulary lacks the token."""
+
+    bos: int
+    eos: int
+    think: int | None
+    end_think: int | None
+    tool_calls: int | None
+    call_id: int | None
+    args: int | None
+    image: int | None
+    image_break: int | None
+    image_end: int | None
+
+
+_NAMES = {
+    "bos": "<s>",
+    "eos": "</s>",
+    "think": "[THINK]",
+    "end_think": "[/THINK]",
+    "tool_calls": "[TOOL_CALLS]",
+    "call_id": "[CALL_ID]",
+    "args": "[ARGS]",
+    "image": "[IMG]",
+    "image_break": "[IMG_BREAK]",
+    "image_end": "[IMG_END]",
+}
+
+
+class Tokenizer:
+    """A Tekken vocabulary with its control tokens and the prompt format of its version.
+
+    Make one with `Tokenizer.load`. Reading is safe from several threads.
+    """
+
+    def __init__(
+        self, mistral: MistralTokenizer[Any, Any, Any, Any, Any], tekken: Tekkenizer
+    ) -> None:
+        self.mistral = mistral
+        self._tekken = tekken
+        ids = {
+            field: tekken.get_special_token(name) if tekken.is_special(name) else None
+            for field, name in _NAMES.items()
+        }
+        self.special = SpecialIds(**ids)  # type: ignore[arg-type]  # load checked bos and eos
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Tokenizer:
+        """Load `path`, a tekken file or the folder that holds `tekken.json`.
+
+        Raises TokenizerError for one that is missing, cannot be read, is damaged, or is not a
+        Tekken vocabulary of a version that mistral-common knows.
+        """
+        file = _find(Path(path))
+        # Not resolved: in the hub's cache the name is a link, and mistral-common goes by the name.
+        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+        from mistral_common.tokens.tokenizers.tekken import is_tekkenizer
+
+        try:
+            mistral = MistralTokenizer.from_file(file)
+        except OSError as error:
+            raise TokenizerError(f"{file} cannot be read: {error.strerror or error}.") from error
+        except Exception as error:
+            # It checks what it reads with asserts and lookups, so damage shows as any exception.
+            raise TokenizerError(_what_is_wrong(file, error)) from error
+        tekken = mistral.instruct_tokenizer.tokenizer
+        assert is_tekkenizer(tekken)
+        for name in (_NAMES["bos"], _NAMES["eos"]):
+            if not tekken.is_special(name):
+                raise TokenizerError(f"{file} has no {name} token. {_GET_ONE}")
+        return cls(mistral, tekken)
+
+    @property
+    def version(self) -> str:
+        """The version of the prompt format, such as "v13"."""
+        return str(self._tekken.version.value)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, control tokens included."""
+        return self._tekken.n_words
+
+    @property
+    def thinks(self) -> bool:
+        """Whether there are tokens for thinking."""
+        return self.special.think is not None and self.special.end_think is not None
+
+    @property
+    def sees(self) -> bool:
+        """Whether there are tokens and rules for pictures."""
+        return self._tekken.image is not None
+
+    def is_control(self, token: int) -> bool:
+        """Whether `token` is a control token, which never stands for text."""
+        return token < self._tekken.num_special_tokens
+
+    def control_name(self, token: int) -> str:
+        """How a control token is spelled, such as "[THINK]"; "" for an ordinary one."""
+        return self._tekken.id_to_piece(token) if self.is_control(token) else ""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of `token`, often part of a character; none for a control token.
+
+        An id past the vocabulary, which a padded output layer can give, has none either.
+        """
+        return b"" if token >= self.vocab_size else self._tekken.id_to_byte_piece(token)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain `text`, without <s>; a control token spelled in it stays text."""
+        return self._tekken.encode(text, bos=False, eos=False)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, control tokens left out, invalid bytes as U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+
+class Detokenizer:
+    """Text out of token ids as they come; never a part of a character.
+
+    A token may end inside a character. Its bytes wait for the rest; `flush` gives up waiting.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The characters that `token` completes; "" if none."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """What still waits, as U+FFFD, or "". The next token starts afresh."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _find(path: Path) -> Path:
+    try:
+        file = path / FILE_NAME if path.is_dir() else path
+        found = file.is_file()
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not found:
+        where = f"{path} has no {FILE_NAME}" if file != path else f"There is no file {path}"
+        raise TokenizerError(f"{where}, the tokenizer. {_GET_ONE}")
+    if file.suffix != ".json" or "tekken" not in file.name:
+        raise TokenizerError(
+            f"{file} is not a Tekken tokenizer: its name must hold 'tekken' and end in .json. "
+            + _GET_ONE
+        )
+    return file
+
+
+def _what_is_wrong(file: Path, error: Exception) -> str:
+    if file.stat().st_size == 0:
+        what = "it is empty"
+    elif isinstance(error, UnicodeDecodeError | RecursionError) or "JSON" in type(error).__name__:
+        what = f"it is damaged or cut short: {error}"
+    else:
+        reason = " ".join(str(error).split())[:200]
+        what = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return f"{file} is not a Tekken vocabulary that can be used ({what}). {_GET_ONE}"
