@@ -1,0 +1,107 @@
+"""The messages of a conversation, and the tools a model may call.
+
+A conversation is a sequence of these. What the model produced goes back into it as an
+`Assistant`, its thinking included: the model was trained to see its earlier thinking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from magistral_mlx.errors import PictureError
+from magistral_mlx.events import ToolCall
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PICTURE_MODES = ("RGB", "RGBA")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture in a user's message: 8-bit RGB, or RGBA where it has transparency, upright.
+
+    `Picture.open` makes one from a file, bytes or any PIL image. Raises PictureError for an image
+    in another mode.
+    """
+
+    image: Image.Image
+
+    def __post_init__(self) -> None:
+        if self.image.mode not in PICTURE_MODES:
+            raise PictureError(
+                f"A picture in mode {self.image.mode} must be converted to RGB or RGBA first: "
+                "make it with Picture.open(image)."
+            )
+
+    @classmethod
+    def open(cls, source: str | PathLike[str] | bytes | Image.Image) -> Picture:
+        """Open and normalise a picture; see `magistral_mlx.chat.pictures.open_picture`."""
+        from magistral_mlx.chat.pictures import open_picture
+
+        return cls(open_picture(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A piece of thinking in a system prompt, sent between the thinking marks."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A system prompt: plain text, or text and thinking in order.
+
+    A plain string is literal: `[THINK]` in it stays text.
+    """
+
+    content: str | tuple[str | Thought, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user's turn: text, or text and pictures in the order in which they are sent.
+
+    mistral-common joins neighbouring texts with a blank line, and moves a single picture that
+    stands after all text to the front, as the model was trained.
+    """
+
+    content: str | tuple[str | Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """An earlier turn of the model: its thinking (None: it did not think), answer, tool calls.
+
+    A call without an id gets one when the prompt is made.
+    """
+
+    text: str = ""
+    thinking: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool returned. Without `call_id` it answers the next unanswered call."""
+
+    content: str
+    call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(
+        default_factory=lambda: {"type": "object", "properties": {}}
+    )
+
+
+Message = System | User | Assistant | ToolResult

@@ -1,0 +1,166 @@
+"""Our messages as mistral-common's request, which its tokenizer encodes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from magistral_mlx.chat.messages import (
+    Assistant,
+    Message,
+    Picture,
+    System,
+    Thought,
+    Tool,
+    ToolResult,
+    User,
+)
+from magistral_mlx.errors import PictureError, PromptError
+
+if TYPE_CHECKING:
+    from mistral_common.protocol.instruct import chunk, messages, request, tool_calls
+
+
+def build_request(
+    conversation: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    *,
+    thinking: bool,
+    pictures: bool,
+) -> request.ChatCompletionRequest[Any]:
+    """A mistral-common request for `conversation`.
+
+    `thinking` and `pictures` say whether the tokenizer has tokens for them. Without thinking
+    tokens, earlier thinking is left out, as such a model never saw any.
+
+    Raises PromptError for a conversation that ends in nothing to answer, a tool result without a
+    call, or a system prompt with thinking where the tokenizer has none; PictureError for pictures
+    where it has none.
+    """
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    if not conversation or not isinstance(conversation[-1], User | ToolResult):
+        raise PromptError(
+            "There is nothing to answer: the last message must be a user's or a tool's result."
+        )
+    calls = _CallIds()
+    return ChatCompletionRequest(
+        messages=[_message(m, calls, thinking, pictures) for m in conversation],
+        tools=[_tool(tool) for tool in tools] or None,
+    )
+
+
+class _CallIds:
+    """Gives ids to calls that have none, and pairs results with calls, in order.
+
+    Ids are counted per conversation, so the same conversation always gives the same prompt. Nine
+    digits are what every tokenizer version accepts.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: Iterator[str] = (f"{n:09d}" for n in count(1))
+        self._unanswered: deque[str] = deque()
+
+    def of_calls(self, message: Assistant) -> list[str]:
+        ids = [call.id or next(self._fresh) for call in message.tool_calls]
+        self._unanswered = deque(ids)
+        return ids
+
+    def of_result(self, message: ToolResult) -> str:
+        if not self._unanswered:
+            raise PromptError("A tool result answers no call: every result needs a call before it.")
+        if message.call_id is None:
+            return self._unanswered.popleft()
+        if message.call_id in self._unanswered:
+            self._unanswered.remove(message.call_id)
+        return message.call_id
+
+
+def _message(
+    message: Message, calls: _CallIds, thinking: bool, pictures: bool
+) -> messages.ChatMessage:
+    from mistral_common.protocol.instruct.messages import SystemMessage, ToolMessage, UserMessage
+
+    match message:
+        case System(content=str(text)) | User(content=str(text)):
+            kind = SystemMessage if isinstance(message, System) else UserMessage
+            return kind(content=text)
+        case System(content=parts):
+            return SystemMessage(content=[_system_chunk(part, thinking) for part in parts])
+        case User(content=parts):
+            return UserMessage(content=[_user_chunk(part, pictures) for part in parts])
+        case Assistant():
+            return _assistant(message, calls.of_calls(message), thinking)
+        case ToolResult(content=content):
+            return ToolMessage(content=content, tool_call_id=calls.of_result(message))
+        case _:
+            raise PromptError(
+                f"A message must be System, User, Assistant or ToolResult, not {type(message)}."
+            )
+
+
+def _system_chunk(part: str | Thought, thinking: bool) -> chunk.ContentChunk:
+    from mistral_common.protocol.instruct.chunk import TextChunk, ThinkChunk
+
+    if isinstance(part, str):
+        return TextChunk(text=part)
+    if not isinstance(part, Thought):
+        raise PromptError(f"A system prompt is made of text and Thought, not {type(part)}.")
+    if not thinking:
+        raise PromptError(
+            "The system prompt has a thinking part, but this model's tokenizer has no [THINK] "
+            "token: give the system prompt as plain text."
+        )
+    return ThinkChunk(thinking=part.text, closed=True)
+
+
+def _user_chunk(part: str | Picture, pictures: bool) -> chunk.ContentChunk:
+    from mistral_common.protocol.instruct.chunk import ImageChunk, TextChunk
+
+    if isinstance(part, str):
+        return TextChunk(text=part)
+    if not isinstance(part, Picture):
+        raise PromptError(
+            f"A user's message is made of text and Picture, not {type(part)}: make a picture with "
+            "Picture.open."
+        )
+    if not pictures:
+        raise PictureError(
+            "This model's tokenizer has no picture tokens: it reads text only. Leave the picture "
+            "out, or choose a model with a vision tower."
+        )
+    return ImageChunk(image=part.image)
+
+
+def _assistant(message: Assistant, ids: list[str], thinking: bool) -> messages.AssistantMessage:
+    from mistral_common.protocol.instruct.chunk import TextChunk, ThinkChunk
+    from mistral_common.protocol.instruct.messages import AssistantMessage
+    from mistral_common.protocol.instruct.tool_calls import FunctionCall, ToolCall
+
+    content: str | list[chunk.ContentChunk] = message.text
+    if thinking and message.thinking is not None:
+        content = [ThinkChunk(thinking=message.thinking, closed=True)]
+        if message.text:
+            content.append(TextChunk(text=message.text))
+    if not content and not ids:
+        raise PromptError(
+            "An assistant's message is empty: it needs text, thinking or a tool call. Leave it out."
+        )
+    calls = [
+        ToolCall(id=id, function=FunctionCall(name=call.name, arguments=call.arguments))
+        for id, call in zip(ids, message.tool_calls, strict=True)
+    ]
+    return AssistantMessage(content=content or None, tool_calls=calls or None)
+
+
+def _tool(tool: Tool) -> tool_calls.Tool:
+    from mistral_common.protocol.instruct.tool_calls import Function
+    from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
+
+    return MistralTool(
+        function=Function(
+            name=tool.name, description=tool.description, parameters=dict(tool.parameters)
+        )
+    )

@@ -1,0 +1,121 @@
+"""System prompts: the checkpoint's own, a file's, or the model card's default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import date, timedelta
+from os import PathLike
+from pathlib import Path
+
+from magistral_mlx.chat.messages import System, Thought
+from magistral_mlx.errors import PromptError
+
+FILE_NAME = "SYSTEM_PROMPT.txt"
+OPEN, CLOSE = "[THINK]", "[/THINK]"
+
+# The default of the Magistral Small 1.2 model card.
+CARD_DEFAULT = System(
+    (
+        "First draft your thinking process (inner monologue) until you arrive at a response. "
+        "Format your response using Markdown, and use LaTeX for any mathematical equations. "
+        "Write both your thoughts and the response in the same language as the input.\n\n"
+        "Your thinking process must follow the template below:",
+        Thought(
+            "Your thoughts or/and draft, like working through an exercise on scratch paper. "
+            "Be as casual and as long as you want until you are confident to generate the "
+            "response. Use the same language as the input."
+        ),
+        "Here, provide a self-contained response.",
+    )
+)
+
+
+def default_system(
+    folder: str | PathLike[str], *, thinks: bool, name: str | None = None
+) -> System | None:
+    """The system prompt of the checkpoint in `folder`: its SYSTEM_PROMPT.txt.
+
+    Where the file is missing: the model card's default if the tokenizer has thinking tokens
+    (`thinks`), else none. `{today}`, `{yesterday}` and `{name}`, which the files of Mistral Small
+    have, are filled in, the last with `name` or the folder's. Raises PromptError if the file
+    cannot be read.
+    """
+    folder = Path(folder)
+    text = _read(folder / FILE_NAME)
+    if text is None:
+        return CARD_DEFAULT if thinks else None
+    name = name or folder.resolve().name
+    return _as_system(fill_placeholders(text, name, date.today()), thinks)
+
+
+def system_from_file(path: str | PathLike[str], *, thinks: bool) -> System | None:
+    """The system prompt in the file at `path`; an empty file means none.
+
+    Its `[THINK]…[/THINK]` parts become thinking if the tokenizer has the tokens (`thinks`).
+    Raises PromptError if the file is missing or cannot be read.
+    """
+    text = _read(Path(path))
+    if text is None:
+        raise PromptError(f"There is no system prompt file {path}. Check the path.")
+    return _as_system(text, thinks)
+
+
+def split_thinking(text: str) -> System:
+    """`text` with each `[THINK]…[/THINK]` part as a `Thought`.
+
+    Where the marks do not come in pairs, one after the other, all of it stays text.
+    """
+    if OPEN not in text or not _in_pairs(text):
+        return System(text)
+    return System(tuple(_parts(text)))
+
+
+def fill_placeholders(text: str, name: str, today: date) -> str:
+    """`text` with `{name}`, `{today}` and `{yesterday}` filled in; other braces stay."""
+    values = {
+        "{name}": name,
+        "{today}": today.isoformat(),
+        "{yesterday}": (today - timedelta(days=1)).isoformat(),
+    }
+    return re.sub(r"\{(?:name|today|yesterday)\}", lambda found: values[found[0]], text)
+
+
+def _as_system(text: str, thinks: bool) -> System | None:
+    if not text:
+        return None
+    return split_thinking(text) if thinks else System(text)
+
+
+def _marks(text: str) -> list[str]:
+    return re.findall(r"\[/?THINK\]", text)
+
+
+def _in_pairs(text: str) -> bool:
+    marks = _marks(text)
+    return marks == [OPEN, CLOSE] * (len(marks) // 2)
+
+
+def _parts(text: str) -> Iterator[str | Thought]:
+    for piece in re.split(r"(\[THINK\].*?\[/THINK\])", text, flags=re.DOTALL):
+        if piece.startswith(OPEN):
+            yield Thought(piece.removeprefix(OPEN).removesuffix(CLOSE))
+        elif piece:
+            yield piece
+
+
+def _read(file: Path) -> str | None:
+    """The text of `file`; None if there is no such file."""
+    try:
+        # utf-8-sig: some editors put a byte-order mark first.
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise PromptError(f"{file} is a folder, not a file with a system prompt.") from None
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{file} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise PromptError(f"{file} cannot be read: {error.strerror or error}.") from error
