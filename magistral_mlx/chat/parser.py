@@ -1,0 +1,89 @@
+"""Token ids, one by one, into thinking, answer and tool calls.
+
+The marks are recognised by id, so text that spells them is text.
+"""
+
+from __future__ import annotations
+
+from magistral_mlx.chat.tokenizer import Detokenizer, Tokenizer
+from magistral_mlx.chat.toolcalls import ToolCallText
+from magistral_mlx.events import Text, Thinking, ToolCall
+
+ParserEvent = Thinking | Text | ToolCall
+
+
+class Parser:
+    """The state of one generation between its tokens.
+
+    `thinking_tokens` counts the thinking and its marks; `answer_tokens` everything else: text,
+    tool calls, the end of the turn. Set `thinking` where the prompt itself ends inside thinking.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._special = tokenizer.special
+        self._characters = Detokenizer(tokenizer)
+        self._thinking = thinking
+        self._call: ToolCallText | None = None
+        self.thinking_tokens = 0
+        self.answer_tokens = 0
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the last token left the model inside its thinking."""
+        return self._thinking
+
+    def feed(self, token: int) -> list[ParserEvent]:
+        """What `token` completes, often nothing: the rest of a character or call may follow."""
+        if self._counts_as_thinking(token):
+            self.thinking_tokens += 1
+        else:
+            self.answer_tokens += 1
+        is_control = self._tokenizer.is_control(token)
+        return self._control(token) if is_control else self._text(self._characters.feed(token))
+
+    def finish(self) -> list[ParserEvent]:
+        """What was still incomplete when the generation ended, wherever that was."""
+        return self._text(self._characters.flush()) + self._end_call()
+
+    def _counts_as_thinking(self, token: int) -> bool:
+        special = self._special
+        if token in (special.think, special.end_think):
+            return True
+        return self._thinking and token not in (special.eos, special.tool_calls)
+
+    def _control(self, token: int) -> list[ParserEvent]:
+        """A control token ends the character before it, and is never text itself."""
+        special = self._special
+        events = self._text(self._characters.flush())
+        if token == special.think:
+            events += self._end_call()
+            self._thinking = True
+        elif token == special.end_think:
+            self._thinking = False
+        elif token in (special.eos, special.tool_calls):
+            events += self._end_call()
+            self._thinking = False
+            if token == special.tool_calls:
+                self._call = ToolCallText(self._tokenizer.control_name(token))
+        elif self._call and token == special.call_id:
+            self._call.enter("call_id", self._tokenizer.control_name(token))
+        elif self._call and token == special.args:
+            self._call.enter("arguments", self._tokenizer.control_name(token))
+        return events
+
+    def _text(self, text: str) -> list[ParserEvent]:
+        if not text:
+            return []
+        if self._call:
+            self._call.add(text)
+            return []
+        return [Thinking(text) if self._thinking else Text(text)]
+
+    def _end_call(self) -> list[ParserEvent]:
+        """The call that was being written, or its text if it is malformed."""
+        call, self._call = self._call, None
+        if call is None:
+            return []
+        calls: list[ParserEvent] = [*call.calls()]
+        return calls or [Text(call.written)]

@@ -1,0 +1,80 @@
+"""Tool calls out of what the model wrote after [TOOL_CALLS]."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from magistral_mlx.events import ToolCall
+
+Section = Literal["name", "call_id", "arguments"]
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what mistral-common accepts as a function's name
+
+
+@dataclass(slots=True)
+class ToolCallText:
+    """The text of one call as it comes: `name[CALL_ID]id[ARGS]{json}`, split at the marks.
+
+    `written` keeps all of it, the marks spelled out, for the case that it is no call.
+    """
+
+    written: str
+    section: Section = "name"
+    sections: dict[Section, str] = field(default_factory=dict)
+
+    def add(self, text: str) -> None:
+        """More text of the current section."""
+        self.written += text
+        self.sections[self.section] = self.sections.get(self.section, "") + text
+
+    def enter(self, section: Section, mark: str) -> None:
+        """A mark begins the next section."""
+        self.written += mark
+        self.section = section
+        self.sections.setdefault(section, "")
+
+    def calls(self) -> list[ToolCall]:
+        """The finished call or calls; none if it is malformed."""
+        if self.sections.keys() <= {"name"}:
+            return _calls_in_list(self.sections.get("name", ""))
+        call = _call(
+            self.sections.get("name", "").strip(),
+            self.sections.get("arguments", ""),
+            self.sections.get("call_id", "").strip() or None,
+        )
+        return [call] if call else []
+
+
+def _call(name: str, arguments: str, id: str | None) -> ToolCall | None:
+    if not _NAME.fullmatch(name) or not isinstance(_parsed(arguments), dict):
+        return None
+    return ToolCall(name=name, arguments=arguments, id=id)
+
+
+def _calls_in_list(text: str) -> list[ToolCall]:
+    """The older form, up to tokenizer version 7: a JSON list of {"name", "arguments", "id"}."""
+    entries = _parsed(text)
+    if not isinstance(entries, list):
+        return []
+    calls = [_call_in_entry(entry) for entry in entries]
+    found = [call for call in calls if call]
+    return found if len(found) == len(calls) else []
+
+
+def _call_in_entry(entry: Any) -> ToolCall | None:
+    if not isinstance(entry, dict):
+        return None
+    arguments = entry.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    id = entry.get("id")
+    return _call(str(entry.get("name")), arguments, id if isinstance(id, str) else None)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
