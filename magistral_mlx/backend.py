@@ -54,12 +54,11 @@ import mlx.nn as nn
 
 from magistral_mlx.quantization import Quantization
 
-__all__ = ["Backend", "attention", "backend", "mx", "nn", "quantized_matmul"]
+__all__ = ["DTYPES", "Backend", "backend", "dequantize", "mx", "nn", "quantized_matmul"]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 _DEQUANTIZED_BYTES = 64 << 20  # a block of a dequantized matrix
-_SCORE_BYTES = 128 << 20  # a block of attention scores that are written out
 
 
 @dataclass(frozen=True)
@@ -145,35 +144,3 @@ def dequantize(
         bits=scheme.bits,
         mode=scheme.mode,
     ).astype(dtype)
-
-
-def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, causal: bool) -> mx.array:
-    """Scaled dot-product attention with grouped-query heads.
-
-    Args:
-        q: (B, H, L, D). k, v: (B, H_kv, S, D), the last L keys standing beside the queries.
-        causal: a query sees the keys up to its own; otherwise it sees all of them.
-
-    Returns:
-        (B, H, L, D). Where the backend writes scores out, they are bounded by a block of queries.
-    """
-    batch, heads, length, _ = q.shape
-    keys = k.shape[2]
-    block = max(1, _SCORE_BYTES // (batch * heads * keys * 4))
-    if backend().fused_attention or length <= block:
-        mask = "causal" if causal and length > 1 else None
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    before = keys - length
-    parts = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        seen = before + end if causal else keys
-        part = mx.fast.scaled_dot_product_attention(
-            q[:, :, start:end],
-            k[:, :, :seen],
-            v[:, :, :seen],
-            scale=scale,
-            mask="causal" if causal and end - start > 1 else None,
-        )
-        parts.append(part)
-    return mx.concatenate(parts, axis=2)

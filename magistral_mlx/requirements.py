@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 
 from magistral_mlx.errors import UnsupportedPlatform
 
@@ -11,7 +10,7 @@ OLDEST_MACOS = 14  # MLX's wheels need it
 
 
 def check_platform() -> None:
-    """Check system, architecture and Python, without importing MLX.
+    """Check system and architecture, without importing MLX.
 
     Raises:
         UnsupportedPlatform: naming what is wrong and what to install.
@@ -33,8 +32,4 @@ def check_platform() -> None:
     elif system != "Linux":
         raise UnsupportedPlatform(
             f"MLX does not run on {system}. Use a Mac with Apple Silicon, or Linux."
-        )
-    if sys.version_info < (3, 11):
-        raise UnsupportedPlatform(
-            f"this is Python {platform.python_version()}, and 3.11 or later is needed."
         )

@@ -1,4 +1,4 @@
-"""The KV cache of one layer, in unified memory.
+"""The KV cache of one layer: what every scheme offers, and the one in full precision.
 
 A layer hands its new queries, keys and values to `attend` and gets the attended values back; what
 the cache stores, and how, stays in here.
@@ -6,66 +6,102 @@ the cache stores, and how, stays in here.
 
 from __future__ import annotations
 
-from magistral_mlx.backend import attention, mx
+from typing import Protocol
 
-GROWTH = 256  # tokens of capacity that are added at once
+from magistral_mlx.backend import mx
+from magistral_mlx.cache.attention import WORKSPACE, Segment, attend
+from magistral_mlx.cache.buffer import Buffer
+from magistral_mlx.cache.scheme import KVScheme
 
 
-class KVCache:
-    """Keys and values in full precision, appended in place, with room that grows in blocks."""
+class KVCache(Protocol):
+    """The keys and values of one layer."""
 
-    def __init__(self) -> None:
-        self.length = 0  # tokens held
-        self._reserved = 0
-        self._keys: mx.array | None = None  # (B, H_kv, capacity, head_dim)
-        self._values: mx.array | None = None
+    length: int  # tokens held
 
     @property
     def state(self) -> list[mx.array]:
         """The arrays that hold the cache, to be evaluated together with a step's output."""
-        return [x for x in (self._keys, self._values) if x is not None]
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(x.nbytes for x in self.state)
 
     def reserve(self, tokens: int) -> None:
         """Make the next allocation hold at least `tokens` tokens, so that none must grow soon."""
-        self._reserved = max(self._reserved, tokens)
 
     def trim(self, length: int) -> None:
-        """Forget all tokens from position `length` on."""
-        self.length = min(self.length, length)
+        """Forget all tokens from position `length` on; a no-op if there are none."""
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
         """Append keys and values, then attend causally over all that is held.
 
         Args:
-            q: (B, H, L, head_dim). k, v: (B, H_kv, L, head_dim), rotated already.
+            q: (B, H, L, head_dim). k, v: (B, H_kv, L, head_dim), rotated by rope already.
 
         Returns:
             (B, H, L, head_dim)
         """
-        end = self.length + k.shape[2]
-        self._make_room(k, end)
-        assert self._keys is not None and self._values is not None
-        self._keys[:, :, self.length : end] = k
-        self._values[:, :, self.length : end] = v
-        self.length = end
-        keys, values = self._keys[:, :, :end], self._values[:, :, :end]
-        return attention(q, keys, values, scale=scale, causal=True)
 
-    def _make_room(self, k: mx.array, tokens: int) -> None:
-        capacity = 0 if self._keys is None else self._keys.shape[2]
-        if tokens <= capacity:
-            return
-        wanted = max(tokens, self._reserved)
-        wanted += -wanted % GROWTH
-        batch, heads, _, head_dim = k.shape
-        more = mx.zeros((batch, heads, wanted - capacity, head_dim), k.dtype)
-        if self._keys is None or self._values is None:
-            self._keys, self._values = more, mx.zeros_like(more)
-        else:
-            self._keys = mx.concatenate([self._keys, more], axis=2)
-            self._values = mx.concatenate([self._values, more], axis=2)
+    def save(self) -> dict[str, mx.array]:
+        """What is held, without spare room, for `restore` on an empty cache of the same scheme."""
+
+    def restore(self, saved: dict[str, mx.array], length: int) -> None:
+        """Take over what `save` gave from a cache of `length` tokens."""
+
+
+def make_cache(scheme: KVScheme, workspace: int = WORKSPACE) -> KVCache:
+    """An empty cache.
+
+    Args:
+        workspace: bytes that attention over it may take at once.
+    """
+    if not scheme.quantized:
+        return FullKVCache(workspace)
+    from magistral_mlx.cache.quantized import QuantizedKVCache
+
+    return QuantizedKVCache(scheme, workspace)
+
+
+class FullKVCache:
+    """Keys and values in the model's own precision, appended in place."""
+
+    def __init__(self, workspace: int = WORKSPACE) -> None:
+        self.length = 0
+        self._workspace = workspace
+        self._keys, self._values = Buffer(), Buffer()
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [*self._keys.state, *self._values.state]
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._values.nbytes
+
+    def reserve(self, tokens: int) -> None:
+        self._keys.reserve(tokens)
+        self._values.reserve(tokens)
+
+    def trim(self, length: int) -> None:
+        self.length = min(self.length, length)
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+        self._keys.write(self.length, k)
+        self._values.write(self.length, v)
+        self.length += k.shape[2]
+        held = Segment(
+            self._keys.read(0, self.length), self._values.read(0, self.length), self.length
+        )
+        return attend(q, [held], scale=scale, workspace=self._workspace)
+
+    def save(self) -> dict[str, mx.array]:
+        return {
+            "keys": self._keys.read(0, self.length),
+            "values": self._values.read(0, self.length),
+        }
+
+    def restore(self, saved: dict[str, mx.array], length: int) -> None:
+        self.length = length
+        self._keys.write(0, saved["keys"])
+        self._values.write(0, saved["values"])

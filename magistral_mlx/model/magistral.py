@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from magistral_mlx.backend import mx, nn
-from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.kv import KVCache, make_cache
+from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.model.projector import Projector
 from magistral_mlx.model.text import LanguageModel
@@ -39,9 +40,9 @@ class MagistralModel(nn.Module):
         self.vision_tower = VisionTower(self.config.vision)
         self.multi_modal_projector = Projector(self.config)
 
-    def make_caches(self) -> list[KVCache]:
+    def make_caches(self, scheme: KVScheme = FULL) -> list[KVCache]:
         """An empty cache for each layer."""
-        return [KVCache() for _ in self.language_model.model.layers]
+        return [make_cache(scheme) for _ in self.language_model.model.layers]
 
     def see(self, pixels: mx.array) -> mx.array:
         """One picture, (3, H, W) normalised pixels -> (tokens, D) embeddings.

@@ -6,7 +6,8 @@ that grows with the largest picture instead of with the square of all of them to
 
 from __future__ import annotations
 
-from magistral_mlx.backend import attention, mx, nn
+from magistral_mlx.backend import mx, nn
+from magistral_mlx.cache.attention import Segment, attend
 from magistral_mlx.config import VisionConfig
 from magistral_mlx.model.linear import Linear
 from magistral_mlx.model.rope import picture_angles, rotate
@@ -52,7 +53,7 @@ class VisionAttention(nn.Module):
         q = rotate(self._heads(self.q_proj(x)), angles)  # (1, H, L, head_dim)
         k = rotate(self._heads(self.k_proj(x)), angles)
         v = self._heads(self.v_proj(x))
-        y = attention(q, k, v, scale=self.head_dim**-0.5, causal=False)
+        y = attend(q, [Segment(k, v, k.shape[2])], scale=self.head_dim**-0.5, causal=False)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(1, x.shape[1], -1))
 
     def _heads(self, x: mx.array) -> mx.array:

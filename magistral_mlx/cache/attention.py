@@ -1,0 +1,269 @@
+"""Attention over what a cache holds: plain and packed segments of keys and values.
+
+Three ways, chosen in `attend` and nowhere else:
+
+- fused: keys and values as plain arrays through `mx.fast.scaled_dot_product_attention`, packed
+  ones dequantized for as many heads at a time as the workspace allows;
+- packed: for a few queries, quantized products on the packed arrays themselves;
+- blocks: where the backend would write all scores out, blocks of keys with an online softmax
+  (arXiv 1805.02867), packed ones dequantized block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from magistral_mlx.backend import backend, mx
+
+WORKSPACE = 256 << 20  # bytes, unless a plan says otherwise
+_FEW_QUERIES = 8
+_QUERY_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantized (B, H_kv, S, D) array: the parts that `mx.quantize` gives along D."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    bits: int
+    group_size: int
+
+    @property
+    def parts(self) -> tuple[mx.array, mx.array, mx.array]:
+        return self.weight, self.scales, self.biases
+
+    def tokens(self, start: int, end: int) -> Packed:
+        """The tokens from `start` to `end`, as views."""
+        weight, scales, biases = (part[:, :, start:end] for part in self.parts)
+        return Packed(weight, scales, biases, self.bits, self.group_size)
+
+    def heads(self, start: int, end: int) -> Packed:
+        """The heads from `start` to `end`, as views."""
+        weight, scales, biases = (part[:, start:end] for part in self.parts)
+        return Packed(weight, scales, biases, self.bits, self.group_size)
+
+    def dequantize(self, dtype: mx.Dtype) -> mx.array:
+        """(B, H_kv, S, D)"""
+        plain = mx.dequantize(*self.parts, group_size=self.group_size, bits=self.bits)
+        return plain.astype(dtype)
+
+    def matmul(self, x: mx.array, *, transpose: bool) -> mx.array:
+        """x @ S.T over D (transpose) or x @ S over tokens, for x of (B, H_kv, rows, …)."""
+        return mx.quantized_matmul(
+            x, *self.parts, transpose=transpose, group_size=self.group_size, bits=self.bits
+        )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring tokens of a cache: keys and values, both plain or both packed."""
+
+    keys: mx.array | Packed
+    values: mx.array | Packed
+    length: int
+
+
+def attend(
+    q: mx.array,
+    segments: Sequence[Segment],
+    *,
+    scale: float,
+    causal: bool = True,
+    workspace: int = WORKSPACE,
+) -> mx.array:
+    """Attention of q over all segments together.
+
+    Args:
+        q: (B, H, L, D).
+        segments: of (B, H_kv, S, D) each. The last L tokens of the last one stand beside the
+            queries; their order otherwise does not matter.
+        causal: a query sees the tokens up to its own; otherwise it sees all of them.
+        workspace: bytes that dequantized keys and values, or scores, may take at once.
+
+    Returns:
+        (B, H, L, D)
+    """
+    length = q.shape[2]
+    causal = causal and length > 1
+    plain = len(segments) == 1 and isinstance(segments[0].keys, mx.array)
+    total = sum(segment.length for segment in segments)
+    if backend().fused_attention:
+        if plain:
+            return _fused(q, segments[0], scale, causal)
+        if length <= _FEW_QUERIES:
+            return attend_packed(q, segments, scale=scale, causal=causal)
+        return attend_dequantized(q, segments, scale=scale, causal=causal, workspace=workspace)
+    if plain and q.size // q.shape[3] * total * 4 * _SCORE_COPIES <= workspace:
+        return _fused(q, segments[0], scale, causal)
+    return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
+
+
+def _fused(q: mx.array, segment: Segment, scale: float, causal: bool) -> mx.array:
+    assert isinstance(segment.keys, mx.array) and isinstance(segment.values, mx.array)
+    mask = "causal" if causal else None
+    return mx.fast.scaled_dot_product_attention(
+        q, segment.keys, segment.values, scale=scale, mask=mask
+    )
+
+
+def attend_dequantized(
+    q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool, workspace: int
+) -> mx.array:
+    """The fused kernel over plain copies of a few key-value heads at a time."""
+    batch, heads, _, head_dim = q.shape
+    kv_heads = _kv_heads(segments)
+    group = heads // kv_heads
+    total = sum(segment.length for segment in segments)
+    # Keys and values as plain arrays, and once more while they are put together.
+    bytes_a_head = batch * total * head_dim * q.itemsize * 3
+    step = max(1, min(kv_heads, workspace // bytes_a_head))
+    parts = []
+    for start in range(0, kv_heads, step):
+        end = min(start + step, kv_heads)
+        k = mx.concatenate([_plain(s.keys, start, end, q.dtype) for s in segments], axis=2)
+        v = mx.concatenate([_plain(s.values, start, end, q.dtype) for s in segments], axis=2)
+        part = q[:, start * group : end * group]
+        parts.append(_fused(part, Segment(k, v, total), scale, causal))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+
+def attend_packed(
+    q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool
+) -> mx.array:
+    """Quantized products on the packed arrays. The heads of a group are rows of one product."""
+    batch, heads, length, head_dim = q.shape
+    kv_heads = _kv_heads(segments)
+    rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    scores = [_scores(rows, segment.keys) for segment in segments]  # (B, H_kv, rows, S)
+    if causal:
+        scores[-1] = _hide_later(scores[-1], length, segments[-1].length, 0)
+    weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
+    start, parts = 0, []
+    for segment in segments:
+        seen = weights[..., start : start + segment.length]
+        parts.append(_weigh(seen, segment.values))
+        start += segment.length
+    y = parts[0]
+    for part in parts[1:]:
+        y = y + part
+    return y.reshape(batch, heads, length, head_dim)
+
+
+_SCORE_COPIES = 3  # scores, their exponentials, and one being made
+
+
+def attend_blocks(
+    q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool, workspace: int
+) -> mx.array:
+    """Blocks of queries against blocks of keys, with an online softmax."""
+    length = q.shape[2]
+    step = min(length, _QUERY_BLOCK)
+    parts = []
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        later = length - end if causal else 0  # tokens that no query of the block sees
+        part = _attend_query_block(
+            q[:, :, start:end], segments, later, scale=scale, causal=causal, workspace=workspace
+        )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+
+
+def _attend_query_block(
+    q: mx.array,
+    segments: Sequence[Segment],
+    later: int,
+    *,
+    scale: float,
+    causal: bool,
+    workspace: int,
+) -> mx.array:
+    batch, heads, length, head_dim = q.shape
+    kv_heads = _kv_heads(segments)
+    rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    bytes_a_key = rows.size // head_dim * 4 * _SCORE_COPIES
+    block = max(16, workspace // bytes_a_key)
+    peak: mx.array | None = None  # the largest score so far: (B, H_kv, rows, 1)
+    for k, v, ahead in _key_blocks(segments, block, later, q.dtype):
+        scores = (rows @ k.swapaxes(-1, -2)).astype(mx.float32)
+        if causal and ahead < length:
+            scores = _hide_later(scores, length, k.shape[2], ahead)
+        top = scores.max(axis=-1, keepdims=True)
+        if peak is None:
+            weights = mx.exp(scores - top)
+            total = weights.sum(axis=-1, keepdims=True)
+            y = weights.astype(v.dtype) @ v
+        else:
+            top = mx.maximum(peak, top)
+            weights = mx.exp(scores - top)
+            fade = mx.exp(peak - top)
+            total = total * fade + weights.sum(axis=-1, keepdims=True)
+            y = y * fade + weights.astype(v.dtype) @ v
+        peak = top
+    return (y / total).astype(q.dtype).reshape(batch, heads, length, head_dim)
+
+
+def _key_blocks(
+    segments: Sequence[Segment], block: int, later: int, dtype: mx.Dtype
+) -> Iterator[tuple[mx.array, mx.array, int]]:
+    """Plain (B, H_kv, T, D) keys and values, and how many visible tokens come after them.
+
+    The last `later` tokens of all are left out.
+    """
+    ahead = sum(segment.length for segment in segments) - later
+    for segment in segments:
+        for start in range(0, segment.length, block):
+            end = min(start + block, segment.length, start + ahead)
+            if end <= start:
+                return
+            ahead -= end - start
+            yield (
+                _plain_tokens(segment.keys, start, end, dtype),
+                _plain_tokens(segment.values, start, end, dtype),
+                ahead,
+            )
+
+
+def _hide_later(scores: mx.array, length: int, keys: int, ahead: int) -> mx.array:
+    """Set the scores of keys that come after their query to -inf.
+
+    Args:
+        scores: (B, H_kv, group * length, keys), the last key `ahead` tokens before the last query.
+    """
+    query = mx.arange(length)[:, None] - (length - 1)  # relative to the last query
+    key = mx.arange(keys)[None] - (keys - 1) - ahead
+    seen = key <= query  # (length, keys)
+    by_head = scores.reshape(*scores.shape[:2], -1, length, keys)
+    return mx.where(seen, by_head, -mx.inf).reshape(scores.shape)
+
+
+def _kv_heads(segments: Sequence[Segment]) -> int:
+    keys = segments[0].keys
+    return (keys.weight if isinstance(keys, Packed) else keys).shape[1]
+
+
+def _scores(rows: mx.array, keys: mx.array | Packed) -> mx.array:
+    if isinstance(keys, Packed):
+        return keys.matmul(rows, transpose=True)
+    return rows @ keys.swapaxes(-1, -2)
+
+
+def _weigh(weights: mx.array, values: mx.array | Packed) -> mx.array:
+    if isinstance(values, Packed):
+        return values.matmul(weights, transpose=False)
+    return weights @ values
+
+
+def _plain(x: mx.array | Packed, start: int, end: int, dtype: mx.Dtype) -> mx.array:
+    """The heads from `start` to `end` as a plain array."""
+    return x.heads(start, end).dequantize(dtype) if isinstance(x, Packed) else x[:, start:end]
+
+
+def _plain_tokens(x: mx.array | Packed, start: int, end: int, dtype: mx.Dtype) -> mx.array:
+    """The tokens from `start` to `end` as a plain array."""
+    if isinstance(x, Packed):
+        return x.tokens(start, end).dequantize(dtype)
+    return x[:, :, start:end]

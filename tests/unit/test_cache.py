@@ -1,0 +1,228 @@
+"""The caches against plain attention over everything that was ever put into them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from magistral_mlx.backend import mx
+from magistral_mlx.cache.attention import (
+    Packed,
+    Segment,
+    attend_blocks,
+    attend_dequantized,
+    attend_packed,
+)
+from magistral_mlx.cache.kv import KVCache, make_cache
+from magistral_mlx.cache.scheme import SLACK, KVScheme
+from magistral_mlx.errors import InvalidOption
+
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
+SCALE = HEAD_DIM**-0.5
+Floats = NDArray[np.float32]
+
+QUANTIZED = [KVScheme.parse(name) for name in ("8/8", "8/4", "4/4")]
+SHORT = replace(KVScheme.parse("8/8"), window=32, first=2)  # ages early, so that tests stay small
+
+# Largest error of an attended value, as a share of the largest value, with everything quantized.
+BOUNDS = {"8/8": 0.02, "8/4": 0.15, "4/4": 0.35}
+
+
+class Inputs:
+    """Queries, keys and values of a sequence, the same for the same seed."""
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.q = rng.standard_normal((1, HEADS, length, HEAD_DIM)).astype(np.float32)
+        self.k = rng.standard_normal((1, KV_HEADS, length, HEAD_DIM)).astype(np.float32)
+        self.v = rng.standard_normal((1, KV_HEADS, length, HEAD_DIM)).astype(np.float32)
+
+    def feed(self, cache: KVCache, start: int, end: int) -> Floats:
+        q, k, v = (mx.array(x[:, :, start:end]) for x in (self.q, self.k, self.v))
+        return np.array(cache.attend(q, k, v, scale=SCALE))
+
+    def expected(self, start: int, end: int) -> Floats:
+        """Plain causal attention in float64."""
+        k = np.repeat(self.k[:, :, :end], HEADS // KV_HEADS, axis=1).astype(np.float64)
+        v = np.repeat(self.v[:, :, :end], HEADS // KV_HEADS, axis=1).astype(np.float64)
+        scores = self.q[:, :, start:end] @ k.swapaxes(-1, -2) * SCALE
+        seen = np.arange(end)[None] <= np.arange(start, end)[:, None]
+        scores = np.where(seen, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return (weights / weights.sum(-1, keepdims=True) @ v).astype(np.float32)
+
+
+def feed_in_chunks(inputs: Inputs, cache: KVCache, ends: list[int], start: int = 0) -> Floats:
+    """Feed up to each end in turn; the attended values of the last chunk."""
+    for end in ends:
+        y = inputs.feed(cache, start, end)
+        start = end
+    return y
+
+
+def error(ours: Floats, expected: Floats) -> float:
+    return float(np.abs(ours - expected).max() / np.abs(expected).max())
+
+
+# The full cache is exact
+
+
+@pytest.mark.parametrize("ends", [[1], [5, 6, 7], [300, 301, 700], [64, 128, 129, 600, 601]])
+def test_the_full_cache_attends_to_everything(ends: list[int]) -> None:
+    inputs = Inputs(ends[-1])
+    start = ends[-2] if len(ends) > 1 else 0
+    y = feed_in_chunks(inputs, make_cache(KVScheme()), ends)
+    np.testing.assert_allclose(y, inputs.expected(start, ends[-1]), atol=2e-6)
+
+
+def test_blocks_and_plain_agree() -> None:
+    """A workspace of a few kilobytes forces many blocks, of queries and of keys."""
+    inputs = Inputs(900)
+    plain = feed_in_chunks(inputs, make_cache(KVScheme()), [200, 900])
+    blocks = feed_in_chunks(inputs, make_cache(KVScheme(), workspace=1 << 16), [200, 900])
+    np.testing.assert_allclose(blocks, plain, atol=1e-5)
+
+
+def test_a_picture_in_blocks_agrees_with_plain_attention() -> None:
+    inputs = Inputs(700)
+    q, k, v = (mx.array(x) for x in (inputs.q, inputs.k, inputs.v))
+    plain = mx.fast.scaled_dot_product_attention(q, k, v, scale=SCALE)
+    blocks = attend_blocks(q, [Segment(k, v, 700)], scale=SCALE, causal=False, workspace=1 << 18)
+    np.testing.assert_allclose(np.array(blocks), np.array(plain), atol=1e-5)
+
+
+# Every way to attend gives the same values
+
+
+def packed(x: Floats, bits: int) -> Packed:
+    return Packed(*mx.quantize(mx.array(x), group_size=64, bits=bits), bits, 64)
+
+
+@pytest.mark.parametrize("length", [1, 3, 8])
+@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 4)])
+def test_the_three_ways_agree(length: int, bits: tuple[int, int]) -> None:
+    old, new = Inputs(320, seed=1), Inputs(40 + length, seed=2)
+    q = mx.array(new.q[:, :, -length:])
+    segments = [
+        Segment(mx.array(old.k[:, :, :5]), mx.array(old.v[:, :, :5]), 5),
+        Segment(packed(old.k[:, :, 5:], bits[0]), packed(old.v[:, :, 5:], bits[1]), 315),
+        Segment(mx.array(new.k), mx.array(new.v), 40 + length),
+    ]
+    causal = length > 1
+    by_packed = attend_packed(q, segments, scale=SCALE, causal=causal)
+    for workspace in (1 << 14, 1 << 28):
+        by_fused = attend_dequantized(q, segments, scale=SCALE, causal=causal, workspace=workspace)
+        by_blocks = attend_blocks(q, segments, scale=SCALE, causal=causal, workspace=workspace)
+        np.testing.assert_allclose(np.array(by_fused), np.array(by_packed), atol=1e-5)
+        np.testing.assert_allclose(np.array(by_blocks), np.array(by_packed), atol=1e-5)
+
+
+# Quantized caches stay within their bounds
+
+
+@pytest.mark.parametrize("scheme", QUANTIZED, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("rotate", [False, True])
+def test_a_scheme_stays_within_its_bound(scheme: KVScheme, rotate: bool) -> None:
+    inputs = Inputs(600)
+    cache = make_cache(replace(scheme.without_window(), rotate=rotate))
+    feed_in_chunks(inputs, cache, [500, 599])
+    assert error(inputs.feed(cache, 599, 600), inputs.expected(599, 600)) < BOUNDS[scheme.name]
+
+
+def test_rotation_saves_keys_with_outlier_channels() -> None:
+    inputs = Inputs(600)
+    inputs.k[..., 7] *= 30
+    inputs.q[..., 7] /= 30
+    errors = []
+    for rotate in (False, True):
+        cache = make_cache(replace(KVScheme.parse("4/4").without_window(), rotate=rotate))
+        feed_in_chunks(inputs, cache, [599])
+        errors.append(error(inputs.feed(cache, 599, 600), inputs.expected(599, 600)))
+    assert errors[1] < errors[0] / 1.5
+
+
+def test_the_newest_and_the_first_tokens_are_exact() -> None:
+    """With keys that make old tokens invisible, a 4-bit cache is as good as a full one."""
+    inputs = Inputs(600)
+    inputs.k[:, :, 4:470] = -inputs.q[:, ::2, 599:600] * 9
+    cache = make_cache(KVScheme.parse("4/4"))
+    feed_in_chunks(inputs, cache, [300, 599])
+    y, expected = inputs.feed(cache, 599, 600), inputs.expected(599, 600)
+    assert np.abs(y - expected)[:, ::2].max() < 1e-4
+
+
+def test_a_quantized_cache_is_as_small_as_its_scheme_says() -> None:
+    inputs = Inputs(4096)
+    full, small = make_cache(KVScheme()), make_cache(KVScheme.parse("4/4").without_window())
+    for cache in (full, small):
+        feed_in_chunks(inputs, cache, [4096])
+    # 4.5 to 5 bits a value (scales are float32 here) against 32.
+    assert small.nbytes < full.nbytes * 0.2
+
+
+# Trimming
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scheme=st.sampled_from([KVScheme(), SHORT, replace(SHORT, value_bits=4)]),
+    length=st.integers(1, 300),
+    further=st.integers(1, SLACK),
+    steps=st.integers(1, 3),
+)
+def test_a_trim_within_the_slack_leaves_no_trace(
+    scheme: KVScheme, length: int, further: int, steps: int
+) -> None:
+    inputs, other = Inputs(length + further + steps), Inputs(length + further, seed=1)
+    straight, detour = make_cache(scheme), make_cache(scheme)
+    for n in range(length):
+        inputs.feed(straight, n, n + 1)
+        inputs.feed(detour, n, n + 1)
+    for n in range(length, length + further):
+        other.feed(detour, n, n + 1)
+    detour.trim(length)
+    for n in range(length, length + steps):
+        np.testing.assert_array_equal(
+            inputs.feed(detour, n, n + 1), inputs.feed(straight, n, n + 1)
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scheme=st.sampled_from([SHORT, SHORT.without_window(), *QUANTIZED]),
+    chunks=st.lists(st.integers(1, 200), min_size=2, max_size=5),
+    back=st.integers(0, 400),
+)
+def test_a_deep_trim_and_other_chunks_stay_within_the_bound(
+    scheme: KVScheme, chunks: list[int], back: int
+) -> None:
+    ends = list(np.cumsum(chunks))
+    inputs = Inputs(ends[-1] + 1)
+    cache = make_cache(scheme)
+    feed_in_chunks(inputs, cache, ends)
+    cache.trim(max(0, ends[-1] - back))
+    assert cache.length == max(0, ends[-1] - back)
+    for n in range(cache.length, ends[-1] + 1, 37):
+        y = inputs.feed(cache, n, min(n + 37, ends[-1] + 1))
+    assert error(y, inputs.expected(n, ends[-1] + 1)) < BOUNDS[scheme.name]
+
+
+@pytest.mark.parametrize("scheme", [KVScheme(), SHORT, SHORT.without_window()])
+def test_a_restored_cache_goes_on_like_the_saved_one(scheme: KVScheme) -> None:
+    inputs = Inputs(260)
+    cache = make_cache(scheme)
+    feed_in_chunks(inputs, cache, [100, 201, 203])
+    other = make_cache(scheme)
+    other.restore(cache.save(), cache.length)
+    for n in range(203, 260):
+        np.testing.assert_array_equal(inputs.feed(other, n, n + 1), inputs.feed(cache, n, n + 1))
+
+
+def test_an_unknown_scheme_is_named_with_those_there_are() -> None:
+    with pytest.raises(InvalidOption, match="'3/3'; it must be one of full, 8/8, 8/4, 4/4"):
+        KVScheme.parse("3/3")
