@@ -1,0 +1,102 @@
+"""The hub's cache on this machine, in huggingface_hub's documented layout.
+
+    models--owner--name/blobs/TAG            the bytes, one file for each content
+    models--owner--name/refs/main            the commit that a branch or tag stood at
+    models--owner--name/snapshots/COMMIT/    one checkpoint: links into blobs
+
+Whatever another program has downloaded is found here, and the other way round.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from magistral_mlx.hub.layout import missing_weights
+from magistral_mlx.hub.names import RepoRef
+from magistral_mlx.hub.settings import hub_cache
+
+_PREFIX = "models--"
+
+
+def repo_folder(repo: str) -> Path:
+    """Where the cache keeps a repository; it may not exist."""
+    return hub_cache() / (_PREFIX + repo.replace("/", "--"))
+
+
+def blob_path(repo: str, etag: str) -> Path:
+    """Where the cache keeps the content with that tag."""
+    return repo_folder(repo) / "blobs" / etag
+
+
+def snapshot_folder(repo: str, commit: str) -> Path:
+    """The folder of a repository's files at one commit."""
+    return repo_folder(repo) / "snapshots" / commit
+
+
+def known_commit(ref: RepoRef) -> str | None:
+    """The commit that the revision stood at when it was last downloaded."""
+    if ref.is_commit:
+        return ref.revision
+    try:
+        return (repo_folder(ref.repo) / "refs" / ref.revision).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def cached_file(ref: RepoRef, name: str) -> Path | None:
+    """A file of the last downloaded snapshot, or None."""
+    commit = known_commit(ref)
+    path = snapshot_folder(ref.repo, commit) / name if commit else None
+    return path if path is not None and path.is_file() else None
+
+
+def cached_snapshot(ref: RepoRef) -> Path | None:
+    """The folder of a snapshot that has a configuration and all its weights, or None."""
+    commit = known_commit(ref)
+    if commit is None:
+        return None
+    folder = snapshot_folder(ref.repo, commit)
+    if not any((folder / name).is_file() for name in ("config.json", "params.json")):
+        return None
+    return folder if not missing_weights(folder) else None
+
+
+def repo_of_snapshot(folder: Path) -> str | None:
+    """`owner/name` where `folder` is a snapshot in a hub cache, else None."""
+    parts = Path(os.path.abspath(folder)).parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith(_PREFIX):
+        return None
+    return parts[-3].removeprefix(_PREFIX).replace("--", "/", 1)
+
+
+def link_into_snapshot(repo: str, commit: str, name: str, etag: str) -> Path:
+    """Make a downloaded blob appear in its snapshot, as a relative link; its path there.
+
+    On a disk without links (exFAT) the blob itself moves there, as huggingface_hub does it.
+    """
+    blob, link = blob_path(repo, etag), snapshot_folder(repo, commit) / name
+    if link.exists():
+        return link
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)  # one that points nowhere any more
+    try:
+        with suppress(FileExistsError):  # another process was faster
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    except OSError:
+        shutil.move(blob, link)
+    return link
+
+
+def remember_commit(ref: RepoRef, commit: str) -> None:
+    """Note which commit a branch or tag stands at."""
+    if ref.is_commit:
+        return
+    path = repo_folder(ref.repo) / "refs" / ref.revision
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.write_text(commit)
+    temporary.replace(path)

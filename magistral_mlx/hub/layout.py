@@ -1,0 +1,94 @@
+"""Which files of a checkpoint are needed, and which of those are missing in a folder.
+
+Two layouts hold the same weights. Hugging Face's (`model*.safetensors`) is taken where a
+repository or folder has it, Mistral's (`consolidated*.safetensors`) otherwise; never both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+INDEX = "model.safetensors.index.json"
+SMALL_FILES = (
+    "config.json",
+    "params.json",
+    "generation_config.json",
+    "tekken.json",
+    "SYSTEM_PROMPT.txt",
+    "README.md",
+)
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """The weights of one layout among file `names`, sorted; empty where there are none."""
+    names = set(names)
+    top = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
+    for stem in ("model", "consolidated"):
+        whole = f"{stem}.safetensors"
+        shards = [name for name in top if (m := _SHARD.fullmatch(name)) and m["stem"] == stem]
+        if shards and (f"{whole}.index.json" in names or whole not in top):
+            return shards
+        if whole in top:
+            return [whole]
+    return [name for name in top if name.startswith(("model", "consolidated"))]
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """The files that running or converting needs, small ones first, weights last."""
+    names = set(names)
+    weights = weight_files(names)
+    small = [name for name in SMALL_FILES if name in names]
+    if weights:
+        index = f"{_stem(weights[0])}.safetensors.index.json"
+        small += [index] if index in names else []
+    return small + weights
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The shards that an index names, sorted. Raises `ValueError` where it is no index."""
+    content = json.loads(index.read_text(encoding="utf-8"))
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map")
+    return sorted({str(shard) for shard in weight_map.values()})
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """The weight files that a checkpoint in `folder` needs and lacks; empty when complete.
+
+    The index decides where there is one; else the count in the shards' names. A folder without
+    any weights lacks `model.safetensors`.
+    """
+    present = {entry.name for entry in folder.iterdir() if entry.exists()}
+    weights = weight_files(present)
+    stem = _stem(weights[0]) if weights else "model"
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file() and weights != [f"{stem}.safetensors"]:
+        try:
+            return [shard for shard in indexed_files(index) if shard not in present]
+        except ValueError:
+            return [index.name]
+    if not weights:
+        return ["model.safetensors"]
+    expected = {name for shard in weights for name in _siblings(shard)}
+    return sorted(expected - present)
+
+
+def _stem(name: str) -> str:
+    match = _SHARD.fullmatch(name)
+    return match["stem"] if match else name.removesuffix(".safetensors")
+
+
+def _siblings(name: str) -> list[str]:
+    match = _SHARD.fullmatch(name)
+    if match is None:
+        return [name]
+    width, count = len(match["number"]), match["count"]
+    return [
+        f"{match['stem']}-{number:0{width}d}-of-{count}.safetensors"
+        for number in range(1, int(count) + 1)
+    ]

@@ -1,0 +1,105 @@
+"""What a repository on the hub holds: the files that we need, at one commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from magistral_mlx.errors import ModelNotFound
+from magistral_mlx.hub.client import hub_headers
+from magistral_mlx.hub.failures import explained, hub_like_answers
+from magistral_mlx.hub.layout import needed_files, weight_files
+from magistral_mlx.hub.names import RepoRef
+from magistral_mlx.hub.settings import Hub, current_hub
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+_API_TIMEOUT = 30.0
+_SAFE_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a file name
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file: its name, size in bytes and entity tag.
+
+    The tag is the SHA-256 of a large file and the git blob hash of a small one; the hub's cache
+    on this machine names its files by it.
+    """
+
+    name: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """The files of a checkpoint on the hub, one layout of weights only, pinned to a commit."""
+
+    ref: RepoRef
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def weights(self) -> tuple[RemoteFile, ...]:
+        """The shards, in order."""
+        names = set(weight_files(file.name for file in self.files))
+        return tuple(file for file in self.files if file.name in names)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def file(self, name: str) -> RemoteFile | None:
+        """The file of that name, or None where the repository has none."""
+        return next((file for file in self.files if file.name == name), None)
+
+
+def remote_files(ref: RepoRef) -> RemoteModel:
+    """Ask the hub which files a checkpoint has, of the one layout that we take.
+
+    Raises `ModelNotFound` for an unknown repository or one without a checkpoint, `HubError` where
+    the hub cannot be asked or refuses.
+    """
+    listing = list_files(ref, needed=None)
+    names = {file.name for file in listing.files}
+    if not weight_files(names) or not names & {"config.json", "params.json"}:
+        raise ModelNotFound(
+            f"{ref} holds no checkpoint that runs here. Expected config.json and *.safetensors "
+            "files (GGUF ones are for llama.cpp)."
+        )
+    return listing
+
+
+def list_files(ref: RepoRef, *, needed: Sequence[str] | None) -> RemoteModel:
+    """The `needed` files of a repository, those that it has; all of a checkpoint for None."""
+    hub = current_hub()
+    hub.require_online(str(ref))
+    with explained(hub, ref), hub_like_answers(hub):
+        info = hub.api().model_info(
+            ref.repo, revision=ref.revision, files_metadata=True, timeout=_API_TIMEOUT
+        )
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        wanted = needed_files(siblings) if needed is None else needed
+        if info.sha is None:
+            raise ValueError("it names no commit")
+        files = [_file(hub, ref, info.sha, siblings[name]) for name in wanted if name in siblings]
+        return RemoteModel(ref, info.sha, tuple(files))
+
+
+def _file(hub: Hub, ref: RepoRef, commit: str, sibling: RepoSibling) -> RemoteFile:
+    """Size and tag of a file; asked for one by one where a mirror's listing omits them."""
+    etag = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+    size = sibling.size
+    if etag is None or size is None:
+        from huggingface_hub import get_hf_file_metadata
+
+        url = hub.file_url(ref.repo, commit, sibling.rfilename)
+        metadata = get_hf_file_metadata(url, headers=hub_headers(), timeout=_API_TIMEOUT)
+        etag, size = metadata.etag, metadata.size
+    if etag is None or size is None or not _SAFE_TAG.fullmatch(etag):
+        raise ValueError(f"it tells no usable size and tag of {sibling.rfilename}")
+    return RemoteFile(sibling.rfilename, size, etag)

@@ -1,0 +1,147 @@
+"""The tokenizer of a checkpoint that comes without one.
+
+Conversions by others often leave tekken.json out. It is then taken from the model that they were
+made from: named in the card (`base_model`), in the configuration, or told by the folder's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.config import read_json
+from magistral_mlx.errors import CheckpointError, HubError, ModelNotFound, TokenizerError
+from magistral_mlx.hub.cache import repo_of_snapshot
+from magistral_mlx.hub.names import RepoRef, parse_repo
+from magistral_mlx.hub.snapshot import fetch_file
+from magistral_mlx.hub.transfer import Progress
+
+TEKKEN = "tekken.json"
+SYSTEM_PROMPT = "SYSTEM_PROMPT.txt"
+_CONFIG_KEYS = ("base_model", "base_model_name_or_path", "_name_or_path")
+_DEPTH = 3  # a conversion of a conversion of the model
+_SMALL = re.compile(
+    r"(?P<model>(?:Magistral|Devstral|Mistral)-Small-(?:[0-9.]+-24B-(?:Instruct|Base)-)?\d{4})"
+    r"(?![0-9])",
+    re.IGNORECASE,
+)
+
+
+def find_tokenizer(
+    folder: Path, override: str | None = None, *, on_progress: Progress | None = None
+) -> Path:
+    """The tekken.json to use with the checkpoint in `folder`.
+
+    `override` (a file, a folder or a repository) decides where it is given; then the folder's own
+    file; then that of the model it was made from, from the hub's cache or the hub.
+    Raises `TokenizerError` where none of them has it.
+    """
+    if override is not None:
+        return _from_override(override, on_progress)
+    own = folder / TEKKEN
+    if own.is_file():
+        return own
+    tried: list[str] = []
+    for ref in _base_models(folder, tried):
+        path = _try(ref, TEKKEN, tried, on_progress)
+        if path is not None:
+            return path
+    why = f" ({'; '.join(tried)})" if tried else ""
+    raise TokenizerError(
+        f"{folder} has no {TEKKEN}, and no model that it was made from could give one{why}. "
+        "Name one with --tokenizer, such as --tokenizer mistralai/Magistral-Small-2509."
+    )
+
+
+def find_system_prompt(folder: Path) -> Path | None:
+    """The SYSTEM_PROMPT.txt to use with the checkpoint in `folder`, or None.
+
+    A conversion by others, one without tekken.json, takes it from where its tokenizer is taken.
+    """
+    own = folder / SYSTEM_PROMPT
+    if own.is_file() or (folder / TEKKEN).is_file():
+        return own if own.is_file() else None
+    for ref in _base_models(folder, []):
+        path = _try(ref, SYSTEM_PROMPT, [], None)
+        if path is not None:
+            return path
+        if _try(ref, TEKKEN, [], None) is not None:
+            return None  # this is the model itself, and it has no prompt
+    return None
+
+
+def _base_models(folder: Path, tried: list[str]) -> Iterator[RepoRef]:
+    """The repositories that may hold the tokenizer, nearest first, each once."""
+    own_repo = repo_of_snapshot(folder)
+    queue = [(name, 0) for name in ([own_repo] if own_repo else []) + local_base_models(folder)]
+    seen: set[str] = set()
+    while queue:
+        name, depth = queue.pop(0)
+        ref = parse_repo(name)
+        if ref is None or name.lower() in seen:
+            continue
+        seen.add(name.lower())
+        yield ref
+        if depth < _DEPTH:
+            card = _try(ref, "README.md", tried, None)
+            queue += [(base, depth + 1) for base in _bases_in_card(card)] if card else []
+
+
+def local_base_models(folder: Path) -> list[str]:
+    """The base models that a checkpoint names: in its card, its configuration, its own name."""
+    names = _bases_in_card(folder / "README.md")
+    try:
+        config = read_json(folder / "config.json")
+    except CheckpointError:
+        config = {}
+    names += [config[key] for key in _CONFIG_KEYS if isinstance(config.get(key), str)]
+    if match := _SMALL.search(repo_of_snapshot(folder) or folder.resolve().name):
+        names.append(f"mistralai/{match['model']}")
+    return names
+
+
+def _bases_in_card(card: Path) -> list[str]:
+    """`base_model` of a model card's front matter: a name or a list of names."""
+    from huggingface_hub import metadata_load
+
+    try:
+        metadata: Any = metadata_load(card)
+    except Exception:  # no card, or one that no YAML parser reads: it names no base
+        return []
+    base = metadata.get("base_model") if isinstance(metadata, dict) else None
+    names = base if isinstance(base, list) else [base]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _try(ref: RepoRef, name: str, tried: list[str], on_progress: Progress | None) -> Path | None:
+    """A file of `ref`, or None with the reason added to `tried`."""
+    try:
+        path = fetch_file(ref, name, on_progress=on_progress)
+    except (ModelNotFound, HubError) as error:
+        tried.append(str(error).rstrip("."))
+        return None
+    if path is None and name == TEKKEN:
+        tried.append(f"{ref} has no {TEKKEN}")
+    return path
+
+
+def _from_override(override: str, on_progress: Progress | None) -> Path:
+    path = Path(override).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / TEKKEN).is_file():
+            return path / TEKKEN
+        raise TokenizerError(f"the folder {override} given with --tokenizer has no {TEKKEN}.")
+    ref = parse_repo(override)
+    if ref is None:
+        raise TokenizerError(
+            f"--tokenizer {override} is neither a file, nor a folder, nor the name of a repository "
+            "on the hub (owner/name)."
+        )
+    found = fetch_file(ref, TEKKEN, on_progress=on_progress)
+    if found is None:
+        raise TokenizerError(f"{ref}, given with --tokenizer, has no {TEKKEN}.")
+    return found
