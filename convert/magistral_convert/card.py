@@ -1,0 +1,78 @@
+"""The model card of a conversion: what it is, how large, and how to run it."""
+
+from __future__ import annotations
+
+from magistral_convert.options import ConvertOptions
+from magistral_convert.plan import Plan
+from magistral_mlx import __version__
+from magistral_mlx.config import ModelConfig
+
+_LICENSE = "apache-2.0"  # of every model of this architecture that Mistral has published
+
+
+def model_card(
+    base_model: str | None, name: str, config: ModelConfig, options: ConvertOptions, plan: Plan
+) -> str:
+    """README.md with the front matter that the hub reads.
+
+    Args:
+        base_model: the repository that was converted, where it is known.
+        name: what the conversion is called in its title and its command.
+    """
+    task = "image-text-to-text" if config.vision else "text-generation"
+    tags = ["mlx", "mistral-common", "magistral-mlx", *(["vision"] if config.vision else [])]
+    front = [f"license: {_LICENSE}", "library_name: mlx", f"pipeline_tag: {task}"]
+    if base_model:
+        front += [f"base_model: {base_model}", "base_model_relation: quantized"]
+    front += ["tags:", *(f"- {tag}" for tag in tags)]
+    origin = (
+        f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "A checkpoint"
+    )
+    lines = [
+        "---",
+        *front,
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"{origin}, converted to MLX format with magistral-mlx {__version__}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| decoder | {_describe(options)} |",
+        *_vision_rows(config, options),
+        f"| average | {plan.bits_per_weight:.2f} bits a weight |",
+        f"| size | {plan.output_bytes / 1e9:.2f} GB |",
+        f"| parameters | {plan.parameters / 1e9:.2f} billion |",
+        "",
+        "## Run it",
+        "",
+        "```",
+        "pip install magistral-mlx",
+        f'magistral-mlx generate --model {name} "What is 37 + 85?"',
+        *([f'magistral-mlx generate --model {name} --image cat.jpg "What is in the picture?"']
+          if config.vision else []),
+        "```",
+        "",
+        "It also loads in mlx-lm (text)" + (" and mlx-vlm." if config.vision else "."),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _vision_rows(config: ModelConfig, options: ConvertOptions) -> list[str]:
+    if config.vision is None:
+        return []
+    what = _describe(options) if options.quantize_vision else "bfloat16"
+    return [f"| vision tower and projector | {what} |"]
+
+
+def _describe(options: ConvertOptions) -> str:
+    scheme = options.scheme
+    if options.recipe == "4bit-plus":
+        return (
+            f"4 bits, groups of {scheme.group_size}; 6 bits in the head and in the value and down "
+            "projections of the first and last eighth of the layers and every third between"
+        )
+    kind = "" if scheme.mode == "affine" else f"{scheme.mode}, "
+    return f"{kind}{scheme.bits} bits, groups of {scheme.group_size}"

@@ -1,0 +1,68 @@
+"""The small files beside the weights: tokenizer, system prompt, generation settings, and others.
+
+They are gathered before the long work, so that a missing tokenizer stops it at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.errors import TokenizerError
+from magistral_mlx.hub import find_system_prompt, find_tokenizer
+
+# What other runtimes read where a source has it; the model itself needs none of these.
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+_SPECIAL_IDS = {"bos_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"}
+
+
+def gather(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
+    """File name -> content of what goes beside the weights, but for the configuration.
+
+    Args:
+        folder: of the source.
+        tokenizer: a file, folder or repository that gives tekken.json instead of the source.
+
+    Raises:
+        TokenizerError: there is no tekken.json, or it is none.
+        HubError, ModelNotFound: where it has to come from the hub.
+    """
+    tekken = find_tokenizer(folder, tokenizer)
+    files = {"tekken.json": tekken.read_bytes()}
+    special = _special_tokens(tekken, files["tekken.json"])
+    prompt = find_system_prompt(folder)
+    if prompt:
+        files["SYSTEM_PROMPT.txt"] = prompt.read_bytes()
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        files[generation.name] = generation.read_bytes()
+    else:
+        ids = {key: special[token] for key, token in _SPECIAL_IDS.items() if token in special}
+        files[generation.name] = json.dumps(ids, indent=2).encode()
+    for name in _COPIED:
+        if (folder / name).is_file():
+            files[name] = (folder / name).read_bytes()
+    return files
+
+
+def _special_tokens(path: Path, content: bytes) -> dict[str, int]:
+    """Special token -> id of a tekken.json."""
+    try:
+        raw: dict[str, Any] = json.loads(content)
+        if not raw["vocab"]:
+            raise ValueError("its vocabulary is empty")
+        return {token["token_str"]: int(token["rank"]) for token in raw.get("special_tokens") or []}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TokenizerError(
+            f"{path} is not a Tekken tokenizer ({type(error).__name__}: {error}). Fetch it again, "
+            "or name another one with --tokenizer."
+        ) from None

@@ -1,0 +1,105 @@
+"""What a conversion may be asked for, and which wishes contradict each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.quantization import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    FIXED_MODES,
+    Mode,
+    Quantization,
+)
+
+RECIPES = ("4bit", "4bit-plus")
+MODES = ("affine", *FIXED_MODES)
+_BITS, _GROUP_SIZE = 4, 64  # of affine, where nothing is asked for
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of one conversion; None stands for "not asked for".
+
+    `tokenizer` is a file, folder or repository to take tekken.json from. `force` replaces an
+    earlier conversion at the target. `keep_source` keeps what was downloaded, in the hub's cache.
+    `name` is what the model card calls the result, such as the repository that it is meant for;
+    None is the name of its folder.
+
+    Raises:
+        InvalidOption: on construction, where a value is none of those allowed or two conflict.
+    """
+
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str = "affine"
+    recipe: str | None = None
+    quantize_vision: bool = False
+    tokenizer: str | None = None
+    force: bool = False
+    keep_source: bool = False
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("--mode", self.mode, MODES)
+        _check_choice("--bits", self.bits, (None, *AFFINE_BITS))
+        if self.mode in FIXED_MODES:
+            self._check_fixed_mode()
+        else:
+            _check_choice("--group-size", self.group_size, (None, *AFFINE_GROUP_SIZES))
+        self._check_recipe()
+
+    @property
+    def scheme(self) -> Quantization:
+        """How most matrices are quantized."""
+        bits, group_size = FIXED_MODES.get(self.mode, (_BITS, _GROUP_SIZE))
+        return Quantization(self.bits or bits, self.group_size or group_size, cast(Mode, self.mode))
+
+    @property
+    def label(self) -> str:
+        """A short name of the result, fit for a folder: `4bit`, `6bit-g32`, `mxfp4-vision`."""
+        scheme = self.scheme
+        parts = [f"{scheme.bits}bit" if scheme.mode == "affine" else scheme.mode]
+        if self.recipe == "4bit-plus":
+            parts = [self.recipe]
+        if scheme.mode == "affine" and scheme.group_size != _GROUP_SIZE:
+            parts.append(f"g{scheme.group_size}")
+        if self.quantize_vision:
+            parts.append("vision")
+        return "-".join(parts)
+
+    def _check_fixed_mode(self) -> None:
+        bits, group_size = FIXED_MODES[self.mode]
+        for option, asked, fixed in (
+            ("--bits", self.bits, bits),
+            ("--group-size", self.group_size, group_size),
+        ):
+            if asked is not None and asked != fixed:
+                raise InvalidOption(
+                    f"--mode {self.mode} means {bits} bits and groups of {group_size}, so "
+                    f"{option} {asked} contradicts it. Leave {option} out, or use --mode affine."
+                )
+
+    def _check_recipe(self) -> None:
+        if self.recipe is None:
+            return
+        _check_choice("--recipe", self.recipe, RECIPES)
+        if self.recipe == "4bit-plus" and self.mode != "affine":
+            raise InvalidOption(
+                f"--recipe 4bit-plus mixes 4 and 6 bits, which --mode {self.mode} does not have. "
+                "Leave --mode out, or the recipe."
+            )
+        if self.scheme.bits != 4:
+            culprit = f"--bits {self.bits}" if self.bits else f"--mode {self.mode}"
+            raise InvalidOption(
+                f"--recipe {self.recipe} means 4 bits and {culprit} means {self.scheme.bits}. "
+                "Give one of the two."
+            )
+
+
+def _check_choice(option: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        choices = ", ".join(str(choice) for choice in allowed if choice is not None)
+        raise InvalidOption(f"{option} {value} is not possible. Choose one of {choices}.")

@@ -1,0 +1,73 @@
+"""Rows of floating-point values into the bytes of the output, and back."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from magistral_convert.rows import Rows
+from magistral_mlx.backend import mx
+from magistral_mlx.quantization import Quantization
+
+
+def pack(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
+    """Encode rows for each part of a task: the weight, then scales, then biases.
+
+    Values become bfloat16 first, as in mlx-lm, so the result equals its conversion byte for byte.
+
+    Args:
+        rows: (R, columns) as `read_rows` gives them.
+        scheme: None keeps bfloat16.
+    """
+    if scheme is None:
+        if rows.dtype == np.uint16:
+            return [_bytes(rows)]
+        return [_encode(to_bfloat16(rows))]
+    parts = mx.quantize(
+        to_bfloat16(rows), group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode
+    )
+    return [_encode(part) for part in parts]
+
+
+def unpack(parts: list[bytes], rows: int, scheme: Quantization | None) -> mx.array:
+    """Decode what `pack` made of (rows, columns) values, into float32."""
+    if scheme is None:
+        bits = np.frombuffer(parts[0], "<u2").reshape(rows, -1)
+        return to_bfloat16(bits).astype(mx.float32)
+    weight = mx.array(np.frombuffer(parts[0], "<u4").reshape(rows, -1))
+    if not scheme.has_biases:
+        scales = mx.array(np.frombuffer(parts[1], np.uint8).reshape(rows, -1))
+        biases = None
+    else:
+        scales, biases = (
+            to_bfloat16(np.frombuffer(part, "<u2").reshape(rows, -1)).astype(mx.float32)
+            for part in parts[1:]
+        )
+    values = mx.dequantize(
+        weight,
+        scales,
+        biases,
+        group_size=scheme.group_size,
+        bits=scheme.bits,
+        mode=scheme.mode,
+    )
+    return values.astype(mx.float32)
+
+
+def to_bfloat16(rows: Rows) -> mx.array:
+    """The same values in bfloat16; uint16 holds bfloat16's bits."""
+    array = mx.array(rows)
+    return array.view(mx.bfloat16) if rows.dtype == np.uint16 else array.astype(mx.bfloat16)
+
+
+def _encode(array: mx.array) -> memoryview:
+    """The bytes of an array, evaluated; Python's buffers know no bfloat16."""
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    mx.eval(array)
+    return memoryview(cast(bytes, array)).cast("B")  # arrays are buffers; the stubs do not say so
+
+
+def _bytes(rows: Rows) -> memoryview:
+    return np.ascontiguousarray(rows).data.cast("B")

@@ -1,0 +1,91 @@
+"""Which matrix is quantized how: a pure function of a tensor's name and shape."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from magistral_convert.options import ConvertOptions
+from magistral_mlx.checkpoint.names import LANGUAGE
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.quantization import AFFINE_GROUP_SIZES, Quantization
+
+_HIGH_BITS = 6
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_EMBEDDING = LANGUAGE + "model.embed_tokens.weight"
+_HEAD = LANGUAGE + "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do with each tensor of one model.
+
+    `base` serves every matrix of the decoder (of the vision tower and projector too with
+    `quantize_vision`). `high`, where it is not None, serves the matrices in which errors hurt
+    most: the head, and the value and down projections of some layers.
+    """
+
+    base: Quantization
+    high: Quantization | None
+    layers: int
+    tied: bool
+    quantize_vision: bool
+
+    @classmethod
+    def of(cls, options: ConvertOptions, config: ModelConfig) -> Recipe:
+        """The recipe that the options ask for."""
+        base = options.scheme
+        plus = options.recipe == "4bit-plus"
+        return cls(
+            base=base,
+            high=Quantization(_HIGH_BITS, base.group_size) if plus else None,
+            layers=config.text.num_hidden_layers,
+            tied=config.text.tie_word_embeddings,
+            quantize_vision=options.quantize_vision,
+        )
+
+    def scheme(self, name: str, shape: tuple[int, ...]) -> Quantization | None:
+        """How the tensor is quantized; None where it stays in bfloat16.
+
+        Norms, biases and the patch convolution stay, and so does a matrix whose rows no group
+        size divides.
+
+        Args:
+            name: canonical.
+            shape: (out, in) for a matrix.
+
+        Raises:
+            InvalidOption: the group size does not divide this matrix's rows, and another does.
+        """
+        if len(shape) != 2 or not (self.quantize_vision or name.startswith(LANGUAGE)):
+            return None
+        chosen = self.high if self.high and self._matters_more(name) else self.base
+        if chosen.fits(shape):
+            return chosen
+        fitting = [size for size in AFFINE_GROUP_SIZES if Quantization(4, size).fits(shape)]
+        if not fitting:
+            return None
+        raise InvalidOption(
+            f"{name.removesuffix('.weight')} has rows of {shape[1]}, which groups of "
+            f"{chosen.group_size} do not divide. Use --mode affine --group-size {fitting[-1]}."
+        )
+
+    def _matters_more(self, name: str) -> bool:
+        if name == (_EMBEDDING if self.tied else _HEAD):
+            return True
+        layer = _LAYER.search(name)
+        if not layer or not name.startswith(LANGUAGE):
+            return False
+        return name.endswith(("v_proj.weight", "down_proj.weight")) and is_sensitive_layer(
+            int(layer[1]), self.layers
+        )
+
+
+def is_sensitive_layer(index: int, layers: int) -> bool:
+    """The first and the last eighth of the layers, and every third one between.
+
+    The same choice as llama.cpp's Q4_K_M and mlx-lm's mixed recipes.
+    """
+    eighth = layers // 8
+    return index < eighth or index >= 7 * layers // 8 or (index - eighth) % 3 == 2

@@ -1,0 +1,189 @@
+"""Where the weights come from: a folder, or a repository whose shards arrive one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from magistral_convert.progress import Downloading, OnProgress
+from magistral_convert.remote_headers import read_remote_header
+from magistral_mlx.checkpoint.folder import Checkpoint, Layout, weight_files
+from magistral_mlx.config import ModelConfig, read_json
+from magistral_mlx.errors import CheckpointError
+from magistral_mlx.hub import (
+    RemoteFile,
+    RemoteModel,
+    download_file,
+    parse_repo,
+    remote_files,
+    resolve,
+)
+from magistral_mlx.hub.cache import cached_snapshot, repo_of_snapshot, snapshot_folder
+from magistral_mlx.hub.tokenizer import local_base_models
+from magistral_mlx.places import DEMO, demo_dir
+
+
+class Source(Protocol):
+    """An unquantized checkpoint whose headers are known and whose weights can be had.
+
+    `folder` holds the small files. `base_model` is the repository that it is, where that is
+    known. `identity` changes when the weights do.
+    """
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def base_model(self) -> str | None: ...
+    @property
+    def identity(self) -> str: ...
+
+    def fetch(self, file: Path, on_progress: OnProgress | None) -> None:
+        """Make a weight file be there."""
+
+    def release(self, file: Path) -> None:
+        """The file's weights are all converted."""
+
+    def room_needed(self) -> tuple[Path, int]:
+        """Where fetching takes room beside the output, and how many bytes at any one time."""
+
+
+def raw_config(source: Source) -> Mapping[str, Any] | None:
+    """The source's config.json; None where it has only params.json."""
+    path = source.folder / "config.json"
+    return read_json(path) if path.is_file() else None
+
+
+def open_source(name: str | os.PathLike[str], downloads: Path, *, keep: bool = False) -> Source:
+    """Open a folder, a repository by its name on the hub, or "demo", and check all its tensors.
+
+    A repository that is on this machine already is read from there.
+
+    Args:
+        downloads: where a shard lies while it is being converted.
+        keep: download into the hub's cache instead, and leave it there.
+
+    Raises:
+        ModelNotFound, HubError: the name leads nowhere.
+        CheckpointError: the checkpoint is damaged, incomplete, or quantized already.
+        UnsupportedModel: another architecture.
+    """
+    text = os.fspath(name)
+    if text == DEMO:
+        text = str(demo_dir())
+    ref = None if Path(text).expanduser().exists() else parse_repo(text)
+    cached = cached_snapshot(ref) if ref else None
+    source: Source
+    if ref and not cached:
+        source = _open_remote(remote_files(ref), downloads, keep=keep)
+    else:
+        folder = cached or resolve(text)
+        source = FolderSource(folder, Checkpoint.open(folder))
+    _refuse_quantized(source.checkpoint, text)
+    return source
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A checkpoint on this machine."""
+
+    folder: Path
+    checkpoint: Checkpoint
+
+    @property
+    def base_model(self) -> str | None:
+        repo = repo_of_snapshot(self.folder)
+        own_name = self.folder.resolve().name.lower()
+        named = (
+            name
+            for name in local_base_models(self.folder)
+            if name.rpartition("/")[2].lower() == own_name
+        )
+        return repo or next(named, None)
+
+    @property
+    def identity(self) -> str:
+        _, files = weight_files(self.folder)
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return json.dumps([str(self.folder.resolve()), stats])
+
+    def fetch(self, file: Path, on_progress: OnProgress | None) -> None:
+        return
+
+    def release(self, file: Path) -> None:
+        return
+
+    def room_needed(self) -> tuple[Path, int]:
+        return self.folder, 0
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A checkpoint on the hub. Shards come to the folder that `checkpoint` names, and go."""
+
+    model: RemoteModel
+    folder: Path
+    checkpoint: Checkpoint
+    keep: bool
+    _files: dict[Path, RemoteFile] = field(repr=False)
+
+    @property
+    def base_model(self) -> str:
+        return self.model.ref.repo
+
+    @property
+    def identity(self) -> str:
+        return f"{self.model.ref.repo}@{self.model.commit}"
+
+    def fetch(self, file: Path, on_progress: OnProgress | None) -> None:
+        def report(done: int, total: int) -> None:
+            if on_progress:
+                on_progress(Downloading(file.name, done, total))
+
+        directory = None if self.keep else file.parent
+        download_file(self.model, self._files[file], directory, on_progress=report)
+
+    def release(self, file: Path) -> None:
+        if not self.keep:
+            file.unlink(missing_ok=True)
+
+    def room_needed(self) -> tuple[Path, int]:
+        missing = [remote.size for file, remote in self._files.items() if not file.exists()]
+        place = next(iter(self._files)).parent
+        return place, (sum if self.keep else max)(missing or [0])
+
+
+def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSource:
+    """Read the small files and the headers of the shards; the weights stay where they are."""
+    weights = {file.name for file in model.weights}
+    for file in model.files:
+        if file.name not in weights:
+            download_file(model, file)
+    folder = snapshot_folder(model.ref.repo, model.commit)
+    place = folder if keep else downloads
+    files = {place / file.name: file for file in model.weights}
+    config = ModelConfig.from_folder(folder)
+    stored = [
+        tensor
+        for path, file in files.items()
+        for tensor in read_remote_header(model, file, path).values()
+    ]
+    layout: Layout = "mistral" if model.weights[0].name.startswith("consolidated") else "hf"
+    checkpoint = Checkpoint.of_tensors(Path(str(model.ref)), config, layout, stored)
+    return HubSource(model, folder, checkpoint, keep, files)
+
+
+def _refuse_quantized(checkpoint: Checkpoint, name: str) -> None:
+    if not checkpoint.quantized:
+        return
+    scheme = next(iter(checkpoint.quantized.values()))
+    raise CheckpointError(
+        f"{name} is quantized already ({scheme.bits} bits, {scheme.mode}), and quantizing it "
+        "again would only lose more. Convert the original weights in bfloat16, such as "
+        "mistralai/Magistral-Small-2509."
+    )

@@ -1,0 +1,104 @@
+"""How the output spells what we hold in canonical form, so that every MLX runtime can read it.
+
+mlx-lm and mlx-vlm agree with our canonical names in the decoder and the projector. The vision
+tower is spelled as mlx-vlm's modules are, with its patch convolution channels last: before 0.6.4
+mlx-vlm renamed nothing in a file marked `format: mlx`, and later versions accept both. A text-only
+model of type `mistral` has no `language_model.` in front, as in transformers and mlx-lm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from magistral_mlx.checkpoint.names import LANGUAGE, VISION
+from magistral_mlx.config import ModelConfig
+
+DTYPE = "bfloat16"
+
+
+def output_name(name: str, *, bare: bool) -> str:
+    """The output's spelling of a canonical tensor name or module path.
+
+    `bare` tells that the configuration is one of a text-only `mistral`.
+    """
+    if bare:
+        return name.removeprefix(LANGUAGE)
+    if name.startswith(VISION):
+        return VISION + "vision_model." + name.removeprefix(VISION)
+    return name
+
+
+def is_bare(source: Mapping[str, Any] | None, config: ModelConfig) -> bool:
+    """Whether the output is a text-only `mistral`.
+
+    `source` is the source's config.json, None where it has only params.json.
+    """
+    if source is None:
+        return config.vision is None
+    return source.get("model_type") == "mistral"
+
+
+def output_config(
+    source: Mapping[str, Any] | None, config: ModelConfig, quantization: dict[str, Any]
+) -> dict[str, Any]:
+    """The output's config.json.
+
+    The source's is kept, but for what must change: defaults that runtimes fill in differently
+    (newer files nest rope_theta where mlx-lm and mlx-vlm do not look) are written out, the dtype
+    is that of the output, and the vision part goes where the checkpoint has no vision tower.
+    """
+    raw: dict[str, Any] = copy.deepcopy(dict(source)) if source is not None else {}
+    for key in ("_name_or_path", "quantization", "quantization_config"):
+        raw.pop(key, None)
+    bare = is_bare(source, config)
+    if bare:
+        _fill_text(raw, config)
+    else:
+        _fill_multimodal(raw, config)
+    _set_dtype(raw)
+    raw["quantization"] = quantization
+    raw["quantization_config"] = quantization  # where the hub's pages look for it
+    return dict(sorted(raw.items()))
+
+
+def _fill_multimodal(raw: dict[str, Any], config: ModelConfig) -> None:
+    raw.setdefault("architectures", ["Mistral3ForConditionalGeneration"])
+    raw["model_type"] = "mistral3"
+    raw["text_config"] = dict(raw.get("text_config") or {})
+    _fill_text(raw["text_config"], config)
+    raw["text_config"].pop("architectures", None)
+    raw["tie_word_embeddings"] = config.text.tie_word_embeddings
+    raw["image_token_index"] = config.image_token_id
+    raw["spatial_merge_size"] = config.spatial_merge_size
+    raw["multimodal_projector_bias"] = config.projector_bias
+    raw.setdefault("projector_hidden_act", "gelu")
+    raw.setdefault("vision_feature_layer", -1)
+    if config.vision is None:
+        raw.pop("vision_config", None)
+        return
+    vision = dict(raw.get("vision_config") or {})
+    vision.setdefault("model_type", "pixtral")
+    vision.setdefault("hidden_act", "silu")
+    vision |= asdict(config.vision)
+    del vision["rms_norm_eps"]  # fixed by the architecture
+    raw["vision_config"] = vision
+
+
+def _fill_text(text: dict[str, Any], config: ModelConfig) -> None:
+    text.setdefault("architectures", ["MistralForCausalLM"])
+    text.setdefault("hidden_act", "silu")
+    text.setdefault("sliding_window", None)
+    text |= asdict(config.text)
+    text["model_type"] = "mistral"
+
+
+def _set_dtype(raw: dict[str, Any]) -> None:
+    """Every mention of a dtype is that of what we store; the newer spelling is always there."""
+    raw["dtype"] = DTYPE
+    for part in (raw, raw.get("text_config"), raw.get("vision_config")):
+        for key in ("dtype", "torch_dtype"):
+            if part and key in part:
+                part[key] = DTYPE

@@ -1,0 +1,46 @@
+"""Where the result goes, and whether it may."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from magistral_convert.options import ConvertOptions
+from magistral_mlx.errors import InvalidOption, TargetExists
+from magistral_mlx.places import conversion_dir
+
+
+def default_target(source: str | os.PathLike[str], options: ConvertOptions) -> Path:
+    """A folder in the user's cache, where `generate` finds it."""
+    return conversion_dir(source, options.label)
+
+
+def check_target(target: Path, source: Path, *, force: bool) -> None:
+    """Check that the target may be written.
+
+    Raises:
+        TargetExists: something is there, and `force` does not stand for replacing it.
+        InvalidOption: the target is the source, or one lies in the other.
+    """
+    here, there = target.resolve(), source.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise InvalidOption(
+            f"the output {target} and the source {source} overlap. Choose another folder with -o."
+        )
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise TargetExists(f"{target} is a file. Choose another name with -o.")
+    content = {entry.name for entry in target.iterdir()}
+    if not content:
+        return
+    if not force:
+        raise TargetExists(
+            f"{target} is there already. Give --force to replace it, or choose another folder "
+            "with -o."
+        )
+    if "config.json" not in content or not any(n.endswith(".safetensors") for n in content):
+        raise TargetExists(
+            f"{target} holds something else than a checkpoint, and --force does not delete that. "
+            "Choose another folder with -o."
+        )

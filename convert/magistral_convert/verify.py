@@ -1,0 +1,72 @@
+"""Whether what stands in the output is, within the quantizer's bound, what stands in the source.
+
+The bounds follow from MLX's quantizer (its documentation and kernels) and from the source alone,
+so a wrong scale cannot excuse a wrong value.
+"""
+
+from __future__ import annotations
+
+from magistral_convert.pack import to_bfloat16, unpack
+from magistral_convert.plan import Task
+from magistral_convert.rows import Rows, read_rows
+from magistral_convert.work import WorkFolder
+from magistral_mlx.backend import mx
+from magistral_mlx.errors import CheckpointError
+from magistral_mlx.quantization import Quantization
+
+_SAMPLES = 4  # places in a tensor
+_SMALLEST_STEP = 1e-7  # affine scales are never smaller
+_BFLOAT16 = 2.0**-8  # more than the relative error of a scale that is rounded to bfloat16
+# Mode -> (relative, absolute) error of a value, as a share of its group's largest one. mxfp scales
+# are rounded up to a power of two: half a step of the widest spacing. nvfp4 scales are e4m3.
+_FLOATING_BOUNDS = {"mxfp4": (0.201, 0.0), "mxfp8": (0.0626, 0.0), "nvfp4": (0.1775, 0.006)}
+
+
+def check_task(task: Task, work: WorkFolder) -> None:
+    """Compare rows from the beginning, the end and between with the source.
+
+    Raises:
+        CheckpointError: a value is further from the source's than the quantizer can put it.
+    """
+    unit = task.halve_heads or 1
+    last = task.rows // unit - 1
+    for place in sorted({last * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)}):
+        start, stop = place * unit, (place + 1) * unit
+        written = [work.read(part, task, start, stop) for part in task.parts]
+        found = unpack(written, stop - start, task.scheme)
+        if not is_within_bound(read_rows(task, start, stop), found, task.scheme):
+            raise CheckpointError(
+                f"{task.source.name} of {task.source.file} does not survive its conversion: rows "
+                f"from {start} read back outside the bound of {_describe(task.scheme)}. The file "
+                "holds infinities or NaNs, or the disk is failing: fetch that file again."
+            )
+
+
+def is_within_bound(source: Rows, found: mx.array, scheme: Quantization | None) -> bool:
+    """Whether `found` (R, columns) is what quantizing `source` of that shape can give."""
+    wanted = to_bfloat16(source).astype(mx.float32)
+    error = mx.abs(wanted - found)
+    if scheme is None:
+        return bool(mx.all(error == 0))
+    groups = (wanted.shape[0], -1, scheme.group_size)
+    bound = _bound(wanted.reshape(groups), scheme)
+    return bool(mx.all(error.reshape(groups) <= bound))  # False for NaN as well
+
+
+def _bound(groups: mx.array, scheme: Quantization) -> mx.array:
+    """The largest error that the quantizer makes in each group; (R, groups, 1)."""
+    if scheme.mode != "affine":
+        relative, absolute = _FLOATING_BOUNDS[scheme.mode]
+        return relative * mx.abs(groups).max(axis=-1, keepdims=True) + absolute
+    # The scale is stretched so that zero has a code, which can push the far end of the range out
+    # by up to a whole step. Metal's kernel lets the range begin at zero.
+    lowest, highest = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+    width = mx.maximum(highest, 0) - lowest
+    step = mx.maximum(width / (2**scheme.bits - 1), _SMALLEST_STEP)
+    return step + _BFLOAT16 * width
+
+
+def _describe(scheme: Quantization | None) -> str:
+    if scheme is None:
+        return "bfloat16"
+    return f"{scheme.bits}-bit {scheme.mode} quantization"

@@ -1,0 +1,177 @@
+"""The folder in which a conversion grows, beside its target, until all of it is there.
+
+    DIR.partial/lock          held while a process works on it
+    DIR.partial/state.json    what is being made, and how many tensors are safely on the disk
+    DIR.partial/model/        the shards at full length, filled in the order of work
+    DIR.partial/source/       what is downloaded for the moment
+
+A killed process leaves it; the next one goes on after the tensors that state.json counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from magistral_convert.plan import Part, Plan, Task
+from magistral_convert.storage import explained, write_file
+from magistral_mlx.errors import StorageError, TargetExists
+
+SUFFIX = ".partial"
+
+
+def work_path(target: Path) -> Path:
+    """Where the conversion to `target` grows."""
+    return target.with_name(target.name + SUFFIX)
+
+
+class WorkFolder:
+    """An open work folder. Rows may be written from several threads."""
+
+    def __init__(self, target: Path, plan: Plan, identity: dict[str, str]) -> None:
+        """`identity` says what is made: `source` and `output`. A folder of another one is emptied
+        (downloads stay where the source is the same)."""
+        self.target = target
+        self.path = work_path(target)
+        self.model = self.path / "model"
+        self.source = self.path / "source"
+        self._plan = plan
+        self._identity = identity
+        self._lock: int | None = None
+        self._files: dict[int, int] = {}
+        self.done = 0  # tasks whose bytes are safely on the disk
+
+    def __enter__(self) -> WorkFolder:
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            try:
+                self._resume()
+            except BaseException:
+                self._close()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def write(self, part: Part, task: Task, row: int, data: memoryview) -> None:
+        """Put the bytes of rows from `row` on to their place."""
+        offset = part.offset + row * (part.nbytes // task.rows)
+        with explained(self.path):
+            while data:
+                written = os.pwrite(self._files[part.shard], data, offset)
+                data, offset = data[written:], offset + written
+
+    def read(self, part: Part, task: Task, start: int, stop: int) -> bytes:
+        """The bytes of rows `start` to `stop`, as they were written."""
+        size = part.nbytes // task.rows
+        return os.pread(self._files[part.shard], (stop - start) * size, part.offset + start * size)
+
+    def commit(self, done: int) -> None:
+        """Bring everything written to the disk, then count `done` tasks as safe."""
+        with explained(self.path):
+            for file in self._files.values():
+                os.fsync(file)
+            self.done = done
+            state = self._identity | {"done": done}
+            write_file(self.path / "state.json", json.dumps(state).encode())
+
+    def publish(self, *, force: bool) -> None:
+        """Give the finished model its name. `force` first moves an earlier one aside."""
+        self._close_files()
+        with explained(self.target):
+            if force and self.target.exists():
+                self.target.rename(self.path / "replaced")
+            try:
+                self.model.rename(self.target)
+            except OSError as error:
+                if self.target.exists():
+                    raise TargetExists(
+                        f"{self.target} has appeared meanwhile. The conversion is finished in "
+                        f"{self.model}: move it, or run the same command with --force."
+                    ) from error
+                raise
+            _sync_folder(self.target.parent)
+            shutil.rmtree(self.path)
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            raise StorageError(
+                f"another conversion is writing {self.path}. Wait for it, or choose another "
+                "folder with -o."
+            ) from None
+
+    def _resume(self) -> None:
+        state = self._read_state()
+        if {key: state.get(key) for key in self._identity} == self._identity:
+            self.done = int(state["done"])
+        else:
+            _remove(self.model)
+            if state.get("source") != self._identity["source"]:
+                _remove(self.source)
+            (self.path / "state.json").unlink(missing_ok=True)
+        self.model.mkdir(exist_ok=True)
+        if not self._open_files() and self.done:  # somebody has been in there
+            self.done = 0
+        if not self.done:
+            self.commit(0)
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.path / "state.json").read_bytes())
+            int(state["done"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
+        return dict(state)
+
+    def _open_files(self) -> bool:
+        """Open every shard at its full length, header in place. False if one was not so before."""
+        intact = True
+        for number, shard in enumerate(self._plan.shards):
+            file = os.open(self.model / shard.file, os.O_RDWR | os.O_CREAT, 0o644)
+            self._files[number] = file
+            if os.fstat(file).st_size != shard.nbytes:
+                intact = False
+                os.ftruncate(file, shard.nbytes)  # holes: no disk is taken yet
+            os.pwrite(file, shard.header, 0)
+        return intact
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+    def _close(self) -> None:
+        self._close_files()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
