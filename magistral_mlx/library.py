@@ -1,0 +1,218 @@
+"""The models on this machine: what is where, and which one a name, or no name, means."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.errors import CheckpointError, ModelNotFound
+from magistral_mlx.hub import Progress, resolve
+from magistral_mlx.hub.cache import known_commit
+from magistral_mlx.hub.inspect import check_runs, quantized_bits
+from magistral_mlx.hub.layout import weight_files
+from magistral_mlx.hub.names import RepoRef, parse_repo
+from magistral_mlx.hub.settings import hub_cache
+from magistral_mlx.places import DEMO, conversion_dir, conversions_dir, demo_dir, lmstudio_dirs
+
+__all__ = [
+    "FoundModel",
+    "conversion_dir",
+    "conversions_dir",
+    "default_model",
+    "demo_dir",
+    "find_models",
+    "locate",
+]
+
+Source = Literal["conversions", "hub", "lmstudio"]
+_SOURCES: tuple[Source, ...] = ("conversions", "hub", "lmstudio")
+_FAMILY = "magistral"
+_ADVICE = (
+    "Convert one with `magistral-mlx convert mistralai/Magistral-Small-2509` (downloads 48 GB, "
+    "keeps 14), or take a ready one with `--model lmstudio-community/Magistral-Small-2509-MLX-4bit`"
+    " (downloads 14 GB)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """One checkpoint that this package can run, or could if it were complete.
+
+    `name` is what `--model` takes. `bits` is None for unquantized weights. A model that is not
+    `complete` lacks files, or has damaged ones.
+    """
+
+    name: str
+    path: Path
+    source: Source
+    size_bytes: int
+    bits: int | None
+    has_vision: bool
+    complete: bool
+
+
+def find_models() -> list[FoundModel]:
+    """Every model here that this package runs: conversions, the hub's cache, LM Studio's.
+
+    Reads configurations and the headers of weight files, never the weights.
+    """
+    found: dict[Path, FoundModel] = {}
+    for source in _SOURCES:
+        models = [_inspect(name, path, source) for name, path in _folders(source)]
+        for model in sorted(filter(None, models), key=lambda model: model.name.lower()):
+            found.setdefault(model.path.resolve(), model)
+    return list(found.values())
+
+
+def default_model() -> Path:
+    """The model to run when none is named.
+
+    A 4-bit conversion in the user's cache, else a quantized model found in the hub's cache or in
+    LM Studio's folder: Magistral before others, 4 bits before more, with vision before without.
+    Unquantized models are never chosen: they would fill the memory of most machines.
+    Raises `ModelNotFound` with the command that gets one.
+    """
+    models = [model for model in find_models() if model.complete]
+    quantized = [model for model in models if model.bits is not None]
+    if quantized:
+        return min(quantized, key=_rank).path
+    if models:
+        raise ModelNotFound(
+            f"no quantized model on this machine. {models[0].name} is here, unquantized: convert "
+            f"it with `magistral-mlx convert {models[0].name}`, or run it as it is with "
+            f"`--model {models[0].name}`."
+        )
+    raise ModelNotFound(f"no model on this machine. {_ADVICE}")
+
+
+def locate(name: str | None, *, update: bool = False, on_progress: Progress | None = None) -> Path:
+    """The local folder of the model that `--model` names, downloaded where it has to be.
+
+    None is `default_model`, "demo" the embedded one; else a folder, a conversion in the user's
+    cache, a model of LM Studio's, or a repository on the hub (see `hub.resolve`, also for
+    `update`). Raises `ModelNotFound` with the names here that are alike.
+    """
+    if name is None:
+        return default_model()
+    if name == DEMO:
+        return demo_dir()
+    if not Path(name).expanduser().exists():
+        found = _by_name(name)
+        if found is not None:
+            return found
+    try:
+        return resolve(name, update=update, on_progress=on_progress)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{error}{_suggestion(name)}") from error
+
+
+def _by_name(name: str) -> Path | None:
+    """A complete model outside the hub's cache that goes by that name."""
+    for source in ("conversions", "lmstudio"):
+        for known, path in _folders(source):
+            if known.lower() == name.lower():
+                model = _inspect(known, path, source)
+                if model is not None and model.complete:
+                    return path
+    return None
+
+
+def _suggestion(name: str) -> str:
+    """A sentence with the names of models here that `name` may have meant; empty if none."""
+    known = {model.name.lower(): model.name for model in find_models()}
+    short = {full.rpartition("/")[2]: given for full, given in known.items()}
+    close = difflib.get_close_matches(name.lower(), known, n=3)
+    close_short = difflib.get_close_matches(name.lower().rpartition("/")[2], short, n=3)
+    names = dict.fromkeys([known[n] for n in close] + [short[n] for n in close_short])
+    return f" On this machine: {', '.join(names)}." if names else ""
+
+
+def _rank(model: FoundModel) -> tuple[object, ...]:
+    """Smaller is preferred."""
+    bits = model.bits or 16
+    return (
+        not (model.source == "conversions" and bits == 4),
+        _FAMILY not in model.name.lower(),
+        abs(bits - 4),
+        not model.has_vision,
+        _SOURCES.index(model.source),
+        -model.path.stat().st_mtime,
+    )
+
+
+def _folders(source: Source) -> Iterator[tuple[str, Path]]:
+    """Names and folders that may hold a model."""
+    if source == "hub":
+        yield from _snapshots()
+    elif source == "conversions":
+        yield from ((path.name, path) for path in _subfolders(conversions_dir()))
+    else:
+        for root in lmstudio_dirs():
+            for owner in _subfolders(root):
+                yield from ((f"{owner.name}/{path.name}", path) for path in _subfolders(owner))
+
+
+def _snapshots() -> Iterator[tuple[str, Path]]:
+    """One snapshot of each repository in the hub's cache: that of its main branch, else the newest.
+
+    Another than main's is named with its commit, unless its download has not finished, which
+    naming the repository continues.
+    """
+    for folder in _subfolders(hub_cache()):
+        if not folder.name.startswith("models--"):
+            continue
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        if parse_repo(repo) is None:
+            continue
+        snapshots = _subfolders(folder / "snapshots")
+        main = known_commit(RepoRef(repo))
+        chosen = [path for path in snapshots if path.name == main]
+        unfinished = any((folder / "blobs").glob("*.incomplete"))
+        if chosen or (unfinished and snapshots):
+            yield repo, (chosen or sorted(snapshots, key=_age))[0]
+        elif snapshots:
+            newest = min(snapshots, key=_age)
+            yield f"{repo}@{newest.name}", newest
+
+
+def _inspect(name: str, folder: Path, source: Source) -> FoundModel | None:
+    """What is in a folder; None where nothing there could run here."""
+    try:
+        config = check_runs(folder)
+        bits = quantized_bits(folder)
+        files = [entry for entry in folder.iterdir() if entry.is_file()]
+    except (CheckpointError, OSError):
+        return None
+    if not weight_files(file.name for file in files) and not _is_arriving(folder, source):
+        return None
+    has_vision, complete = config.vision is not None, True
+    try:
+        has_vision = Checkpoint.open(folder).config.vision is not None
+    except CheckpointError:
+        complete = False
+    size = sum(file.stat().st_size for file in files)
+    return FoundModel(name, folder, source, size, bits, has_vision, complete)
+
+
+def _is_arriving(folder: Path, source: Source) -> bool:
+    """Whether weights are on their way; else a configuration alone is no model."""
+    blobs = folder.parent.parent / "blobs"
+    return source == "hub" and any(blobs.glob("*.incomplete"))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+    except OSError:
+        return []
+
+
+def _age(folder: Path) -> float:
+    return -os.stat(folder).st_mtime
