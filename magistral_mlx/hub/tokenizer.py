@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.config import read_json
-from magistral_mlx.errors import CheckpointError, HubError, ModelNotFound, TokenizerError
+from magistral_mlx.errors import (
+    CheckpointError,
+    HubError,
+    MagistralError,
+    ModelNotFound,
+    TokenizerError,
+)
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.hub.names import RepoRef, parse_repo
 from magistral_mlx.hub.snapshot import fetch_file
@@ -43,12 +49,13 @@ def find_tokenizer(
     own = folder / TEKKEN
     if own.is_file():
         return own
-    tried: list[str] = []
-    for ref in _base_models(folder, tried):
-        path = _try(ref, TEKKEN, tried, on_progress)
+    failures: list[MagistralError] = []
+    for ref in _base_models(folder, failures):
+        path = _try(ref, TEKKEN, failures, on_progress)
         if path is not None:
             return path
-    why = f" ({'; '.join(tried)})" if tried else ""
+    reasons = dict.fromkeys(str(failure).rstrip(".") for failure in failures)
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     raise TokenizerError(
         f"{folder} has no {TEKKEN}, and no model that it was made from could give one{why}. "
         "Name one with --tokenizer, such as --tokenizer mistralai/Magistral-Small-2509."
@@ -63,17 +70,21 @@ def find_system_prompt(folder: Path) -> Path | None:
     own = folder / SYSTEM_PROMPT
     if own.is_file() or (folder / TEKKEN).is_file():
         return own if own.is_file() else None
-    for ref in _base_models(folder, []):
-        path = _try(ref, SYSTEM_PROMPT, [], None)
+    failures: list[MagistralError] = []
+    for ref in _base_models(folder, failures):
+        path = _try(ref, SYSTEM_PROMPT, failures)
         if path is not None:
             return path
-        if _try(ref, TEKKEN, [], None) is not None:
+        if _try(ref, TEKKEN, failures) is not None:
             return None  # this is the model itself, and it has no prompt
     return None
 
 
-def _base_models(folder: Path, tried: list[str]) -> Iterator[RepoRef]:
-    """The repositories that may hold the tokenizer, nearest first, each once."""
+def _base_models(folder: Path, failures: list[MagistralError]) -> Iterator[RepoRef]:
+    """The repositories that may hold the tokenizer, nearest first, each once.
+
+    One that the hub could not give is not asked for its card as well.
+    """
     own_repo = repo_of_snapshot(folder)
     queue = [(name, 0) for name in ([own_repo] if own_repo else []) + local_base_models(folder)]
     seen: set[str] = set()
@@ -84,8 +95,9 @@ def _base_models(folder: Path, tried: list[str]) -> Iterator[RepoRef]:
             continue
         seen.add(name.lower())
         yield ref
-        if depth < _DEPTH:
-            card = _try(ref, "README.md", tried, None)
+        refused = bool(failures) and isinstance(failures[-1], HubError)
+        if depth < _DEPTH and not refused:
+            card = _try(ref, "README.md", failures)
             queue += [(base, depth + 1) for base in _bases_in_card(card)] if card else []
 
 
@@ -115,15 +127,20 @@ def _bases_in_card(card: Path) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _try(ref: RepoRef, name: str, tried: list[str], on_progress: Progress | None) -> Path | None:
-    """A file of `ref`, or None with the reason added to `tried`."""
+def _try(
+    ref: RepoRef,
+    name: str,
+    failures: list[MagistralError],
+    on_progress: Progress | None = None,
+) -> Path | None:
+    """A file of `ref`, or None with the reason added to `failures`."""
     try:
         path = fetch_file(ref, name, on_progress=on_progress)
     except (ModelNotFound, HubError) as error:
-        tried.append(str(error).rstrip("."))
+        failures.append(error)
         return None
     if path is None and name == TEKKEN:
-        tried.append(f"{ref} has no {TEKKEN}")
+        failures.append(TokenizerError(f"{ref} has no {TEKKEN}"))
     return path
 
 

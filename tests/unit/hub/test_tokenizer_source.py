@@ -190,3 +190,10 @@ def test_an_unreachable_override_is_an_error_of_the_hub(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match="cannot reach"):
         find_tokenizer(conversion(), REPO)
+
+
+def test_a_base_model_that_refuses_is_not_asked_for_more(hub: FakeHub, conversion: Folder):
+    hub.gated.add(REPO)
+    with pytest.raises(TokenizerError, match=r"is gated.*Name one with --tokenizer"):
+        find_tokenizer(conversion(card(REPO)))
+    assert not any(request.path.endswith("README.md") for request in hub.requests)

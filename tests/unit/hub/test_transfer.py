@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx.errors import HubError, StorageError
-from magistral_mlx.hub import resolve, transfer
-from magistral_mlx.hub.transfer import ATTEMPTS, CONNECTIONS
+from magistral_mlx.hub import partial, resolve, transfer
+from magistral_mlx.hub.transfer import ATTEMPTS
 from tests.fake_hub import FakeHub, write_repo
 from tests.unit.hub.conftest import CONFIG, weights
 
@@ -133,10 +133,14 @@ def test_a_server_without_ranges_sends_the_file_in_one_piece(hub: FakeHub, conte
     assert downloaded() == content
 
 
-def test_a_server_without_ranges_starts_again_after_a_break(hub: FakeHub, content: bytes):
+def test_a_server_without_ranges_starts_again_after_a_break(
+    hub: FakeHub, content: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(partial, "SEGMENT", 2 * SIZE)
     hub.faults.ignore_ranges = True
-    hub.faults.cut_after, hub.faults.cuts = 700_000, CONNECTIONS + 1
+    hub.faults.cut_after, hub.faults.cuts = 700_000, 2
     assert downloaded() == content
+    assert [r.sent for r in hub.downloads("model.safetensors")] == [700_000, 700_000, SIZE]
 
 
 def test_damaged_content_is_never_kept(hub: FakeHub, content: bytes, home: Path):
