@@ -11,7 +11,7 @@ the folder gets the target's name when everything is there.
 
 from __future__ import annotations
 
-from magistral_convert.conversion import Conversion, convert, prepare, run
+from magistral_convert.conversion import Conversion, check, convert, prepare, run
 from magistral_convert.options import ConvertOptions
 from magistral_convert.progress import Converting, Downloading, OnProgress, Progress
 
@@ -22,6 +22,7 @@ __all__ = [
     "Downloading",
     "OnProgress",
     "Progress",
+    "check",
     "convert",
     "prepare",
     "run",

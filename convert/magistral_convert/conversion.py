@@ -87,13 +87,23 @@ def convert(
     return run(prepare(source, output, options), on_progress)
 
 
+def check(conversion: Conversion) -> None:
+    """Check what can stop it before the work: the target and the disk.
+
+    Raises:
+        TargetExists, InvalidOption: see `check_target`.
+        StorageError: too little room.
+    """
+    check_target(conversion.target, conversion.source.folder, force=conversion.options.force)
+    check_room(conversion.room_needed)
+
+
 def run(conversion: Conversion, on_progress: OnProgress | None = None) -> Path:
     """Carry out what `prepare` has planned; see `convert`."""
     from magistral_convert import stream  # brings MLX
 
     source, target, options = conversion.source, conversion.target, conversion.options
-    check_target(target, source.folder, force=options.force)
-    check_room(conversion.room_needed)
+    check(conversion)
     files = gather(source.folder, options.tokenizer)
     with WorkFolder(target, conversion.plan, _identity(conversion)) as work:
         stream.run(

@@ -57,7 +57,7 @@ def unpack(parts: list[bytes], rows: int, scheme: Quantization | None) -> mx.arr
 
 def to_bfloat16(rows: Rows) -> mx.array:
     """The same values in bfloat16; uint16 holds bfloat16's bits."""
-    array = mx.array(rows)
+    array = mx.array(np.ascontiguousarray(rows))
     return array.view(mx.bfloat16) if rows.dtype == np.uint16 else array.astype(mx.bfloat16)
 
 

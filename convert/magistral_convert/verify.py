@@ -50,7 +50,8 @@ def is_within_bound(source: Rows, found: mx.array, scheme: Quantization | None) 
         return bool(mx.all(error == 0))
     groups = (wanted.shape[0], -1, scheme.group_size)
     bound = _bound(wanted.reshape(groups), scheme)
-    return bool(mx.all(error.reshape(groups) <= bound))  # False for NaN as well
+    # NaN is within nothing, and infinity must not be within infinity.
+    return bool(mx.all((error.reshape(groups) <= bound) & mx.isfinite(bound)))
 
 
 def _bound(groups: mx.array, scheme: Quantization) -> mx.array:

@@ -4,6 +4,7 @@
     DIR.partial/state.json    what is being made, and how many tensors are safely on the disk
     DIR.partial/model/        the shards at full length, filled in the order of work
     DIR.partial/source/       what is downloaded for the moment
+    DIR.partial/replaced/     an earlier result, for the moment in which the new one is renamed
 
 A killed process leaves it; the next one goes on after the tensors that state.json counts.
 """
@@ -23,6 +24,7 @@ from magistral_convert.storage import explained, write_file
 from magistral_mlx.errors import StorageError, TargetExists
 
 SUFFIX = ".partial"
+_REPLACED = "replaced"
 
 
 def work_path(target: Path) -> Path:
@@ -92,7 +94,7 @@ class WorkFolder:
         self._close_files()
         with explained(self.target):
             if force and self.target.exists():
-                self.target.rename(self.path / "replaced")
+                self.target.rename(self.path / _REPLACED)
             try:
                 self.model.rename(self.target)
             except OSError as error:
@@ -117,7 +119,15 @@ class WorkFolder:
                 "folder with -o."
             ) from None
 
+    def _settle_replacement(self) -> None:
+        """Undo, or end, what a process did not finish that died while it published."""
+        replaced = self.path / _REPLACED
+        if replaced.exists() and not self.target.exists():
+            replaced.rename(self.target)
+        _remove(replaced)
+
     def _resume(self) -> None:
+        self._settle_replacement()
         state = self._read_state()
         if {key: state.get(key) for key in self._identity} == self._identity:
             self.done = int(state["done"])

@@ -1,0 +1,119 @@
+"""`magistral-mlx convert`: quantize a checkpoint to MLX format."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from magistral_convert import Conversion
+
+
+def _choice(*values: object) -> click.Choice[str]:
+    return click.Choice([str(value) for value in values])
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    help="The folder to make. Default: one in your cache, which `generate` finds.",
+)
+@click.option("--bits", type=_choice(2, 3, 4, 5, 6, 8), help="Bits a weight. Default: 4.")
+@click.option(
+    "--group-size", type=_choice(32, 64, 128), help="Weights that share a scale. Default: 64."
+)
+@click.option(
+    "--mode",
+    type=_choice("affine", "mxfp4", "nvfp4", "mxfp8"),
+    default="affine",
+    show_default=True,
+    help="How a group is quantized. All but affine fix bits and group size.",
+)
+@click.option(
+    "--recipe",
+    type=_choice("4bit", "4bit-plus"),
+    help="4bit-plus keeps the most sensitive matrices at 6 bits.",
+)
+@click.option("--quantize-vision", is_flag=True, help="Quantize vision tower and projector too.")
+@click.option("--dry-run", is_flag=True, help="Show sizes and the disk needed, and stop.")
+@click.option("--force", is_flag=True, help="Replace an earlier conversion, when the new is done.")
+@click.option("--keep-source", is_flag=True, help="Keep what is downloaded, in the hub's cache.")
+@click.option("--tokenizer", metavar="PATH_OR_REPO", help="Where to take tekken.json from.")
+@click.option("--upload", metavar="REPO", help="Upload the result to this repository.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
+def convert(source: str, output: str | None, **asked: Any) -> int:
+    """Quantize SOURCE, a folder or a name on the hub, to MLX format.
+
+    An interrupted conversion goes on where it was when the same command is run again.
+    """
+    from magistral_convert import ConvertOptions, check, prepare
+    from magistral_mlx.cli import convert_report as report
+    from magistral_mlx.hub import require_repo
+
+    options = ConvertOptions(
+        bits=_int(asked["bits"]),
+        group_size=_int(asked["group_size"]),
+        mode=asked["mode"],
+        recipe=asked["recipe"],
+        quantize_vision=asked["quantize_vision"],
+        tokenizer=asked["tokenizer"],
+        force=asked["force"],
+        keep_source=asked["keep_source"],
+        name=asked["upload"],
+    )
+    if asked["upload"]:
+        require_repo(asked["upload"])
+    conversion = prepare(source, output, options)
+    if asked["dry_run"]:
+        show = report.print_json if asked["as_json"] else report.print_plan
+        show(conversion)
+        return 0
+    check(conversion)
+    started = time.monotonic()
+    report.note(report.headline(conversion))
+    target = _run(conversion, source)
+    seconds = time.monotonic() - started
+    report.note(report.conclusion(conversion, seconds))
+    address = _upload(target, asked["upload"]) if asked["upload"] else None
+    if asked["as_json"]:
+        report.print_json(conversion, seconds=seconds, address=address)
+    else:
+        click.echo(address or target)
+    return 0
+
+
+def _run(conversion: Conversion, source: str) -> Path:
+    from magistral_convert import run
+    from magistral_mlx.cli.awake import kept_awake
+    from magistral_mlx.cli.convert_progress import conversion_progress
+
+    try:
+        with kept_awake(), conversion_progress() as on_progress:
+            return run(conversion, on_progress)
+    except KeyboardInterrupt:
+        click.echo("Interrupted. The same command goes on where this one was.", err=True)
+        sys.exit(130)
+
+
+def _upload(target: Path, repo: str) -> str:
+    from magistral_mlx.errors import MagistralError
+    from magistral_mlx.hub import upload
+
+    try:
+        return upload(target, repo)
+    except MagistralError as error:
+        raise type(error)(
+            f"{error} The conversion itself is finished, in {target}: upload it later with "
+            f"`hf upload {repo} {target}`."
+        ) from error
+
+
+def _int(value: str | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,114 @@
+"""What `convert` tells about a conversion before and after it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from magistral_convert import Conversion
+from magistral_convert.summary import summarize
+
+
+def note(line: str) -> None:
+    """A line for the person who watches; stdout is for programs."""
+    click.echo(line, err=True)
+
+
+def headline(conversion: Conversion) -> str:
+    """What goes where, in one line."""
+    plan = conversion.plan
+    return (
+        f"{_gb(plan.source_bytes)} -> {_gb(plan.output_bytes)} "
+        f"({plan.bits_per_weight:.2f} bits a weight) in {conversion.target}"
+    )
+
+
+def conclusion(conversion: Conversion, seconds: float) -> str:
+    """What it took, in one line."""
+    speed = conversion.plan.source_bytes / 1e9 / max(seconds, 1e-3)
+    return f"Done in {_duration(seconds)}, {speed:.2f} GB/s."
+
+
+def print_plan(conversion: Conversion) -> None:
+    """A table of sizes by part of the model, and the disk that it takes."""
+    plan = conversion.plan
+    table = Table("part", box=None, pad_edge=False)
+    for heading in ("parameters", "before", "after", "bits a weight"):
+        table.add_column(heading, justify="right")
+    for group in summarize(plan):
+        table.add_row(
+            group.name,
+            f"{group.parameters:,}",
+            _gb(group.source_bytes),
+            _gb(group.output_bytes),
+            f"{group.bits_per_weight:.2f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{plan.parameters:,}",
+        _gb(plan.source_bytes),
+        _gb(plan.output_bytes),
+        f"{plan.bits_per_weight:.2f}",
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"\nOutput: {conversion.target}, {len(plan.shards)} file(s)")
+    for place, needed, free in _room(conversion):
+        console.print(f"Disk:   {_gb(needed)} needed, {_gb(free)} free at {place}")
+
+
+def print_json(
+    conversion: Conversion, *, seconds: float | None = None, address: str | None = None
+) -> None:
+    """The same figures, for programs. Sizes are in bytes."""
+    plan = conversion.plan
+    figures: dict[str, Any] = {
+        "target": str(conversion.target),
+        "source_bytes": plan.source_bytes,
+        "output_bytes": plan.output_bytes,
+        "parameters": plan.parameters,
+        "bits_per_weight": plan.bits_per_weight,
+        "tensors": len(plan.tasks),
+        "shards": [shard.file for shard in plan.shards],
+        "quantization": plan.quantization,
+        "parts": [
+            asdict(group) | {"bits_per_weight": group.bits_per_weight} for group in summarize(plan)
+        ],
+    }
+    if seconds is None:
+        figures["disk"] = [
+            {"place": str(place), "needed": needed, "free": free}
+            for place, needed, free in _room(conversion)
+        ]
+    else:
+        figures["seconds"] = seconds
+    if address is not None:
+        figures["address"] = address
+    click.echo(json.dumps(figures, indent=2))
+
+
+def _room(conversion: Conversion) -> list[tuple[Path, int, int]]:
+    """Place, bytes needed and bytes free, for each place that needs any."""
+    rooms = []
+    for place, needed in conversion.room_needed:
+        existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
+        if needed:
+            rooms.append((place, needed, shutil.disk_usage(existing).free))
+    return rooms
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**8 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
