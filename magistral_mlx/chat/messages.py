@@ -77,12 +77,15 @@ class User:
 class Assistant:
     """An earlier turn of the model: its thinking (None: it did not think), answer, tool calls.
 
-    A call without an id gets one when the prompt is made.
+    A call without an id gets one when the prompt is made. The last message of a conversation may
+    be one with `prefix`: it is left open, and the model goes on where it ends, inside its thinking
+    if there is thinking and no text yet.
     """
 
     text: str = ""
     thinking: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    prefix: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from magistral_mlx.chat.messages import (
     Assistant,
@@ -41,15 +41,28 @@ def build_request(
     """
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-    if not conversation or not isinstance(conversation[-1], User | ToolResult):
+    last = conversation[-1] if conversation else None
+    if not isinstance(last, User | ToolResult) and not _is_open(last):
         raise PromptError(
-            "There is nothing to answer: the last message must be a user's or a tool's result."
+            "There is nothing to answer: the last message must be a user's or a tool's result, or "
+            "an assistant's with prefix=True, which is continued."
         )
     calls = _CallIds()
+    closed = [_message(m, calls, thinking, pictures) for m in conversation[:-1]]
     return ChatCompletionRequest(
-        messages=[_message(m, calls, thinking, pictures) for m in conversation],
+        messages=[*closed, _message(conversation[-1], calls, thinking, pictures, last=True)],
         tools=[_tool(tool) for tool in tools] or None,
     )
+
+
+def ends_inside_thinking(conversation: Sequence[Message], *, thinking: bool) -> bool:
+    """Whether the prompt for `conversation` ends inside an open trace, which is continued."""
+    last = conversation[-1] if conversation else None
+    return thinking and _is_open(last) and last.thinking is not None and not last.text
+
+
+def _is_open(message: Message | None) -> TypeGuard[Assistant]:
+    return isinstance(message, Assistant) and message.prefix and not message.tool_calls
 
 
 class _CallIds:
@@ -79,7 +92,7 @@ class _CallIds:
 
 
 def _message(
-    message: Message, calls: _CallIds, thinking: bool, pictures: bool
+    message: Message, calls: _CallIds, thinking: bool, pictures: bool, last: bool = False
 ) -> messages.ChatMessage:
     from mistral_common.protocol.instruct.messages import SystemMessage, ToolMessage, UserMessage
 
@@ -92,7 +105,7 @@ def _message(
         case User(content=parts):
             return UserMessage(content=[_user_chunk(part, pictures) for part in parts])
         case Assistant():
-            return _assistant(message, calls.of_calls(message), thinking)
+            return _assistant(message, calls.of_calls(message), thinking, last)
         case ToolResult(content=content):
             return ToolMessage(content=content, tool_call_id=calls.of_result(message))
         case _:
@@ -134,14 +147,17 @@ def _user_chunk(part: str | Picture, pictures: bool) -> chunk.ContentChunk:
     return ImageChunk(image=part.image)
 
 
-def _assistant(message: Assistant, ids: list[str], thinking: bool) -> messages.AssistantMessage:
+def _assistant(
+    message: Assistant, ids: list[str], thinking: bool, last: bool
+) -> messages.AssistantMessage:
     from mistral_common.protocol.instruct.chunk import TextChunk, ThinkChunk
     from mistral_common.protocol.instruct.messages import AssistantMessage
     from mistral_common.protocol.instruct.tool_calls import FunctionCall, ToolCall
 
     content: str | list[chunk.ContentChunk] = message.text
     if thinking and message.thinking is not None:
-        content = [ThinkChunk(thinking=message.thinking, closed=True)]
+        closed = not last or bool(message.text)
+        content = [ThinkChunk(thinking=message.thinking, closed=closed)]
         if message.text:
             content.append(TextChunk(text=message.text))
     if not content and not ids:
@@ -152,7 +168,7 @@ def _assistant(message: Assistant, ids: list[str], thinking: bool) -> messages.A
         ToolCall(id=id, function=FunctionCall(name=call.name, arguments=call.arguments))
         for id, call in zip(ids, message.tool_calls, strict=True)
     ]
-    return AssistantMessage(content=content or None, tool_calls=calls or None)
+    return AssistantMessage(content=content or None, tool_calls=calls or None, prefix=last)
 
 
 def _tool(tool: Tool) -> tool_calls.Tool:

@@ -30,6 +30,12 @@ CARD_DEFAULT = System(
     )
 )
 
+# The same without the thinking, for answers that are wanted at once.
+_CARD_WITHOUT_THINKING = System(
+    "Format your response using Markdown, and use LaTeX for any mathematical equations. "
+    "Write the response in the same language as the input. Provide a self-contained response."
+)
+
 
 def default_system(
     folder: str | PathLike[str], *, thinks: bool, name: str | None = None
@@ -71,6 +77,20 @@ def split_thinking(text: str) -> System:
     return System(tuple(_parts(text)))
 
 
+def without_thinking(system: System) -> System | None:
+    """`system` with its thinking parts left out; None if nothing else is in it.
+
+    The model card's default also asks for thinking in words: it becomes one that does not.
+    """
+    if _words(system) == _words(CARD_DEFAULT):
+        return _CARD_WITHOUT_THINKING
+    if isinstance(system.content, str):
+        return system
+    texts = [part.strip() for part in system.content if isinstance(part, str)]
+    kept = "\n\n".join(filter(None, texts))
+    return System(kept) if kept else None
+
+
 def fill_placeholders(text: str, name: str, today: date) -> str:
     """`text` with `{name}`, `{today}` and `{yesterday}` filled in; other braces stay."""
     values = {
@@ -85,6 +105,13 @@ def _as_system(text: str, thinks: bool) -> System | None:
     if not text:
         return None
     return split_thinking(text) if thinks else System(text)
+
+
+def _words(system: System) -> list[list[str]]:
+    """The words of each part; a file's blanks and line ends differ from the card's."""
+    parts = (system.content,) if isinstance(system.content, str) else system.content
+    texts = (part.text if isinstance(part, Thought) else part for part in parts)
+    return [words for text in texts if (words := text.split())]
 
 
 def _marks(text: str) -> list[str]:

@@ -271,3 +271,32 @@ def test_older_versions(version: str):
     ]
     path = tekken_folder(version=version, thinking=False) / "tekken.json"
     assert_same(encode(ours, tokenizer), MistralTokenizer.from_file(path), theirs)
+
+
+def test_an_answer_that_is_left_open_is_continued(reference: MistralTokenizer):
+    theirs = [
+        UserMessage(content="Hi"),
+        AssistantMessage(content=[ThinkChunk(thinking="hm"), TextChunk(text="Hel")], prefix=True),
+    ]
+    ours = encode([User("Hi"), Assistant("Hel", "hm", prefix=True)], full_tokenizer())
+    assert_same(ours, reference, theirs)
+    assert not ours.inside_thinking
+    assert ours.tokens[-1] != full_tokenizer().special.eos
+
+
+def test_thinking_that_is_left_open_is_continued(reference: MistralTokenizer):
+    theirs = [
+        UserMessage(content="Hi"),
+        AssistantMessage(content=[ThinkChunk(thinking="hm", closed=False)], prefix=True),
+    ]
+    ours = encode([User("Hi"), Assistant("", "hm", prefix=True)], full_tokenizer())
+    assert_same(ours, reference, theirs)
+    assert ours.inside_thinking
+
+
+def test_an_answer_that_was_left_open_earlier_is_closed(reference: MistralTokenizer):
+    cut_short = [User("Hi"), Assistant("Hel", "hm", prefix=True), User("Well?")]
+    whole = [User("Hi"), Assistant("Hel", "hm"), User("Well?")]
+    ours = encode(cut_short, full_tokenizer())
+    assert ours.tokens.tolist() == encode(whole, full_tokenizer()).tokens.tolist()
+    assert not ours.inside_thinking

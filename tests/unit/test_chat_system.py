@@ -12,6 +12,7 @@ from magistral_mlx.chat.system import (
     fill_placeholders,
     split_thinking,
     system_from_file,
+    without_thinking,
 )
 from magistral_mlx.errors import PromptError
 
@@ -121,3 +122,30 @@ def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(PromptError, match="cannot be read: Permission denied"):
         default_system(tmp_path, thinks=True)
+
+
+def test_without_thinking_a_prompt_keeps_its_other_parts():
+    system = System(("Be brief.\n\n", Thought("draft"), "Then answer."))
+    assert without_thinking(system) == System("Be brief.\n\nThen answer.")
+    assert without_thinking(System((Thought("draft"),))) is None
+
+
+def test_without_thinking_plain_text_stays_as_it_is():
+    assert without_thinking(System("Use [THINK]tags[/THINK].")) == System(
+        "Use [THINK]tags[/THINK]."
+    )
+
+
+def test_without_thinking_the_model_cards_prompt_no_longer_asks_for_thoughts(tmp_path: Path):
+    spelled = "".join(
+        f"[THINK]{part.text}[/THINK]" if isinstance(part, Thought) else part
+        for part in CARD_DEFAULT.content
+    )
+    (tmp_path / "SYSTEM_PROMPT.txt").write_text(f"{spelled}\n")
+    from_file = default_system(tmp_path, thinks=True)
+    assert from_file is not None and from_file != CARD_DEFAULT
+    for system in (CARD_DEFAULT, from_file):
+        short = without_thinking(system)
+        assert short is not None and isinstance(short.content, str)
+        assert "thinking" not in short.content and "thoughts" not in short.content
+        assert "Markdown" in short.content

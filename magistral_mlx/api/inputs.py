@@ -1,0 +1,185 @@
+"""What a caller may pass as a prompt, as typed messages: text, typed messages, or dicts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from magistral_mlx.chat.messages import (
+    Assistant,
+    Message,
+    Picture,
+    System,
+    Tool,
+    ToolResult,
+    User,
+)
+from magistral_mlx.errors import PictureError, PromptError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | Picture"
+PromptLike: TypeAlias = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
+ToolLike: TypeAlias = Tool | Mapping[str, Any]
+
+_TYPED = (System, User, Assistant, ToolResult)
+
+
+def to_messages(
+    prompt: PromptLike,
+    images: PictureSource | Iterable[PictureSource] = (),
+    *,
+    local_files: bool = True,
+) -> list[Message]:
+    """`prompt` as messages, with `images` before the text of the last user's message.
+
+    Args:
+        prompt: a user's text, one message, or several; dicts are those of OpenAI's and Mistral's
+            chat APIs.
+        images: paths, bytes, PIL images, data URLs or Pictures.
+        local_files: whether a dict may name a picture by its path. A server must not allow it.
+
+    Raises:
+        PromptError: naming the message and the field that is wrong.
+        PictureError: a picture that cannot be opened.
+    """
+    pictures = to_pictures(images)
+    if isinstance(prompt, str):
+        messages: list[Message] = [User(prompt)]
+    elif isinstance(prompt, _TYPED):
+        messages = [prompt]
+    elif isinstance(prompt, Mapping):
+        messages = [_to_message(prompt, "the message", local_files)]
+    elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray):
+        messages = [
+            _to_message(entry, f"messages[{n}]", local_files) for n, entry in enumerate(prompt)
+        ]
+    else:
+        raise PromptError(
+            f"a prompt is text, a message or a list of messages, not {_kind(prompt)}."
+        )
+    return with_pictures(messages, pictures) if pictures else messages
+
+
+def to_pictures(images: PictureSource | Iterable[PictureSource]) -> list[Picture]:
+    """One picture or several, opened.
+
+    Raises:
+        PictureError: one that cannot be opened.
+    """
+    if isinstance(images, str | bytes | PathLike | Picture) or _is_pil(images):
+        return [open_picture(images)]  # type: ignore[arg-type]
+    if not isinstance(images, Iterable):
+        raise PictureError(f"images are a list of pictures, not {_kind(images)}.")
+    return [open_picture(source) for source in images]
+
+
+def open_picture(source: PictureSource) -> Picture:
+    """A picture from a path, a data URL, bytes, a PIL image, or as it is.
+
+    Raises:
+        PictureError: it cannot be opened, or lies on the web.
+    """
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return Picture.open(_data_of(source))
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    if not (isinstance(source, str | bytes | PathLike) or _is_pil(source)):
+        raise PictureError(
+            f"a picture is a path, bytes, a PIL image or a data URL, not {_kind(source)}."
+        )
+    return Picture.open(source)
+
+
+def with_pictures(messages: Sequence[Message], pictures: Sequence[Picture]) -> list[Message]:
+    """`messages` with `pictures` before what the last user's message holds.
+
+    Raises:
+        PromptError: there is no user's message.
+    """
+    for n in reversed(range(len(messages))):
+        user = messages[n]
+        if isinstance(user, User):
+            content = (user.content,) if isinstance(user.content, str) else user.content
+            held = tuple(part for part in content if part != "")
+            return [
+                *messages[:n],
+                replace(user, content=(*pictures, *held)),
+                *messages[n + 1 :],
+            ]
+    raise PromptError("pictures were given, but there is no user's message that could hold them.")
+
+
+def to_tools(tools: Iterable[ToolLike] | None) -> tuple[Tool, ...]:
+    """Typed tools, or dicts as in OpenAI's API, as typed ones.
+
+    Raises:
+        PromptError: naming the tool and the field that is wrong.
+    """
+    from magistral_mlx.api.dicts import parse_tool
+
+    if isinstance(tools, Tool | Mapping):
+        tools = (tools,)
+    return tuple(
+        tool if isinstance(tool, Tool) else parse_tool(tool, f"tools[{n}]")
+        for n, tool in enumerate(tools or ())
+    )
+
+
+def picture_of_url(url: str, where: str, *, local_files: bool) -> Picture:
+    """The picture that a dict's URL stands for: a data URL, a file:// URL or a path.
+
+    Raises:
+        PictureError: it cannot be opened, lies on the web, or is a file where none is allowed.
+    """
+    scheme = urlsplit(url[:4096]).scheme.lower()
+    if scheme in ("http", "https"):
+        raise PictureError(
+            f"{where} is a web address, and nothing is downloaded here. Fetch the picture first, "
+            "and give its bytes or a data URL."
+        )
+    if scheme != "data" and not local_files:
+        raise PictureError(f"{where} must be a data URL (data:image/png;base64,…).")
+    try:
+        return open_picture(unquote(urlsplit(url).path) if scheme == "file" else url)
+    except PictureError as error:
+        raise PictureError(f"{where}: {error}") from error
+
+
+def _to_message(entry: Any, where: str, local_files: bool) -> Message:
+    from magistral_mlx.api.dicts import parse_message
+
+    if isinstance(entry, _TYPED):
+        return entry
+    if isinstance(entry, Mapping):
+        return parse_message(entry, where, local_files=local_files)
+    raise PromptError(f"{where} must be a message or a dict with a role, not {_kind(entry)}.")
+
+
+def _data_of(url: str) -> bytes:
+    head, comma, data = url.partition(",")
+    if not comma:
+        raise PictureError("the data URL has no comma, after which the picture's data stands.")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(data)
+    try:
+        return base64.b64decode("".join(unquote(data).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PictureError(f"the data URL is not valid base64: {error}.") from error
+
+
+def _is_pil(value: object) -> bool:
+    """Whether it is a PIL image, without importing PIL to find out that it is none."""
+    return any(kind.__module__.startswith("PIL.") for kind in type(value).__mro__)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
