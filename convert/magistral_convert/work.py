@@ -71,9 +71,7 @@ class WorkFolder:
         """Put the bytes of rows from `row` on to their place."""
         offset = part.offset + row * (part.nbytes // task.rows)
         with explained(self.path):
-            while data:
-                written = os.pwrite(self._files[part.shard], data, offset)
-                data, offset = data[written:], offset + written
+            _write_all(self._files[part.shard], data, offset)
 
     def read(self, part: Part, task: Task, start: int, stop: int) -> bytes:
         """The bytes of rows `start` to `stop`, as they were written."""
@@ -159,7 +157,7 @@ class WorkFolder:
             if os.fstat(file).st_size != shard.nbytes:
                 intact = False
                 os.ftruncate(file, shard.nbytes)  # holes: no disk is taken yet
-            os.pwrite(file, shard.header, 0)
+            _write_all(file, memoryview(shard.header), 0)
         return intact
 
     def _close_files(self) -> None:
@@ -172,6 +170,13 @@ class WorkFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _write_all(file: int, data: memoryview, offset: int) -> None:
+    """`os.pwrite` may write less than it is given."""
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _remove(folder: Path) -> None:
