@@ -58,7 +58,7 @@ __all__ = ["DTYPES", "Backend", "backend", "dequantize", "mx", "nn", "quantized_
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
-_DEQUANTIZED_BYTES = 64 << 20  # a block of a dequantized matrix
+DEQUANTIZED_BYTES = 32 << 20  # a block of a dequantized matrix
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,24 @@ def quantized_matmul(
             bits=scheme.bits,
             mode=scheme.mode,
         )
-    step = max(1, _DEQUANTIZED_BYTES // (x.shape[-1] * x.itemsize))
     out_features = weight.shape[0]
-    parts = [
-        x
-        @ dequantize(
-            weight[start : start + step],
-            scales[start : start + step],
-            None if biases is None else biases[start : start + step],
+    step = max(1, DEQUANTIZED_BYTES // (x.shape[-1] * x.itemsize))
+    if out_features <= step:
+        return x @ dequantize(weight, scales, biases, scheme, x.dtype).T
+    parts = []
+    for start in range(0, out_features, step):
+        rows_of = slice(start, start + step)
+        block = dequantize(
+            weight[rows_of],
+            scales[rows_of],
+            None if biases is None else biases[rows_of],
             scheme,
             x.dtype,
-        ).T
-        for start in range(0, out_features, step)
-    ]
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+        )
+        parts.append(x @ block.T)
+        # The CPU's stream runs far ahead of its work: without this all blocks would be in memory.
+        mx.eval(parts[-1])
+    return mx.concatenate(parts, axis=-1)
 
 
 def dequantize(

@@ -203,6 +203,8 @@ def _attend_query_block(
             total = total * fade + weights.sum(axis=-1, keepdims=True)
             y = y * fade + weights.astype(v.dtype) @ v
         peak = top
+        # The CPU's stream runs far ahead of its work: without this all blocks would be in memory.
+        mx.eval(y, total, peak)
     return (y / total).astype(q.dtype).reshape(batch, heads, length, head_dim)
 
 

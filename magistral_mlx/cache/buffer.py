@@ -4,55 +4,53 @@ from __future__ import annotations
 
 from magistral_mlx.backend import mx
 
-GROWTH = 256  # tokens of capacity are a multiple of this
+GRANULE = 256  # tokens of capacity are a multiple of this
 
 
-def grown_capacity(tokens: int, capacity: int, reserved: int) -> int:
-    """Capacity after growing from `capacity` to hold `tokens`.
-
-    It grows by an eighth at least, so that growing costs a token the same however many there are.
-    """
-    wanted = max(tokens, reserved, capacity + capacity // 8)
-    return wanted + -wanted % GROWTH
+def rounded(tokens: int) -> int:
+    """Tokens of capacity that are allocated for `tokens`."""
+    return tokens + -tokens % GRANULE
 
 
 class Buffer:
     """(B, H, capacity, D), where D and the dtype are those of what is first written.
 
-    A buffer that grows is copied into a larger one. Layers grow one after the other within a
-    step, so no more than one of them is held twice.
+    It grows by an eighth at least, so that growing costs a token the same however many there are,
+    and is copied into the larger array at once: no two layers are ever held twice.
     """
 
     def __init__(self) -> None:
         self._array: mx.array | None = None
-        self._reserved = 0
+        self._reserved = self._most = 0
 
     @property
     def state(self) -> list[mx.array]:
         return [] if self._array is None else [self._array]
 
-    @property
-    def nbytes(self) -> int:
-        return 0 if self._array is None else self._array.nbytes
-
-    def reserve(self, tokens: int) -> None:
-        """Make the next allocation hold at least `tokens` tokens."""
+    def reserve(self, tokens: int, most: int = 0) -> None:
+        """Allocate for `tokens` at first, and for no more than `most` as long as that is enough."""
         self._reserved = max(self._reserved, tokens)
+        self._most = most
 
     def write(self, start: int, x: mx.array) -> None:
         """Put x, (B, H, L, D), at the tokens from `start` on."""
-        end = start + x.shape[2]
-        capacity = 0 if self._array is None else self._array.shape[2]
-        if end > capacity:
-            batch, heads, _, width = x.shape
-            capacity_wanted = grown_capacity(end, capacity, self._reserved)
-            more = mx.zeros((batch, heads, capacity_wanted - capacity, width), x.dtype)
-            if self._array is None:
-                self._array = more
-            else:
-                self._array = mx.concatenate([self._array, more], axis=2)
+        self._make_room(x, start + x.shape[2])
         assert self._array is not None
-        self._array[:, :, start:end] = x
+        self._array[:, :, start : start + x.shape[2]] = x
+
+    def _make_room(self, x: mx.array, tokens: int) -> None:
+        capacity = 0 if self._array is None else self._array.shape[2]
+        if tokens <= capacity:
+            return
+        wanted = max(self._reserved, capacity + capacity // 8)
+        wanted = rounded(max(tokens, min(wanted, self._most) if self._most else wanted))
+        batch, heads, _, width = x.shape
+        more = mx.zeros((batch, heads, wanted - capacity, width), x.dtype)
+        if self._array is None:
+            self._array = more
+        else:
+            self._array = mx.concatenate([self._array, more], axis=2)
+            mx.eval(self._array)
 
     def read(self, start: int, end: int) -> mx.array:
         """The tokens from `start` to `end`, a view of (B, H, end - start, D)."""

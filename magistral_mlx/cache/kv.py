@@ -27,8 +27,9 @@ class KVCache(Protocol):
     def nbytes(self) -> int:
         """Bytes allocated."""
 
-    def reserve(self, tokens: int) -> None:
-        """Make the next allocation hold at least `tokens` tokens, so that none must grow soon."""
+    def reserve(self, tokens: int, most: int = 0) -> None:
+        """Allocate for `tokens` at first, so that none must grow soon, and for no more than `most`
+        as long as that is enough (0: no such bound)."""
 
     def trim(self, length: int) -> None:
         """Forget all tokens from position `length` on; a no-op if there are none."""
@@ -77,11 +78,11 @@ class FullKVCache:
 
     @property
     def nbytes(self) -> int:
-        return self._keys.nbytes + self._values.nbytes
+        return sum(array.nbytes for array in self.state)
 
-    def reserve(self, tokens: int) -> None:
-        self._keys.reserve(tokens)
-        self._values.reserve(tokens)
+    def reserve(self, tokens: int, most: int = 0) -> None:
+        self._keys.reserve(tokens, most)
+        self._values.reserve(tokens, most)
 
     def trim(self, length: int) -> None:
         self.length = min(self.length, length)

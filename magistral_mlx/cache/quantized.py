@@ -30,9 +30,9 @@ class PackedBuffer:
     def state(self) -> list[mx.array]:
         return [array for part in self._parts for array in part.state]
 
-    def reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int, most: int = 0) -> None:
         for part in self._parts:
-            part.reserve(tokens)
+            part.reserve(tokens, most)
 
     def write(self, start: int, x: mx.array) -> None:
         """Quantize x, (B, H_kv, L, D), into the tokens from `start` on."""
@@ -76,9 +76,9 @@ class QuantizedKVCache:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.state)
 
-    def reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int, most: int = 0) -> None:
         for buffer in self._quantized:
-            buffer.reserve(self.scheme.packed(tokens))
+            buffer.reserve(self.scheme.packed(tokens), self.scheme.packed(most))
 
     def trim(self, length: int) -> None:
         """Forget all tokens from position `length` on.

@@ -12,6 +12,8 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.config import TextConfig
 from magistral_mlx.model.linear import Embedding, Linear
 
+FEW_ROWS = 64  # tokens that run through all layers as one graph; more are a chunk of a prompt
+
 
 class Attention(nn.Module):
     """Causal attention; `num_attention_heads` share `num_key_value_heads` keys and values."""
@@ -86,7 +88,12 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(self, h: mx.array, caches: Sequence[KVCache]) -> mx.array:
+        is_chunk = h.shape[1] > FEW_ROWS
         for layer, cache in zip(self.layers, caches, strict=True):
+            if is_chunk:
+                # One layer in flight at a time bounds memory, and how long a GPU is kept busy. The
+                # last one stays lazy: a chunk that is not the prompt's last needs no more of it.
+                mx.eval(h)
             h = layer(h, cache)
         return self.norm(h)
 

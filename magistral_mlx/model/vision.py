@@ -85,6 +85,7 @@ class VisionTransformer(nn.Module):
     def __call__(self, x: mx.array, angles: mx.array) -> mx.array:
         for layer in self.layers:
             x = layer(x, angles)
+            mx.eval(x)  # one layer in flight at a time bounds memory
         return x
 
 
