@@ -22,7 +22,12 @@ from magistral_mlx.hub import (
     remote_files,
     resolve,
 )
-from magistral_mlx.hub.cache import cached_snapshot, repo_of_snapshot, snapshot_folder
+from magistral_mlx.hub.cache import (
+    cached_snapshot,
+    remember_commit,
+    repo_of_snapshot,
+    snapshot_folder,
+)
 from magistral_mlx.hub.tokenizer import local_base_models
 from magistral_mlx.places import DEMO, demo_dir
 
@@ -151,6 +156,8 @@ class HubSource:
     def release(self, file: Path) -> None:
         if not self.keep:
             file.unlink(missing_ok=True)
+        elif all(path.exists() for path in self._files):
+            remember_commit(self.model.ref, self.model.commit)  # so the cache finds it by name
 
     def room_needed(self) -> tuple[Path, int]:
         missing = [remote.size for file, remote in self._files.items() if not file.exists()]
