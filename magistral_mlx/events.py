@@ -10,14 +10,24 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Forced = Literal["budget", "loop"]  # why the engine put a token itself: it closed the trace
+ThinkingEnd = Literal["model", "budget", "loop"]  # who ended the trace: the model, or we and why
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Progress through the prompt: `done` of `total` tokens are in the cache."""
+    """Progress through the prompt: `done` of `total` tokens are in the cache.
+
+    `seconds_left` is an estimate; None before there is anything to estimate from.
+    """
 
     done: int
     total: int
+    seconds_left: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        return self.done / self.total if self.total else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,11 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts and times of one generation. Times are in seconds, memory in bytes."""
+    """Counts and times of one generation. Times are in seconds, memory in bytes.
+
+    thinking_end tells how the trace ended; None if there was none, or it is still open.
+    mask_seconds is what a grammar cost on the host, most of it while the device works.
+    """
 
     prompt_tokens: int
     thinking_tokens: int
@@ -54,6 +68,8 @@ class Stats:
     decode_seconds: float
     first_token_seconds: float
     peak_memory: int
+    thinking_end: ThinkingEnd | None = None
+    mask_seconds: float = 0.0
 
     @property
     def completion_tokens(self) -> int:
@@ -87,4 +103,34 @@ class Finished:
     stats: Stats
 
 
-Event = Prefill | Thinking | Text | ToolCall | Finished
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with its natural log probability before any filter, ahead of its text.
+
+    `token` is its bytes, part of a character perhaps, and none for a control token. `top` holds
+    the likeliest ones, likeliest first. `thinking` tells on which side of the mark it stands.
+    """
+
+    id: int
+    token: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    thinking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnsDropped:
+    """The oldest turns were left out, as the conversation outgrew its context."""
+
+    turns: int
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Where several answers to one prompt are asked for: the events of answer `index` follow."""
+
+    index: int
+
+
+Event = Prefill | Thinking | Text | ToolCall | TokenLogprob | TurnsDropped | Sample | Finished

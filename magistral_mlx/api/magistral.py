@@ -255,8 +255,8 @@ class Stream(Iterator[Event]):
                 yield step
             else:
                 first = first or time.perf_counter()
-                yield from parser.feed(step)
-                if step == tokenizer.special.eos:
+                yield from parser.feed(step.id)
+                if step.id == tokenizer.special.eos:
                     reason = "stop"
                     break
             if self._cancelled.is_set():

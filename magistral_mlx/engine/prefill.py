@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.config import ModelConfig
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.magistral import MagistralModel
+
+
+@dataclass
+class Prefilled:
+    """Caches that hold the beginning of a prompt, for the next generation to go on from.
+
+    length: leading tokens of that prompt that they hold; what they hold beyond is trimmed off.
+    logits: (1, vocab_size) of the token after them, where they are the whole prompt.
+    """
+
+    caches: Sequence[KVCache]
+    length: int
+    logits: mx.array | None = None
 
 
 def see_pictures(model: MagistralModel, pictures: Sequence[NDArray[np.float32]]) -> mx.array | None:
@@ -25,6 +40,32 @@ def see_pictures(model: MagistralModel, pictures: Sequence[NDArray[np.float32]])
     return mx.concatenate(features) if features else None
 
 
+def see_after(
+    model: MagistralModel,
+    tokens: NDArray[np.int32],
+    pictures: Sequence[NDArray[np.float32]],
+    held: int,
+) -> mx.array | None:
+    """The features of the picture tokens from position `held` on, (n, D), or None.
+
+    Pictures that lie before it are not looked at again.
+    """
+    before = int(np.count_nonzero(tokens[:held] == model.config.image_token_id))
+    ends = np.cumsum([picture_tokens(model.config, pixels) for pixels in pictures], dtype=int)
+    done = int(np.searchsorted(ends, before, side="right"))  # pictures that are held as a whole
+    features = see_pictures(model, pictures[done:])
+    start = before - (int(ends[done - 1]) if done else 0)
+    return None if features is None else features[start:]
+
+
+def picture_tokens(config: ModelConfig, pixels: NDArray[np.float32]) -> int:
+    """The number of picture tokens that stand for a picture, (3, H, W); 0 without a tower."""
+    if config.vision is None:
+        return 0
+    side = config.vision.patch_size * config.spatial_merge_size
+    return (pixels.shape[1] // side) * (pixels.shape[2] // side)
+
+
 def prefill(
     model: MagistralModel,
     caches: Sequence[KVCache],
@@ -32,24 +73,26 @@ def prefill(
     features: mx.array | None = None,
     chunk: int | None = None,
 ) -> Generator[Prefill, None, mx.array]:
-    """Run a prompt through the decoder, yielding progress after each chunk.
+    """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
     A chunk may begin or end inside a picture's tokens. The head runs for the last position only.
 
     Args:
-        tokens: (L,) ids, L >= 1.
-        features: the embeddings that stand at the picture tokens, in order.
+        tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
+        features: the embeddings that stand at the picture tokens still to come, in order.
         chunk: tokens at once; None is the backend's choice.
 
     Returns:
-        (1, vocab_size) logits of the token after the prompt, still lazy.
+        (1, vocab_size) logits of the token after the prompt.
     """
     chunk = chunk or backend().prefill_chunk
+    held = caches[0].length
     is_picture = tokens == model.config.image_token_id
+    is_picture[:held] = False
     first_feature = np.concatenate([[0], np.cumsum(is_picture)])
     total = len(tokens)
-    yield Prefill(0, total)
-    for start in range(0, total, chunk):
+    yield Prefill(held, total)
+    for start in range(held, total, chunk):
         end = min(start + chunk, total)
         h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)
         places = np.flatnonzero(is_picture[start:end])

@@ -1,70 +1,74 @@
-"""From logits to the next token: temperature, nucleus, and noise that is keyed by position."""
+"""How tokens are drawn: the options, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from magistral_mlx.backend import mx
+from magistral_mlx.engine.dry import Dry
 from magistral_mlx.errors import InvalidOption
-
-Sampler = Callable[[mx.array, int], mx.array]  # ((1, vocab_size) logits, position) -> (1,) token
 
 LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Defaults are the model card's; temperature 0 is greedy."""
+    """How tokens are drawn. Defaults are the model card's; everything else is off.
+
+    temperature: 0 is greedy. top_p, top_k, min_p: which tokens may be drawn; they are applied in
+        the order of transformers and vLLM, see `filters`.
+    seed: of the noise, which depends on it and on a token's position alone.
+    repetition_penalty: divides positive logits of recent tokens, multiplies negative ones
+        (CTRL, arXiv 1909.05858). Recent are the last `repetition_window` tokens of prompt and
+        output; None is all of them.
+    presence_penalty, frequency_penalty: subtracted from the logit of every token that has been
+        produced, once or as often as it was. The prompt does not count (OpenAI's semantics).
+    logit_bias: added to the logits of these ids.
+    dry: penalises what would repeat a longer sequence; None is off.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.95
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int | None = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    dry: Dry | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
-        if not 0 <= self.temperature < float("inf"):
-            raise InvalidOption(
-                f"temperature is {self.temperature}; it must be 0 (greedy) or more."
-            )
-        if not 0 < self.top_p <= 1:
-            raise InvalidOption(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise InvalidOption(f"seed is {self.seed}; it must be from 0 to {LARGEST_SEED}.")
+        window = self.repetition_window
+        limits = (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("seed", 0 <= self.seed <= LARGEST_SEED, f"from 0 to {LARGEST_SEED}"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 (off) to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0; 1 is off"),
+            ("repetition_window", window is None or window >= 1, "1 or more, or None for all"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
+        )
+        for name, fits, expected in limits:
+            if not fits:
+                raise InvalidOption(f"{name} is {getattr(self, name)}; it must be {expected}.")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not -100 <= bias <= 100:
+                raise InvalidOption(
+                    f"logit_bias is {bias} for token {token}; it must be from -100 to 100, and "
+                    "the token an id."
+                )
 
-
-def make_sampler(sampling: Sampling) -> Sampler:
-    """The sampler of one generation.
-
-    The noise of a token depends on the seed and its position alone, and is applied by the
-    Gumbel-max rule: the next token is a function of the logits, so the same seed gives the same
-    tokens however they were computed (chunked, cached, drafted).
-    """
-    if sampling.temperature == 0:
-        return lambda logits, position: mx.argmax(logits, axis=-1)
-
-    def sample(logits: mx.array, position: int) -> mx.array:
-        logits = logits.astype(mx.float32) / sampling.temperature
-        if sampling.top_p < 1:
-            logits = keep_nucleus(logits, sampling.top_p)
-        key = mx.random.key(sampling.seed << 32 | position)
-        return mx.argmax(logits + mx.random.gumbel(logits.shape, key=key), axis=-1)
-
-    return sample
-
-
-def keep_nucleus(logits: mx.array, top_p: float) -> mx.array:
-    """Keep the fewest tokens whose probabilities reach `top_p`; the rest become -inf.
-
-    Args:
-        logits: (1, vocab_size) float32, scaled by temperature.
-
-    Source: nucleus sampling, arXiv 1904.09751.
-    """
-    order = mx.argsort(-logits, axis=-1)
-    ranked = mx.take_along_axis(mx.softmax(logits, axis=-1), order, axis=-1)
-    before = mx.cumsum(ranked, axis=-1) - ranked  # probability of all that rank higher
-    kept = mx.put_along_axis(
-        mx.zeros_like(logits), order, (before < top_p).astype(logits.dtype), axis=-1
-    )
-    return mx.where(kept > 0, logits, -mx.inf)
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on those before it, DRY aside."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )

@@ -1,0 +1,81 @@
+"""All that the host decides between one token and the next: thinking, grammar, DRY.
+
+None of it makes the device wait: while it computes the logits of the next token, the host looks
+at this one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_mlx.engine.constraint import GrammarMask
+from magistral_mlx.engine.dry import Dry, dry_penalties
+from magistral_mlx.engine.sampler import Steer
+from magistral_mlx.engine.thinking import ThinkingControl
+
+
+class Control:
+    """The parts of one generation's control; each may be None."""
+
+    def __init__(
+        self,
+        prompt: NDArray[np.int32],
+        thinking: ThinkingControl | None = None,
+        mask: GrammarMask | None = None,
+        dry: Dry | None = None,
+    ) -> None:
+        self.thinking = thinking
+        self.mask = mask
+        self._dry = dry
+        self._answering = False  # whether a token outside of the trace has come
+        self._tokens = np.array(prompt, np.int32) if dry else np.empty(0, np.int32)
+        self._length = len(self._tokens)
+
+    def observe(self, token: int) -> None:
+        """The token that came."""
+        was_inside = self._inside
+        if self.thinking:
+            self.thinking.observe(token)
+        if not was_inside and not self._inside:
+            self._answering = True
+            if self.mask:
+                self.mask.accept(token)
+        if self._dry:
+            self._remember(token)
+
+    def steer(self) -> Steer:
+        """What holds for the next token."""
+        thinking = self.thinking
+        if thinking and thinking.forced:
+            return Steer(forced=thinking.forced)
+        bias: dict[int, float] = {}
+        if self._dry:
+            history = self._tokens[: self._length]
+            bias |= {token: -loss for token, loss in dry_penalties(history, self._dry).items()}
+        if thinking:
+            bias |= dict.fromkeys(thinking.banned, -math.inf)
+            if self.mask and thinking.inside:
+                # Only the mark may end the trace, so that the answer is sure to come.
+                bias |= dict.fromkeys(thinking.exits, -math.inf)
+        return Steer(allowed=self._allowed(), bias=bias)
+
+    @property
+    def _inside(self) -> bool:
+        return self.thinking is not None and self.thinking.inside
+
+    def _allowed(self) -> NDArray[np.uint32] | None:
+        """The grammar's mask, where the answer is being written or may begin."""
+        if self.mask is None or self._inside:
+            return None
+        thinking = self.thinking
+        opens = thinking is not None and thinking.may_open and not self._answering
+        return self.mask.next(also=thinking.open if thinking and opens else None)
+
+    def _remember(self, token: int) -> None:
+        if self._length == len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
+        self._tokens[self._length] = token
+        self._length += 1

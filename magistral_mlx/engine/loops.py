@@ -1,0 +1,92 @@
+"""Loops: a trace whose end is one span of tokens over and over, word for word.
+
+The rule. The end of the trace is a loop when a span of p tokens fills it at least `repeats` times
+back to back and over at least `tokens` tokens. A span without two different words in it (rows of
+zeros, rules of a table, digits of a fraction) is something that people write at length, so it must
+go on for `plain_tokens` tokens. Text that changes from one turn to the next, if only by a counter,
+is no loop: code, tables, lists of numbers and arithmetic done digit by digit stay clear of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_mlx.errors import InvalidOption
+
+_CHECK_EVERY = 32  # tokens
+_PROBE = 8  # tokens that must have come before, for a period to be looked at
+_PERIODS = 256  # that are looked at in one check, shortest first
+
+
+@dataclass(frozen=True)
+class LoopRule:
+    """When the end of a trace counts as a loop; see above.
+
+    window: tokens looked back at, so the longest span that is found has window / repeats.
+    """
+
+    repeats: int = 4
+    tokens: int = 256
+    plain_tokens: int = 1024
+    window: int = 8192
+
+    def __post_init__(self) -> None:
+        """Raises InvalidOption for a value out of range."""
+        if not (self.repeats >= 2 and _PROBE < self.tokens <= self.plain_tokens <= self.window):
+            raise InvalidOption(
+                f"{self} makes no sense: repeats must be 2 or more, and "
+                f"{_PROBE} < tokens <= plain_tokens <= window."
+            )
+
+
+class LoopDetector:
+    """The trace of one generation, watched token by token."""
+
+    def __init__(self, rule: LoopRule, is_word: Callable[[int], bool]) -> None:
+        """`is_word` tells whether a token has a letter in it."""
+        self._rule = rule
+        self._is_word = is_word
+        self._trace = np.empty(2 * rule.window, np.int32)
+        self._length = 0
+        self._since_check = 0
+
+    def add(self, token: int) -> bool:
+        """The next token of the trace -> whether it now ends in a loop."""
+        if self._length == len(self._trace):
+            kept = self._rule.window
+            self._trace[:kept] = self._trace[-kept:]
+            self._length = kept
+        self._trace[self._length] = token
+        self._length += 1
+        self._since_check += 1
+        if self._since_check < _CHECK_EVERY:
+            return False
+        self._since_check = 0
+        recent = self._trace[max(0, self._length - self._rule.window) : self._length]
+        return any(self._is_loop(recent[-p:], stretch) for p, stretch in repetitions(recent))
+
+    def _is_loop(self, span: NDArray[np.int32], stretch: int) -> bool:
+        rule = self._rule
+        if stretch < max(rule.repeats * len(span), rule.tokens):
+            return False
+        words = sum(self._is_word(token) for token in set(span.tolist()))
+        return words >= 2 or stretch >= rule.plain_tokens
+
+
+def repetitions(tokens: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+    """The periods p, shortest first, with which `tokens`, (n,), ends, and over how many tokens.
+
+    A stretch of n tokens has the period p when each of its tokens equals the one p before it.
+    """
+    if len(tokens) <= _PROBE:
+        return
+    earlier = np.lib.stride_tricks.sliding_window_view(tokens[:-1], _PROBE)
+    starts = np.flatnonzero((earlier == tokens[-_PROBE:]).all(axis=1))
+    for p in (len(tokens) - _PROBE - starts[::-1][:_PERIODS]).tolist():
+        differs = np.flatnonzero(tokens[p:] != tokens[:-p])
+        same = len(tokens) - p - (int(differs[-1]) + 1 if len(differs) else 0)
+        yield p, same + p

@@ -1,0 +1,135 @@
+"""From logits to the next token.
+
+What may be drawn is settled step by step: the mask and the bans of the moment, biases and
+penalties, temperature, filters. Then noise is added that depends on seed and position alone, and
+the largest wins (the Gumbel-max rule: a draw from the softmax). So the next token is a function of
+its logits, and the same seed gives the same tokens however the logits were computed: chunked,
+cached, drafted or batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_mlx.backend import mx
+from magistral_mlx.engine.filters import keep_likely
+from magistral_mlx.engine.logprobs import Logprobs, logprobs
+from magistral_mlx.engine.penalties import Penalties
+from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.events import Forced
+
+
+@dataclass(frozen=True)
+class Steer:
+    """What holds for one draw beyond the sampling options.
+
+    forced: the token to take, and why. allowed: one bit for each id, the lowest first in each
+    word; what has none is not drawn. bias: added to the logits of these ids, -inf included.
+    """
+
+    forced: tuple[int, Forced] | None = None
+    allowed: NDArray[np.uint32] | None = None
+    bias: Mapping[int, float] = field(default_factory=dict)
+
+
+FREE = Steer()
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A token on its way: (1,), still lazy, with its log-probabilities if they were asked for."""
+
+    token: mx.array
+    logprobs: Logprobs | None
+
+    def dispatch(self) -> None:
+        """Let the device begin."""
+        if self.logprobs is None:
+            mx.async_eval(self.token)
+        else:
+            chosen = self.logprobs
+            mx.async_eval(self.token, chosen.chosen, chosen.top_ids, chosen.top)
+
+
+class Sampler:
+    """The draws of one generation."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: NDArray[np.int32],
+        vocab_size: int,
+        top_logprobs: int | None = None,
+    ) -> None:
+        """Raises InvalidOption for an id in logit_bias that is none.
+
+        Args:
+            prompt: (L,) ids, which the repetition penalty looks at.
+            top_logprobs: None for no log-probabilities, else how many of the likeliest to name.
+        """
+        self._sampling = sampling
+        self._top_logprobs = top_logprobs
+        self._penalties = Penalties(sampling, prompt, vocab_size) if sampling.penalises else None
+        self._bias = _pairs(sampling.logit_bias) if sampling.logit_bias else None
+        self._bits = mx.arange(32, dtype=mx.uint32)
+        largest = max(sampling.logit_bias, default=0)
+        if largest >= vocab_size:
+            raise InvalidOption(
+                f"logit_bias names token {largest}; this model's ids end at {vocab_size - 1}."
+            )
+
+    def draw(self, logits: mx.array, position: int, steer: Steer = FREE) -> Draw:
+        """The token at `position` of prompt and output, from its logits, (1, vocab_size)."""
+        if steer.forced is None:
+            token = self._choose(logits, position, steer)
+        else:
+            token = mx.array([steer.forced[0]], mx.uint32)
+        if self._penalties:
+            self._penalties.add(token)
+        if self._top_logprobs is None:
+            return Draw(token, None)
+        return Draw(token, logprobs(logits, token, self._top_logprobs))
+
+    def _choose(self, logits: mx.array, position: int, steer: Steer) -> mx.array:
+        sampling = self._sampling
+        logits = self._adjust(logits, steer)
+        if sampling.temperature == 0:
+            return mx.argmax(logits, axis=-1)
+        logits = keep_likely(
+            logits.astype(mx.float32) / sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
+        key = mx.random.key(sampling.seed << 32 | position)
+        return mx.argmax(logits + mx.random.gumbel(logits.shape, key=key), axis=-1)
+
+    def _adjust(self, logits: mx.array, steer: Steer) -> mx.array:
+        """Masks, biases and penalties, each only where there is one."""
+        if steer.allowed is not None:
+            logits = mx.where(self._unpack(steer.allowed, logits.shape[-1]), logits, -mx.inf)
+        if self._bias or self._penalties or steer.bias:
+            logits = logits.astype(mx.float32)
+        if self._penalties:
+            logits = self._penalties.apply(logits)
+        for pairs in (self._bias, _pairs(steer.bias) if steer.bias else None):
+            if pairs:
+                ids, values = pairs
+                logits = logits.at[:, ids].add(values)
+        return logits
+
+    def _unpack(self, allowed: NDArray[np.uint32], vocab_size: int) -> mx.array:
+        """(words,) -> (1, vocab_size) bool. Only the bits travel to the device."""
+        words = mx.array(allowed)
+        bits = (words[:, None] >> self._bits) & 1  # (words, 32)
+        return bits.reshape(1, -1)[:, :vocab_size].astype(mx.bool_)
+
+
+def _pairs(bias: Mapping[int, float]) -> tuple[mx.array, mx.array]:
+    """The ids, (n,), and what is added to their logits, (n,) float32."""
+    return mx.array(list(bias.keys()), mx.int32), mx.array(list(bias.values()), mx.float32)
