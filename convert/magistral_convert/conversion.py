@@ -19,7 +19,7 @@ from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source, open_source, raw_config
 from magistral_convert.spelling import is_bare, output_config
 from magistral_convert.storage import check_room, explained, occupied, write_file
-from magistral_convert.target import check_target, default_target
+from magistral_convert.target import absolute_target, check_target
 from magistral_convert.work import WorkFolder, work_path
 from magistral_mlx.checkpoint.folder import Checkpoint
 
@@ -61,7 +61,7 @@ def prepare(
         MagistralError: one of its kinds; see `open_source` and `make_plan`.
     """
     options = options or ConvertOptions()
-    target = Path(output).expanduser() if output is not None else default_target(source, options)
+    target = absolute_target(source, output, options)
     opened = open_source(source, work_path(target) / "source", keep=options.keep_source)
     raw, model = raw_config(opened), opened.checkpoint.config
     plan = make_plan(opened.checkpoint, Recipe.of(options, model), bare=is_bare(raw, model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -22,12 +23,13 @@ def pack(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
     """
     if scheme is None:
         if rows.dtype == np.uint16:
-            return [_bytes(rows)]
-        return [_encode(to_bfloat16(rows))]
-    parts = mx.quantize(
-        to_bfloat16(rows), group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode
+            return [np.ascontiguousarray(rows).data.cast("B")]
+        return _encode([to_bfloat16(rows)])
+    return _encode(
+        mx.quantize(
+            to_bfloat16(rows), group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode
+        )
     )
-    return [_encode(part) for part in parts]
 
 
 def unpack(parts: list[bytes], rows: int, scheme: Quantization | None) -> mx.array:
@@ -61,13 +63,8 @@ def to_bfloat16(rows: Rows) -> mx.array:
     return array.view(mx.bfloat16) if rows.dtype == np.uint16 else array.astype(mx.bfloat16)
 
 
-def _encode(array: mx.array) -> memoryview:
-    """The bytes of an array, evaluated; Python's buffers know no bfloat16."""
-    if array.dtype == mx.bfloat16:
-        array = array.view(mx.uint16)
-    mx.eval(array)
-    return memoryview(cast(bytes, array)).cast("B")  # arrays are buffers; the stubs do not say so
-
-
-def _bytes(rows: Rows) -> memoryview:
-    return np.ascontiguousarray(rows).data.cast("B")
+def _encode(arrays: Sequence[mx.array]) -> list[memoryview]:
+    """The bytes of arrays, evaluated together; Python's buffers know no bfloat16."""
+    plain = [array.view(mx.uint16) if array.dtype == mx.bfloat16 else array for array in arrays]
+    mx.eval(plain)
+    return [memoryview(cast(bytes, array)).cast("B") for array in plain]  # stubs hide the buffer

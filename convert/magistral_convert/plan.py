@@ -176,31 +176,26 @@ def _parts(name: str, shape: tuple[int, ...], scheme: Quantization | None) -> It
 
 def _lay_out(tasks: list[Task], shard_bytes: int) -> tuple[list[Shard], list[Task]]:
     """Give every part its shard and offset. A task's parts stay together."""
-    numbers: list[int] = []
+    groups: list[list[Task]] = []
     size = 0
     for task in tasks:
-        if not numbers:
-            numbers.append(0)
-        elif size + task.nbytes > shard_bytes - _HEADER_ROOM and size:
-            numbers.append(numbers[-1] + 1)
+        if not groups or size + task.nbytes > shard_bytes - _HEADER_ROOM:
+            groups.append([])
             size = 0
-        else:
-            numbers.append(numbers[-1])
+        groups[-1].append(task)
         size += task.nbytes
     shards: list[Shard] = []
     placed: list[Task] = []
-    count = numbers[-1] + 1
-    for number in range(count):
-        inside = [task for task, at in zip(tasks, numbers, strict=True) if at == number]
-        header, offsets = _header([part for task in inside for part in task.parts])
-        for task in inside:
+    for number, group in enumerate(groups):
+        header, offsets = _header([part for task in group for part in task.parts])
+        for task in group:
             parts = tuple(
                 replace(part, shard=number, offset=len(header) + offsets[part.name])
                 for part in task.parts
             )
             placed.append(replace(task, parts=parts))
-        nbytes = len(header) + sum(task.nbytes for task in inside)
-        shards.append(Shard(shard_file(number + 1, count), header, nbytes))
+        nbytes = len(header) + sum(task.nbytes for task in group)
+        shards.append(Shard(shard_file(number + 1, len(groups)), header, nbytes))
     return shards, placed
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_convert.plan import Task
+from magistral_convert.storage import avoid_caching, forget_cached
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.errors import CheckpointError
 
@@ -44,12 +45,18 @@ def read_rows(task: Task, start: int, stop: int) -> Rows:
 
 
 def _read(source: StoredTensor, offset: int, count: int) -> Rows:
-    dtype = np.dtype(_NUMPY_DTYPES[source.dtype])
+    values = np.empty(count, _NUMPY_DTYPES[source.dtype])
+    left = values.data.cast("B")
     try:
-        values = np.fromfile(source.file, dtype, count, offset=source.offset + offset)
+        with source.file.open("rb", buffering=0) as stream:
+            avoid_caching(stream.fileno())
+            stream.seek(source.offset + offset)
+            while left and (got := stream.readinto(left)):
+                left = left[got:]
+            forget_cached(stream.fileno(), source.offset + offset, values.nbytes)
     except OSError as error:
         raise CheckpointError(f"cannot read {source.file}: {error.strerror}.") from None
-    if len(values) != count:
+    if left:
         raise CheckpointError(
             f"{source.file} has become shorter than its header says. Fetch that file again."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -41,6 +42,21 @@ def write_file(path: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def avoid_caching(file: int) -> None:
+    """Tell macOS that what is read from this descriptor will not be wanted again.
+
+    A source is larger than memory: caching it pushes everything else out, and costs time.
+    """
+    if hasattr(fcntl, "F_NOCACHE"):
+        fcntl.fcntl(file, fcntl.F_NOCACHE, 1)
+
+
+def forget_cached(file: int, offset: int, nbytes: int) -> None:
+    """The same for Linux, which is told after the reading and for a range."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def occupied(folder: Path) -> int:

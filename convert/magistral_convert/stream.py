@@ -1,12 +1,13 @@
 """The work itself: blocks of rows from the source, through the quantizer, to their place.
 
-Two threads each read, quantize and write whole blocks: MLX's CPU kernels use one core a stream,
+A few threads each read, quantize and write whole blocks: MLX's CPU kernels use one core a stream,
 and beside a GPU one thread reads while the other's kernel runs. The calling thread follows them
 in order, checks each finished tensor and notes it as done. Memory holds a handful of blocks.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,9 +23,8 @@ from magistral_convert.progress import Converting, OnProgress
 from magistral_convert.rows import block_rows, read_rows
 from magistral_convert.verify import check_task
 from magistral_convert.work import WorkFolder
-from magistral_mlx.backend import mx
+from magistral_mlx.backend import backend, mx
 
-THREADS = 2
 BLOCK_BYTES = 8 << 20  # of the source: small enough for the allocator to use memory again
 COMMIT_BYTES = 256 << 20  # of the output, between two notes of what is done
 
@@ -123,7 +123,7 @@ def _in_order(
         for block in islice(blocks, count):
             ahead.append((workers.submit(_convert, block, work), block))
 
-    submit(4 * THREADS)
+    submit(4 * _threads())
     while ahead:
         future, block = ahead.popleft()
         future.result()
@@ -139,6 +139,11 @@ def _convert(block: _Block, work: WorkFolder) -> None:
         work.write(part, task, block.start, data)
 
 
+def _threads() -> int:
+    """Two keep a GPU busy. Without one, each core quantizes; a disk feeds no more than eight."""
+    return 2 if backend().name != "cpu" else max(2, min(8, os.cpu_count() or 2))
+
+
 _own = threading.local()  # .stream: arrays belong to the thread and stream that made them
 
 
@@ -152,7 +157,7 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
     def prepare() -> None:
         _own.stream = mx.new_stream(mx.default_device())
 
-    pool = ThreadPoolExecutor(THREADS, "convert", initializer=prepare)
+    pool = ThreadPoolExecutor(_threads(), "convert", initializer=prepare)
     try:
         yield pool
     finally:

@@ -10,9 +10,22 @@ from magistral_mlx.errors import InvalidOption, TargetExists
 from magistral_mlx.places import conversion_dir
 
 
-def default_target(source: str | os.PathLike[str], options: ConvertOptions) -> Path:
-    """A folder in the user's cache, where `generate` finds it."""
-    return conversion_dir(source, options.label)
+def absolute_target(
+    source: str | os.PathLike[str], output: str | os.PathLike[str] | None, options: ConvertOptions
+) -> Path:
+    """The folder to make; without `output` one in the user's cache, where `generate` finds it.
+
+    Raises:
+        InvalidOption: `output` is no name for a new folder.
+    """
+    if output is None:
+        return conversion_dir(source, options.label).absolute()
+    target = Path(os.path.abspath(Path(output).expanduser()))
+    if not os.fspath(output) or not target.name:
+        raise InvalidOption(
+            f"-o {os.fspath(output)!r} names no folder. Give the name of a new one."
+        )
+    return target
 
 
 def check_target(target: Path, source: Path, *, force: bool) -> None:

@@ -80,7 +80,7 @@ def convert(source: str, output: str | None, **asked: Any) -> int:
     report.note(report.headline(conversion))
     target = _run(conversion, source)
     seconds = time.monotonic() - started
-    report.note(report.conclusion(conversion, seconds))
+    report.note(f"Done in {report.duration(seconds)}.")
     address = _upload(target, asked["upload"]) if asked["upload"] else None
     if asked["as_json"]:
         report.print_json(conversion, seconds=seconds, address=address)

@@ -30,12 +30,6 @@ def headline(conversion: Conversion) -> str:
     )
 
 
-def conclusion(conversion: Conversion, seconds: float) -> str:
-    """What it took, in one line."""
-    speed = conversion.plan.source_bytes / 1e9 / max(seconds, 1e-3)
-    return f"Done in {_duration(seconds)}, {speed:.2f} GB/s."
-
-
 def print_plan(conversion: Conversion) -> None:
     """A table of sizes by part of the model, and the disk that it takes."""
     plan = conversion.plan
@@ -109,6 +103,7 @@ def _gb(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**8 else f"{nbytes / 1e6:.1f} MB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -129,6 +129,12 @@ def test_a_file_is_no_target(source: Path, tmp_path: Path):
         convert(source, tmp_path / "out", ConvertOptions(force=True))
 
 
+@pytest.mark.parametrize("output", ["", "/"])
+def test_an_output_without_a_name_is_refused(output: str, source: Path):
+    with pytest.raises(InvalidOption, match="names no folder"):
+        convert(source, output)
+
+
 @pytest.mark.parametrize("place", [".", "inside", ".."])
 def test_the_output_may_not_overlap_the_source(place: str, source: Path):
     with pytest.raises(InvalidOption, match="overlap"):
