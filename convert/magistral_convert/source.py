@@ -81,7 +81,7 @@ def open_source(name: str | os.PathLike[str], downloads: Path, *, keep: bool = F
     text = os.fspath(name)
     if text == DEMO:
         text = str(demo_dir())
-    ref = None if Path(text).expanduser().exists() else parse_repo(text)
+    ref = None if os.path.exists(os.path.expanduser(text)) else parse_repo(text)
     cached = cached_snapshot(ref) if ref else None
     source: Source
     if ref and not cached:

@@ -20,11 +20,10 @@ def absolute_target(
     """
     if output is None:
         return conversion_dir(source, options.label).absolute()
-    target = Path(os.path.abspath(Path(output).expanduser()))
-    if not os.fspath(output) or not target.name:
-        raise InvalidOption(
-            f"-o {os.fspath(output)!r} names no folder. Give the name of a new one."
-        )
+    text = os.fspath(output)
+    target = Path(os.path.abspath(os.path.expanduser(text)))
+    if not text or not target.name:
+        raise InvalidOption(f"-o {text!r} names no folder. Give the name of a new one.")
     return target
 
 
