@@ -1,10 +1,11 @@
 """Loops: a trace whose end is one span of tokens over and over, word for word.
 
 The rule. The end of the trace is a loop when a span of p tokens fills it at least `repeats` times
-back to back and over at least `tokens` tokens. A span without two different words in it (rows of
-zeros, rules of a table, digits of a fraction) is something that people write at length, so it must
-go on for `plain_tokens` tokens. Text that changes from one turn to the next, if only by a counter,
-is no loop: code, tables, lists of numbers and arithmetic done digit by digit stay clear of it.
+back to back and over at least `tokens` tokens, where the span reads like prose: half of its tokens
+have letters, and two of them differ. Other spans (rows of zeros, rules of a table, a carry that
+goes through all digits of a sum) are something that people write at length, so they must go on
+for `plain_tokens` tokens. Text that changes from one turn to the next, if only by a counter, is no
+loop: code, tables, lists of numbers and arithmetic done digit by digit stay clear of it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class LoopRule:
 
     repeats: int = 4
     tokens: int = 256
-    plain_tokens: int = 1024
+    plain_tokens: int = 2048
     window: int = 8192
 
     def __post_init__(self) -> None:
@@ -73,8 +74,9 @@ class LoopDetector:
         rule = self._rule
         if stretch < max(rule.repeats * len(span), rule.tokens):
             return False
-        words = sum(self._is_word(token) for token in set(span.tolist()))
-        return words >= 2 or stretch >= rule.plain_tokens
+        words = [token for token in span.tolist() if self._is_word(token)]
+        is_prose = 2 * len(words) >= len(span) and len(set(words)) >= 2
+        return is_prose or stretch >= rule.plain_tokens
 
 
 def repetitions(tokens: NDArray[np.int32]) -> Iterator[tuple[int, int]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 _SENTENCE_ENDS = tuple(mark.encode() for mark in (".", "!", "?", "\n", "。", "！", "？", "।", "؟"))
+# Of the scripts that a tokenizer may cut inside a letter; E2 begins symbols, F0 emoji.
+_FIRST_BYTES_OF_LETTERS = frozenset(range(0xC3, 0xF0)) - {0xE2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +31,10 @@ class Vocabulary:
         )
 
     def is_word(self, token: int) -> bool:
-        """Whether the text of `token` has a letter, of any script; a part of a character may."""
-        if not 0 <= token < len(self.tokens):
-            return False
-        text = self.tokens[token].decode("utf-8", "replace")
-        return any(letter.isalpha() or letter == "\ufffd" for letter in text)
+        """Whether the text of `token` has a letter, of any script, or begins one."""
+        piece = self.tokens[token] if 0 <= token < len(self.tokens) else b""
+        text = piece.decode("utf-8", "ignore")
+        if any(unicodedata.category(character)[0] in "LM" for character in text):
+            return True
+        unfinished = piece[len(text.encode()) :]
+        return bool(unfinished) and unfinished[0] in _FIRST_BYTES_OF_LETTERS
