@@ -54,11 +54,7 @@ class GrammarCompiler:
         Raises:
             InvalidOption: no schema, or one with a keyword that cannot be followed; it is named.
         """
-        from llguidance import LLMatcher
-
-        text = _schema_text(schema)
-        source = LLMatcher.grammar_from_json_schema(text, overrides=_WHITESPACE)  # type: ignore[arg-type]
-        return self._compile(source, "the JSON schema")
+        return self._json_schema(schema, "the JSON schema")
 
     def json(self) -> Grammar:
         """Any JSON object."""
@@ -110,19 +106,27 @@ class GrammarCompiler:
             raise InvalidOption("no tools are given; a grammar for calls needs one or more.")
         rules = [f"calls: {'one_call+' if parallel else 'one_call'}"]
         for number, (name, schema) in enumerate(tools.items()):
-            arguments = _with_whitespace(_schema_text(schema))
-            self._compile("start: %json " + arguments, f"the JSON schema of the tool {name!r}")
-            rules.append(f"call_{number}: <[{call}]> {_literal(name)} <[{args}]> %json {arguments}")
+            self._json_schema(schema, f"the JSON schema of the tool {name!r}")
+            arguments = _inner_schema(schema)
+            rules.append(f"call_{number}: <[{call}]> {_literal(name)} <[{args}]> {arguments}")
         rules.append("one_call: " + " | ".join(f"call_{n}" for n in range(len(tools))))
         if required:
             rules.append("start: calls")
         elif answer is not None:
             self.json_schema(answer)
-            rules.append(f"answer: %json {_with_whitespace(_schema_text(answer))}")
-            rules.append("start: answer | calls")
+            rules += [f"answer: {_inner_schema(answer)}", "start: answer | calls"]
         else:
             rules += [r"TEXT: /(.|\n)+/", "start: TEXT? calls?"]
         return self._compile("\n".join(rules), "the grammar of the tool calls")
+
+    def _json_schema(self, schema: Schema | str, what: str) -> Grammar:
+        from llguidance import LLMatcher
+
+        source = LLMatcher.grammar_from_json_schema(
+            _schema_text(schema, what),
+            overrides=_WHITESPACE,  # type: ignore[arg-type]  # a part of the options is enough
+        )
+        return self._compile(source, what)
 
     def _compile(self, source: str, what: str) -> Grammar:
         from llguidance import LLMatcher
@@ -193,22 +197,22 @@ class _TokenTable:
         return list(self._encode(text))
 
 
-def _schema_text(schema: Schema | str) -> str:
+def _schema_text(schema: Schema | str, what: str = "the JSON schema") -> str:
     """The schema as JSON text; what allows everything as the empty object."""
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
         if parsed is True:
             parsed = {}
         if not isinstance(parsed, Mapping):
-            raise InvalidOption(f"the JSON schema is {parsed!r}; it must be an object or true.")
+            raise InvalidOption(f"{what} is {parsed!r}; it must be an object or true.")
         return json.dumps(dict(parsed), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InvalidOption(f"the JSON schema is not JSON: {error}.") from error
+        raise InvalidOption(f"{what} is not JSON: {error}.") from error
 
 
-def _with_whitespace(schema: str) -> str:
-    """The schema with our rule for whitespace, as it must stand inside a larger grammar."""
-    return json.dumps(json.loads(schema) | {"x-guidance": _WHITESPACE})
+def _inner_schema(schema: Schema | str) -> str:
+    """The schema inside a larger grammar, with our rule for whitespace."""
+    return "%json " + json.dumps(json.loads(_schema_text(schema)) | {"x-guidance": _WHITESPACE})
 
 
 def _literal(text: str) -> str:
@@ -220,7 +224,9 @@ def _reason(error: str) -> str:
     unsupported = re.search(r"Unimplemented keys: \[(.*?)\]", error)
     if unsupported:
         keywords = unsupported[1].replace('"', "")
-        return f"it uses {keywords}, which is not supported. Leave that out."
+        return f"it uses {keywords}, not supported here. Leave that out."
+    if "coerce_one_of" in error:
+        return "it has a oneOf whose branches may both hold, not supported here. Use anyOf."
     parse_error = re.search(r"error: (.*)", error)
     reason = " ".join((parse_error[1] if parse_error else error.split("\n")[0]).split())
     return reason if reason.endswith(".") else reason + "."

@@ -67,12 +67,13 @@ class Control:
         return self.thinking is not None and self.thinking.inside
 
     def _allowed(self) -> NDArray[np.uint32] | None:
-        """The grammar's mask, where the answer is being written or may begin."""
+        """The grammar's mask, where the answer is being written; a trace may come before it."""
         if self.mask is None or self._inside:
             return None
         thinking = self.thinking
-        opens = thinking is not None and thinking.may_open and not self._answering
-        return self.mask.next(also=thinking.open if thinking and opens else None)
+        if thinking and thinking.may_open and thinking.end is None and not self._answering:
+            return self.mask.next(also=thinking.open)
+        return self.mask.next()
 
     def _remember(self, token: int) -> None:
         if self._length == len(self._tokens):
