@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from magistral_mlx.backend import backend, mx
 
 WORKSPACE = 256 << 20  # bytes, unless a plan says otherwise
+SCORE_COPIES = 2  # of a block: scores and their exponentials
 _FEW_QUERIES = 8
 _QUERY_BLOCK = 512
 
@@ -96,7 +97,7 @@ def attend(
         if length <= _FEW_QUERIES:
             return attend_packed(q, segments, scale=scale, causal=causal)
         return attend_dequantized(q, segments, scale=scale, causal=causal, workspace=workspace)
-    if plain and q.size // q.shape[3] * total * 4 * _SCORE_COPIES <= workspace:
+    if plain and q.size // q.shape[3] * total * 4 * SCORE_COPIES <= workspace:
         return _fused(q, segments[0], scale, causal)
     return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
 
@@ -152,9 +153,6 @@ def attend_packed(
     return y.reshape(batch, heads, length, head_dim)
 
 
-_SCORE_COPIES = 3  # scores, their exponentials, and one being made
-
-
 def attend_blocks(
     q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool, workspace: int
 ) -> mx.array:
@@ -184,7 +182,7 @@ def _attend_query_block(
     batch, heads, length, head_dim = q.shape
     kv_heads = _kv_heads(segments)
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
-    bytes_a_key = rows.size // head_dim * 4 * _SCORE_COPIES
+    bytes_a_key = rows.size // head_dim * 4 * SCORE_COPIES
     block = max(16, workspace // bytes_a_key)
     peak: mx.array | None = None  # the largest score so far: (B, H_kv, rows, 1)
     for k, v, ahead in _key_blocks(segments, block, later, q.dtype):

@@ -1,0 +1,1 @@
+"""Memory as a contract: what this machine offers, what will fit, and a refusal of what will not."""

@@ -1,0 +1,202 @@
+"""How much memory a run takes at most: pure arithmetic, checked against measurements by tests.
+
+The peak is weights + KV cache + what one chunk of the prompt, or one picture, needs in passing.
+The last part is an estimate of what MLX holds in flight; it is kept by giving MLX the sum as its
+memory limit (`memory.limits`), under which it waits for running work before it allocates more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from magistral_mlx.cache.attention import SCORE_COPIES
+from magistral_mlx.cache.buffer import rounded
+from magistral_mlx.cache.quantized import window_capacity
+from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.names import LANGUAGE
+from magistral_mlx.config import ModelConfig, TextConfig
+
+MIB = 1 << 20
+RESERVED = 1024  # tokens of cache made ready beyond the prompt
+_FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What of a backend matters here.
+
+    float_bytes: size of a value of the compute dtype. dequantized_bytes: the block in which a
+    quantized matrix is dequantized for a chunk, 0 where it never is. fused_attention: scores are
+    never written out. workspace: bytes that attention may take at once.
+    """
+
+    float_bytes: int
+    dequantized_bytes: int
+    fused_attention: bool
+    workspace: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of the weights once they are loaded."""
+
+    decoder: int
+    vision: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a run: prompt and answer in tokens, pictures in pixels (height, width)."""
+
+    prompt: int
+    answer: int
+    chunk: int
+    pictures: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def context(self) -> int:
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The parts of a run's largest footprint, in bytes."""
+
+    weights: int
+    vision: int
+    cache: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.vision + self.cache + self.workspace
+
+
+def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
+    """Bytes of a checkpoint in memory: floats in the compute dtype, packed weights as stored."""
+    sizes = {True: 0, False: 0}
+    for name, tensor in checkpoint.tensors.items():
+        values = tensor.nbytes
+        if tensor.dtype in ("F32", "F16", "BF16"):
+            values = tensor.nbytes // (4 if tensor.dtype == "F32" else 2) * float_bytes
+        sizes[name.startswith(LANGUAGE)] += values
+    return Weights(decoder=sizes[True], vision=sizes[False])
+
+
+def predict(
+    config: ModelConfig, weights: Weights, scheme: KVScheme, shape: Shape, traits: Traits
+) -> Peak:
+    """The largest footprint of a run, whichever of its stages has it.
+
+    Stages: pictures through the tower; the prompt in chunks; decoding, when the cache is largest
+    and one layer of it may be held twice while it grows.
+    """
+    vision = weights.vision if shape.pictures else 0
+    features = _features(config, shape) * traits.float_bytes
+    cache = cache_bytes(config.text, scheme, shape.context, traits.float_bytes)
+    first = min(shape.context, shape.prompt + RESERVED)
+    first_cache = cache_bytes(config.text, scheme, first, traits.float_bytes)
+    growing = cache // config.text.num_hidden_layers if shape.context > first else 0
+    stages = [
+        (0, max((_picture(config, size, traits) for size in shape.pictures), default=0) + features),
+        (first_cache, features + _chunk(config.text, scheme, shape, traits)),
+        (cache, features + growing + _decode(config.text, shape, traits)),
+    ]
+    cache, workspace = max(stages, key=sum)
+    return Peak(weights.decoder, vision, cache, workspace + _FIXED)
+
+
+def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
+    """Bytes of the caches of all layers with room for `tokens` tokens."""
+    heads, width = text.num_key_value_heads, text.head_dim
+    plain = 2 * heads * width * float_bytes  # keys and values of a token
+    if not scheme.quantized:
+        return text.num_hidden_layers * rounded(tokens) * plain
+    assert scheme.key_bits and scheme.value_bits
+    kept = rounded(window_capacity(scheme)) + (rounded(scheme.first) if scheme.first else 0)
+    packed = rounded(scheme.packed(tokens)) * packed_token_bytes(text, scheme, float_bytes)
+    return text.num_hidden_layers * (kept * plain + packed)
+
+
+def packed_token_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
+    """Bytes of a token's quantized keys and values in one layer, scales and biases included."""
+    assert scheme.key_bits and scheme.value_bits
+    scales = 2 * 2 * text.head_dim // scheme.group_size * float_bytes
+    values = text.head_dim * (scheme.key_bits + scheme.value_bits) // 8
+    return text.num_key_value_heads * (values + scales)
+
+
+def _features(config: ModelConfig, shape: Shape) -> int:
+    """Values of the pictures' embeddings, once alone and once put together."""
+    if config.vision is None:
+        return 0
+    token = config.vision.patch_size * config.spatial_merge_size
+    tokens = sum((height // token) * (width // token) for height, width in shape.pictures)
+    return 2 * tokens * config.text.hidden_size
+
+
+def _picture(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
+    """One picture in the tower: its patches in one layer, and what came before them."""
+    vision = config.vision
+    assert vision is not None
+    patches = (size[0] // vision.patch_size) * (size[1] // vision.patch_size)
+    width = vision.num_attention_heads * vision.head_dim
+    layer = patches * (6 * vision.hidden_size + 6 * width + 4 * vision.intermediate_size)
+    pixels = 3 * size[0] * size[1] * 8  # as float32, and as patches
+    scores = _scores(vision.num_attention_heads, patches, patches, traits)
+    return pixels + layer * traits.float_bytes + scores
+
+
+def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
+    """One chunk of the prompt in one layer."""
+    rows = min(shape.chunk, shape.prompt)
+    width = text.num_attention_heads * text.head_dim
+    keys = text.num_key_value_heads * text.head_dim
+    attention = rows * (5 * text.hidden_size + 4 * width + 5 * keys) * traits.float_bytes
+    attention += _scores(text.num_attention_heads, rows, shape.prompt, traits)
+    attention += _dequantized_cache(text, scheme, shape.prompt, traits)
+    # Gate and up are held until their product is; on a GPU the next work is in flight as well.
+    wide = 4 if traits.fused_attention else 2
+    mlp = rows * (3 * text.hidden_size + wide * text.intermediate_size) * traits.float_bytes
+    if rows > 2:
+        d, i = text.hidden_size, text.intermediate_size
+        attention += _dequantized([d * width, d * keys, d * keys, d * width], traits)
+        mlp += _dequantized([d * i, d * i, d * i], traits)
+    return max(attention, mlp)
+
+
+def _dequantized(matrices: Sequence[int], traits: Traits) -> int:
+    """The matrices of half a layer dequantized, each with one array that is made on the way."""
+    block = traits.dequantized_bytes
+    if not block:
+        return 0
+    sizes = [values * traits.float_bytes for values in matrices]
+    whole = sum(size for size in sizes if size <= block)
+    return 2 * (whole + (block if max(sizes) > block else 0))
+
+
+def _scores(heads: int, rows: int, keys: int, traits: Traits) -> int:
+    """Scores that are written out: all of them, or what the workspace lets a block have."""
+    if traits.fused_attention:
+        return 0
+    scores = heads * rows * keys * 4
+    return traits.workspace if scores * SCORE_COPIES > traits.workspace else scores * 5 // 4
+
+
+def _dequantized_cache(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -> int:
+    """Plain copies of quantized keys and values, for the heads that the workspace lets through."""
+    if not scheme.quantized:
+        return 0
+    layer = 3 * tokens * text.num_key_value_heads * text.head_dim * traits.float_bytes
+    head = layer // text.num_key_value_heads
+    if traits.fused_attention:
+        return max(head, min(layer, traits.workspace))
+    return min(layer, traits.workspace // 4)
+
+
+def _decode(text: TextConfig, shape: Shape, traits: Traits) -> int:
+    """One token: logits, what sampling sorts, and the scores of a few layers in flight."""
+    scores = 3 * text.num_attention_heads * shape.context * 4
+    return 10 * text.vocab_size * 4 + 4 * scores
