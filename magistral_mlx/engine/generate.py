@@ -87,11 +87,12 @@ class Generation(Iterator[Prefill | Token]):
         vocab_size = model.config.text.vocab_size
         if request.logprobs is not None and not 0 <= request.logprobs < vocab_size:
             raise InvalidOption(f"logprobs is {request.logprobs}; it must be 0 or more tokens.")
+        request.sampling.check_ids(vocab_size)
+        thinking = request.thinking
         self._thinking = (
-            ThinkingControl(request.thinking, request.vocabulary) if request.thinking else None
+            ThinkingControl(thinking, request.vocabulary) if thinking and thinking.enabled else None
         )
         self._mask = GrammarMask(request.grammar, vocab_size) if request.grammar else None
-        self._sampler = Sampler(request.sampling, request.tokens, vocab_size, request.logprobs)
         self._steps = self._run(model, request, start)
         self.caches = start.caches if start else model.make_caches(request.scheme)
         self.finish: FinishReason | None = None
@@ -128,7 +129,7 @@ class Generation(Iterator[Prefill | Token]):
             model,
             self.caches,
             logits,
-            self._sampler,
+            _sampler(request, model.config.text.vocab_size),
             request.limit,
             stop=request.stop_tokens,
             control=self._control(request),
@@ -144,6 +145,17 @@ class Generation(Iterator[Prefill | Token]):
         if self._thinking is None and self._mask is None and dry is None:
             return None
         return Control(request.tokens, self._thinking, self._mask, dry)
+
+
+def _sampler(request: Request, vocab_size: int) -> Sampler:
+    thinking = request.thinking
+    return Sampler(
+        request.sampling,
+        request.tokens,
+        vocab_size,
+        top_logprobs=request.logprobs,
+        banned=frozenset(() if thinking is None or thinking.enabled else (thinking.open,)),
+    )
 
 
 def _fill(

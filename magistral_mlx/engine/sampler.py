@@ -9,6 +9,7 @@ cached, drafted or batched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,7 +21,6 @@ from magistral_mlx.engine.filters import keep_likely
 from magistral_mlx.engine.logprobs import Logprobs, logprobs
 from magistral_mlx.engine.penalties import Penalties
 from magistral_mlx.engine.sampling import Sampling
-from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Forced
 
 
@@ -64,24 +64,23 @@ class Sampler:
         sampling: Sampling,
         prompt: NDArray[np.int32],
         vocab_size: int,
+        *,
         top_logprobs: int | None = None,
+        banned: frozenset[int] = frozenset(),
     ) -> None:
-        """Raises InvalidOption for an id in logit_bias that is none.
+        """Make it on the thread that draws.
 
         Args:
             prompt: (L,) ids, which the repetition penalty looks at.
             top_logprobs: None for no log-probabilities, else how many of the likeliest to name.
+            banned: ids that are never drawn.
         """
         self._sampling = sampling
         self._top_logprobs = top_logprobs
         self._penalties = Penalties(sampling, prompt, vocab_size) if sampling.penalises else None
-        self._bias = _pairs(sampling.logit_bias) if sampling.logit_bias else None
+        bias = {**sampling.logit_bias, **dict.fromkeys(banned, -math.inf)}
+        self._bias = _pairs(bias) if bias else None
         self._bits = mx.arange(32, dtype=mx.uint32)
-        largest = max(sampling.logit_bias, default=0)
-        if largest >= vocab_size:
-            raise InvalidOption(
-                f"logit_bias names token {largest}; this model's ids end at {vocab_size - 1}."
-            )
 
     def draw(self, logits: mx.array, position: int, steer: Steer = FREE) -> Draw:
         """The token at `position` of prompt and output, from its logits, (1, vocab_size)."""

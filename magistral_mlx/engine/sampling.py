@@ -64,6 +64,14 @@ class Sampling:
                     "the token an id."
                 )
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises InvalidOption for an id in logit_bias that a model of that size lacks."""
+        largest = max(self.logit_bias, default=0)
+        if largest >= vocab_size:
+            raise InvalidOption(
+                f"logit_bias names token {largest}; this model's ids end at {vocab_size - 1}."
+            )
+
     @property
     def penalises(self) -> bool:
         """Whether a token's logit depends on those before it, DRY aside."""

@@ -56,7 +56,7 @@ class Thinking:
 
 
 class ThinkingControl:
-    """The trace of one generation, from token to token.
+    """The trace of one generation, from token to token, where thinking is enabled.
 
     `end` tells how the trace ended: "model" by itself, "budget" or "loop" by us; None while it is
     open, or if there was none.
@@ -81,7 +81,7 @@ class ThinkingControl:
     @property
     def may_open(self) -> bool:
         """Whether the model may open a trace; not again where we had to close one."""
-        return self._thinking.enabled and self._reason is None and not self.inside
+        return self._reason is None and not self.inside
 
     @property
     def forced(self) -> tuple[int, Forced] | None:

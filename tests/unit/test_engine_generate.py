@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
+from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.dry import Dry
@@ -86,6 +88,11 @@ def test_more_logprobs_than_tokens_are_refused() -> None:
         start(tiny_model(), PROMPT, logprobs=1280)
 
 
+def test_an_id_that_the_model_lacks_is_refused_before_anything_runs() -> None:
+    with pytest.raises(InvalidOption, match="logit_bias names token 1280"):
+        start(tiny_model(), PROMPT, sampling=Sampling(logit_bias={1280: 1}))
+
+
 def test_dry_breaks_a_loop_that_greedy_decoding_is_caught_in() -> None:
     """0 to 7 go round; a little less likely is the way out, from each to the id 8 above."""
     table = np.zeros((64, 64), np.float32)
@@ -144,6 +151,24 @@ def test_samples_of_one_prompt_share_its_prefill() -> None:
     assert [step.id for step in steps[1:] if not isinstance(step, Prefill)] == afresh
     third = start(tiny_model(), PROMPT, sampling=WARM, start=second.prefilled)
     assert ids_of(third) == ids_of(start(tiny_model(), PROMPT, sampling=WARM))
+
+
+def test_samples_share_a_quantized_prefill() -> None:
+    """Exactly, as long as what is trimmed off is within the scheme's slack."""
+    prompt = (np.arange(300) * 7 % 180 + 1100).tolist()
+    options: dict[str, Any] = {"scheme": KVScheme.parse("8/8"), "sampling": WARM, "limit": 50}
+    first = start(tiny_model(), prompt, **options)
+    expected = ids_of(first)
+    assert ids_of(start(tiny_model(), prompt, start=first.prefilled, **options)) == expected
+
+
+def test_a_generation_may_be_made_on_another_thread_than_the_one_that_runs_it() -> None:
+    sampling = replace(WARM, presence_penalty=0.5, repetition_penalty=1.1, dry=Dry())
+    options = {"sampling": sampling, "logprobs": 2, "thinking": Thinking(34, 35, budget=5)}
+    expected = ids_of(start(tiny_model(), PROMPT, **options))
+    generation = start(tiny_model(), PROMPT, **options)
+    with ThreadPoolExecutor(1) as worker:
+        assert worker.submit(ids_of, generation).result() == expected
 
 
 def test_a_turn_goes_on_from_the_caches_of_the_one_before() -> None:

@@ -88,6 +88,11 @@ def test_a_banned_token_is_not_drawn_though_it_is_likeliest() -> None:
     assert drawn(sampler(3, temperature=0), logits, bias={1: -np.inf}) == 2
 
 
+def test_a_banned_token_stays_out_whatever_its_bias() -> None:
+    never = Sampler(Sampling(0, logit_bias={1: 100}), PROMPT, 3, banned=frozenset((1,)))
+    assert drawn(never, mx.array([[1.0, 9.0, 3.0]])) == 2
+
+
 def test_a_forced_token_is_taken_whatever_the_logits() -> None:
     assert drawn(sampler(), some_logits(5), forced=(123, "budget")) == 123
 
@@ -101,7 +106,7 @@ def test_a_logit_bias_makes_a_token_likely_or_not() -> None:
 
 def test_a_logit_bias_for_an_id_that_the_model_lacks_is_named() -> None:
     with pytest.raises(InvalidOption, match=r"logit_bias names token 500; .*end at 499"):
-        sampler(500, logit_bias={500: 1})
+        Sampling(logit_bias={500: 1}).check_ids(500)
 
 
 def test_the_prompt_counts_for_repetition_but_not_for_presence() -> None:
