@@ -66,7 +66,8 @@ class ThinkingControl:
         """The vocabulary finds the ends of sentences, and tells prose from numbers in loops."""
         self._thinking = thinking
         self.open, self.exits = thinking.open, thinking.exits
-        self._sentence_ends = vocabulary.sentence_ends if vocabulary else frozenset()
+        limited = thinking.budget is not None
+        self._sentence_ends = vocabulary.sentence_ends if vocabulary and limited else frozenset()
         self._loops = (
             LoopDetector(thinking.loops, vocabulary.is_word if vocabulary else lambda token: True)
             if thinking.loops
@@ -104,7 +105,8 @@ class ThinkingControl:
         """The token that came, chosen or forced."""
         thinking = self._thinking
         if not self.inside:
-            self.inside = token == thinking.open
+            if token == thinking.open:
+                self.inside, self.end = True, None
         elif token == thinking.close or token in thinking.exits:
             self.inside = False
             self.end = self._reason or "model"
