@@ -1,0 +1,100 @@
+"""Apple's chips as data: how fast a Mac reads its memory and computes, and what Metal gives.
+
+Figures and where each comes from stand in `chips.json`. What is worked out from them is a limit or
+an estimate, to be shown as computed and never as measured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+GIB = 1 << 30
+
+# Share of the memory that Metal recommends (`recommendedMaxWorkingSetSize`), by memory in GiB.
+# Until macOS 15: 2/3 up to 32 GiB, 3/4 above. llama.cpp's logs print 11453.25 MB of 16 GiB,
+# 17179.89 of 24, 22906.50 of 32, 28991.03 of 36, 38654.71 of 48, 51539.61 of 64, 103079.22 of 128.
+# From macOS 26: 12713.12 MB of 16 GiB, 19069.67 of 24, 26800.60 of 32 (an M2 Max with macOS 26.4,
+# so the system decides and not the chip), 30150.67 of 36, 40200.90 of 48, 55662.79 of 64,
+# 115448.73 of 128. A size between two of these takes the share of the smaller one.
+_SHARES = ((0, 2, 3), (36, 3, 4))
+_SHARES_26 = ((0, 2, 3), (16, 37, 50), (32, 39, 50), (64, 81, 100), (128, 21, 25))
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One variant of a chip.
+
+    name: as macOS gives it ("Apple M3 Max"). bandwidth: of the memory, GB/s (10^9), peak.
+    memory: sizes sold, GiB. fp32_tflops: of the GPU; fp16 is the same. matrix_tflops: fp16 of the
+    GPU's matrix units, None before M5. The TFLOPS are None where no figure was published.
+    """
+
+    name: str
+    gpu_cores: int
+    bandwidth: float
+    memory: tuple[int, ...]
+    year: int
+    fp32_tflops: float | None
+    matrix_tflops: float | None
+    source: str
+    compute_source: str | None
+
+    @property
+    def fp16_tflops(self) -> float | None:
+        """The fastest published rate for half precision, by matrix units where there are any."""
+        return self.matrix_tflops or self.fp32_tflops
+
+
+@cache
+def chips() -> tuple[Chip, ...]:
+    """All chips, oldest first, the variants of a chip from the smaller to the larger one."""
+    table = json.loads(files(__package__).joinpath("chips.json").read_text("utf-8"))
+    return tuple(Chip(**{**row, "memory": tuple(row["memory"])}) for row in table["chips"])
+
+
+def find_chip(
+    name: str, gpu_cores: int | None = None, memory_bytes: int | None = None
+) -> Chip | None:
+    """The chip of that name, or None for one that the table lacks.
+
+    Where a chip has variants, `gpu_cores` chooses; without it the memory may, as some sizes come
+    with one variant only; what is still open goes to the smallest variant, so that a limit
+    computed from it is not too high.
+
+    Args:
+        name: as `sysctl machdep.cpu.brand_string` gives it; "M3 Max" alone will do, in any case.
+    """
+    wanted = name.strip().lower().removeprefix("apple ")
+    found = [chip for chip in chips() if chip.name.lower() == f"apple {wanted}"]
+    if gpu_cores is not None:
+        found = [chip for chip in found if chip.gpu_cores == gpu_cores] or found
+    if memory_bytes is not None:
+        gib = round(memory_bytes / GIB)
+        found = [chip for chip in found if gib in chip.memory] or found
+    return found[0] if found else None
+
+
+def decode_limit(bytes_per_token: int, chip: Chip) -> float:
+    """Tokens per second that a chip cannot exceed when a token reads that many bytes.
+
+    A computed limit: the bandwidth is Apple's peak, of which programs reach 80 to 95 %.
+    """
+    return chip.bandwidth * 1e9 / bytes_per_token
+
+
+def working_set(memory_bytes: int, macos: int | None = None) -> int:
+    """Bytes that Metal lets the GPU use on a Mac with so much memory, as macOS is delivered.
+
+    A rule for planning for another Mac: on a Mac itself MLX tells the real figure, which also
+    follows `sudo sysctl iogpu.wired_limit_mb`.
+
+    Args:
+        macos: the major version; without it the smaller share, that of macOS 15 and before.
+    """
+    shares = _SHARES_26 if macos is not None and macos >= 26 else _SHARES
+    gib = memory_bytes / GIB
+    *_, (_, part, whole) = (share for share in shares if share[0] <= gib)
+    return memory_bytes * part // whole
