@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magistral_mlx.cache.attention import SCORE_COPIES
+from magistral_mlx.cache.attention import SCORE_COPIES, WORKSPACE
 from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.quantized import window_capacity
 from magistral_mlx.cache.scheme import KVScheme
@@ -29,13 +29,19 @@ class Traits:
 
     float_bytes: size of a value of the compute dtype. dequantized_bytes: the block in which a
     quantized matrix is dequantized for a chunk, 0 where it never is. fused_attention: scores are
-    never written out. workspace: bytes that attention may take at once.
+    never written out. workspace: bytes that attention may take at once. chunk: tokens of a prompt
+    that go through the model at once where memory allows it.
     """
 
     float_bytes: int
     dequantized_bytes: int
     fused_attention: bool
     workspace: int
+    chunk: int
+
+
+# A GPU in bfloat16: what a plan for another Mac assumes.
+GPU = Traits(2, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""`magistral-mlx plan`: what fits into memory, before a byte is downloaded or loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from magistral_mlx.cli.sizes import parse_size
+
+if TYPE_CHECKING:
+    from magistral_mlx.memory.machine import Machine
+    from magistral_mlx.memory.peak import Traits
+    from magistral_mlx.memory.plan import Model, Wish
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--context", type=int, help="Tokens of prompt and answer together.")
+@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4.")
+@click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
+@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
+@click.option("--machine", metavar="NAME", help="Another Mac, as in '32GB' or 'M3 Max 64GB'.")
+@click.option("--all-machines", is_flag=True, help="A table of Macs from 16 to 128 GB.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(model: str | None, **options: Any) -> None:
+    """Show what of MODEL fits: weights, cache, context. Default: the model that generate takes."""
+    from magistral_mlx.cli import plan_report as report
+    from magistral_mlx.memory.here import traits
+    from magistral_mlx.memory.machine import (
+        APPLE_SIZES,
+        named_machine,
+        this_machine,
+    )
+    from magistral_mlx.memory.peak import GPU
+    from magistral_mlx.memory.plan import Wish
+
+    limit = options["memory_limit"]
+    wish = Wish(
+        options["context"], options["kv"], options["images"], parse_size(limit) if limit else None
+    )
+    if options["all_machines"]:
+        rows = [
+            _facts(_model(model, GPU), named_machine(f"{size}GB"), GPU, wish)
+            for size in APPLE_SIZES
+        ]
+        click.echo(json.dumps(rows)) if options["as_json"] else report.show_machines(rows)
+        return
+    if options["machine"]:
+        machine, backend_traits = named_machine(options["machine"]), GPU
+    else:
+        machine, backend_traits = this_machine(), traits()
+    facts = _facts(_model(model, backend_traits), machine, backend_traits, wish)
+    click.echo(json.dumps(facts)) if options["as_json"] else report.show(facts)
+
+
+def _facts(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[str, Any]:
+    """Everything that the report shows, as JSON types; bytes are integers."""
+    from magistral_mlx.cache.scheme import SCHEMES
+    from magistral_mlx.errors import OutOfMemory
+    from magistral_mlx.memory.estimate import decode_limit, prefill_seconds
+    from magistral_mlx.memory.plan import longest_context, make_plan
+
+    facts: dict[str, Any] = {
+        "model": model.source,
+        "machine": {
+            "name": machine.name,
+            "memory": machine.memory,
+            "limit": wish.memory_limit or machine.limit,
+            "available": machine.available,
+        },
+        "longest_context": {
+            scheme: longest_context(model, machine, traits, wish, scheme, model.longest_context)
+            for scheme in SCHEMES
+        },
+    }
+    try:
+        best = make_plan(model, machine, traits, wish)
+    except OutOfMemory as error:
+        return facts | {"fits": False, "why": str(error)}
+    peak = best.peak
+    return facts | {
+        "fits": True,
+        "context": best.context,
+        "kv": best.scheme.name,
+        "prefill_chunk": best.chunk,
+        "pictures": best.pictures,
+        "bytes": {
+            "weights": peak.weights,
+            "vision": peak.vision,
+            "cache": peak.cache,
+            "workspace": peak.workspace,
+            "total": peak.total,
+            "headroom": best.headroom,
+        },
+        "computed": {
+            "prefill_seconds": prefill_seconds(model.config, best.context, machine.chip),
+            "decode_tokens_per_second_at_most": decode_limit(best, machine.chip),
+        },
+    }
+
+
+def _model(name: str | None, traits: Traits) -> Model:
+    """A model on this machine, on the hub (its headers alone are fetched), or the default one."""
+    from magistral_convert.source import headers_of
+    from magistral_mlx.errors import ModelNotFound
+    from magistral_mlx.library import default_model
+    from magistral_mlx.memory.here import describe
+    from magistral_mlx.memory.known import magistral_small
+
+    if name is None:
+        try:
+            name = str(default_model())
+        except ModelNotFound:
+            return magistral_small(traits.float_bytes)
+    return describe(headers_of(name), name, traits.float_bytes)

@@ -1,0 +1,123 @@
+"""The plan as a person reads it: a bar of memory, and tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PARTS = (
+    ("weights", "blue"),
+    ("vision", "cyan"),
+    ("cache", "magenta"),
+    ("workspace", "yellow"),
+    ("headroom", "bright_black"),
+)
+_WIDTH = 60
+_GIB = 1 << 30
+
+
+def show(facts: dict[str, Any]) -> None:
+    """One machine."""
+    console = Console()
+    machine = facts["machine"]
+    available = machine["available"]
+    free = f", {_gib(available)} free now" if available is not None else ""
+    console.print(f"[bold]{facts['model']}[/bold]", highlight=False)
+    console.print(
+        f"on {machine['name']}: {_gib(machine['memory'])} of memory, {_gib(machine['limit'])} "
+        f"for the model{free}",
+        highlight=False,
+    )
+    console.print()
+    if facts["fits"]:
+        console.print(_bar(facts["bytes"], machine["limit"]))
+        console.print(_legend(facts["bytes"]))
+        console.print(_choice(facts), highlight=False)
+    else:
+        console.print(f"[bold red]does not fit[/bold red]: {facts['why']}", highlight=False)
+    console.print()
+    console.print(_contexts(facts["longest_context"]))
+    _show_computed(console, facts)
+
+
+def show_machines(rows: list[dict[str, Any]]) -> None:
+    """A line a machine."""
+    schemes = list(rows[0]["longest_context"])
+    table = Table("machine", "for the model", "default", "total")
+    for scheme in schemes:
+        table.add_column(f"longest, KV {scheme}", justify="right")
+    for facts in rows:
+        chosen = f"{facts['context']:,} at {facts['kv']}" if facts["fits"] else "does not fit"
+        table.add_row(
+            facts["machine"]["name"],
+            _gib(facts["machine"]["limit"]),
+            chosen,
+            _gib(facts["bytes"]["total"]) if facts["fits"] else "-",
+            *(_tokens(facts["longest_context"][scheme]) for scheme in schemes),
+        )
+    console = Console()
+    console.print(f"[bold]{rows[0]['model']}[/bold]", highlight=False)
+    console.print(table)
+
+
+def _bar(sizes: dict[str, int], limit: int) -> Text:
+    bar = Text()
+    used = 0
+    for part, colour in _PARTS:
+        end = round(min(limit, used + sizes[part]) / limit * _WIDTH)
+        start = round(used / limit * _WIDTH)
+        bar.append(("░" if part == "headroom" else "█") * (end - start), style=colour)
+        used += sizes[part]
+    return bar
+
+
+def _legend(sizes: dict[str, int]) -> Text:
+    legend = Text()
+    for part, colour in _PARTS:
+        if sizes[part]:
+            legend.append("■ ", style=colour)
+            legend.append(f"{part} {_gib(sizes[part])}   ")
+    return legend
+
+
+def _choice(facts: dict[str, Any]) -> str:
+    pictures = f", {facts['pictures']} picture(s) of the largest size" if facts["pictures"] else ""
+    return (
+        f"[bold]{facts['context']:,} tokens of context, KV cache {facts['kv']}[/bold], prompts in "
+        f"chunks of {facts['prefill_chunk']}{pictures}: {_gib(facts['bytes']['total'])} in all"
+    )
+
+
+def _contexts(longest: dict[str, int]) -> Table:
+    table = Table("KV cache (keys/values)", "longest context that fits")
+    for scheme, tokens in longest.items():
+        table.add_row(f"{scheme} bits" if "/" in scheme else "full precision", _tokens(tokens))
+    return table
+
+
+def _show_computed(console: Console, facts: dict[str, Any]) -> None:
+    computed = facts.get("computed") or {}
+    seconds = computed.get("prefill_seconds")
+    speed = computed.get("decode_tokens_per_second_at_most")
+    if seconds:
+        console.print(
+            f"Computed from the chip's published figures, not measured: a prompt that fills the "
+            f"context takes {_duration(seconds)} at least; decoding reaches {speed:.0f} tokens/s "
+            "at most.",
+            highlight=False,
+        )
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} tokens" if count else "does not fit"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,39 @@
+"""Plans for this machine and this backend, from a checkpoint that is here."""
+
+from __future__ import annotations
+
+from magistral_mlx.backend import DEQUANTIZED_BYTES, backend, mx
+from magistral_mlx.cache.attention import WORKSPACE
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.memory.machine import this_machine
+from magistral_mlx.memory.peak import Traits, loaded_weights
+from magistral_mlx.memory.plan import Model, Plan, Wish, make_plan
+
+
+def traits(dtype: mx.Dtype | None = None) -> Traits:
+    """What of the present backend matters to a plan."""
+    here = backend()
+    return Traits(
+        float_bytes=(dtype or here.dtype).size,
+        dequantized_bytes=0 if here.dequantize_from_rows is None else DEQUANTIZED_BYTES,
+        fused_attention=here.fused_attention,
+        workspace=WORKSPACE,
+        chunk=here.prefill_chunk,
+    )
+
+
+def describe(checkpoint: Checkpoint, source: str, float_bytes: int) -> Model:
+    """What a plan has to know of a checkpoint on this machine."""
+    return Model(source, checkpoint.config, loaded_weights(checkpoint, float_bytes))
+
+
+def plan_here(
+    checkpoint: Checkpoint, source: str, wish: Wish | None = None, dtype: mx.Dtype | None = None
+) -> Plan:
+    """The plan for running a checkpoint on this machine.
+
+    Raises:
+        OutOfMemory: it does not fit, or not with what was wished for.
+    """
+    here = traits(dtype)
+    return make_plan(describe(checkpoint, source, here.float_bytes), this_machine(), here, wish)

@@ -1,0 +1,60 @@
+"""Magistral Small 1.2 at 4 bits, described without a file: for plans before anything is here."""
+
+from __future__ import annotations
+
+import math
+
+from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
+from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
+from magistral_mlx.memory.peak import Weights
+from magistral_mlx.memory.plan import Model
+from magistral_mlx.quantization import Quantization
+
+# config.json of mistralai/Magistral-Small-2509.
+MAGISTRAL_SMALL = ModelConfig(
+    text=TextConfig(
+        hidden_size=5120,
+        intermediate_size=32768,
+        num_hidden_layers=40,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=131072,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=1e9,
+    ),
+    vision=VisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        head_dim=64,
+        image_size=1540,
+        patch_size=14,
+        num_channels=3,
+        rope_theta=1e4,
+    ),
+)
+
+
+def magistral_small(float_bytes: int = 2) -> Model:
+    """Its 4-bit conversion, the vision tower in bfloat16."""
+    return Model(
+        "Magistral Small 1.2 at 4 bits",
+        MAGISTRAL_SMALL,
+        quantized_weights(MAGISTRAL_SMALL, Quantization(), float_bytes),
+    )
+
+
+def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: int) -> Weights:
+    """Bytes in memory of a model whose decoder's matrices are quantized by `scheme`."""
+    sizes = {True: 0, False: 0}
+    for name, shape in expected_tensors(config).items():
+        in_decoder = name.startswith(LANGUAGE)
+        if in_decoder and len(shape) == 2:
+            size = scheme.nbytes((shape[0], shape[1]), float_bytes)
+        else:
+            size = math.prod(shape) * float_bytes
+        sizes[in_decoder] += size
+    return Weights(decoder=sizes[True], vision=sizes[False])

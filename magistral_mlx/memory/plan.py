@@ -1,0 +1,166 @@
+"""The plan: which context, KV scheme and chunk fit into a machine, decided before loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from magistral_mlx.cache.scheme import SCHEMES, KVScheme
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import InvalidOption, OutOfMemory
+from magistral_mlx.memory.machine import GIB, Machine
+from magistral_mlx.memory.peak import MIB, Peak, Shape, Traits, Weights, predict
+
+DEFAULT_CONTEXT = 40_960  # the model's answers may get worse beyond it
+SMALLEST_CONTEXT = 1_024
+_CHUNKS = (2048, 1024, 512, 256, 128)
+_BUFFER_CACHE = 256 * MIB  # freed buffers that MLX may keep for reuse
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a plan has to know of a model. `source` is how a user named it."""
+
+    source: str
+    config: ModelConfig
+    weights: Weights
+
+    @property
+    def longest_context(self) -> int:
+        return self.config.text.max_position_embeddings
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for; None leaves it to the plan.
+
+    pictures: how many of the largest size to plan for. memory_limit: bytes to stay within
+    instead of what the machine recommends.
+    """
+
+    context: int | None = None
+    kv: str | None = None
+    pictures: int = 1
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidOption for a value out of range."""
+        if self.context is not None and self.context < 1:
+            raise InvalidOption(f"context is {self.context}; it must be 1 or more.")
+        if self.pictures < 0:
+            raise InvalidOption(f"pictures is {self.pictures}; it must be 0 or more.")
+        if self.memory_limit is not None and self.memory_limit < 64 * MIB:
+            raise InvalidOption("the memory limit must be 64 MB or more.")
+        if self.kv is not None:
+            KVScheme.parse(self.kv)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that fits. Bytes throughout.
+
+    limit: what the machine lets MLX use. peak: the largest footprint when the context is full.
+    """
+
+    machine: Machine
+    model: Model
+    scheme: KVScheme
+    context: int
+    chunk: int
+    pictures: int
+    traits: Traits
+    peak: Peak
+    limit: int
+
+    @property
+    def buffer_cache(self) -> int:
+        """Freed buffers that MLX may keep beside the peak."""
+        return min(_BUFFER_CACHE, max(0, self.limit - self.peak.total))
+
+    @property
+    def headroom(self) -> int:
+        return self.limit - self.peak.total
+
+
+def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None = None) -> Plan:
+    """The best plan that fits.
+
+    The context asked for, or by default the longest up to 40,960 tokens, at the highest cache
+    precision that fits; where none does, the longest context that the smallest scheme allows.
+
+    Raises:
+        OutOfMemory: what was asked for does not fit, or nothing does.
+        InvalidOption: a context that the model does not have.
+    """
+    wish = wish or Wish()
+    if wish.context is not None and wish.context > model.longest_context:
+        raise InvalidOption(
+            f"context is {wish.context:,}; this model has {model.longest_context:,} tokens at most."
+        )
+    context = wish.context or min(DEFAULT_CONTEXT, model.longest_context)
+    schemes = [wish.kv] if wish.kv else list(SCHEMES)
+    for name in schemes:
+        plan = fit(model, machine, traits, wish, name, context)
+        if plan.headroom >= 0:
+            return plan
+    if wish.context is None:
+        longest = longest_context(model, machine, traits, wish, schemes[-1], context)
+        if longest:
+            return fit(model, machine, traits, wish, schemes[-1], longest)
+    from magistral_mlx.memory.refusal import refusal
+
+    raise OutOfMemory(refusal(model, machine, traits, wish, plan))
+
+
+def fit(
+    model: Model, machine: Machine, traits: Traits, wish: Wish, scheme_name: str, context: int
+) -> Plan:
+    """The plan for one scheme and context, in the largest prefill chunk that fits.
+
+    Where none fits, the plan has the smallest chunk and negative headroom.
+    """
+    scheme = KVScheme.parse(scheme_name)
+    limit = wish.memory_limit or machine.limit
+    pictures = wish.pictures if model.config.vision else 0
+    for chunk in _CHUNKS:
+        if chunk > traits.chunk:
+            continue
+        peak = predict(
+            model.config,
+            model.weights,
+            scheme,
+            _fullest(model.config, context, chunk, pictures),
+            traits,
+        )
+        plan = Plan(machine, model, scheme, context, chunk, pictures, traits, peak, limit)
+        if plan.headroom >= 0:
+            break
+    return plan
+
+
+def longest_context(
+    model: Model, machine: Machine, traits: Traits, wish: Wish, scheme: str, most: int
+) -> int:
+    """The longest context, a multiple of 1,024 up to `most`, that fits; 0 if none does."""
+    low, high = 0, most // SMALLEST_CONTEXT
+    while low < high:
+        middle = (low + high + 1) // 2
+        plan = fit(model, machine, traits, wish, scheme, middle * SMALLEST_CONTEXT)
+        low, high = (middle, high) if plan.headroom >= 0 else (low, middle - 1)
+    return low * SMALLEST_CONTEXT
+
+
+def _fullest(config: ModelConfig, context: int, chunk: int, pictures: int) -> Shape:
+    """The run that needs most: a prompt that fills the context, pictures of the largest size."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    if config.vision and pictures:
+        token = config.vision.patch_size * config.spatial_merge_size
+        side = config.vision.image_size // token * token
+        # Pictures cannot have more tokens than the context has.
+        rows = min(side // token, max(1, int((context / pictures) ** 0.5)))
+        sizes = ((rows * token, rows * token),) * pictures
+    return Shape(prompt=context, answer=0, chunk=chunk, pictures=sizes)
+
+
+def gib(size: float) -> str:
+    """Bytes for a person."""
+    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / MIB:.0f} MiB"

@@ -1,0 +1,100 @@
+"""Memory as a contract: the predicted peak against the measured one, over a grid of runs.
+
+Never below the measurement, and above it by the larger of 5 % and 32 MB at most.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from magistral_mlx.backend import mx
+from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
+from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
+from magistral_mlx.engine.generate import Request, generate
+from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.memory.here import traits
+from magistral_mlx.memory.peak import Shape, Weights, predict
+from magistral_mlx.model.linear import quantize_modules
+from magistral_mlx.model.magistral import MagistralModel
+from magistral_mlx.quantization import Quantization
+
+PICTURE = 10
+
+DEMO = ModelConfig(
+    TextConfig(192, 512, 3, 4, 2, 64, 2024, 131072, 1e-5, 1e4),
+    VisionConfig(128, 256, 3, 2, 64, 1540, 14, 3, 1e4),
+)
+MIDSIZE = ModelConfig(  # 0.26B
+    TextConfig(1024, 4096, 8, 16, 4, 64, 32768, 131072, 1e-5, 1e6),
+    VisionConfig(512, 2048, 4, 8, 64, 1540, 14, 3, 1e4),
+)
+
+# prompt, answer, chunk, pictures
+RUNS = [
+    (64, 8, 512, ()),
+    (1024, 8, 64, ()),
+    (1024, 8, 512, ((308, 308),)),
+    (1024, 8, 512, ((616, 308),) * 3),
+    (2000, 8, 256, ()),
+    (300, 1100, 256, ()),
+]
+
+
+@pytest.fixture(scope="module", params=[DEMO, MIDSIZE], ids=["demo", "midsize"])
+def model(request: pytest.FixtureRequest) -> MagistralModel:
+    """A 4-bit model of zeros: what it computes does not matter here."""
+    config: ModelConfig = request.param
+    model = MagistralModel(config, mx.float32)
+    model.add_vision()
+    matrices = {
+        name: Quantization()
+        for name, shape in expected_tensors(config).items()
+        if name.startswith(LANGUAGE) and len(shape) == 2
+    }
+    quantize_modules(model, matrices)
+    mx.eval(model.parameters())
+    return model
+
+
+def weights_of(model: MagistralModel) -> Weights:
+    sizes = {True: 0, False: 0}
+    for name, array in tree_flatten(model.parameters()):
+        sizes[name.startswith(LANGUAGE)] += array.nbytes
+    return Weights(sizes[True], sizes[False])
+
+
+@pytest.mark.parametrize("scheme", ["full", "8/8", "8/4", "4/4"])
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_the_measured_peak_is_the_predicted_one(
+    model: MagistralModel, scheme: str, run: tuple[int, int, int, tuple[tuple[int, int], ...]]
+) -> None:
+    prompt, answer, chunk, pictures = run
+    if model.config is MIDSIZE and (answer > 1000 or scheme in ("8/8", "8/4")) and prompt != 2000:
+        prompt, answer = min(prompt, 512), 8  # the same arithmetic in less time
+    kv, weights = KVScheme.parse(scheme), weights_of(model)
+    tokens = np.full(prompt, 50, np.int32)
+    seen = sum(height // 28 * (width // 28) for height, width in pictures)
+    tokens[:seen] = PICTURE
+    request = Request(
+        tokens,
+        [np.zeros((3, *size), np.float32) for size in pictures],
+        Sampling(temperature=0),
+        answer,
+        scheme=kv,
+        chunk=chunk,
+    )
+    gc.collect()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    for _ in generate(model, request):
+        pass
+    measured = mx.get_peak_memory()
+    shape = Shape(prompt, answer, chunk, pictures)
+    predicted = predict(model.config, weights, kv, shape, traits()).total
+    predicted += 0 if pictures else weights.vision  # this model has its tower loaded all along
+    assert measured <= predicted <= measured + max(0.05 * measured, 32e6)
