@@ -1,3 +1,80 @@
-"""Magistral Small 1.2 on MLX."""
+"""Magistral Small 1.2 on MLX.
+
+from magistral_mlx import Magistral
+
+with Magistral.load("demo") as magistral:
+    for event in magistral.stream("What is 37 + 85?"):
+        print(event)
+
+The names below are imported when they are first used, so `import magistral_mlx` costs nothing.
+Type checkers and editors read the stub beside this file.
+"""
+
+from __future__ import annotations
+
+import importlib
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "magistral_mlx.api.conversation": ("Conversation",),
+    "magistral_mlx.api.magistral": ("Magistral",),
+    "magistral_mlx.api.options": ("DEFAULT", "Options"),
+    "magistral_mlx.api.progress": ("LoadProgress",),
+    "magistral_mlx.api.result": ("Result", "Timings", "Usage"),
+    "magistral_mlx.api.stream": ("AsyncStream", "Stream"),
+    "magistral_mlx.chat.messages": (
+        "Assistant",
+        "Message",
+        "Picture",
+        "System",
+        "Thought",
+        "Tool",
+        "ToolResult",
+        "User",
+    ),
+    "magistral_mlx.errors": (
+        "CheckpointError",
+        "ContextOverflow",
+        "DeviceError",
+        "HubError",
+        "InvalidOption",
+        "MagistralError",
+        "ModelClosed",
+        "ModelNotFound",
+        "PictureError",
+        "PromptError",
+        "StorageError",
+        "TokenizerError",
+        "UnsupportedModel",
+        "UnsupportedPlatform",
+    ),
+    "magistral_mlx.events": (
+        "Event",
+        "Finished",
+        "Prefill",
+        "Sample",
+        "Stats",
+        "Text",
+        "Thinking",
+        "TokenLogprob",
+        "ToolCall",
+        "TurnsDropped",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,14 @@ class InvalidOption(MagistralError):
     """An option or argument outside what it may be."""
 
 
+class ModelClosed(MagistralError):
+    """The model has been closed, so it cannot be asked any more."""
+
+
+class DeviceError(MagistralError):
+    """MLX failed while it computed; the model can be asked again."""
+
+
 class UnsupportedPlatform(MagistralError):
     """This machine, system or Python cannot run MLX."""
 
@@ -46,7 +54,19 @@ class PromptError(MagistralError):
 
 
 class ContextOverflow(PromptError):
-    """The prompt is longer than the context."""
+    """The prompt is longer than the context.
+
+    `prompt_tokens` and `context` are the figures. `drop_turns` is the number of oldest turns
+    without which it would fit; 0 if not even the last turn does.
+    """
+
+    def __init__(
+        self, message: str, prompt_tokens: int = 0, context: int = 0, drop_turns: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.prompt_tokens = prompt_tokens
+        self.context = context
+        self.drop_turns = drop_turns
 
 
 class TargetExists(MagistralError):
@@ -55,3 +75,7 @@ class TargetExists(MagistralError):
 
 class StorageError(MagistralError):
     """No room on the disk, or no permission to read or write there."""
+
+
+class OutOfMemory(MagistralError):
+    """What was asked for does not fit into this machine's memory."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | Picture"
+Images: TypeAlias = "PictureSource | Iterable[PictureSource]"
 PromptLike: TypeAlias = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
 ToolLike: TypeAlias = Tool | Mapping[str, Any]
 
@@ -33,7 +34,7 @@ _TYPED = (System, User, Assistant, ToolResult)
 
 def to_messages(
     prompt: PromptLike,
-    images: PictureSource | Iterable[PictureSource] = (),
+    images: Images = (),
     *,
     local_files: bool = True,
 ) -> list[Message]:
@@ -67,7 +68,7 @@ def to_messages(
     return with_pictures(messages, pictures) if pictures else messages
 
 
-def to_pictures(images: PictureSource | Iterable[PictureSource]) -> list[Picture]:
+def to_pictures(images: Images) -> list[Picture]:
     """One picture or several, opened.
 
     Raises:

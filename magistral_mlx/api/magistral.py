@@ -1,92 +1,63 @@
-"""The Python API: load a checkpoint, ask it, read events.
-
-with Magistral.load("demo") as magistral:
-    for event in magistral.stream([User("What is 37 + 85?")]):
-        ...
-"""
+"""`Magistral`: a loaded model that is asked from any thread."""
 
 from __future__ import annotations
 
-import secrets
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from threading import Event as Flag
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Unpack
 
-from magistral_mlx.backend import DTYPES, mx
-from magistral_mlx.chat.messages import Message, System, Tool
-from magistral_mlx.chat.parser import Parser
-from magistral_mlx.chat.prompt import Prompt, encode
-from magistral_mlx.chat.system import default_system
-from magistral_mlx.chat.tokenizer import Tokenizer
-from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.checkpoint.load import OnProgress, load_model, load_vision
-from magistral_mlx.engine.generate import Request, generate
-from magistral_mlx.engine.sampling import LARGEST_SEED, Sampling
-from magistral_mlx.errors import ContextOverflow, InvalidOption, PictureError, TokenizerError
-from magistral_mlx.events import (
-    Event,
-    Finished,
-    FinishReason,
-    Prefill,
-    Stats,
-    Text,
-    Thinking,
-    ToolCall,
-)
-from magistral_mlx.model.magistral import MagistralModel
+from magistral_mlx.api.answer import Answer, Sink
+from magistral_mlx.api.inputs import Images, PromptLike, to_messages
+from magistral_mlx.api.options import OptionFields, Options
+from magistral_mlx.api.progress import LoadProgress, OnProgress
+from magistral_mlx.api.stream import AsyncStream, Stream
+from magistral_mlx.errors import InvalidOption, TokenizerError
 
+if TYPE_CHECKING:
+    from magistral_mlx.api.composer import Composer
+    from magistral_mlx.api.conversation import Conversation
+    from magistral_mlx.api.result import Result
+    from magistral_mlx.api.session import Session
+    from magistral_mlx.cache.scheme import KVScheme
+    from magistral_mlx.chat.messages import System
+    from magistral_mlx.chat.prompt import Prompt
+    from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.checkpoint.folder import Checkpoint
+    from magistral_mlx.events import Event
 
-@dataclass(frozen=True)
-class Options:
-    """How one answer is generated.
-
-    max_tokens None fills the rest of the context. seed None draws one. temperature 0 is greedy.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 0.7
-    top_p: float = 0.95
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises InvalidOption for a value out of range."""
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidOption(f"max_tokens is {self.max_tokens}; it must be 1 or more.")
-        self.sampling()
-
-    def sampling(self) -> Sampling:
-        """How tokens are drawn, with a seed in any case."""
-        seed = secrets.randbelow(LARGEST_SEED) if self.seed is None else self.seed
-        return Sampling(self.temperature, self.top_p, seed)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A whole answer."""
-
-    thinking: str
-    text: str
-    tool_calls: tuple[ToolCall, ...]
-    finish_reason: FinishReason
-    stats: Stats
+KVName = Literal["full", "8/8", "8/4", "4/4"]
 
 
 class Magistral:
-    """A loaded model with its tokenizer. Make one with `Magistral.load`; close it when done."""
+    """A loaded model with its tokenizer. Make one with `Magistral.load`.
 
-    def __init__(self, checkpoint: Checkpoint, model: MagistralModel, tokenizer: Tokenizer) -> None:
+    Every method may be called from any thread. All of MLX's work happens on one worker thread;
+    calls from several threads are answered in the order in which they come. `close` it when done,
+    or use it in a `with` statement.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, composer: Composer, session: Session) -> None:
+        """Use `Magistral.load`."""
         self._checkpoint = checkpoint
-        self._model: MagistralModel | None = model
-        self.tokenizer = tokenizer
+        self._composer = composer
+        self._session = session
+        # One that nobody holds any more gives its memory back.
+        weakref.finalize(self, session.close).atexit = False
+
+    # Loading and closing
 
     @classmethod
     def load(
         cls,
         name_or_dir: str | Path | None = None,
         *,
-        dtype: str | None = None,
+        context: int | None = None,
+        kv: KVName | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] | None = None,
         tokenizer: str | Path | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
@@ -95,31 +66,112 @@ class Magistral:
         The decoder is loaded now, the vision tower with the first picture.
 
         Args:
-            dtype: "float32", "float16" or "bfloat16"; None is the backend's own choice.
+            context: tokens that prompt and answer may have together; None is the model's own.
+            kv: bits of keys and values in the cache; None is full precision.
+            dtype: what to compute in; None is the backend's own choice.
             tokenizer: a tekken.json, or a folder or hub name that has one, where the checkpoint
                 lacks it.
-            on_progress: called with the bytes loaded so far and in all.
+            on_progress: called in this thread while files are downloaded and read.
 
         Raises:
             MagistralError: no such model, or one that is damaged or of another architecture.
         """
-        from magistral_mlx.hub import find_tokenizer
+        from magistral_mlx.checkpoint.folder import Checkpoint
         from magistral_mlx.library import locate
 
-        if dtype is not None and dtype not in DTYPES:
-            raise InvalidOption(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
-        folder = locate(None if name_or_dir is None else str(name_or_dir))
-        checkpoint = Checkpoint.open(folder)
-        vocabulary = Tokenizer.load(
-            find_tokenizer(folder, None if tokenizer is None else str(tokenizer))
-        )
-        if vocabulary.vocab_size > checkpoint.config.text.vocab_size:
-            raise TokenizerError(
-                f"the tokenizer has {vocabulary.vocab_size:,} tokens, but the model in {folder} "
-                f"only {checkpoint.config.text.vocab_size:,}. Name its own one as the tokenizer."
+        scheme = _scheme(kv)
+        _check_dtype(dtype)
+        name = None if name_or_dir is None else str(name_or_dir)
+        checkpoint = Checkpoint.open(locate(name, on_progress=_download(on_progress)))
+        context = _context(context, checkpoint)
+        from magistral_mlx.api.composer import Composer
+        from magistral_mlx.api.runtime import Runtime
+        from magistral_mlx.api.session import Session
+
+        session = Session(Runtime(checkpoint, scheme, dtype))
+        try:
+            loaded = session.load()
+            vocabulary = _load_tokenizer(checkpoint, tokenizer)  # while the worker reads weights
+            loaded(on_progress)
+        except BaseException:
+            session.close()
+            raise
+        sees = checkpoint.config.vision is not None
+        return cls(checkpoint, Composer(checkpoint.folder, vocabulary, context, sees=sees), session)
+
+    @classmethod
+    async def aload(
+        cls,
+        name_or_dir: str | Path | None = None,
+        *,
+        context: int | None = None,
+        kv: KVName | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+        tokenizer: str | Path | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Magistral:
+        """`load` without blocking the event loop; `on_progress` is called in the loop's thread."""
+        loop = asyncio.get_running_loop()
+
+        def report(progress: LoadProgress) -> None:
+            if on_progress:
+                loop.call_soon_threadsafe(on_progress, progress)
+
+        def load() -> Magistral:
+            return cls.load(
+                name_or_dir,
+                context=context,
+                kv=kv,
+                dtype=dtype,
+                tokenizer=tokenizer,
+                on_progress=report,
             )
-        model = load_model(checkpoint, DTYPES[dtype] if dtype else None, on_progress)
-        return cls(checkpoint, model, vocabulary)
+
+        return await asyncio.to_thread(load)
+
+    def close(self) -> None:
+        """Stop what is being generated and give the memory back. It cannot be asked afterwards."""
+        self._session.close()
+        self._session.wait_closed()
+
+    async def aclose(self) -> None:
+        """`close` without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def release_memory(self) -> None:
+        """Free what comes back by itself: MLX's buffers, and the vision tower.
+
+        For an app that is told that memory is short. It does not wait: it takes effect within a
+        token if something is being generated. The tower is read again with the next picture.
+
+        Raises:
+            ModelClosed: the model has been closed.
+        """
+        self._session.release()
+
+    def __enter__(self) -> Magistral:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Magistral:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # What it is
 
     @property
     def folder(self) -> Path:
@@ -129,151 +181,211 @@ class Magistral:
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self._checkpoint.config.text.max_position_embeddings
+        return self._composer.context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._composer.tokenizer
+
+    @property
+    def sees(self) -> bool:
+        """Whether it can be shown pictures."""
+        return self._checkpoint.config.vision is not None and self.tokenizer.sees
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it thinks before it answers."""
+        return self.tokenizer.thinks
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
 
     @property
     def default_system(self) -> System | None:
         """The checkpoint's own system prompt, or the model card's."""
-        return default_system(self.folder, thinks=self.tokenizer.thinks)
+        return self._composer.default_system
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> Prompt:
-        """The prompt that `stream` feeds the model.
-
-        Raises:
-            PromptError: messages that make no prompt.
-            PictureError: a picture for a model that cannot see.
-        """
-        prompt = encode(messages, self.tokenizer, tools)
-        if prompt.pictures and self._checkpoint.config.vision is None:
-            raise PictureError(
-                f"the model in {self.folder} is text-only: it has no vision tower and cannot see "
-                "pictures. Leave the picture out, or use a checkpoint with vision."
-            )
-        return prompt
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        options: Options | None = None,
-        tools: Sequence[Tool] | None = None,
-    ) -> Stream:
-        """Answer `messages`, event by event.
-
-        The vision tower is loaded here if a picture is the first one.
-
-        Raises:
-            PromptError: messages that make no prompt; ContextOverflow one that is too long.
-            PictureError: a picture for a model that cannot see.
-            InvalidOption: an option out of range.
-        """
-        options = options or Options()
-        model = self._open_model()
-        prompt = self.prompt(messages, tools)
-        request = Request(
-            prompt.tokens, prompt.pictures, options.sampling(), self._limit(options, len(prompt))
-        )
-        if prompt.pictures and not model.sees:
-            load_vision(model, self._checkpoint)
-        return Stream(model, request, self.tokenizer)
+    # Asking
 
     def generate(
         self,
-        messages: Sequence[Message],
+        prompt: PromptLike,
+        images: Images = (),
+        *,
         options: Options | None = None,
-        tools: Sequence[Tool] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        **changes: Unpack[OptionFields],
     ) -> Result:
-        """Answer `messages` and wait for the whole answer. Raises what `stream` raises."""
-        pieces: dict[type, list[str]] = {Thinking: [], Text: []}
-        calls: list[ToolCall] = []
-        for event in self.stream(messages, options, tools):
-            if on_event:
+        """Answer a prompt and wait for the whole answer.
+
+        Args:
+            prompt: a user's text, a message, or a list of messages; dicts are those of OpenAI's
+                chat API.
+            images: paths, bytes, PIL images or data URLs, put before the text.
+            options: see `Options`; `changes` override single ones by name.
+            on_event: called in this thread with each event as it comes.
+
+        Raises:
+            PromptError: messages that make no prompt; ContextOverflow if they are too long.
+            PictureError: a picture that cannot be opened, or a model that cannot see.
+            InvalidOption: an option that is unknown or out of range.
+            ModelClosed: the model has been closed.
+        """
+        stream = self._stream(prompt, images, options, changes)
+        if on_event:
+            for event in stream:
                 on_event(event)
-            match event:
-                case Thinking(text) | Text(text):
-                    pieces[type(event)].append(text)
-                case ToolCall():
-                    calls.append(event)
-                case Finished(reason, stats):
-                    finished = (reason, stats)
-        thinking, text = "".join(pieces[Thinking]), "".join(pieces[Text])
-        return Result(thinking, text, tuple(calls), *finished)
+        return stream.result()
 
-    def close(self) -> None:
-        """Give the memory back. The model cannot be asked afterwards."""
-        self._model = None
-        mx.clear_cache()
+    def stream(
+        self,
+        prompt: PromptLike,
+        images: Images = (),
+        *,
+        options: Options | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Stream:
+        """Answer a prompt, event by event. Takes and raises what `generate` does.
 
-    def __enter__(self) -> Magistral:
-        return self
+        What is wrong with the prompt is raised here; what goes wrong later, by the stream.
+        """
+        return self._stream(prompt, images, options, changes)
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    async def agenerate(
+        self,
+        prompt: PromptLike,
+        images: Images = (),
+        *,
+        options: Options | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Result:
+        """`generate` for asyncio. Cancelling the task stops the answer within a token."""
+        return await self._astream(prompt, images, options, changes).result()
 
-    def _open_model(self) -> MagistralModel:
-        if self._model is None:
-            raise InvalidOption("this model has been closed. Load it again to ask it.")
-        return self._model
+    def astream(
+        self,
+        prompt: PromptLike,
+        images: Images = (),
+        *,
+        options: Options | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> AsyncStream:
+        """`stream` for `async for`. Pictures are opened and tokens counted in a helper thread.
 
-    def _limit(self, options: Options, prompt_tokens: int) -> int:
-        room = self.context - prompt_tokens
-        if room < 1:
-            raise ContextOverflow(
-                f"the prompt has {prompt_tokens:,} tokens, and the context holds "
-                f"{self.context:,} with the answer. Shorten the prompt or send fewer or smaller "
-                "pictures."
-            )
-        if options.max_tokens is None:
-            return room
-        return min(options.max_tokens, room)
+        What is wrong with the prompt is raised with the first event.
+        """
+        return self._astream(prompt, images, options, changes)
+
+    def chat(
+        self,
+        messages: PromptLike = (),
+        *,
+        options: Options | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Conversation:
+        """A conversation that keeps its history, with these options as its own.
+
+        Args:
+            messages: what has been said before.
+        """
+        from magistral_mlx.api.conversation import Conversation
+
+        return Conversation(self, to_messages(messages), Options.of(options, changes))
+
+    def prompt(
+        self,
+        prompt: PromptLike,
+        images: Images = (),
+        *,
+        options: Options | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Prompt:
+        """What the model would be fed: token ids and pixels. `len` of it is the token count.
+
+        Raises:
+            PromptError: messages that make no prompt.
+            PictureError: a picture that cannot be opened, or a model that cannot see.
+        """
+        return self._composer.prompt(to_messages(prompt, images), Options.of(options, changes))
+
+    # Underneath
+
+    def _stream(
+        self,
+        prompt: PromptLike,
+        images: Images,
+        options: Options | None,
+        changes: OptionFields,
+    ) -> Stream:
+        return Stream(self, lambda sink: self._start(prompt, images, options, changes, sink))
+
+    def _astream(
+        self,
+        prompt: PromptLike,
+        images: Images,
+        options: Options | None,
+        changes: OptionFields,
+    ) -> AsyncStream:
+        return AsyncStream(self, lambda sink: self._start(prompt, images, options, changes, sink))
+
+    def _start(
+        self,
+        prompt: PromptLike,
+        images: Images,
+        options: Options | None,
+        changes: OptionFields,
+        sink: Sink,
+    ) -> Answer:
+        """Do all that can be done before it queues, then queue it."""
+        self._session.check_open()
+        job = self._composer.compose(to_messages(prompt, images), Options.of(options, changes))
+        answer = Answer(sink, job.options.seed)
+        self._session.submit(job, answer, self.tokenizer)
+        return answer
 
 
-class Stream(Iterator[Event]):
-    """The events of one answer; iterate it once. The last one is `Finished`."""
+def _scheme(kv: str | None) -> KVScheme:
+    from magistral_mlx.cache.scheme import FULL, KVScheme
 
-    def __init__(self, model: MagistralModel, request: Request, tokenizer: Tokenizer) -> None:
-        self._cancelled = Flag()
-        self._events = self._run(model, request, tokenizer)
+    return FULL if kv is None else KVScheme.parse(kv)
 
-    def cancel(self) -> None:
-        """Stop after the current token or prefill chunk, from any thread; then `Finished` comes."""
-        self._cancelled.set()
 
-    def __next__(self) -> Event:
-        return next(self._events)
+def _check_dtype(dtype: str | None) -> None:
+    known = ("float32", "float16", "bfloat16")
+    if dtype is not None and dtype not in known:
+        raise InvalidOption(f"dtype is {dtype!r}; it must be one of {', '.join(known)}.")
 
-    def _run(
-        self, model: MagistralModel, request: Request, tokenizer: Tokenizer
-    ) -> Iterator[Event]:
-        parser = Parser(tokenizer)
-        reason: FinishReason = "length"
-        mx.reset_peak_memory()
-        start = time.perf_counter()
-        first: float | None = None
-        for step in generate(model, request):
-            if isinstance(step, Prefill):
-                yield step
-            else:
-                first = first or time.perf_counter()
-                yield from parser.feed(step.id)
-                if step.id == tokenizer.special.eos:
-                    reason = "stop"
-                    break
-            if self._cancelled.is_set():
-                reason = "cancelled"
-                break
-        yield from parser.finish()
-        end = time.perf_counter()
-        first = first or end
-        yield Finished(
-            reason,
-            Stats(
-                prompt_tokens=len(request.tokens),
-                thinking_tokens=parser.thinking_tokens,
-                answer_tokens=parser.answer_tokens,
-                prefill_seconds=first - start,
-                decode_seconds=end - first,
-                first_token_seconds=first - start,
-                peak_memory=mx.get_peak_memory(),
-            ),
+
+def _context(wanted: int | None, checkpoint: Checkpoint) -> int:
+    most = checkpoint.config.text.max_position_embeddings
+    if wanted is None:
+        return most
+    if type(wanted) is not int or not 1 <= wanted <= most:
+        raise InvalidOption(f"context is {wanted!r}; this model's goes from 1 to {most:,} tokens.")
+    return wanted
+
+
+def _load_tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Tokenizer:
+    from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.hub import find_tokenizer
+
+    folder = checkpoint.folder
+    found = find_tokenizer(folder, None if given is None else str(given))
+    tokenizer = Tokenizer.load(found)
+    held = checkpoint.config.text.vocab_size
+    if tokenizer.vocab_size > held:
+        raise TokenizerError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model in {folder} "
+            f"only {held:,}. Name its own one as the tokenizer."
         )
+    return tokenizer
+
+
+def _download(on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
+    if on_progress is None:
+        return None
+    start = time.perf_counter()
+    return lambda done, total: on_progress(
+        LoadProgress("download", done, total, time.perf_counter() - start)
+    )

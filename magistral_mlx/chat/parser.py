@@ -35,12 +35,16 @@ class Parser:
 
     def feed(self, token: int) -> list[ParserEvent]:
         """What `token` completes, often nothing: the rest of a character or call may follow."""
+        self.count(token)
+        is_control = self._tokenizer.is_control(token)
+        return self._control(token) if is_control else self._text(self._characters.feed(token))
+
+    def count(self, token: int) -> None:
+        """Count `token` on its side of the mark, and do nothing else with it."""
         if self._counts_as_thinking(token):
             self.thinking_tokens += 1
         else:
             self.answer_tokens += 1
-        is_control = self._tokenizer.is_control(token)
-        return self._control(token) if is_control else self._text(self._characters.feed(token))
 
     def finish(self) -> list[ParserEvent]:
         """What was still incomplete when the generation ended, wherever that was."""

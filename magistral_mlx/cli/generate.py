@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
 
 if TYPE_CHECKING:
-    from magistral_mlx.api import Magistral, Stream
+    from magistral_mlx.api import Magistral, Options, Stream
     from magistral_mlx.chat.messages import Message, System
 
 
@@ -34,7 +35,21 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=int, help="Tokens to write at most. Default: what fits.")
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=float, default=0.95, show_default=True)
+@click.option("--top-k", type=int, default=0, help="Draw among the k likeliest tokens only.")
+@click.option("--min-p", type=float, default=0.0, help="Drop tokens below p times the likeliest.")
 @click.option("--seed", type=int, help="The same seed gives the same answer.")
+@click.option(
+    "--thinking",
+    default="on",
+    metavar="on|off|TOKENS",
+    show_default=True,
+    help="Think first, answer at once, or think for so many tokens at most.",
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text.")
+@click.option("--json-schema", metavar="FILE", help="Hold the answer to the schema in a file.")
+@click.option("--regex", metavar="PATTERN", help="Hold the answer to a regular expression.")
+@click.option("--choice", multiple=True, metavar="TEXT", help="One of these is the answer.")
+@click.option("--image-tokens", type=int, help="Scale pictures down to so many tokens each.")
 @click.option("--system", metavar="TEXT", help="A system prompt, taken literally.")
 @click.option("--system-file", metavar="FILE", help="One from a file; its [THINK] part counts.")
 @click.option("--no-system", is_flag=True, help="Send no system prompt.")
@@ -51,12 +66,10 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
 
     The answer goes to stdout and everything else to stderr, unless stdout is a terminal.
     """
-    from magistral_mlx.api import Magistral, Options
-    from magistral_mlx.cli.progress import byte_bar
+    from magistral_mlx.api import Magistral
+    from magistral_mlx.cli.progress import load_bar
 
-    settings = Options(
-        options["max_tokens"], options["temperature"], options["top_p"], options["seed"]
-    )
+    settings = _settings(options)
     pictures = _open_pictures(images)
     text = _read_prompt(prompt)
     printer: Printer = (
@@ -64,7 +77,7 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
         if options["as_json"]
         else TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
     )
-    with byte_bar("loading") as on_progress:
+    with load_bar() as on_progress:
         magistral = Magistral.load(
             options["model"],
             dtype=options["dtype"],
@@ -73,7 +86,52 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
         )
     with magistral:
         messages = _messages(_system(magistral, options), pictures, text)
-        return _show(magistral.stream(messages, settings), printer)
+        return _show(magistral.stream(messages, options=settings), printer)
+
+
+def _settings(options: dict[str, Any]) -> Options:
+    """Check the options before the model is loaded: a wrong one should not cost half a minute."""
+    from magistral_mlx.api import Options
+
+    taken = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "regex")
+    schema = options["json_schema"]
+    return Options(
+        **{name: options[name] for name in taken},
+        thinking=parse_thinking(options["thinking"]),
+        json_schema=None if schema is None else _read_schema(schema),
+        choice=options["choice"] or None,
+        image_tokens=options["image_tokens"],
+        system=None,  # it stands in the messages
+    )
+
+
+def parse_thinking(text: str) -> Literal["on", "off"] | int:
+    """What `--thinking` says.
+
+    Raises:
+        InvalidOption: none of on, off and a number.
+    """
+    from magistral_mlx.errors import InvalidOption
+
+    match text.lower():
+        case "on":
+            return "on"
+        case "off":
+            return "off"
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise InvalidOption(f"thinking is {text!r}; it must be on, off or a number of tokens.")
+
+
+def _read_schema(path: str) -> Any:
+    from magistral_mlx.errors import InvalidOption
+
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidOption(f"the schema {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InvalidOption(f"the schema {path} is not JSON: {error}.") from error
 
 
 def _show(stream: Stream, printer: Printer) -> int:

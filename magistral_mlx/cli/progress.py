@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-OnProgress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from magistral_mlx.api.progress import LoadProgress, OnProgress
+
+_LABELS = {"download": "downloading", "weights": "loading"}
 
 
 @contextmanager
-def byte_bar(label: str) -> Iterator[OnProgress]:
+def load_bar() -> Iterator[OnProgress]:
     """A bar of bytes done and in all, gone when it is done; nothing where nobody watches."""
     console = Console(stderr=True)
     columns = (
-        TextColumn(label),
+        TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
@@ -24,5 +28,14 @@ def byte_bar(label: str) -> Iterator[OnProgress]:
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(_LABELS["weights"], total=None)
+
+        def show(progress: LoadProgress) -> None:
+            bar.update(
+                task,
+                description=_LABELS[progress.stage],
+                completed=progress.done,
+                total=progress.total,
+            )
+
+        yield show

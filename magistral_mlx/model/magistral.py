@@ -40,6 +40,10 @@ class MagistralModel(nn.Module):
         self.vision_tower = VisionTower(self.config.vision)
         self.multi_modal_projector = Projector(self.config)
 
+    def drop_vision(self) -> None:
+        """Forget the vision tower and the projector, as before `add_vision`."""
+        del self.vision_tower, self.multi_modal_projector
+
     def make_caches(self, scheme: KVScheme = FULL) -> list[KVCache]:
         """An empty cache for each layer."""
         return [make_cache(scheme) for _ in self.language_model.model.layers]

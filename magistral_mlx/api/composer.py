@@ -1,0 +1,274 @@
+"""From messages and options to a job for the model: all that is done before MLX comes in.
+
+Whatever is wrong with a request is found here, in the caller's thread, before it queues.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magistral_mlx.api.history import (
+    turn_starts,
+    with_system,
+    without_earlier_thinking,
+    without_oldest,
+    without_thinking_in_system,
+)
+from magistral_mlx.api.options import DEFAULT, Options
+from magistral_mlx.chat.messages import Message, System
+from magistral_mlx.chat.prompt import Prompt, encode
+from magistral_mlx.chat.system import default_system
+from magistral_mlx.errors import ContextOverflow, InvalidOption, PictureError
+from magistral_mlx.events import TurnsDropped
+
+if TYPE_CHECKING:
+    from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
+    from magistral_mlx.engine.dry import Dry
+    from magistral_mlx.engine.thinking import Thinking
+    from magistral_mlx.engine.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request, ready to run.
+
+    `limit` is the number of tokens to produce at most; one of `stop_tokens` ends the generation.
+    """
+
+    prompt: Prompt
+    options: Options
+    limit: int
+    stop_tokens: frozenset[int]
+    thinking: Thinking | None = None
+    grammar: Grammar | None = None
+    dry: Dry | None = None
+    vocabulary: Vocabulary | None = None
+    dropped: TurnsDropped | None = None
+
+
+class Composer:
+    """What is known of a loaded model without its weights; safe to use from several threads."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, context: int, *, sees: bool) -> None:
+        """`context`: tokens that prompt and answer have together. `sees`: it has a tower."""
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.context = context
+        self._sees = sees
+        self._lock = threading.Lock()
+
+    @property
+    def default_system(self) -> System | None:
+        """The checkpoint's own system prompt, or the model card's."""
+        return default_system(self.folder, thinks=self.tokenizer.thinks)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        from magistral_mlx.engine.vocabulary import Vocabulary
+
+        tokenizer = self.tokenizer
+        ids = range(tokenizer.vocab_size)
+        pieces = [tokenizer.token_bytes(id) for id in ids]
+        return Vocabulary(pieces, tokenizer.special.eos, tokenizer.encode)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        from magistral_mlx.engine.constraint import GrammarCompiler
+
+        return GrammarCompiler(self.vocabulary)
+
+    def compose(self, messages: Sequence[Message], options: Options) -> Job:
+        """The job that answers `messages`.
+
+        Raises:
+            PromptError: messages that make no prompt; ContextOverflow if they are too long.
+            PictureError: a picture for a model that cannot see.
+            InvalidOption: an option that this model does not have.
+        """
+        self._check(options)
+        options = options.seeded()
+        messages = self._prepared(messages, options)
+        prompt = self._encode(messages, options)
+        dropped = None
+        if self._room(prompt) < self._wanted(options):
+            prompt, dropped = self._make_room(messages, options, prompt)
+        room = self._room(prompt)
+        limit = room if options.max_tokens is None else min(options.max_tokens, room)
+        return Job(
+            prompt,
+            options,
+            limit,
+            frozenset({self.tokenizer.special.eos, *options.stop_token_ids}),
+            self._thinking(options, prompt),
+            self._grammar(options),
+            self._dry(options),
+            self.vocabulary,
+            dropped,
+        )
+
+    def prompt(self, messages: Sequence[Message], options: Options) -> Prompt:
+        """The prompt for `messages`, whether it fits or not. Raises what `compose` raises."""
+        return self._encode(self._prepared(messages, options), options)
+
+    # The prompt
+
+    def _prepared(self, messages: Sequence[Message], options: Options) -> list[Message]:
+        system = self.default_system if options.system is DEFAULT else options.system
+        assert system is None or isinstance(system, System)
+        messages = with_system(messages, system)
+        if not options.thinks:
+            messages = without_thinking_in_system(messages)
+        if not options.keep_thinking:
+            messages = without_earlier_thinking(messages)
+        return messages
+
+    def _encode(self, messages: Sequence[Message], options: Options) -> Prompt:
+        prompt = encode(messages, self.tokenizer, options.offered_tools, options.image_tokens)
+        if prompt.pictures and not self._sees:
+            raise PictureError(
+                f"the model in {self.folder} is text-only: it has no vision tower and cannot see "
+                "pictures. Leave the picture out, or use a checkpoint with vision."
+            )
+        return prompt
+
+    # The context
+
+    def _room(self, prompt: Prompt) -> int:
+        return self.context - len(prompt)
+
+    def _wanted(self, options: Options) -> int:
+        """Tokens that the answer must have room for.
+
+        One is enough to be sent as it is. Where turns are dropped, enough go to leave a quarter
+        of the context, or what the answer may take: not one more before every answer.
+        """
+        if options.overflow == "error":
+            return 1
+        return max(1, min(options.max_tokens or self.context, self.context // 4))
+
+    def _make_room(
+        self, messages: Sequence[Message], options: Options, prompt: Prompt
+    ) -> tuple[Prompt, TurnsDropped | None]:
+        """The prompt without as few of the oldest turns as possible, never without the last."""
+        most = max(0, len(turn_starts(messages)) - 1)
+        fewest, fitting = self._fewest_dropped(messages, options, most)
+        if options.overflow == "error":
+            raise self._overflow(prompt, 0 if fitting is None else fewest)
+        if fitting is None:
+            fewest = most
+            fitting = self._encode(without_oldest(messages, most), options)
+        if self._room(fitting) < 1:
+            raise self._overflow(fitting, 0)
+        if not fewest:
+            return fitting, None
+        left_out = len(messages) - len(without_oldest(messages, fewest))
+        return fitting, TurnsDropped(fewest, left_out)
+
+    def _fewest_dropped(
+        self, messages: Sequence[Message], options: Options, most: int
+    ) -> tuple[int, Prompt | None]:
+        """The fewest turns without which there is room, found by halving, and the prompt then."""
+        wanted = self._wanted(options)
+        low, high, fitting = 1, most, None
+        while low <= high:
+            middle = (low + high) // 2
+            prompt = self._encode(without_oldest(messages, middle), options)
+            if self._room(prompt) >= wanted:
+                high, fitting = middle - 1, prompt
+            else:
+                low = middle + 1
+        return low, fitting
+
+    def _overflow(self, prompt: Prompt, drop_turns: int) -> ContextOverflow:
+        advice = (
+            f'Leave out the oldest {drop_turns} turns (overflow="drop" does so), or shorten them.'
+            if drop_turns
+            else "Shorten it, send fewer or smaller pictures (image_tokens caps them), or load the "
+            "model with a larger context."
+        )
+        return ContextOverflow(
+            f"the prompt has {len(prompt):,} tokens, and the context holds {self.context:,} with "
+            f"the answer. {advice}",
+            len(prompt),
+            self.context,
+            drop_turns,
+        )
+
+    # The engine's rules
+
+    def _check(self, options: Options) -> None:
+        tokenizer = self.tokenizer
+        if options.min_thinking and not tokenizer.thinks:
+            raise InvalidOption("min_thinking needs a model that thinks; this one does not.")
+        for name in ("logit_bias", "stop_token_ids"):
+            for id in getattr(options, name):
+                if not 0 <= id < tokenizer.vocab_size:
+                    raise InvalidOption(
+                        f"{name} holds {id}, but this model's tokens go from 0 to "
+                        f"{tokenizer.vocab_size - 1}."
+                    )
+
+    def _thinking(self, options: Options, prompt: Prompt) -> Thinking | None:
+        special = self.tokenizer.special
+        if special.think is None or special.end_think is None:
+            return None
+        from magistral_mlx.engine.thinking import CLOSING_PHRASE, Thinking
+
+        exits = {special.eos, special.tool_calls} - {None}
+        return Thinking(
+            open=special.think,
+            close=special.end_think,
+            exits=frozenset(exits),  # type: ignore[arg-type]
+            enabled=options.thinks,
+            inside=prompt.inside_thinking,
+            budget=options.budget,
+            minimum=options.min_thinking,
+            closing=tuple(self.tokenizer.encode(CLOSING_PHRASE)),
+        )
+
+    def _dry(self, options: Options) -> Dry | None:
+        """The usual settings stop at the usual breakers; others are taken as they are."""
+        if options.dry is True:
+            from magistral_mlx.engine.dry import Dry
+
+            return Dry(breakers=self._breakers)
+        return options.dry or None
+
+    @cached_property
+    def _breakers(self) -> frozenset[int]:
+        from magistral_mlx.engine.dry import DEFAULT_BREAKERS, breaker_tokens
+
+        return breaker_tokens(DEFAULT_BREAKERS, self.vocabulary)
+
+    def _grammar(self, options: Options) -> Grammar | None:
+        if not options.constrained:
+            return None
+        with self._lock:  # building the compiler takes a second, once
+            compiler = self.grammars
+        if options.json_schema is not None:
+            return compiler.json_schema(options.json_schema)
+        if options.regex is not None:
+            return compiler.regex(options.regex)
+        if options.choice is not None:
+            return compiler.choice(options.choice)
+        return self._call_grammar(compiler, options)
+
+    def _call_grammar(self, compiler: GrammarCompiler, options: Options) -> Grammar:
+        special = self.tokenizer.special
+        if special.tool_calls is None or special.args is None:
+            raise InvalidOption(
+                "this model's tokenizer has no tokens for tool calls as of version 11, so they "
+                "cannot be held to a schema: leave out strict_tools and tool_choice='required'."
+            )
+        return compiler.tool_calls(
+            {tool.name: tool.parameters for tool in options.offered_tools},
+            call=special.tool_calls,
+            args=special.args,
+            required=options.tool_choice == "required",
+        )

@@ -1,0 +1,66 @@
+"""What becomes of a conversation's messages before they are sent. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from magistral_mlx.chat.messages import Assistant, Message, System, User
+from magistral_mlx.chat.system import without_thinking
+
+
+def with_system(messages: Sequence[Message], system: System | None) -> list[Message]:
+    """`messages` with `system` first, unless they hold a system prompt of their own."""
+    if system is None or any(isinstance(message, System) for message in messages):
+        return list(messages)
+    return [system, *messages]
+
+
+def without_thinking_in_system(messages: Sequence[Message]) -> list[Message]:
+    """`messages` with system prompts that do not ask for thinking."""
+    changed = [
+        without_thinking(message) if isinstance(message, System) else message
+        for message in messages
+    ]
+    return [message for message in changed if message is not None]
+
+
+def without_earlier_thinking(messages: Sequence[Message]) -> list[Message]:
+    """`messages` without the thinking of turns before the last one.
+
+    Within the last turn it stays: between a tool's call and its result the model goes on with the
+    same thought. An answer that was nothing but thinking goes with it.
+    """
+    start = last_turn(messages)
+    kept: list[Message] = []
+    for n, message in enumerate(messages):
+        if n < start and isinstance(message, Assistant) and message.thinking is not None:
+            message = replace(message, thinking=None)
+            if not message.text and not message.tool_calls:
+                continue
+        kept.append(message)
+    return kept
+
+
+def last_turn(messages: Sequence[Message]) -> int:
+    """Where the last turn begins: at the last user's message, or at the end if there is none."""
+    starts = turn_starts(messages)
+    return starts[-1] if starts else len(messages)
+
+
+def turn_starts(messages: Sequence[Message]) -> list[int]:
+    """Where each turn begins: at a user's message that follows something else."""
+    return [
+        n
+        for n, message in enumerate(messages)
+        if isinstance(message, User) and (n == 0 or not isinstance(messages[n - 1], User))
+    ]
+
+
+def without_oldest(messages: Sequence[Message], turns: int) -> list[Message]:
+    """`messages` without the first `turns` turns; system prompts stay, wherever they are."""
+    if turns == 0:
+        return list(messages)
+    starts = turn_starts(messages)
+    end = starts[turns] if turns < len(starts) else len(messages)
+    return [m for n, m in enumerate(messages) if n >= end or isinstance(m, System)]

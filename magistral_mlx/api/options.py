@@ -1,0 +1,325 @@
+"""How one answer is generated: every option that `generate`, `stream` and a chat take."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from magistral_mlx.chat.messages import System, Tool
+from magistral_mlx.chat.picture_tokens import FEWEST
+from magistral_mlx.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from magistral_mlx.api.inputs import ToolLike
+    from magistral_mlx.engine.dry import Dry
+    from magistral_mlx.engine.sampling import Sampling
+
+ThinkingOption = Literal["on", "off"] | int
+Overflow = Literal["error", "drop"]
+ToolChoice = Literal["auto", "required", "none"]
+
+
+class Default:
+    """The system prompt that the checkpoint brings; there is one of it, `DEFAULT`."""
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+    def __copy__(self) -> Default:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Default:
+        return self
+
+
+DEFAULT = Default()
+_LARGEST_SEED = 2**32 - 1
+_MOST_TOP_LOGPROBS = 20  # as in OpenAI's API
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How one answer is generated. The defaults are the model card's.
+
+    Length:
+        max_tokens: tokens to produce at most, thinking included; None fills the context.
+        stop: texts that end the answer and are not part of it. They count in the answer alone.
+        stop_token_ids: tokens that end the generation.
+    Sampling:
+        temperature: 0 is greedy.
+        top_p, top_k, min_p: which tokens may be drawn at all; top_k 0 and min_p 0 are off.
+        repetition_penalty: divides the logits of tokens seen among the last
+            `repetition_window` ones (None: all); 1 is off.
+        presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once
+            and for each occurrence; 0 is off.
+        logit_bias: token id -> what is added to its logit.
+        dry: prevent repetitions as they begin; True takes the usual settings.
+        seed: the same one gives the same tokens; None draws one, which the result tells.
+        n: answers to one prompt, with the seeds seed, seed + 1, …
+    Thinking:
+        thinking: "on"; "off" for no trace and a system prompt that asks for none; or the most
+            tokens a trace may have, after which it is closed and the answer follows.
+        min_thinking: tokens below which a trace is not closed.
+        keep_thinking: False leaves the thinking of earlier turns out of the prompt. It saves
+            context, and departs from how the model was trained.
+    Structure:
+        json_schema, regex, choice: what the answer after the thinking must be; one of them.
+        tools: functions that the model may call, as Tools or as in OpenAI's API.
+        tool_choice: "auto"; "required" for at least one call; "none" hides the tools.
+        strict_tools: hold calls to the tools' names and argument schemas while they are written.
+    Prompt:
+        system: the system prompt where the messages hold none. DEFAULT is the checkpoint's own,
+            None or "" sends none, a string is literal.
+        overflow: what happens when a conversation outgrows its context: "error", or "drop" the
+            oldest turns and tell so.
+        image_tokens: the most tokens a picture may take; larger ones are scaled down.
+    Figures:
+        logprobs: report each token's log probability; top_logprobs: and that many likeliest ones.
+    """
+
+    max_tokens: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Iterable[int] = ()
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int | None = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    dry: bool | Dry = False
+    seed: int | None = None
+    n: int = 1
+    thinking: ThinkingOption = "on"
+    min_thinking: int = 0
+    keep_thinking: bool = True
+    json_schema: Mapping[str, Any] | str | bool | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    tools: Iterable[ToolLike] | None = None
+    tool_choice: ToolChoice = "auto"
+    strict_tools: bool = False
+    system: System | str | Default | None = DEFAULT
+    overflow: Overflow = "error"
+    image_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        """Bring the values into one form.
+
+        Raises:
+            InvalidOption: an option outside what it may be.
+            PromptError: a tool that is none.
+        """
+        from magistral_mlx.api.inputs import to_tools
+
+        self._set("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        self._set("stop_token_ids", frozenset(self.stop_token_ids))
+        self._set("logit_bias", _bias(self.logit_bias))
+        self._set("tools", to_tools(self.tools))
+        if isinstance(self.thinking, bool):
+            self._set("thinking", "on" if self.thinking else "off")
+        if isinstance(self.system, str):
+            self._set("system", System(self.system) if self.system else None)
+        self._check_numbers()
+        self._check_lengths()
+        self._check_choices()
+        self.sampling(0)
+
+    @classmethod
+    def of(cls, base: Options | None, changes: Mapping[str, Any]) -> Options:
+        """`base` (or the defaults) with `changes`.
+
+        Raises:
+            InvalidOption: an option that is unknown, with the nearest known one, or out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in changes:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+                raise InvalidOption(f"there is no option {name}: {hint}")
+        if base is not None and not isinstance(base, Options):
+            raise InvalidOption(f"options must be Options, not {type(base).__name__}.")
+        return replace(base or cls(), **changes) if changes else base or cls()
+
+    @property
+    def thinks(self) -> bool:
+        """Whether there may be a trace."""
+        return self.thinking != "off"
+
+    @property
+    def budget(self) -> int | None:
+        """The most tokens of a trace; None for no limit."""
+        return self.thinking if isinstance(self.thinking, int) else None
+
+    @property
+    def offered_tools(self) -> tuple[Tool, ...]:
+        """The tools that the prompt tells the model of."""
+        return () if self.tool_choice == "none" else self.tools  # type: ignore[return-value]
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar holds for the answer."""
+        return (
+            any(value is not None for value in (self.json_schema, self.regex, self.choice))
+            or self.tool_choice == "required"
+            or (self.strict_tools and bool(self.offered_tools))
+        )
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        """None for none, else how many likeliest tokens are told beside the chosen one."""
+        return self.top_logprobs if self.logprobs or self.top_logprobs else None
+
+    def seeded(self) -> Options:
+        """With a seed in any case."""
+        if self.seed is not None:
+            return self
+        return replace(self, seed=secrets.randbelow(_LARGEST_SEED + 1))
+
+    def sampling(self, index: int) -> Sampling:
+        """How the tokens of answer `index` are drawn.
+
+        Raises:
+            InvalidOption: a value out of range.
+        """
+        from magistral_mlx.engine.dry import Dry
+        from magistral_mlx.engine.sampling import Sampling
+
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=((self.seed or 0) + index) % (_LARGEST_SEED + 1) if index else self.seed or 0,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            repetition_window=self.repetition_window,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            dry=Dry() if self.dry is True else self.dry or None,
+        )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_numbers(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidOption(f"{name} is {value!r}; it must be a number.")
+        for name in ("top_k", "seed", "repetition_window"):
+            _at_least(name, getattr(self, name), 0)
+
+    def _check_lengths(self) -> None:
+        _at_least("max_tokens", self.max_tokens, 1)
+        _at_least("n", self.n, 1)
+        _at_least("min_thinking", self.min_thinking, 0)
+        _at_least("image_tokens", self.image_tokens, FEWEST)
+        _at_least("top_logprobs", self.top_logprobs, 0)
+        if self.top_logprobs > _MOST_TOP_LOGPROBS:
+            raise InvalidOption(
+                f"top_logprobs is {self.top_logprobs}; it must be at most {_MOST_TOP_LOGPROBS}."
+            )
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise InvalidOption("stop holds something that is not text, or is empty.")
+        if not all(type(id) is int for id in self.stop_token_ids):
+            raise InvalidOption("stop_token_ids must be whole numbers.")
+
+    def _check_choices(self) -> None:
+        if isinstance(self.thinking, int):
+            _at_least("thinking", self.thinking, 1, ' (or "on" or "off")')
+            if self.min_thinking > self.thinking:
+                raise InvalidOption(
+                    f"min_thinking is {self.min_thinking}, more than the {self.thinking} tokens "
+                    "that thinking allows."
+                )
+        else:
+            _one_of("thinking", self.thinking, ("on", "off"), " or a number of tokens")
+        if self.min_thinking and not self.thinks:
+            raise InvalidOption("min_thinking needs thinking, which is off.")
+        _one_of("overflow", self.overflow, ("error", "drop"))
+        _one_of("tool_choice", self.tool_choice, ("auto", "required", "none"))
+        if self.tool_choice == "required" and not self.tools:
+            raise InvalidOption("tool_choice is 'required', but there are no tools.")
+        given = [n for n in ("json_schema", "regex", "choice") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise InvalidOption(f"{' and '.join(given)} exclude each other: give one.")
+        if given and self.tool_choice == "required":
+            raise InvalidOption(f"{given[0]} and tool_choice='required' exclude each other.")
+        if not isinstance(self.system, System | Default | None):
+            raise InvalidOption(
+                f"system must be text, a System or None, not {type(self.system).__name__}."
+            )
+
+
+class OptionFields(TypedDict, total=False):
+    """The fields of `Options`, for type checkers: what may be passed by keyword."""
+
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Iterable[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    repetition_window: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    dry: bool | Dry
+    seed: int | None
+    n: int
+    thinking: ThinkingOption
+    min_thinking: int
+    keep_thinking: bool
+    json_schema: Mapping[str, Any] | str | bool | None
+    regex: str | None
+    choice: Sequence[str] | None
+    tools: Iterable[ToolLike] | None
+    tool_choice: ToolChoice
+    strict_tools: bool
+    system: System | str | Default | None
+    overflow: Overflow
+    image_tokens: int | None
+    logprobs: bool
+    top_logprobs: int
+
+
+def _at_least(name: str, value: int | None, least: int, more: str = "") -> None:
+    if value is None:
+        return
+    if type(value) is not int:
+        raise InvalidOption(f"{name} is {value!r}; it must be a whole number{more}.")
+    if value < least:
+        raise InvalidOption(f"{name} is {value}; it must be {least} or more{more}.")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...], more: str = "") -> None:
+    if value not in allowed:
+        choices = " or ".join(map(repr, allowed)) if len(allowed) == 2 else ", ".join(allowed)
+        raise InvalidOption(f"{name} is {value!r}; it must be {choices}{more}.")
+
+
+def _bias(given: Mapping[Any, Any]) -> dict[int, float]:
+    """Ids may come as text, as they do out of JSON."""
+    try:
+        return {int(id): float(bias) for id, bias in given.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidOption(f"logit_bias must map token ids to numbers: {error}.") from error

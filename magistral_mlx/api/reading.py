@@ -1,0 +1,96 @@
+"""Tokens of one answer as the events that they stand for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from magistral_mlx.chat.parser import Parser
+from magistral_mlx.engine.stop import StopStrings
+from magistral_mlx.events import Event, Text, TokenLogprob, ToolCall
+
+if TYPE_CHECKING:
+    from magistral_mlx.api.composer import Job
+    from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.engine.generate import Token
+
+
+class Reader:
+    """The state of one answer between its tokens."""
+
+    def __init__(self, job: Job, tokenizer: Tokenizer, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._parser = Parser(tokenizer, thinking=job.prompt.inside_thinking)
+        self._stops = StopStrings(job.options.stop)
+        self._stop_tokens = job.options.stop_token_ids
+        self._seed = seed
+        self._prompt_tokens = len(job.prompt)
+        self._calls = 0
+
+    @property
+    def thinking_tokens(self) -> int:
+        return self._parser.thinking_tokens
+
+    @property
+    def answer_tokens(self) -> int:
+        return self._parser.answer_tokens
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come, which ends the answer."""
+        return self._stops.matched is not None
+
+    def feed(self, token: Token) -> list[Event]:
+        """What the token completes."""
+        before = self._parser.thinking
+        if token.id in self._stop_tokens and token.id != self._tokenizer.special.eos:
+            # It ends the answer and is no part of it, so only its count is kept.
+            self._parser.count(token.id)
+            events: list[Event] = []
+        else:
+            events = self._shown(self._parser.feed(token.id))
+        if token.logprob is not None:
+            events.insert(0, self._logprob(token, before))
+        return events
+
+    def finish(self) -> list[Event]:
+        """What was still incomplete when the generation ended."""
+        events = self._shown(self._parser.finish())
+        waiting = self._stops.finish()
+        return [*events, Text(waiting)] if waiting else events
+
+    def _shown(self, pieces: Sequence[Event]) -> list[Event]:
+        """Text up to a stop string; ids for calls, so that results can name them."""
+        shown: list[Event] = []
+        for piece in pieces:
+            if isinstance(piece, Text):
+                text = self._stops.feed(piece.text)
+                if text:
+                    shown.append(Text(text))
+            elif not self.stopped:
+                waiting = self._stops.finish()
+                if waiting:
+                    shown.append(Text(waiting))
+                shown.append(self._with_id(piece) if isinstance(piece, ToolCall) else piece)
+        return shown
+
+    def _with_id(self, call: ToolCall) -> ToolCall:
+        """Nine characters, as every version of the template accepts; the same for the same seed."""
+        self._calls += 1
+        if call.id is not None:
+            return call
+        key = f"{self._seed} {self._prompt_tokens} {self._calls} {call.name} {call.arguments}"
+        return replace(call, id=hashlib.sha256(key.encode()).hexdigest()[:9])
+
+    def _logprob(self, token: Token, thinking_before: bool) -> TokenLogprob:
+        bytes_of = self._tokenizer.token_bytes
+        assert token.logprob is not None
+        return TokenLogprob(
+            token.id,
+            bytes_of(token.id),
+            token.logprob,
+            tuple((id, bytes_of(id), logprob) for id, logprob in token.top),
+            thinking=thinking_before or self._parser.thinking,
+        )

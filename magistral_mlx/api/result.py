@@ -1,0 +1,152 @@
+"""A whole answer, and how it is put together from events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from magistral_mlx.chat.messages import Assistant
+from magistral_mlx.events import (
+    Event,
+    Finished,
+    FinishReason,
+    Sample,
+    Stats,
+    Text,
+    Thinking,
+    TokenLogprob,
+    ToolCall,
+    TurnsDropped,
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer. `completion_tokens` are thinking and answer together."""
+
+    prompt_tokens: int
+    thinking_tokens: int
+    answer_tokens: int
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.thinking_tokens + self.answer_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Times of one answer, in seconds, and the speeds that follow from them."""
+
+    prefill_seconds: float
+    first_token_seconds: float
+    decode_seconds: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole answer.
+
+    `thinking` and `text` are "" where there is none. `tool_calls` are to be answered with
+    `ToolResult`s. `dropped` tells which turns did not fit in the context, where overflow is "drop".
+    `samples` holds all answers where several were asked for; this is the first of them.
+    `seed` gives the same answer again.
+    """
+
+    thinking: str
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    stats: Stats
+    seed: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    dropped: TurnsDropped | None = None
+    samples: tuple[Result, ...] = field(default=(), repr=False)
+
+    @property
+    def usage(self) -> Usage:
+        stats = self.stats
+        return Usage(stats.prompt_tokens, stats.thinking_tokens, stats.answer_tokens)
+
+    @property
+    def timings(self) -> Timings:
+        stats = self.stats
+        return Timings(
+            stats.prefill_seconds,
+            stats.first_token_seconds,
+            stats.decode_seconds,
+            stats.prefill_tokens_per_second,
+            stats.decode_tokens_per_second,
+        )
+
+    @property
+    def message(self) -> Assistant:
+        """The answer as a message, for the history of a conversation.
+
+        One that was cut short is left open: as the last message it is continued, and anything
+        after it closes it.
+        """
+        cut = self.finish_reason in ("length", "cancelled") and not self.tool_calls
+        return Assistant(self.text, self.thinking or None, self.tool_calls, prefix=cut)
+
+
+class Collector:
+    """Puts the events of one generation together, all samples of it."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = seed
+        self._samples: list[Result] = []
+        self._dropped: TurnsDropped | None = None
+        self._start()
+
+    def add(self, event: Event) -> None:
+        """Take in the next event."""
+        match event:
+            case Thinking(text):
+                self._thinking.append(text)
+            case Text(text):
+                self._text.append(text)
+            case ToolCall():
+                self._calls.append(event)
+            case TokenLogprob():
+                self._logprobs.append(event)
+            case TurnsDropped():
+                self._dropped = event
+            case Sample():
+                self._start()
+            case Finished(reason, stats):
+                self._finish(reason, stats)
+
+    @property
+    def result(self) -> Result | None:
+        """The first sample, with all of them in it; None before the first has finished."""
+        if not self._samples:
+            return None
+        first = self._samples[0]
+        if len(self._samples) == 1:
+            return first
+        return Result(**(vars(first) | {"samples": tuple(self._samples)}))
+
+    def _start(self) -> None:
+        self._thinking: list[str] = []
+        self._text: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def _finish(self, reason: FinishReason, stats: Stats) -> None:
+        self._samples.append(
+            Result(
+                thinking="".join(self._thinking),
+                text="".join(self._text),
+                tool_calls=tuple(self._calls),
+                finish_reason=reason,
+                stats=stats,
+                seed=None if self._seed is None else (self._seed + len(self._samples)) % 2**32,
+                logprobs=tuple(self._logprobs),
+                dropped=self._dropped,
+            )
+        )

@@ -1,0 +1,174 @@
+"""The device's half of a loaded model. Everything in here runs on the worker thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Event as Flag
+
+from magistral_mlx.api.answer import Answer
+from magistral_mlx.api.composer import Job
+from magistral_mlx.api.progress import PrefillClock
+from magistral_mlx.api.reading import Reader
+from magistral_mlx.backend import DTYPES, mx
+from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.load import load_model, load_vision
+from magistral_mlx.engine.generate import Generation, Prefilled, Request, generate
+from magistral_mlx.errors import DeviceError, MagistralError, ModelClosed
+from magistral_mlx.events import Event, Finished, FinishReason, Prefill, Sample, Stats
+from magistral_mlx.model.magistral import MagistralModel
+
+
+class LoadAborted(MagistralError):
+    """Nobody waits for the model any more."""
+
+
+class Runtime:
+    """A model in memory, and what is generated with it."""
+
+    def __init__(self, checkpoint: Checkpoint, scheme: KVScheme, dtype: str | None) -> None:
+        self._checkpoint = checkpoint
+        self._scheme = scheme
+        self._dtype = dtype
+        self._model: MagistralModel | None = None
+        self.pressure = Flag()  # set from any thread: free what can be freed, as soon as possible
+
+    def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
+        """Read the decoder. The vision tower stays on disk until a picture comes.
+
+        Raises:
+            CheckpointError: a file cannot be read to its end.
+            LoadAborted: `aborted` was set.
+        """
+
+        def report(done: int, total: int) -> None:
+            if aborted.is_set():
+                raise LoadAborted("loading was stopped.")
+            on_progress(done, total)
+
+        dtype = None if self._dtype is None else DTYPES[self._dtype]
+        self._model = load_model(self._checkpoint, dtype, report)
+
+    def close(self) -> None:
+        """Give the memory back, with nothing left in flight when the thread ends."""
+        self._model = None
+        mx.synchronize()
+        mx.clear_cache()
+        mx.clear_streams()
+
+    def release(self) -> None:
+        """Drop what comes back by itself: MLX's buffer cache, and the vision tower."""
+        self.pressure.clear()
+        if self._model is not None and self._model.sees:
+            self._model.drop_vision()
+        mx.clear_cache()
+
+    def run(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> None:
+        """Run a job to its end, or until `answer` is cancelled. Errors go to the answer."""
+        if not answer.begin():
+            return
+        failure: BaseException | None = None
+        try:
+            self._run(job, answer, tokenizer)
+        except MagistralError as error:
+            failure = error
+        except RuntimeError as error:
+            # Its traceback would keep the caches alive in whoever holds the error.
+            failure = DeviceError(
+                f"MLX failed while it generated: {' '.join(str(error).split())}. The model can be "
+                "asked again; a shorter prompt or a smaller context needs less memory."
+            )
+        except BaseException as error:
+            failure = error
+        answer.end(failure)
+
+    def _run(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> None:
+        model = self._model
+        if model is None:
+            raise ModelClosed("this model has been closed. Load it again to ask it.")
+        if job.dropped:
+            answer.put(job.dropped)
+        if job.prompt.pictures and not model.sees:
+            self._load_vision(model)
+        prefilled: Prefilled | None = None
+        for index in range(job.options.n):
+            if answer.cancelled and index:
+                return
+            if job.options.n > 1:
+                answer.put(Sample(index))
+            request = _request(job, index, self._scheme)
+            generation = generate(model, request, start=prefilled)
+            try:
+                self._one(generation, Reader(job, tokenizer, request.sampling.seed), job, answer)
+            finally:
+                generation.close()
+            prefilled = generation.prefilled
+
+    def _load_vision(self, model: MagistralModel) -> None:
+        try:
+            load_vision(model, self._checkpoint)
+        except BaseException:
+            model.drop_vision()  # half a tower must not pass for one
+            raise
+
+    def _one(self, generation: Generation, reader: Reader, job: Job, answer: Answer) -> None:
+        """One sample: steps into events, until it ends by itself or is stopped."""
+        clock = PrefillClock(self._checkpoint.config.text)
+        mx.reset_peak_memory()
+        start = time.perf_counter()
+        first: float | None = None
+        reason: FinishReason | None = None
+        for step in generation:
+            if isinstance(step, Prefill):
+                answer.put(clock(step))
+            else:
+                first = first or time.perf_counter()
+                _put_all(reader.feed(step), answer)
+            if reader.stopped:
+                reason = "stop"
+            elif answer.cancelled:
+                reason = "cancelled"
+            if reason:
+                break
+            if self.pressure.is_set():
+                self.pressure.clear()
+                mx.clear_cache()
+        _put_all(reader.finish(), answer)
+        end = time.perf_counter()
+        first = first or end
+        stats = Stats(
+            prompt_tokens=len(job.prompt),
+            thinking_tokens=reader.thinking_tokens,
+            answer_tokens=reader.answer_tokens,
+            prefill_seconds=first - start,
+            decode_seconds=end - first,
+            first_token_seconds=first - start,
+            peak_memory=mx.get_peak_memory(),
+            thinking_end=generation.thinking_end,
+            mask_seconds=generation.mask_seconds,
+        )
+        answer.put(Finished(reason or generation.finish or "length", stats))
+
+
+def _request(job: Job, index: int, scheme: KVScheme) -> Request:
+    options = job.options
+    return Request(
+        tokens=job.prompt.tokens,
+        pictures=job.prompt.pictures,
+        sampling=replace(options.sampling(index), dry=job.dry),
+        limit=job.limit,
+        scheme=scheme,
+        stop_tokens=job.stop_tokens,
+        thinking=job.thinking,
+        grammar=job.grammar,
+        logprobs=options.reported_logprobs,
+        vocabulary=job.vocabulary,
+    )
+
+
+def _put_all(events: list[Event], answer: Answer) -> None:
+    for event in events:
+        answer.put(event)

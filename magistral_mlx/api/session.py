@@ -1,0 +1,110 @@
+"""A loaded model between the callers' threads and the worker: what it is given, in which order.
+
+It knows nothing of `Magistral`, so that a `Magistral` that nobody holds any more can be collected
+and have its session closed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from magistral_mlx.api.answer import Answer
+from magistral_mlx.api.progress import LoadProgress, OnProgress
+from magistral_mlx.api.worker import Worker
+from magistral_mlx.errors import ModelClosed
+
+if TYPE_CHECKING:
+    from magistral_mlx.api.composer import Job
+    from magistral_mlx.api.runtime import Runtime
+    from magistral_mlx.chat.tokenizer import Tokenizer
+
+
+class Session:
+    """The worker thread of one model, and the answers that queue for it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = threading.RLock()
+        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
+        self._closed = False
+        self._abort = threading.Event()
+        self._worker = Worker("magistral-mlx", weakref.WeakMethod(self.close))
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def load(self) -> Callable[[OnProgress | None], None]:
+        """Begin to load. What is returned waits for the end and reports progress meanwhile.
+
+        It calls the callback in the thread that waits, and raises what went wrong.
+        """
+        items: SimpleQueue[LoadProgress | None] = SimpleQueue()
+        start = time.perf_counter()
+
+        def report(done: int, total: int) -> None:
+            items.put(LoadProgress("weights", done, total, time.perf_counter() - start))
+
+        runtime, abort = self._runtime, self._abort
+        future = self._worker.call(lambda: runtime.load(report, abort))
+        future.add_done_callback(lambda _: items.put(None))
+
+        def wait(on_progress: OnProgress | None) -> None:
+            while (item := items.get()) is not None:
+                if on_progress:
+                    on_progress(item)
+            future.result()
+
+        return wait
+
+    def submit(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> None:
+        """Queue a job.
+
+        Raises:
+            ModelClosed: the model has been closed.
+        """
+        runtime = self._runtime
+        with self._lock:
+            self.check_open()
+            self._answers.add(answer)
+            self._worker.submit(lambda: runtime.run(job, answer, tokenizer))
+
+    def check_open(self) -> None:
+        """Raises ModelClosed if the model has been closed."""
+        if self._closed:
+            raise ModelClosed("this model has been closed. Load it again to ask it.")
+
+    def release(self) -> None:
+        """Free what comes back by itself, within a token if one is being generated."""
+        runtime = self._runtime
+        with self._lock:
+            self.check_open()
+            runtime.pressure.set()
+            self._worker.call(runtime.release)
+
+    def interrupt(self) -> None:
+        """Stop loading, and every answer that runs or queues."""
+        self._abort.set()
+        with self._lock:
+            answers = list(self._answers)
+        for answer in answers:
+            answer.cancel()
+
+    def close(self) -> None:
+        """Stop everything and give the memory back, soon. The second time nothing happens."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.interrupt()
+            self._worker.call(self._runtime.close)
+            self._worker.stop()
+
+    def wait_closed(self) -> None:
+        """Wait until the memory has been given back, after `close`."""
+        self._worker.join()
