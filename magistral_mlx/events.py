@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "memory", "cancelled"]
 Forced = Literal["budget", "loop"]  # why the engine put a token itself: it closed the trace
 ThinkingEnd = Literal["model", "budget", "loop"]  # who ended the trace: the model, or we and why
 
@@ -127,10 +127,19 @@ class TurnsDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something worth knowing that is no error, in a sentence for a person."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Where several answers to one prompt are asked for: the events of answer `index` follow."""
 
     index: int
 
 
-Event = Prefill | Thinking | Text | ToolCall | TokenLogprob | TurnsDropped | Sample | Finished
+Event = (
+    Prefill | Thinking | Text | ToolCall | TokenLogprob | TurnsDropped | Notice | Sample | Finished
+)

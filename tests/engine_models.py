@@ -66,7 +66,7 @@ class CountingCache:
     def __init__(self) -> None:
         self.length = 0
 
-    def reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int, most: int = 0) -> None:
         pass
 
     def trim(self, length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from magistral_mlx.hub.cache import (
     snapshot_folder,
 )
 from magistral_mlx.hub.tokenizer import local_base_models
+from magistral_mlx.library import locate
 from magistral_mlx.places import DEMO, demo_dir
 
 
@@ -183,6 +185,20 @@ def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSourc
     layout: Layout = "mistral" if model.weights[0].name.startswith("consolidated") else "hf"
     checkpoint = Checkpoint.of_tensors(Path(str(model.ref)), config, layout, stored)
     return HubSource(model, folder, checkpoint, keep, files)
+
+
+def headers_of(name: str) -> Checkpoint:
+    """What a model consists of, by any name that a user gives it; no weights are fetched.
+
+    Raises:
+        ModelNotFound, HubError: the name leads nowhere.
+        CheckpointError: the checkpoint is damaged or incomplete.
+    """
+    ref = None if os.path.exists(os.path.expanduser(name)) else parse_repo(name)
+    if ref and not cached_snapshot(ref):
+        with tempfile.TemporaryDirectory() as downloads:
+            return _open_remote(remote_files(ref), Path(downloads), keep=False).checkpoint
+    return Checkpoint.open(locate(name))
 
 
 def _refuse_quantized(checkpoint: Checkpoint, name: str) -> None:

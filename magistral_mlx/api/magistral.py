@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from magistral_mlx.api.conversation import Conversation
     from magistral_mlx.api.result import Result
     from magistral_mlx.api.session import Session
-    from magistral_mlx.cache.scheme import KVScheme
     from magistral_mlx.chat.messages import System
     from magistral_mlx.chat.prompt import Prompt
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.events import Event
+    from magistral_mlx.memory.plan import Plan
 
 KVName = Literal["full", "8/8", "8/4", "4/4"]
 
@@ -40,8 +40,11 @@ class Magistral:
     or use it in a `with` statement.
     """
 
-    def __init__(self, checkpoint: Checkpoint, composer: Composer, session: Session) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, composer: Composer, session: Session
+    ) -> None:
         """Use `Magistral.load`."""
+        self.plan = plan
         self._checkpoint = checkpoint
         self._composer = composer
         self._session = session
@@ -59,6 +62,8 @@ class Magistral:
         kv: KVName | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] | None = None,
         tokenizer: str | Path | None = None,
+        pictures: int = 1,
+        memory_limit: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
         """Load a model: a folder, a hub name, "demo", or None for the one that is on this machine.
@@ -66,29 +71,36 @@ class Magistral:
         The decoder is loaded now, the vision tower with the first picture.
 
         Args:
-            context: tokens that prompt and answer may have together; None is the model's own.
-            kv: bits of keys and values in the cache; None is full precision.
+            context: tokens that prompt and answer may have together; None is up to 40,960, or
+                what memory allows.
+            kv: bits of keys and values in the cache; None is the most that memory allows.
             dtype: what to compute in; None is the backend's own choice.
             tokenizer: a tekken.json, or a folder or hub name that has one, where the checkpoint
                 lacks it.
+            pictures: how many of the largest size to keep memory for; 0 if none will come.
+            memory_limit: bytes to stay within, instead of what the machine recommends.
             on_progress: called in this thread while files are downloaded and read.
 
         Raises:
             MagistralError: no such model, or one that is damaged or of another architecture.
+            OutOfMemory: it would not fit into this machine, or not with what is asked for.
         """
         from magistral_mlx.checkpoint.folder import Checkpoint
         from magistral_mlx.library import locate
+        from magistral_mlx.memory.plan import Wish
 
-        scheme = _scheme(kv)
+        wish = Wish(context, kv, pictures, memory_limit)
         _check_dtype(dtype)
         name = None if name_or_dir is None else str(name_or_dir)
         checkpoint = Checkpoint.open(locate(name, on_progress=_download(on_progress)))
-        context = _context(context, checkpoint)
+        from magistral_mlx.memory.here import plan_here
+
+        plan = plan_here(checkpoint, name or str(checkpoint.folder), wish, dtype)
         from magistral_mlx.api.composer import Composer
         from magistral_mlx.api.runtime import Runtime
         from magistral_mlx.api.session import Session
 
-        session = Session(Runtime(checkpoint, scheme, dtype))
+        session = Session(Runtime(checkpoint, plan, dtype))
         try:
             loaded = session.load()
             vocabulary = _load_tokenizer(checkpoint, tokenizer)  # while the worker reads weights
@@ -97,7 +109,8 @@ class Magistral:
             session.close()
             raise
         sees = checkpoint.config.vision is not None
-        return cls(checkpoint, Composer(checkpoint.folder, vocabulary, context, sees=sees), session)
+        composer = Composer(checkpoint.folder, vocabulary, plan.context, sees=sees)
+        return cls(checkpoint, plan, composer, session)
 
     @classmethod
     async def aload(
@@ -108,6 +121,8 @@ class Magistral:
         kv: KVName | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] | None = None,
         tokenizer: str | Path | None = None,
+        pictures: int = 1,
+        memory_limit: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
         """`load` without blocking the event loop; `on_progress` is called in the loop's thread."""
@@ -124,6 +139,8 @@ class Magistral:
                 kv=kv,
                 dtype=dtype,
                 tokenizer=tokenizer,
+                pictures=pictures,
+                memory_limit=memory_limit,
                 on_progress=report,
             )
 
@@ -345,25 +362,10 @@ class Magistral:
         return answer
 
 
-def _scheme(kv: str | None) -> KVScheme:
-    from magistral_mlx.cache.scheme import FULL, KVScheme
-
-    return FULL if kv is None else KVScheme.parse(kv)
-
-
 def _check_dtype(dtype: str | None) -> None:
     known = ("float32", "float16", "bfloat16")
     if dtype is not None and dtype not in known:
         raise InvalidOption(f"dtype is {dtype!r}; it must be one of {', '.join(known)}.")
-
-
-def _context(wanted: int | None, checkpoint: Checkpoint) -> int:
-    most = checkpoint.config.text.max_position_embeddings
-    if wanted is None:
-        return most
-    if type(wanted) is not int or not 1 <= wanted <= most:
-        raise InvalidOption(f"context is {wanted!r}; this model's goes from 1 to {most:,} tokens.")
-    return wanted
 
 
 def _load_tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Tokenizer:

@@ -12,14 +12,19 @@ from magistral_mlx.api.composer import Job
 from magistral_mlx.api.progress import PrefillClock
 from magistral_mlx.api.reading import Reader
 from magistral_mlx.backend import DTYPES, mx
-from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Prefilled, Request, generate
 from magistral_mlx.errors import DeviceError, MagistralError, ModelClosed
-from magistral_mlx.events import Event, Finished, FinishReason, Prefill, Sample, Stats
+from magistral_mlx.events import Event, Finished, FinishReason, Notice, Prefill, Sample, Stats
+from magistral_mlx.memory.limits import Limits, limits_for, set_limits
+from magistral_mlx.memory.plan import DEFAULT_CONTEXT, Plan
 from magistral_mlx.model.magistral import MagistralModel
+
+_LONG = (
+    "The prompt has {:,} tokens. Magistral's answers may get worse past 40,000 tokens of context."
+)
 
 
 class LoadAborted(MagistralError):
@@ -29,10 +34,11 @@ class LoadAborted(MagistralError):
 class Runtime:
     """A model in memory, and what is generated with it."""
 
-    def __init__(self, checkpoint: Checkpoint, scheme: KVScheme, dtype: str | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, dtype: str | None) -> None:
         self._checkpoint = checkpoint
-        self._scheme = scheme
+        self._plan = plan
         self._dtype = dtype
+        self._limits_before: Limits | None = None
         self._model: MagistralModel | None = None
         self.pressure = Flag()  # set from any thread: free what can be freed, as soon as possible
 
@@ -50,6 +56,7 @@ class Runtime:
             on_progress(done, total)
 
         dtype = None if self._dtype is None else DTYPES[self._dtype]
+        self._limits_before = set_limits(limits_for(self._plan))
         self._model = load_model(self._checkpoint, dtype, report)
 
     def close(self) -> None:
@@ -58,6 +65,8 @@ class Runtime:
         mx.synchronize()
         mx.clear_cache()
         mx.clear_streams()
+        if self._limits_before is not None:
+            set_limits(self._limits_before)
 
     def release(self) -> None:
         """Drop what comes back by itself: MLX's buffer cache, and the vision tower."""
@@ -91,6 +100,8 @@ class Runtime:
             raise ModelClosed("this model has been closed. Load it again to ask it.")
         if job.dropped:
             answer.put(job.dropped)
+        if len(job.prompt) > DEFAULT_CONTEXT:
+            answer.put(Notice(_LONG.format(len(job.prompt))))
         if job.prompt.pictures and not model.sees:
             self._load_vision(model)
         prefilled: Prefilled | None = None
@@ -99,7 +110,7 @@ class Runtime:
                 return
             if job.options.n > 1:
                 answer.put(Sample(index))
-            request = _request(job, index, self._scheme)
+            request = _request(job, index, self._plan)
             generation = generate(model, request, start=prefilled)
             try:
                 self._one(generation, Reader(job, tokenizer, request.sampling.seed), job, answer)
@@ -131,6 +142,8 @@ class Runtime:
                 reason = "stop"
             elif answer.cancelled:
                 reason = "cancelled"
+            elif mx.get_active_memory() > self._plan.limit:
+                reason = "memory"
             if reason:
                 break
             if self.pressure.is_set():
@@ -150,17 +163,25 @@ class Runtime:
             thinking_end=generation.thinking_end,
             mask_seconds=generation.mask_seconds,
         )
-        answer.put(Finished(reason or generation.finish or "length", stats))
+        answer.put(Finished(reason or self._end_of(generation, stats), stats))
+
+    def _end_of(self, generation: Generation, stats: Stats) -> FinishReason:
+        """Why a generation ended by itself: "memory" where a larger machine would go on."""
+        tokens = stats.prompt_tokens + stats.completion_tokens
+        if generation.finish != "stop" and self._plan.shortened and tokens >= self._plan.context:
+            return "memory"
+        return generation.finish or "length"
 
 
-def _request(job: Job, index: int, scheme: KVScheme) -> Request:
+def _request(job: Job, index: int, plan: Plan) -> Request:
     options = job.options
     return Request(
         tokens=job.prompt.tokens,
         pictures=job.prompt.pictures,
         sampling=replace(options.sampling(index), dry=job.dry),
         limit=job.limit,
-        scheme=scheme,
+        scheme=plan.scheme,
+        chunk=plan.chunk,
         stop_tokens=job.stop_tokens,
         thinking=job.thinking,
         grammar=job.grammar,

@@ -28,7 +28,7 @@ class Buffer:
         return [] if self._array is None else [self._array]
 
     def reserve(self, tokens: int, most: int = 0) -> None:
-        """Allocate for `tokens` at first, and for no more than `most` as long as that is enough."""
+        """Allocate for `tokens` at least, and grow to no more than `most` while that is enough."""
         self._reserved = max(self._reserved, tokens)
         self._most = most
 
@@ -42,8 +42,9 @@ class Buffer:
         capacity = 0 if self._array is None else self._array.shape[2]
         if tokens <= capacity:
             return
-        wanted = max(self._reserved, capacity + capacity // 8)
-        wanted = rounded(max(tokens, min(wanted, self._most) if self._most else wanted))
+        grown = capacity + capacity // 8
+        grown = min(grown, self._most) if self._most else grown
+        wanted = rounded(max(tokens, self._reserved, grown))
         batch, heads, _, width = x.shape
         more = mx.zeros((batch, heads, wanted - capacity, width), x.dtype)
         if self._array is None:

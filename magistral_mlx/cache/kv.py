@@ -28,8 +28,8 @@ class KVCache(Protocol):
         """Bytes allocated."""
 
     def reserve(self, tokens: int, most: int = 0) -> None:
-        """Allocate for `tokens` at first, so that none must grow soon, and for no more than `most`
-        as long as that is enough (0: no such bound)."""
+        """Allocate for `tokens` at least, so that none must grow soon, and grow to no more than
+        `most` while that is enough (0: no such bound)."""
 
     def trim(self, length: int) -> None:
         """Forget all tokens from position `length` on; a no-op if there are none."""

@@ -59,7 +59,7 @@ def _facts(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[s
     """Everything that the report shows, as JSON types; bytes are integers."""
     from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.errors import OutOfMemory
-    from magistral_mlx.memory.estimate import decode_limit, prefill_seconds
+    from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seconds
     from magistral_mlx.memory.plan import longest_context, make_plan
 
     facts: dict[str, Any] = {
@@ -96,7 +96,7 @@ def _facts(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[s
         },
         "computed": {
             "prefill_seconds": prefill_seconds(model.config, best.context, machine.chip),
-            "decode_tokens_per_second_at_most": decode_limit(best, machine.chip),
+            "decode_tokens_per_second": decode_tokens_per_second(best, machine.chip),
         },
     }
 

@@ -46,9 +46,9 @@ def show(facts: dict[str, Any]) -> None:
 def show_machines(rows: list[dict[str, Any]]) -> None:
     """A line a machine."""
     schemes = list(rows[0]["longest_context"])
-    table = Table("machine", "for the model", "default", "total")
+    table = Table("machine", "for the model", "default", "total", box=None, pad_edge=False)
     for scheme in schemes:
-        table.add_column(f"longest, KV {scheme}", justify="right")
+        table.add_column(f"KV {scheme}", justify="right")
     for facts in rows:
         chosen = f"{facts['context']:,} at {facts['kv']}" if facts["fits"] else "does not fit"
         table.add_row(
@@ -56,11 +56,12 @@ def show_machines(rows: list[dict[str, Any]]) -> None:
             _gib(facts["machine"]["limit"]),
             chosen,
             _gib(facts["bytes"]["total"]) if facts["fits"] else "-",
-            *(_tokens(facts["longest_context"][scheme]) for scheme in schemes),
+            *(_count(facts["longest_context"][scheme]) for scheme in schemes),
         )
     console = Console()
     console.print(f"[bold]{rows[0]['model']}[/bold]", highlight=False)
     console.print(table)
+    console.print("Under KV: the longest context that fits with such a cache, in tokens.")
 
 
 def _bar(sizes: dict[str, int], limit: int) -> Text:
@@ -101,7 +102,7 @@ def _contexts(longest: dict[str, int]) -> Table:
 def _show_computed(console: Console, facts: dict[str, Any]) -> None:
     computed = facts.get("computed") or {}
     seconds = computed.get("prefill_seconds")
-    speed = computed.get("decode_tokens_per_second_at_most")
+    speed = computed.get("decode_tokens_per_second")
     if seconds:
         console.print(
             f"Computed from the chip's published figures, not measured: a prompt that fills the "
@@ -113,6 +114,10 @@ def _show_computed(console: Console, facts: dict[str, Any]) -> None:
 
 def _tokens(count: int) -> str:
     return f"{count:,} tokens" if count else "does not fit"
+
+
+def _count(count: int) -> str:
+    return f"{count:,}" if count else "-"
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache
-from magistral_mlx.cache.scheme import FULL, KVScheme
+from magistral_mlx.cache.scheme import FULL, RESERVED, KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarMask
 from magistral_mlx.engine.control import Control
 from magistral_mlx.engine.decode import Token, decode
@@ -24,10 +24,6 @@ from magistral_mlx.events import FinishReason, Prefill, ThinkingEnd
 from magistral_mlx.model.magistral import MagistralModel
 
 __all__ = ["Generation", "Prefilled", "Request", "Token", "generate"]
-
-_RESERVED = (
-    1024  # tokens of cache made ready beyond the prompt, so that short answers never grow it
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +163,7 @@ def _fill(
     held = 0 if start is None else min(start.length, len(tokens) - (logits is None))
     for cache in caches:
         cache.trim(held)
-        cache.reserve(len(tokens) + min(request.limit, _RESERVED))
+        cache.reserve(len(tokens) + min(request.limit, RESERVED), len(tokens) + request.limit)
     if logits is not None:
         yield Prefill(held, held)
         return logits

@@ -6,7 +6,7 @@ import math
 
 from magistral_mlx.checkpoint.names import expected_tensors
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.memory.chips import Chip
+from magistral_mlx.memory.chips import Chip, decode_limit
 from magistral_mlx.memory.plan import Plan
 
 
@@ -24,16 +24,14 @@ def prefill_flops(config: ModelConfig, tokens: int) -> float:
 
 def prefill_seconds(config: ModelConfig, tokens: int, chip: Chip | None) -> float | None:
     """Seconds of a prefill at the chip's published compute; None where no chip is known."""
-    if chip is None:
+    if chip is None or chip.fp16_tflops is None:
         return None
-    return prefill_flops(config, tokens) / (chip.tflops * 1e12)
+    return prefill_flops(config, tokens) / (chip.fp16_tflops * 1e12)
 
 
-def decode_limit(plan: Plan, chip: Chip | None) -> float | None:
-    """Tokens per second that memory bandwidth allows with a short context; None likewise.
+def decode_tokens_per_second(plan: Plan, chip: Chip | None) -> float | None:
+    """What memory bandwidth allows at most with a short context; None likewise.
 
-    A token reads every weight of the decoder once, apart from the embedding's other rows.
+    A token reads every weight of the decoder once.
     """
-    if chip is None:
-        return None
-    return chip.bandwidth_gb_s * 1e9 / plan.peak.weights
+    return None if chip is None else decode_limit(plan.peak.weights, chip)

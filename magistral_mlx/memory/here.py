@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from magistral_mlx.backend import DEQUANTIZED_BYTES, backend, mx
+from magistral_mlx.backend import DEQUANTIZED_BYTES, DTYPES, backend
 from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.machine import this_machine
@@ -10,11 +10,11 @@ from magistral_mlx.memory.peak import Traits, loaded_weights
 from magistral_mlx.memory.plan import Model, Plan, Wish, make_plan
 
 
-def traits(dtype: mx.Dtype | None = None) -> Traits:
-    """What of the present backend matters to a plan."""
+def traits(dtype: str | None = None) -> Traits:
+    """What of the present backend matters to a plan, computing in `dtype` or its own choice."""
     here = backend()
     return Traits(
-        float_bytes=(dtype or here.dtype).size,
+        float_bytes=(DTYPES[dtype] if dtype else here.dtype).size,
         dequantized_bytes=0 if here.dequantize_from_rows is None else DEQUANTIZED_BYTES,
         fused_attention=here.fused_attention,
         workspace=WORKSPACE,
@@ -28,7 +28,7 @@ def describe(checkpoint: Checkpoint, source: str, float_bytes: int) -> Model:
 
 
 def plan_here(
-    checkpoint: Checkpoint, source: str, wish: Wish | None = None, dtype: mx.Dtype | None = None
+    checkpoint: Checkpoint, source: str, wish: Wish | None = None, dtype: str | None = None
 ) -> Plan:
     """The plan for running a checkpoint on this machine.
 

@@ -71,7 +71,7 @@ def named_machine(name: str) -> Machine:
             "or the memory alone."
         )
     memory = int(found[2]) * GIB
-    label = f"{chip.name}, {found[2]} GB" if chip else f"Mac with {found[2]} GB"
+    label = f"{chip.name}, {found[2]} GB" if chip else f"{found[2]} GB Mac"
     return Machine(label, memory, working_set(memory), chip=chip)
 
 

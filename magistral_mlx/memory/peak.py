@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from magistral_mlx.cache.attention import SCORE_COPIES, WORKSPACE
 from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.quantized import window_capacity
-from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.cache.scheme import RESERVED, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import ModelConfig, TextConfig
 
 MIB = 1 << 20
-RESERVED = 1024  # tokens of cache made ready beyond the prompt
 _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magistral_mlx.cache.scheme import SCHEMES, KVScheme
 from magistral_mlx.config import ModelConfig
@@ -59,6 +59,7 @@ class Plan:
     """A run that fits. Bytes throughout.
 
     limit: what the machine lets MLX use. peak: the largest footprint when the context is full.
+    shortened: memory allows no longer context; without it, a user or the default chose it.
     """
 
     machine: Machine
@@ -70,6 +71,7 @@ class Plan:
     traits: Traits
     peak: Peak
     limit: int
+    shortened: bool = False
 
     @property
     def buffer_cache(self) -> int:
@@ -105,7 +107,8 @@ def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None 
     if wish.context is None:
         longest = longest_context(model, machine, traits, wish, schemes[-1], context)
         if longest:
-            return fit(model, machine, traits, wish, schemes[-1], longest)
+            short = fit(model, machine, traits, wish, schemes[-1], longest)
+            return replace(short, shortened=True)
     from magistral_mlx.memory.refusal import refusal
 
     raise OutOfMemory(refusal(model, machine, traits, wish, plan))

@@ -50,11 +50,11 @@ def _smaller_cache(
 def _shorter_context(
     model: Model, machine: Machine, traits: Traits, wish: Wish, plan: Plan
 ) -> Iterator[str]:
-    for name in dict.fromkeys([plan.scheme.name, SCHEMES[-1]]):
+    """The longest context at the scheme asked for, and at those that hold more."""
+    for name in SCHEMES[SCHEMES.index(plan.scheme.name) :]:
         longest = longest_context(model, machine, traits, wish, name, plan.context)
-        if longest:
+        if 0 < longest < plan.context:
             yield f"--context {longest} --kv {name}"
-            return
 
 
 def _no_pictures(

@@ -1,0 +1,187 @@
+"""`magistral-mlx doctor`: is this machine good enough, in words."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from magistral_mlx.memory.machine import Machine
+
+Verdict = Literal["good", "warning", "bad"]
+_MARKS: dict[Verdict, str] = {"good": "✓", "warning": "!", "bad": "✗"}
+_CONVERSION_DISK = 20 * 10**9  # what converting from the hub takes at most
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at, and whether it is good enough."""
+
+    what: str
+    verdict: Verdict
+    words: str
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> int:
+    """Look at chip, memory, system, Python, MLX, disk and models."""
+    from magistral_mlx.memory.machine import this_machine
+
+    machine = this_machine()
+    findings = [
+        _system(),
+        _python(),
+        _mlx(),
+        _memory(machine),
+        *_wired_limit(machine),
+        _free_memory(machine),
+        _disk(),
+        _models(),
+    ]
+    bad = any(finding.verdict == "bad" for finding in findings)
+    if as_json:
+        click.echo(json.dumps({"good": not bad, "findings": [asdict(f) for f in findings]}))
+    else:
+        for finding in findings:
+            click.echo(f"{_MARKS[finding.verdict]} {finding.what}: {finding.words}")
+        click.echo("\nThis machine is " + ("not good enough yet." if bad else "good to go."))
+    return 1 if bad else 0
+
+
+def _system() -> Finding:
+    macos = platform.mac_ver()[0]
+    if macos:
+        wires = int(macos.split(".")[0]) >= 15
+        words = "" if wires else "; from macOS 15 on, weights can be kept from being paged out"
+        return Finding("system", "good" if wires else "warning", f"macOS {macos}{words}")
+    return Finding(
+        "system",
+        "warning",
+        f"{platform.system()} {platform.release()}, where MLX computes on the "
+        "processor: fine for development, slow for the full-size model",
+    )
+
+
+def _python() -> Finding:
+    words = f"{platform.python_version()} for {platform.machine()}"
+    return Finding("Python", "good", words)
+
+
+def _mlx() -> Finding:
+    from magistral_mlx.backend import backend
+
+    here = backend()
+    versions = f"{importlib.metadata.version('mlx')} on {here.name}"
+    slow = here.name == "cpu" and here.dequantize_from_rows is None
+    if slow:
+        return Finding(
+            "MLX",
+            "warning",
+            f"{versions}, without OpenBLAS: prompts are read 30 times faster with it "
+            "(Debian: apt install libopenblas0-pthread)",
+        )
+    return Finding("MLX", "good", f"{versions}, computing in {here.dtype}".replace("mlx.core.", ""))
+
+
+def _memory(machine: Machine) -> Finding:
+    from magistral_mlx.errors import OutOfMemory
+    from magistral_mlx.memory.here import traits
+    from magistral_mlx.memory.known import magistral_small
+    from magistral_mlx.memory.plan import make_plan
+
+    here = traits()
+    has = f"{machine.name} with {_gib(machine.memory)}, {_gib(machine.limit)} for a model"
+    try:
+        plan = make_plan(magistral_small(here.float_bytes), machine, here)
+    except OutOfMemory:
+        return Finding(
+            "memory",
+            "bad",
+            f"{has}: too little for Magistral Small at 4 bits. Smaller models run",
+        )
+    return Finding(
+        "memory",
+        "good",
+        f"{has}: Magistral Small at 4 bits runs with {plan.context:,} tokens of context "
+        f"(KV cache {plan.scheme.name})",
+    )
+
+
+def _wired_limit(machine: Machine) -> list[Finding]:
+    """On a Mac: how much the GPU may use, and how to raise it where that would help."""
+    if not machine.is_mac:
+        return []
+    from magistral_mlx.memory.here import traits
+    from magistral_mlx.memory.known import magistral_small
+    from magistral_mlx.memory.plan import Wish, fit
+
+    here = traits()
+    model = magistral_small(here.float_bytes)
+    plan = fit(model, machine, here, Wish(), "full", 40_960)
+    if plan.headroom >= 0 or plan.peak.total > machine.memory - 4 * _GIB:
+        return [Finding("GPU limit", "good", _gib(machine.limit))]
+    megabytes = -(-plan.peak.total // (1 << 20))
+    return [
+        Finding(
+            "GPU limit",
+            "warning",
+            f"{_gib(machine.limit)}; sudo sysctl iogpu.wired_limit_mb={megabytes} raises it until "
+            "the next restart, and 40,960 tokens fit in full precision",
+        )
+    ]
+
+
+def _free_memory(machine: Machine) -> Finding:
+    from magistral_mlx.memory.here import traits
+    from magistral_mlx.memory.known import magistral_small
+
+    free = machine.available or 0
+    needed = magistral_small(traits().float_bytes).weights.decoder
+    if free < needed:
+        return Finding(
+            "free memory",
+            "warning",
+            f"{_gib(free)} now, and the weights alone take {_gib(needed)}: close other programs "
+            "before loading the full-size model",
+        )
+    return Finding("free memory", "good", f"{_gib(free)} now")
+
+
+def _disk() -> Finding:
+    from magistral_mlx.places import conversions_dir
+
+    place = conversions_dir()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < _CONVERSION_DISK:
+        return Finding(
+            "disk",
+            "warning",
+            f"{free / 1e9:.0f} GB free at {place}; converting from the hub takes 20 GB",
+        )
+    return Finding("disk", "good", f"{free / 1e9:.0f} GB free at {place}")
+
+
+def _models() -> Finding:
+    from magistral_mlx.errors import ModelNotFound
+    from magistral_mlx.library import default_model, find_models
+
+    complete = [model for model in find_models() if model.complete]
+    try:
+        words = f"{len(complete)} found; generate takes {default_model()}"
+        return Finding("models", "good", words)
+    except ModelNotFound as error:
+        return Finding("models", "warning", str(error))
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB"
