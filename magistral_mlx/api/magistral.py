@@ -64,6 +64,7 @@ class Magistral:
         tokenizer: str | Path | None = None,
         pictures: int = 1,
         memory_limit: int | None = None,
+        on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
         """Load a model: a folder, a hub name, "demo", or None for the one that is on this machine.
@@ -79,6 +80,7 @@ class Magistral:
                 lacks it.
             pictures: how many of the largest size to keep memory for; 0 if none will come.
             memory_limit: bytes to stay within, instead of what the machine recommends.
+            on_plan: called in this thread with what was planned, before weights are read.
             on_progress: called in this thread while files are downloaded and read.
 
         Raises:
@@ -96,6 +98,8 @@ class Magistral:
         from magistral_mlx.memory.here import plan_here
 
         plan = plan_here(checkpoint, name or str(checkpoint.folder), wish, dtype)
+        if on_plan:
+            on_plan(plan)
         from magistral_mlx.api.composer import Composer
         from magistral_mlx.api.runtime import Runtime
         from magistral_mlx.api.session import Session
@@ -123,9 +127,13 @@ class Magistral:
         tokenizer: str | Path | None = None,
         pictures: int = 1,
         memory_limit: int | None = None,
+        on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
-        """`load` without blocking the event loop; `on_progress` is called in the loop's thread."""
+        """`load` without blocking the event loop; `on_progress` is called in the loop's thread.
+
+        `on_plan` is called in a helper thread.
+        """
         loop = asyncio.get_running_loop()
 
         def report(progress: LoadProgress) -> None:
@@ -141,6 +149,7 @@ class Magistral:
                 tokenizer=tokenizer,
                 pictures=pictures,
                 memory_limit=memory_limit,
+                on_plan=on_plan,
                 on_progress=report,
             )
 

@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 @click.option("--hide-thinking", is_flag=True, help="Show the answer alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
 @click.option("--stats/--no-stats", default=True, show_default=True, help="Figures at the end.")
+@click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
+@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
+@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -67,7 +70,8 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
     The answer goes to stdout and everything else to stderr, unless stdout is a terminal.
     """
     from magistral_mlx.api import Magistral
-    from magistral_mlx.cli.progress import load_bar
+    from magistral_mlx.cli.progress import load_bar, warn_if_short
+    from magistral_mlx.cli.sizes import parse_size
 
     settings = _settings(options)
     pictures = _open_pictures(images)
@@ -80,8 +84,13 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
     with load_bar() as on_progress:
         magistral = Magistral.load(
             options["model"],
+            context=options["context"],
+            kv=options["kv"],
             dtype=options["dtype"],
             tokenizer=options["tokenizer"],
+            pictures=len(pictures),
+            memory_limit=parse_size(options["memory_limit"]),
+            on_plan=warn_if_short,
             on_progress=on_progress,
         )
     with magistral:

@@ -36,10 +36,8 @@ def plan(model: str | None, **options: Any) -> None:
     from magistral_mlx.memory.peak import GPU
     from magistral_mlx.memory.plan import Wish
 
-    limit = options["memory_limit"]
-    wish = Wish(
-        options["context"], options["kv"], options["images"], parse_size(limit) if limit else None
-    )
+    limit = parse_size(options["memory_limit"])
+    wish = Wish(options["context"], options["kv"], options["images"], limit)
     if options["all_machines"]:
         rows = [
             _facts(_model(model, GPU), named_machine(f"{size}GB"), GPU, wish)

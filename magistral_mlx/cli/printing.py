@@ -8,7 +8,16 @@ from typing import Protocol
 
 import click
 
-from magistral_mlx.events import Event, Finished, Prefill, Stats, Text, Thinking, ToolCall
+from magistral_mlx.events import (
+    Event,
+    Finished,
+    Notice,
+    Prefill,
+    Stats,
+    Text,
+    Thinking,
+    ToolCall,
+)
 
 
 class Printer(Protocol):
@@ -28,6 +37,8 @@ class JsonPrinter:
                 self._line("text", text=text)
             case ToolCall(name, arguments, call_id):
                 self._line("tool_call", name=name, arguments=arguments, id=call_id)
+            case Notice(text):
+                self._line("notice", text=text)
             case Finished(reason, stats):
                 self._line("finished", finish_reason=reason, **stats.as_dict())
 
@@ -66,6 +77,9 @@ class TextPrinter:
             case ToolCall(name, arguments, _):
                 self._show_status("")
                 self._write(ToolCall, f"{name}({arguments})", False)
+            case Notice(text):
+                self._show_status("")
+                click.echo(f"magistral-mlx: {text}", err=True)
             case Finished(_, stats):
                 self._finish(stats, event.reason)
 
@@ -93,7 +107,12 @@ class TextPrinter:
 
 def summary(stats: Stats, reason: str) -> str:
     """The figures of a generation, for a person."""
-    end = {"length": ", cut at the limit", "cancelled": ", stopped"}.get(reason, "")
+    ends = {
+        "length": ", cut at the limit",
+        "memory": ", cut as memory allows no longer context",
+        "cancelled": ", stopped",
+    }
+    end = ends.get(reason, "")
     return (
         f"prompt {stats.prompt_tokens:,} tokens at {stats.prefill_tokens_per_second:,.1f}/s · "
         f"thinking {stats.thinking_tokens:,} + answer {stats.answer_tokens:,} tokens at "

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from magistral_mlx.api.progress import LoadProgress, OnProgress
+    from magistral_mlx.memory.plan import Plan
 
 _LABELS = {"download": "downloading", "weights": "loading"}
 
@@ -39,3 +41,9 @@ def load_bar() -> Iterator[OnProgress]:
             )
 
         yield show
+
+
+def warn_if_short(plan: Plan) -> None:
+    """Say on stderr, before the model is loaded, that less memory is free than it will need."""
+    if plan.warning:
+        click.echo(f"magistral-mlx: {plan.warning}", err=True)

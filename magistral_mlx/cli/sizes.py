@@ -10,12 +10,14 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 
-def parse_size(text: str) -> int:
-    """Bytes of "20GB", "512MiB" or "1.5G".
+def parse_size(text: str | None) -> int | None:
+    """Bytes of "20GB", "512MiB" or "1.5G"; None of None.
 
     Raises:
         InvalidOption: it is no size.
     """
+    if text is None:
+        return None
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]i?|)B?\s*", text)
     units = _UNITS | _BINARY
     try:

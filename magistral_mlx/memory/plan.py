@@ -82,6 +82,17 @@ class Plan:
     def headroom(self) -> int:
         return self.limit - self.peak.total
 
+    @property
+    def warning(self) -> str | None:
+        """A sentence for a machine that has less memory free than a full context would need."""
+        free = self.machine.available
+        if free is None or free >= self.peak.total:
+            return None
+        return (
+            f"{gib(free)} of memory are free now, and a full context needs {gib(self.peak.total)}: "
+            "close other programs, or the system will swap."
+        )
+
 
 def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None = None) -> Plan:
     """The best plan that fits.

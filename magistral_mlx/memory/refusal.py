@@ -30,10 +30,11 @@ def refusal(model: Model, machine: Machine, traits: Traits, wish: Wish, plan: Pl
         else "Nothing that can be set makes it fit: take a smaller model or a larger machine."
     )
     peak = plan.peak
+    who = "the memory limit" if wish.memory_limit else machine.name
     return (
         f"{model.source} with {plan.context:,} tokens of context and a {plan.scheme.name} KV "
         f"cache needs {gib(peak.total)} (weights {gib(peak.weights + peak.vision)}, cache "
-        f"{gib(peak.cache)}, work {gib(peak.workspace)}), and {machine.name} allows "
+        f"{gib(peak.cache)}, work {gib(peak.workspace)}), and {who} allows "
         f"{gib(plan.limit)}: {gib(-plan.headroom)} are missing. {advice}"
     )
 
