@@ -79,3 +79,7 @@ class StorageError(MagistralError):
 
 class OutOfMemory(MagistralError):
     """What was asked for does not fit into this machine's memory."""
+
+
+class BenchmarkError(MagistralError):
+    """A runtime that is being measured failed, or computed something else than ours."""
