@@ -186,8 +186,9 @@ class Composer:
         return low, fitting
 
     def _overflow(self, prompt: Prompt, drop_turns: int) -> ContextOverflow:
+        oldest = "oldest turn" if drop_turns == 1 else f"oldest {drop_turns} turns"
         advice = (
-            f'Leave out the oldest {drop_turns} turns (overflow="drop" does so), or shorten them.'
+            f'Leave out the {oldest} (overflow="drop" does so), or shorten what was said.'
             if drop_turns
             else "Shorten it, send fewer or smaller pictures (image_tokens caps them), or load the "
             "model with a larger context."

@@ -91,6 +91,7 @@ class Magistral:
         from magistral_mlx.library import locate
         from magistral_mlx.memory.plan import Wish
 
+        _check_whole(context=context, pictures=pictures, memory_limit=memory_limit)
         wish = Wish(context, kv, pictures, memory_limit)
         _check_dtype(dtype)
         name = None if name_or_dir is None else str(name_or_dir)
@@ -369,6 +370,12 @@ class Magistral:
         answer = Answer(sink, job.options.seed)
         self._session.submit(job, answer, self.tokenizer)
         return answer
+
+
+def _check_whole(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and type(number) is not int:
+            raise InvalidOption(f"{name} is {number!r}; it must be a whole number.")
 
 
 def _check_dtype(dtype: str | None) -> None:

@@ -14,11 +14,11 @@ CALL_NAME, CALL_ARGUMENTS = "weather", '{"city": "Oslo"}'
 
 @pytest.fixture(scope="session")
 def talker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thinks THOUGHT, answers ANSWER; to a tool's result it says "Cold"."""
+    """Thinks THOUGHT, answers ANSWER; to a tool's result it says "Zero"."""
     return write_scripted_checkpoint(
         tmp_path_factory.mktemp("api") / "talker",
         ["[/INST]", "[THINK]", THOUGHT, "[/THINK]", ANSWER, "</s>"],
-        ["[/TOOL_RESULTS]", "Cold", "</s>"],
+        ["[/TOOL_RESULTS]", "Zero", "</s>"],
         vision=True,
     )
 
