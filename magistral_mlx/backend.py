@@ -139,7 +139,9 @@ def dequantize(
     scheme: Quantization,
     dtype: mx.Dtype,
 ) -> mx.array:
-    """The (out, in) matrix that the parts stand for, in `dtype`."""
+    """The (out, in) matrix that the parts stand for, in `dtype`, not rounded on the way."""
+    if biases is not None:
+        scales, biases = scales.astype(dtype), biases.astype(dtype)
     return mx.dequantize(
         weight,
         scales,

@@ -19,6 +19,7 @@ from magistral_mlx.model.magistral import MagistralModel
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes in all
 
 _BATCH_BYTES = 256 << 20  # stored bytes that are read before they are evaluated
+_LARGE_SCALES = 512 << 20  # bytes that casting all scales may cost
 
 
 def load_model(
@@ -59,10 +60,11 @@ def _load(
     schemes = {name: q for name, q in checkpoint.quantized.items() if wanted(name)}
     quantize_modules(model, schemes)
     names = [name for name in checkpoint.tensors if wanted(name)]
+    compact = keeps_scales(checkpoint, model.dtype.size)
     total = sum(checkpoint.tensors[name].nbytes for name in names)
     done = 0
     for batch in _batches(checkpoint, names):
-        weights = _read(checkpoint, batch, model.dtype)
+        weights = _read(checkpoint, batch, model.dtype, compact)
         model.load_weights(weights, strict=False)
         try:
             mx.eval([array for _, array in weights])
@@ -89,25 +91,49 @@ def _batches(checkpoint: Checkpoint, names: list[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _read(checkpoint: Checkpoint, names: list[str], dtype: mx.Dtype) -> list[tuple[str, mx.array]]:
+def keeps_scales(checkpoint: Checkpoint, float_bytes: int) -> bool:
+    """Whether scales and biases stay in the dtype they are stored in.
+
+    Casting them to a wider compute dtype once saves a cast at every use, about a tenth of a
+    decode step on the CPU; for a large model the memory matters more.
+    """
+    extra = sum(
+        tensor.nbytes // 2 * (float_bytes - 2)
+        for name, tensor in checkpoint.tensors.items()
+        if is_scale(name) and tensor.dtype in ("BF16", "F16")
+    )
+    return extra > _LARGE_SCALES
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor is the scales or biases of a quantized matrix."""
+    return name.endswith((".scales", ".biases"))
+
+
+def _read(
+    checkpoint: Checkpoint, names: list[str], dtype: mx.Dtype, compact: bool
+) -> list[tuple[str, mx.array]]:
     """Lazy arrays of one batch, in the layout and the dtype of the model."""
     files = {checkpoint.tensors[name].file for name in names}
     stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
     weights = []
     for name in names:
         tensor = checkpoint.tensors[name]
-        array = stored[tensor.file][tensor.name]
-        weights.append((name, _fit(checkpoint, name, array, dtype)))
+        array = _arrange(checkpoint, name, stored[tensor.file][tensor.name])
+        if mx.issubdtype(array.dtype, mx.floating) and not (compact and is_scale(name)):
+            array = array.astype(dtype)
+        weights.append((name, array))
     return weights
 
 
-def _fit(checkpoint: Checkpoint, name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
+def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:
+    """Bring a tensor into the layout that the model's modules have."""
     config = checkpoint.config
     if name.endswith("patch_conv.weight") and is_channels_last(array.shape, config):
         array = array.transpose(0, 3, 1, 2)
     if checkpoint.layout == "mistral" and (heads := interleaved_heads(name, config)):
         array = rows_by_halves(array, heads)
-    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
+    return array
 
 
 def rows_by_halves(weight: mx.array, heads: int) -> mx.array:

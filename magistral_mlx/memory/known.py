@@ -53,7 +53,7 @@ def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: in
     for name, shape in expected_tensors(config).items():
         in_decoder = name.startswith(LANGUAGE)
         if in_decoder and len(shape) == 2:
-            size = scheme.nbytes((shape[0], shape[1]), float_bytes)
+            size = scheme.nbytes((shape[0], shape[1]))  # its scales stay as they are stored
         else:
             size = math.prod(shape) * float_bytes
         sizes[in_decoder] += size

@@ -15,6 +15,8 @@ from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.quantized import window_capacity
 from magistral_mlx.cache.scheme import RESERVED, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.header import DTYPE_BYTES, FLOATS
+from magistral_mlx.checkpoint.load import is_scale, keeps_scales
 from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import ModelConfig, TextConfig
 
@@ -82,11 +84,12 @@ class Peak:
 def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
     """Bytes of a checkpoint in memory: floats in the compute dtype, packed weights as stored."""
     sizes = {True: 0, False: 0}
+    compact = keeps_scales(checkpoint, float_bytes)
     for name, tensor in checkpoint.tensors.items():
-        values = tensor.nbytes
-        if tensor.dtype in ("F32", "F16", "BF16"):
-            values = tensor.nbytes // (4 if tensor.dtype == "F32" else 2) * float_bytes
-        sizes[name.startswith(LANGUAGE)] += values
+        size = tensor.nbytes
+        if tensor.dtype in FLOATS and not (compact and is_scale(name)):
+            size = size // DTYPE_BYTES[tensor.dtype] * float_bytes
+        sizes[name.startswith(LANGUAGE)] += size
     return Weights(decoder=sizes[True], vision=sizes[False])
 
 

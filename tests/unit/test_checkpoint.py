@@ -276,3 +276,25 @@ def test_the_model_computes_in_the_dtype_it_was_loaded_in(folder: Path, dtype: m
     model = load_model(Checkpoint.open(folder), dtype)
     h = model(model.embed(mx.array([[1, 2, 3]])), model.make_caches())
     assert model.logits(h).dtype == dtype
+
+
+def test_a_large_model_keeps_its_scales_small_and_computes_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the scales of a tiny model were many gigabytes."""
+    from magistral_convert import convert
+    from magistral_mlx.checkpoint import load
+
+    checkpoint = Checkpoint.open(convert(folder, folder.parent / "4bit"))
+    tokens = mx.array([[5, 6, 7, 8, 9]])
+    results = []
+    for limit in (1 << 40, 0):
+        monkeypatch.setattr(load, "_LARGE_SCALES", limit)
+        model = load_model(checkpoint, mx.float32)
+        scales = model.language_model.lm_head.scales
+        assert scales.dtype == (mx.float32 if limit else mx.bfloat16)
+        caches = model.make_caches()
+        for part in (tokens[:, :4], tokens[:, 4:]):  # several rows, and one
+            h = model(model.embed(part), caches)
+        results.append(np.array(model.logits(h)))
+    np.testing.assert_array_equal(results[0], results[1])
