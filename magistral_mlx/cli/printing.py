@@ -56,7 +56,7 @@ class TextPrinter:
         self._thinking_to_stderr = not sys.stdout.isatty()
         self._status = sys.stderr.isatty()
         self._last: type | None = None
-        self._ends_line = True
+        self._status_shown = False
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -100,9 +100,12 @@ class TextPrinter:
             click.echo(click.style(summary(stats, reason), dim=True), err=True)
 
     def _show_status(self, text: str) -> None:
-        """One line on a terminal that the next one replaces."""
-        if self._status:
-            click.echo(f"\r\x1b[2K{click.style(text, dim=True)}", nl=False, err=True)
+        """One line on a terminal that the next one replaces, and that "" takes away."""
+        if self._status and (text or self._status_shown):
+            click.echo(
+                f"\r\x1b[2K{click.style(text, dim=True) if text else ''}", nl=False, err=True
+            )
+            self._status_shown = bool(text)
 
 
 def summary(stats: Stats, reason: str) -> str:
