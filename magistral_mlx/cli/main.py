@@ -21,6 +21,7 @@ _COMMANDS = {
     "convert": ("magistral_mlx.cli.convert", "Quantize a checkpoint to MLX format."),
     "plan": ("magistral_mlx.cli.plan", "Show what fits into memory, before anything is loaded."),
     "doctor": ("magistral_mlx.cli.doctor", "Check whether this machine is good enough."),
+    "bench": ("magistral_mlx.cli.bench", "Measure speed, beside other runtimes."),
     "models": ("magistral_mlx.cli.models", "List the models on this machine."),
 }
 

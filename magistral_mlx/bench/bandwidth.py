@@ -1,0 +1,57 @@
+"""The bandwidth of memory as a program can reach it: what decoding is measured against."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+_BYTES = 512 << 20  # far more than any cache holds
+_ROUNDS = 9
+
+
+def measure_bandwidth() -> float:
+    """Bytes per second read from memory by the device that MLX uses; the best of a few rounds.
+
+    On a GPU a bfloat16 matrix times a vector, on the CPU one dot product on every core.
+    """
+    from magistral_mlx.backend import backend
+
+    read = _cpu_read() if backend().name == "cpu" else _gpu_read()
+    best = 0.0
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        read()
+        best = max(best, _BYTES / (time.perf_counter() - begin))
+    return best
+
+
+def _cpu_read() -> Callable[[], None]:
+    import numpy as np
+
+    parts = np.array_split(np.ones(_BYTES // 4, np.float32), _cores())
+
+    def read() -> None:
+        threads = [threading.Thread(target=np.dot, args=(part, part)) for part in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return read
+
+
+def _gpu_read() -> Callable[[], None]:
+    from magistral_mlx.backend import mx
+
+    rows = 16384
+    matrix = mx.ones((rows, _BYTES // 2 // rows), mx.bfloat16)
+    vector = mx.ones((matrix.shape[1],), mx.bfloat16)
+    mx.eval(matrix, vector)
+    return lambda: mx.eval(matrix @ vector)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,77 @@
+"""Our runtime behind the tasks of `worker`.
+
+python -m magistral_mlx.bench.ours [KV_SCHEME]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magistral_mlx.backend import DTYPES, mx
+from magistral_mlx.bench.worker import random_layer, random_pixels, serve
+from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.scheme import FULL, KVScheme
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.load import load_model, load_vision
+from magistral_mlx.engine.generate import Prefilled, Request, generate
+from magistral_mlx.engine.prefill import see_pictures
+from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.events import Prefill
+
+_ENDLESS = 1 << 20
+
+
+class Ours:
+    """The engine, as every front of this package drives it."""
+
+    def __init__(self, scheme: KVScheme = FULL) -> None:
+        self._scheme = scheme
+
+    def load(self, folder: Path, dtype: str | None) -> None:
+        self._checkpoint = Checkpoint.open(folder)
+        self._model = load_model(self._checkpoint, DTYPES[dtype] if dtype else None)
+
+    def start(self, tokens: list[int], filled: int) -> Iterator[int]:
+        ids = np.array([0] * filled + tokens, np.int32)
+        request = Request(ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme)
+        start = Prefilled(self._caches(filled), filled) if filled else None
+        steps = generate(self._model, request, start)
+        return (step.id for step in steps if not isinstance(step, Prefill))
+
+    def see(self, count: int, side: int) -> None:
+        if not self._model.sees:
+            load_vision(self._model, self._checkpoint)
+        mx.eval(see_pictures(self._model, random_pixels(count, side)))
+
+    def graph(self, filled: int) -> Callable[[], list[Any]]:
+        caches = self._caches(filled)
+        token = mx.array([1000])
+
+        def build() -> list[Any]:
+            h = self._model(self._model.embed(token[None]), caches)
+            logits = self._model.logits(h)[:, 0]
+            return [mx.argmax(logits, axis=-1), *(a for cache in caches for a in cache.state)]
+
+        return build
+
+    def _caches(self, filled: int) -> list[KVCache]:
+        caches = self._model.make_caches(self._scheme)
+        text, dtype = self._model.config.text, self._model.dtype
+        shape = (1, text.num_key_value_heads, filled, text.head_dim)
+        query = mx.zeros((1, text.num_attention_heads, 1, text.head_dim), dtype)
+        for layer, cache in enumerate(caches):
+            cache.reserve(filled + 1024)
+            if filled:
+                keys, values = (mx.array(part).astype(dtype) for part in random_layer(shape, layer))
+                cache.attend(query, keys, values, scale=1.0)  # so any scheme stores them its way
+                mx.eval(cache.state)
+        return caches
+
+
+if __name__ == "__main__":
+    serve(Ours(KVScheme.parse(sys.argv[1]) if len(sys.argv) > 1 else FULL))

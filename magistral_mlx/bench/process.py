@@ -1,0 +1,137 @@
+"""Runtimes in processes of their own, and which of them are installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from magistral_mlx.errors import BenchmarkError, InvalidOption
+
+_WORKER = Path(__file__).with_name("worker.py")
+PEERS = ("mlx-lm", "mlx-vlm")
+OURS = "magistral-mlx"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A runtime that can be started.
+
+    label: how tables name it. package: what is installed of it. command: what starts its worker.
+    preload: a library that is loaded before all others, so that MLX's matrix products find it.
+    """
+
+    label: str
+    package: str
+    command: tuple[str, ...]
+    preload: str | None = None
+
+
+def ours(kv: str = "full") -> Program:
+    """This package."""
+    return Program(OURS, OURS, (sys.executable, "-m", "magistral_mlx.bench.ours", kv))
+
+
+def peer(wanted: str) -> Program:
+    """A peer: "mlx-lm" or "mlx-vlm", or one of another environment as in "mlx-vlm=…/bin/python".
+
+    Raises:
+        InvalidOption: no such peer, or no such Python.
+    """
+    name, _, python = wanted.partition("=")
+    if name not in PEERS:
+        raise InvalidOption(f"{name!r} is no peer; it must be one of {', '.join(PEERS)}.")
+    python = python or sys.executable
+    if shutil.which(python) is None:
+        raise InvalidOption(f"{python} is no program; give the Python that {name} is installed in.")
+    return Program(name, name, (python, "-P", str(_WORKER), name))
+
+
+def with_library(program: Program, library: str) -> Program:
+    """The same program with a BLAS loaded first."""
+    return replace(program, label=f"{program.label} + OpenBLAS", preload=library)
+
+
+@cache
+def version(program: Program) -> str | None:
+    """The installed version of a program's package, None where there is none."""
+    if program.command[0] == sys.executable:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(program.package)
+        return None
+    code = f"import importlib.metadata as m; print(m.version({program.package!r}))"
+    done = subprocess.run([program.command[0], "-c", code], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+class Worker:
+    """A running program that is asked for one task after the other."""
+
+    def __init__(self, program: Program) -> None:
+        environment = dict(os.environ)
+        if program.preload:
+            environment["LD_PRELOAD"] = program.preload
+        self.program = program
+        self._process = subprocess.Popen(
+            program.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, task: str, **arguments: Any) -> dict[str, Any]:
+        """Have a task done.
+
+        Raises:
+            BenchmarkError: the runtime failed at it, or ended.
+        """
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps({"task": task, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            raise BenchmarkError(
+                f"{self.program.label} ended with status {status} while it was asked to {task}. "
+                "It may have run out of memory: try a smaller model or context."
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise BenchmarkError(f"{self.program.label} cannot {task}: {answer['error']}.")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,351 @@
+"""What runs in the process of a runtime: it serves tasks, one JSON object a line.
+
+    python -P worker.py mlx-lm|mlx-vlm
+
+This file stands alone: it also runs in environments that hold a peer and nothing of ours. Every
+runtime offers the same two things, `load` and `start`, and is timed by the same code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+Task = dict[str, Any]
+
+# Primitives that make no kernel on Metal.
+VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
+
+
+class Runtime(Protocol):
+    """A runtime that generates greedily."""
+
+    def load(self, folder: Path, dtype: str | None) -> None:
+        """Load the checkpoint; `dtype` widens its floats."""
+
+    def start(self, tokens: list[int], filled: int) -> Iterator[int]:
+        """Prefill `tokens`, then yield the ids of what follows, without end.
+
+        The caches hold `filled` tokens of random keys and values before them.
+        """
+
+    def see(self, count: int, side: int) -> None:
+        """Run `count` pictures of side x side pixels through tower and projector."""
+
+    def graph(self, filled: int) -> Callable[[], list[Any]]:
+        """What builds the graph of one step, token id included; the last built was evaluated."""
+
+
+# Serving
+
+
+def serve(runtime: Runtime) -> None:
+    """Answer tasks from stdin on stdout until stdin ends. Other prints go to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    handlers: dict[str, Callable[..., Task]] = {
+        "load": load,
+        "generate": generate,
+        "pictures": pictures,
+        "graph": graph,
+    }
+    for line in sys.stdin:
+        task = json.loads(line)
+        try:
+            answer = handlers[task.pop("task")](runtime, **task)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def load(runtime: Runtime, folder: str, dtype: str | None = None) -> Task:
+    """Load a checkpoint -> seconds, bytes that MLX holds, and the version of MLX."""
+    mx = _mlx()
+    begin = time.perf_counter()
+    runtime.load(Path(folder), dtype)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "held": mx.get_active_memory(), "mlx": mx.__version__}
+
+
+def generate(
+    runtime: Runtime, prompt: int, count: int, vocabulary: int, filled: int = 0, seed: int = 0
+) -> Task:
+    """Prefill random tokens, generate -> ids, seconds to the first and for each after it."""
+    mx = _mlx()
+    tokens = random_tokens(prompt, vocabulary, seed)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    begin = time.perf_counter()
+    steps = runtime.start(tokens, filled)
+    ids = [next(steps)]
+    seconds = [time.perf_counter() - begin]
+    for _ in range(count - 1):
+        begin = time.perf_counter()
+        ids.append(next(steps))
+        seconds.append(time.perf_counter() - begin)
+    if hasattr(steps, "close"):
+        steps.close()
+    mx.synchronize()
+    return {"ids": ids, "first": seconds[0], "steps": seconds[1:], **memory(mx)}
+
+
+def pictures(runtime: Runtime, count: int, side: int) -> Task:
+    """Encode random pictures -> seconds, and the peak of memory above what was held before."""
+    mx = _mlx()
+    mx.clear_cache()
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    begin = time.perf_counter()
+    runtime.see(count, side)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "above": mx.get_peak_memory() - held, **memory(mx)}
+
+
+def graph(runtime: Runtime, filled: int, rounds: int = 20) -> Task:
+    """What one step costs the host: seconds to build its graph, and what is in it.
+
+    On the CPU `mx.fast` functions run as plain operations; here each counts as the one kernel that
+    it is on Metal.
+    """
+    mx = _mlx()
+    build = runtime.graph(filled)
+    mx.eval(build())
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        outputs = build()
+        seconds.append(time.perf_counter() - begin)
+        mx.eval(outputs)
+    with fast_as_one(mx):
+        outputs = build()
+        counts = operations(mx, outputs)
+    mx.eval(build())
+    return {"build": seconds, "operations": counts}
+
+
+def memory(mx: Any) -> Task:
+    """MLX's peak and the largest resident size of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak": mx.get_peak_memory(), "resident": resident}
+
+
+# What all runtimes are given
+
+
+def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
+    """The same tokens for the same seed, none of them a control token."""
+    import numpy as np
+
+    return np.random.default_rng(seed).integers(1000, vocabulary, count).tolist()
+
+
+def random_layer(shape: tuple[int, ...], layer: int) -> tuple[Any, Any]:
+    """Keys and values of a layer as float32, the same in every runtime."""
+    import numpy as np
+
+    rng = np.random.default_rng(layer)
+    keys, values = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    return keys, values
+
+
+def random_pixels(count: int, side: int) -> list[Any]:
+    """Pictures of (3, side, side)."""
+    import numpy as np
+
+    rng = np.random.default_rng(count)
+    return [rng.standard_normal((3, side, side), dtype=np.float32) for _ in range(count)]
+
+
+# Counting
+
+
+@contextlib.contextmanager
+def fast_as_one(mx: Any) -> Iterator[None]:
+    """Let every function that is one kernel on Metal be one node of the graph, and views."""
+
+    def dequantize(weight: Any, scales: Any, biases: Any = None, **scheme: Any) -> Any:
+        shape = (*weight.shape[:-1], weight.shape[-1] * 32 // scheme["bits"])
+        plain = mx.broadcast_to(scales[..., :1], shape)
+        return mx.depends(plain, [weight] if biases is None else [weight, biases])
+
+    fakes = [
+        (mx.fast, "rms_norm", lambda x, weight, eps: mx.depends(x, [weight])),
+        (mx.fast, "rope", lambda x, dims, **_: mx.negative(x)),
+        (mx.fast, "scaled_dot_product_attention", lambda q, k, v, **_: mx.depends(q, [k, v])),
+        (mx, "dequantize", dequantize),
+    ]
+    kept = [(module, name, getattr(module, name)) for module, name, _ in fakes]
+    try:
+        for module, name, fake in fakes:
+            setattr(module, name, fake)
+        yield
+    finally:
+        for module, name, function in kept:
+            setattr(module, name, function)
+
+
+def operations(mx: Any, outputs: list[Any]) -> dict[str, int]:
+    """Primitive -> how many of it the graph of `outputs` has; see `launches`."""
+    import io
+    import re
+
+    text = io.StringIO()
+    mx.export_to_dot(text, *outputs)
+    counts: dict[str, int] = {}
+    for name in re.findall(r'\[label ="([^"]+)", shape=rectangle\]', text.getvalue()):
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def launches(counts: dict[str, int]) -> int:
+    """How many of the operations move data; the others only say how to look at it."""
+    return sum(count for name, count in counts.items() if name not in VIEWS)
+
+
+# The peers
+
+
+class _Peer:
+    """What mlx-lm and mlx-vlm have in common."""
+
+    model: Any
+
+    def _widen(self, dtype: str | None) -> None:
+        if dtype is None:
+            return
+        mx = _mlx()
+        wanted = getattr(mx, dtype)
+        from mlx.utils import tree_map
+
+        def widen(array: Any) -> Any:
+            return array.astype(wanted) if mx.issubdtype(array.dtype, mx.floating) else array
+
+        self.model.update(tree_map(widen, self.model.parameters()))
+        mx.eval(self.model.parameters())
+
+    def _fill(self, caches: list[Any], filled: int, dtype: Any) -> list[Any]:
+        mx = _mlx()
+        if not filled:
+            return caches
+        heads, width = self._key_shape()
+        for layer, cache in enumerate(caches):
+            keys, values = random_layer((1, heads, filled, width), layer)
+            cache.keys, cache.values = mx.array(keys).astype(dtype), mx.array(values).astype(dtype)
+            cache.offset = filled
+            mx.eval(cache.keys, cache.values)
+        return caches
+
+    def _key_shape(self) -> tuple[int, int]:
+        attention = self._layers()[0].self_attn
+        return attention.n_kv_heads, attention.k_proj.weight.shape[0] // attention.n_kv_heads
+
+    def _layers(self) -> Any:
+        return self.model.language_model.model.layers
+
+    def _dtype(self) -> Any:
+        matrix = self._layers()[0].self_attn.q_proj
+        return matrix.get("scales", matrix.weight).dtype
+
+    def see(self, count: int, side: int) -> None:
+        raise NotImplementedError("this runtime sees no pictures")
+
+
+class MlxLm(_Peer):
+    """mlx-lm, as its `generate` command runs it."""
+
+    def load(self, folder: Path, dtype: str | None) -> None:
+        load_model = importlib.import_module("mlx_lm.utils").load_model
+
+        self.model, _ = load_model(folder)
+        self._widen(dtype)
+
+    def start(self, tokens: list[int], filled: int) -> Iterator[int]:
+        generate_step = importlib.import_module("mlx_lm.generate").generate_step
+
+        caches = self._caches(filled)
+        prompt = _mlx().array(tokens)
+        steps = generate_step(prompt, self.model, max_tokens=-1, prompt_cache=caches)
+        return (int(token) for token, _ in steps)
+
+    def graph(self, filled: int) -> Callable[[], list[Any]]:
+        caches, mx = self._caches(filled), _mlx()
+        token = mx.array([1000])
+
+        def build() -> list[Any]:
+            logits = self.model(token[None], cache=caches)[:, -1]
+            logprobs = logits - mx.logsumexp(logits, keepdims=True)
+            return [mx.argmax(logprobs, axis=-1), *(a for c in caches for a in (c.keys, c.values))]
+
+        return build
+
+    def _caches(self, filled: int) -> list[Any]:
+        make_prompt_cache = importlib.import_module("mlx_lm.models.cache").make_prompt_cache
+
+        return self._fill(make_prompt_cache(self.model), filled, self._dtype())
+
+
+class MlxVlm(_Peer):
+    """mlx-vlm through its model classes: its command needs a tokenizer.json."""
+
+    def load(self, folder: Path, dtype: str | None) -> None:
+        load_model = importlib.import_module("mlx_vlm.utils").load_model
+
+        self.model = load_model(folder)
+        self._widen(dtype)
+
+    def start(self, tokens: list[int], filled: int) -> Iterator[int]:
+        generate_step = importlib.import_module("mlx_vlm.generate").generate_step
+
+        caches = self._caches(filled)
+        prompt = _mlx().array([tokens])
+        steps = generate_step(
+            prompt, self.model, None, None, max_tokens=1 << 30, temperature=0, prompt_cache=caches
+        )
+        return (int(token) for token, _ in steps)
+
+    def see(self, count: int, side: int) -> None:
+        import numpy as np
+
+        mx = _mlx()
+        pixels = mx.array(np.stack(random_pixels(count, side)))
+        tokens = (side // 28) ** 2 * count
+        ids = mx.full((1, tokens), self.model.config.image_token_index)
+        sizes = [(side, side)] * count
+        mx.eval(self.model.get_input_embeddings(ids, pixels, image_sizes=sizes).inputs_embeds)
+
+    def graph(self, filled: int) -> Callable[[], list[Any]]:
+        caches, mx = self._caches(filled), _mlx()
+        token = mx.array([[1000]])
+
+        def build() -> list[Any]:
+            logits = self.model.language_model(token, cache=caches).logits[:, -1]
+            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            return [mx.argmax(logprobs, axis=-1), *(a for c in caches for a in (c.keys, c.values))]
+
+        return build
+
+    def _caches(self, filled: int) -> list[Any]:
+        make_prompt_cache = importlib.import_module("mlx_vlm.models.cache").make_prompt_cache
+
+        return self._fill(make_prompt_cache(self.model.language_model), filled, self._dtype())
+
+
+def _mlx() -> Any:
+    """`mlx.core` of this process, whichever environment it is."""
+    return importlib.import_module("mlx.core")
+
+
+PEERS: dict[str, Callable[[], Runtime]] = {"mlx-lm": MlxLm, "mlx-vlm": MlxVlm}
+
+if __name__ == "__main__":
+    serve(PEERS[sys.argv[1]]())

@@ -1,0 +1,213 @@
+"""`magistral-mlx bench`: how fast a model runs here, beside its peers and the physical limit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from magistral_mlx.bench.compare import Comparison, Work
+    from magistral_mlx.bench.process import Program
+    from magistral_mlx.bench.record import Limit
+    from magistral_mlx.checkpoint.folder import Checkpoint
+    from magistral_mlx.memory.machine import Machine
+
+_CONTEXTS = (512, 4096)
+_TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes at once
+
+
+@click.command()
+@click.option("--model", metavar="NAME_OR_DIR", help="As for generate.")
+@click.option(
+    "--context",
+    "contexts",
+    metavar="TOKENS[,TOKENS]",
+    help="Lengths of prompts to measure at. Default: 512,4096.",
+)
+@click.option("--tokens", type=int, default=64, show_default=True, help="Tokens to generate.")
+@click.option(
+    "--against",
+    metavar="NAME[,NAME]",
+    default="",
+    help="mlx-lm, mlx-vlm, or both; NAME=PYTHON for one in another environment.",
+)
+@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What to compute in, for all runtimes. Default: what is fastest here.",
+)
+@click.option("--rounds", type=int, default=9, show_default=True, help="Rounds at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def bench(as_json: bool, **options: Any) -> None:
+    """Measure prefill, decode, time to first token and peak memory.
+
+    Random tokens are used, so no answer is shown. Rounds repeat until their spread is small.
+    """
+    from magistral_mlx.bench.conditions import read_conditions
+    from magistral_mlx.bench.record import limit_of
+    from magistral_mlx.cli import bench_report as report
+
+    name, checkpoint, machine, scheme = _fitting(options)
+    work = _work(checkpoint, options)
+    programs, missing = _programs(options["against"], scheme)
+    disturbances = set(read_conditions().disturbances)
+    limit = limit_of(machine)
+    result = _measure(programs, work, checkpoint, machine)
+    result.disturbances |= disturbances
+    result.left_out |= missing
+    facts = _facts(name, checkpoint, machine, scheme, limit, work, programs, result)
+    click.echo(json.dumps(facts)) if as_json else report.show(facts)
+
+
+def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
+    """The model and the KV scheme that fits -> its name, checkpoint, machine and scheme.
+
+    Raises:
+        MagistralError: no such model, or it does not fit.
+    """
+    from pathlib import Path
+
+    from magistral_mlx.checkpoint.folder import Checkpoint
+    from magistral_mlx.library import locate
+    from magistral_mlx.memory.here import plan_here
+    from magistral_mlx.memory.plan import Wish
+
+    _check(options)
+    folder = Path(locate(options["model"]))
+    checkpoint = Checkpoint.open(folder)
+    name = options["model"] or folder.name
+    context = max(_contexts(checkpoint, options)) + options["tokens"]
+    wish = Wish(context, options["kv"], pictures=0)
+    plan = plan_here(checkpoint, name, wish, options["dtype"])
+    return name, checkpoint, plan.machine, plan.scheme.name
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raises InvalidOption for a number that cannot be measured with."""
+    from magistral_mlx.errors import InvalidOption
+
+    for option, least in (("tokens", 2), ("rounds", 1)):
+        if options[option] < least:
+            raise InvalidOption(f"{option} is {options[option]}; it must be {least} or more.")
+
+
+def _contexts(checkpoint: Checkpoint, options: dict[str, Any]) -> list[int]:
+    """Prompt lengths to measure at.
+
+    Raises:
+        InvalidOption: not numbers, or longer than the model's context.
+    """
+    from magistral_mlx.errors import InvalidOption
+
+    longest = checkpoint.config.text.max_position_embeddings - options["tokens"]
+    if options["contexts"] is None:
+        return [context for context in _CONTEXTS if context <= longest] or [max(1, longest // 2)]
+    parts = options["contexts"].split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise InvalidOption(
+            f"context is {options['contexts']!r}; give numbers of tokens, as in 512,4096."
+        )
+    contexts = [int(part) for part in parts]
+    if max(contexts) > longest:
+        raise InvalidOption(
+            f"context is {max(contexts):,} and {options['tokens']} tokens follow; this model has "
+            f"{checkpoint.config.text.max_position_embeddings:,} tokens in all."
+        )
+    return contexts
+
+
+def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Work:
+    from magistral_mlx.backend import DTYPES, backend
+    from magistral_mlx.bench.compare import Work
+
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    dtype = options["dtype"] or names[backend().dtype]
+    return Work(
+        checkpoint.folder,
+        _contexts(checkpoint, options),
+        options["tokens"],
+        checkpoint.config.text.vocab_size,
+        dtype,
+        exact=backend().name == "cpu" and dtype == "float32",
+        most=options["rounds"],
+    )
+
+
+def _programs(against: str, scheme: str) -> tuple[list[Program], dict[str, str]]:
+    """What to run, ours first, and what is not installed, with what to do about it."""
+    from magistral_mlx.bench.process import ours, peer, version
+
+    programs, missing = [ours(scheme)], {}
+    for wanted in filter(None, (part.strip() for part in against.split(","))):
+        program = peer(wanted)
+        if version(program) is None:
+            missing[program.label] = (
+                f"it is not installed for {program.command[0]}; give the Python that has it, as "
+                f"in --against {program.package}=/path/to/bin/python."
+            )
+        else:
+            programs.append(program)
+    return programs, missing
+
+
+def _measure(
+    programs: list[Program], work: Work, checkpoint: Checkpoint, machine: Machine
+) -> Comparison:
+    from rich.console import Console
+
+    from magistral_mlx.bench.compare import compare
+
+    together = len(programs) * checkpoint.nbytes <= _TOGETHER * machine.limit
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    with console.status("measuring") as status:
+        return compare(programs, work, together=together, on_round=status.update)
+
+
+def _facts(
+    name: str,
+    checkpoint: Checkpoint,
+    machine: Machine,
+    scheme: str,
+    limit: Limit,
+    work: Work,
+    programs: list[Program],
+    result: Comparison,
+) -> dict[str, Any]:
+    """Everything that is known afterwards, as JSON types; sizes in bytes."""
+    from magistral_mlx.backend import DTYPES
+    from magistral_mlx.bench.limit import bytes_per_token
+    from magistral_mlx.bench.record import describe_machine, line_to_paste, versions
+    from magistral_mlx.cache.scheme import KVScheme
+
+    size = DTYPES[work.dtype].size if work.dtype else 2
+    # The middle of what is generated is what an average token reads.
+    bytes_at = {
+        context: bytes_per_token(
+            checkpoint, context + work.count // 2, KVScheme.parse(scheme), size
+        )
+        for context in work.contexts
+    }
+    speeds = [
+        {**asdict(speed), "share_of_limit": limit.share(speed, bytes_at[speed.context])}
+        for speed in result.speeds
+    ]
+    return {
+        "model": name,
+        "kv": scheme,
+        "dtype": work.dtype,
+        "machine": describe_machine(machine),
+        "versions": versions(programs),
+        "command": sys.argv,
+        "limit": {**asdict(limit), "origin": limit.origin},
+        "bytes_per_token": {str(context): size for context, size in bytes_at.items()},
+        "speeds": speeds,
+        "equal_tokens": result.equal_tokens,
+        "left_out": result.left_out,
+        "disturbances": sorted(result.disturbances),
+        "line": line_to_paste(name, machine, result, limit, bytes_at),
+    }

@@ -1,0 +1,93 @@
+"""What `magistral-mlx bench` measured, for a person."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from magistral_mlx.bench.process import OURS
+from magistral_mlx.bench.rounds import ENOUGH, ratios
+
+_GIB = 1 << 30
+_PIPE_WIDTH = 140
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Tables, remarks, and the line to paste as the last one."""
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    machine = facts["machine"]
+    console.print(
+        f"[bold]{facts['model']}[/bold] in {facts['dtype']}, KV cache {facts['kv']}, on "
+        f"{machine['name']} with {machine['memory'] / _GIB:.0f} GiB, {machine['system']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(_table(facts["speeds"]))
+    limit = facts["limit"]
+    reached = f"; a plain read reached {limit['reached'] / 1e9:.0f}" if limit["published"] else ""
+    console.print(
+        "limit: the share of what memory allows, all bytes that a token reads over "
+        f"{limit['origin']}{reached}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for remark in remarks(facts):
+        console.print(remark, highlight=False, soft_wrap=True)
+    console.print()
+    click.echo(facts["line"])
+
+
+def remarks(facts: dict[str, Any]) -> list[str]:
+    """What a reader has to know before believing the figures."""
+    found = [f"Left out: {name}: {why}" for name, why in facts["left_out"].items()]
+    found += [
+        f"{name} gave the same first {count} tokens."
+        for name, count in facts["equal_tokens"].items()
+        if name not in facts["left_out"]
+    ]
+    unsteady = [
+        f"{speed['label']} at {speed['context']:,} ({speed['decode']['spread']:.0%})"
+        for speed in facts["speeds"]
+        if speed["decode"]["spread"] > ENOUGH
+    ]
+    if unsteady:
+        found.append(f"Decode did not become steady: {', '.join(unsteady)}.")
+    if facts["disturbances"]:
+        found.append(f"Disturbed by: {', '.join(facts['disturbances'])}.")
+    return found
+
+
+def _table(speeds: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("runtime")
+    for name in ("prompt", "prefill", "first token", "decode", "spread", "limit", "ours/theirs"):
+        table.add_column(name, justify="right")
+    table.add_column("peak", justify="right")
+    ours = {speed["context"]: speed for speed in speeds if speed["label"] == OURS}
+    for speed in sorted(speeds, key=lambda speed: speed["context"]):
+        table.add_row(
+            speed["label"],
+            f"{speed['context']:,}",
+            f"{speed['prefill']['median']:,.1f}/s",
+            f"{speed['first']['median']:.2f} s",
+            f"{speed['decode']['median']:.2f}/s",
+            f"{speed['decode']['spread']:.0%}",
+            f"{speed['share_of_limit']:.0%}",
+            _ratio(ours[speed["context"]], speed),
+            f"{speed['peak'] / _GIB:.2f} GiB",
+        )
+    return table
+
+
+def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Decode, ours over theirs: round by round where they took turns."""
+    if ours is theirs:
+        return ""
+    a, b = ours["decode"]["values"], theirs["decode"]["values"]
+    if len(a) != len(b):
+        return f"{ours['decode']['median'] / theirs['decode']['median']:.2f}"
+    return f"{ratios(a, b).median:.2f}"
