@@ -93,9 +93,9 @@ def _mlx() -> Finding:
 
 def _memory(machine: Machine) -> Finding:
     from magistral_mlx.errors import OutOfMemory
+    from magistral_mlx.memory.choose import make_plan
     from magistral_mlx.memory.here import traits
     from magistral_mlx.memory.known import magistral_small
-    from magistral_mlx.memory.plan import make_plan
 
     here = traits()
     has = f"{machine.name} with {_gib(machine.memory)}, {_gib(machine.limit)} for a model"

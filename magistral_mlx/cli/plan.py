@@ -40,7 +40,7 @@ def plan(model: str | None, **options: Any) -> None:
     wish = Wish(options["context"], options["kv"], options["images"], limit)
     if options["all_machines"]:
         rows = [
-            _facts(_model(model, GPU), named_machine(f"{size}GB"), GPU, wish)
+            facts_of(_model(model, GPU), named_machine(f"{size}GB"), GPU, wish)
             for size in APPLE_SIZES
         ]
         click.echo(json.dumps(rows)) if options["as_json"] else report.show_machines(rows)
@@ -49,16 +49,17 @@ def plan(model: str | None, **options: Any) -> None:
         machine, backend_traits = named_machine(options["machine"]), GPU
     else:
         machine, backend_traits = this_machine(), traits()
-    facts = _facts(_model(model, backend_traits), machine, backend_traits, wish)
+    facts = facts_of(_model(model, backend_traits), machine, backend_traits, wish)
     click.echo(json.dumps(facts)) if options["as_json"] else report.show(facts)
 
 
-def _facts(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[str, Any]:
+def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[str, Any]:
     """Everything that the report shows, as JSON types; bytes are integers."""
     from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.errors import OutOfMemory
+    from magistral_mlx.memory.choose import make_plan
     from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seconds
-    from magistral_mlx.memory.plan import longest_context, make_plan
+    from magistral_mlx.memory.plan import longest_context
 
     facts: dict[str, Any] = {
         "model": model.source,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from magistral_mlx.backend import DEQUANTIZED_BYTES, DTYPES, backend
 from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.machine import this_machine
 from magistral_mlx.memory.peak import Traits, loaded_weights
-from magistral_mlx.memory.plan import Model, Plan, Wish, make_plan
+from magistral_mlx.memory.plan import Model, Plan, Wish
 
 
 def traits(dtype: str | None = None) -> Traits:

@@ -1,12 +1,12 @@
-"""The plan: which context, KV scheme and chunk fit into a machine, decided before loading."""
+"""What a plan is made of, and the plan for one KV scheme and context on a machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from magistral_mlx.cache.scheme import SCHEMES, KVScheme
+from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.errors import InvalidOption, OutOfMemory
+from magistral_mlx.errors import InvalidOption
 from magistral_mlx.memory.machine import GIB, Machine
 from magistral_mlx.memory.peak import MIB, Peak, Shape, Traits, Weights, predict
 
@@ -92,37 +92,6 @@ class Plan:
             f"{gib(free)} of memory are free now, and a full context needs {gib(self.peak.total)}: "
             "close other programs, or the system will swap."
         )
-
-
-def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None = None) -> Plan:
-    """The best plan that fits.
-
-    The context asked for, or by default the longest up to 40,960 tokens, at the highest cache
-    precision that fits; where none does, the longest context that the smallest scheme allows.
-
-    Raises:
-        OutOfMemory: what was asked for does not fit, or nothing does.
-        InvalidOption: a context that the model does not have.
-    """
-    wish = wish or Wish()
-    if wish.context is not None and wish.context > model.longest_context:
-        raise InvalidOption(
-            f"context is {wish.context:,}; this model has {model.longest_context:,} tokens at most."
-        )
-    context = wish.context or min(DEFAULT_CONTEXT, model.longest_context)
-    schemes = [wish.kv] if wish.kv else list(SCHEMES)
-    for name in schemes:
-        plan = fit(model, machine, traits, wish, name, context)
-        if plan.headroom >= 0:
-            return plan
-    if wish.context is None:
-        longest = longest_context(model, machine, traits, wish, schemes[-1], context)
-        if longest:
-            short = fit(model, machine, traits, wish, schemes[-1], longest)
-            return replace(short, shortened=True)
-    from magistral_mlx.memory.refusal import refusal
-
-    raise OutOfMemory(refusal(model, machine, traits, wish, plan))
 
 
 def fit(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from magistral_mlx.errors import InvalidOption, OutOfMemory
+from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.known import magistral_small
 from magistral_mlx.memory.machine import GIB, Machine, named_machine
 from magistral_mlx.memory.peak import GPU, Weights
-from magistral_mlx.memory.plan import Model, Plan, Wish, longest_context, make_plan
+from magistral_mlx.memory.plan import Model, Plan, Wish, longest_context
 
 MAC = named_machine("32GB")
 MAGISTRAL = magistral_small()

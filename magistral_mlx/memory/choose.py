@@ -1,0 +1,41 @@
+"""The plan that is made: the most context and precision that fit, or a refusal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from magistral_mlx.cache.scheme import SCHEMES
+from magistral_mlx.errors import InvalidOption, OutOfMemory
+from magistral_mlx.memory.machine import Machine
+from magistral_mlx.memory.peak import Traits
+from magistral_mlx.memory.plan import DEFAULT_CONTEXT, Model, Plan, Wish, fit, longest_context
+from magistral_mlx.memory.refusal import refusal
+
+
+def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None = None) -> Plan:
+    """The best plan that fits.
+
+    The context asked for, or by default the longest up to 40,960 tokens, at the highest cache
+    precision that fits; where none does, the longest context that the smallest scheme allows.
+
+    Raises:
+        OutOfMemory: what was asked for does not fit, or nothing does.
+        InvalidOption: a context that the model does not have.
+    """
+    wish = wish or Wish()
+    if wish.context is not None and wish.context > model.longest_context:
+        raise InvalidOption(
+            f"context is {wish.context:,}; this model has {model.longest_context:,} tokens at most."
+        )
+    context = wish.context or min(DEFAULT_CONTEXT, model.longest_context)
+    schemes = [wish.kv] if wish.kv else list(SCHEMES)
+    for name in schemes:
+        plan = fit(model, machine, traits, wish, name, context)
+        if plan.headroom >= 0:
+            return plan
+    if wish.context is None:
+        longest = longest_context(model, machine, traits, wish, schemes[-1], context)
+        if longest:
+            short = fit(model, machine, traits, wish, schemes[-1], longest)
+            return replace(short, shortened=True)
+    raise OutOfMemory(refusal(model, machine, traits, wish, plan))
