@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from magistral_mlx.places import demo_dir
 from tests.checkpoints import write_hf_checkpoint
+from tests.fake_hub import FakeHub
 
 ASK = "What is 37 + 85?"
 
@@ -165,6 +167,15 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         errors = p.stderr.read()
         p.wait(timeout=300)
     assert "Traceback" not in errors and "Exception" not in errors
+
+
+def test_a_model_comes_from_the_hub_and_is_there_the_next_time(tmp_path: Path) -> None:
+    words = ("generate", ASK, "--model", "somebody/demo", "--temperature", "0")
+    with FakeHub({"somebody/demo": demo_dir()}) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+        assert run(*words, **env).stdout == "122\n"
+        assert run(*words, **env, HF_HUB_OFFLINE="1").stdout == "122\n"
+        assert len(hub.downloads("model.safetensors")) >= 1
 
 
 # Bad input: one clear line, exit status 2

@@ -141,6 +141,23 @@ def test_three_pictures_with_text_between(
     assert_close(ours, reference_logits(reference, tokens, pictures)[-1])
 
 
+def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
+    model: MagistralModel,
+) -> None:
+    """Eight pictures take what one takes, and their embeddings; one mask would take 64 times it."""
+    peaks = {}
+    for count in (1, 8):
+        pictures = [some_picture(560, 560, seed) for seed in range(count)]
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        features = see_pictures(model, pictures)
+        assert features is not None
+        peaks[count] = mx.get_peak_memory() - before
+        one = features.nbytes // count
+    assert peaks[8] < peaks[1] + 2 * 8 * one + 1e6
+
+
 @pytest.mark.parametrize("chunk", [700, 64, 1])
 def test_a_long_prompt_in_chunks(model: MagistralModel, reference: Any, chunk: int) -> None:
     picture = some_picture(28 * 4, 28 * 6)
