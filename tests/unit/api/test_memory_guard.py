@@ -1,0 +1,84 @@
+"""Memory is kept to the plan while a model is loaded, and given back by close."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from magistral_mlx import Magistral
+from magistral_mlx.backend import mx
+from magistral_mlx.errors import OutOfMemory
+from tests.checkpoints import tiny_config, write_hf_checkpoint
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, which write on and on."""
+    return write_hf_checkpoint(tmp_path_factory.mktemp("random"))
+
+
+def limits() -> tuple[int, int]:
+    """MLX's memory and cache limits, read by setting them twice."""
+    memory, cache = mx.set_memory_limit(1 << 40), mx.set_cache_limit(1 << 40)
+    mx.set_memory_limit(memory)
+    mx.set_cache_limit(cache)
+    return memory, cache
+
+
+def test_limits_are_set_while_a_model_is_loaded_and_put_back(folder: Path) -> None:
+    before = limits()
+    with Magistral.load(folder) as magistral:
+        assert limits() == (magistral.plan.peak.total, magistral.plan.buffer_cache)
+    assert limits() == before
+
+
+def test_limits_are_put_back_when_loading_fails(folder: Path, tmp_path: Path) -> None:
+    before = limits()
+    broken = write_hf_checkpoint(tmp_path / "broken")
+    (broken / "tekken.json").write_text("{")
+    with pytest.raises(Exception, match="tekken"):
+        Magistral.load(broken)
+    assert limits() == before
+
+
+def test_a_context_cut_by_memory_ends_with_that_reason(tmp_path: Path) -> None:
+    """32,768 tokens of cache would take 96 MiB."""
+    config = tiny_config(max_position_embeddings=32_768)
+    folder = write_hf_checkpoint(tmp_path, config=config)
+    with Magistral.load(folder, kv="full", pictures=0, memory_limit=64 * MIB) as magistral:
+        assert magistral.plan.shortened
+        assert 1024 <= magistral.context < 32_768
+        text = "\N{GREEK SMALL LETTER ALPHA}" * (magistral.context // 2 - 50)  # 2 tokens each
+        result = magistral.generate(text, seed=1, thinking="off", system=None)
+    assert result.finish_reason == "memory"
+    assert result.stats.peak_memory <= 64 * MIB
+
+
+def test_a_context_that_was_asked_for_ends_with_length(folder: Path) -> None:
+    with Magistral.load(folder, context=64, pictures=0) as magistral:
+        result = magistral.generate("Hi", seed=1, thinking="off", system=None)
+    assert result.finish_reason == "length"
+
+
+def test_a_run_that_would_pass_the_plan_stops_with_what_it_has(folder: Path) -> None:
+    """Something else in the process takes the memory: the answer ends, nothing crashes."""
+    with Magistral.load(folder, context=512, pictures=0, memory_limit=128 * MIB) as magistral:
+        stream = magistral.stream("Hi", seed=1, thinking="off", system=None)
+        next(stream)
+        hog = mx.zeros((160 * MIB,), mx.uint8)
+        mx.eval(hog)
+        result = stream.result()
+        del hog
+        assert result.finish_reason == "memory"
+        again = magistral.generate("Hi", seed=1, max_tokens=5, thinking="off", system=None)
+        assert again.finish_reason == "length"
+
+
+def test_what_cannot_fit_is_refused_before_loading(folder: Path) -> None:
+    active = mx.get_active_memory()
+    with pytest.raises(OutOfMemory, match="are missing"):
+        Magistral.load(folder, context=4096, kv="full", memory_limit=64 * MIB)
+    assert mx.get_active_memory() == active
