@@ -200,15 +200,22 @@ class Conversation:
         Raises:
             PromptError: there is no answer to go on with.
         """
+        self._open_last_answer()
+        return self.stream(**changes)
+
+    def aresume(self, **changes: Unpack[OptionFields]) -> AsyncStream:
+        """`resume` for `async for`; it raises at once what `resume` does."""
+        self._open_last_answer()
+        return self.astream(**changes)
+
+    # Underneath
+
+    def _open_last_answer(self) -> None:
         with self._settled():
             last = self._messages[-1] if self._messages else None
             if not isinstance(last, Assistant) or last.tool_calls:
                 raise PromptError("there is no answer to go on with: the last message is none.")
-            if not last.prefix:
-                self._messages[-1] = replace(last, prefix=True)
-        return self.stream(**changes)
-
-    # Underneath
+            self._messages[-1] = replace(last, prefix=True)
 
     def _start(
         self, prompt: PromptLike | None, images: Images, changes: OptionFields, sink: Sink

@@ -6,11 +6,12 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
+from magistral_mlx.cli.thinking import parse_thinking
 
 if TYPE_CHECKING:
     from magistral_mlx.api import Magistral, Options, Stream
@@ -112,24 +113,6 @@ def _settings(options: dict[str, Any]) -> Options:
         image_tokens=options["image_tokens"],
         system=None,  # it stands in the messages
     )
-
-
-def parse_thinking(text: str) -> Literal["on", "off"] | int:
-    """What `--thinking` says.
-
-    Raises:
-        InvalidOption: none of on, off and a number.
-    """
-    from magistral_mlx.errors import InvalidOption
-
-    match text.lower():
-        case "on":
-            return "on"
-        case "off":
-            return "off"
-    if text.isascii() and text.isdigit():
-        return int(text)
-    raise InvalidOption(f"thinking is {text!r}; it must be on, off or a number of tokens.")
 
 
 def _read_schema(path: str) -> Any:

@@ -1,0 +1,109 @@
+"""`magistral-mlx chat`: a conversation on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from magistral_mlx.cli.thinking import parse_thinking
+
+if TYPE_CHECKING:
+    from magistral_mlx.api import Conversation, Magistral, Options
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="NAME_OR_DIR",
+    help="A folder, a hub name, or 'demo'. Default: your 4-bit conversion, else one found here.",
+)
+@click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
+@click.option("--load", "file", metavar="FILE", help="Go on with a saved conversation.")
+@click.option("--max-tokens", type=int, help="Tokens of an answer at most. Default: what fits.")
+@click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=0.95, show_default=True)
+@click.option(
+    "--thinking",
+    default="on",
+    metavar="on|off|TOKENS",
+    show_default=True,
+    help="Think first, answer at once, or think for so many tokens at most.",
+)
+@click.option("--system", metavar="TEXT", help="A system prompt, taken literally.")
+@click.option("--system-file", metavar="FILE", help="One from a file; its [THINK] part counts.")
+@click.option("--no-system", is_flag=True, help="Send no system prompt.")
+@click.option("--image-tokens", type=int, help="Scale pictures down to so many tokens each.")
+@click.option("--context", type=int, help="Tokens of prompt and answer together.")
+@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
+@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What to compute in. Default: what is fastest here.",
+)
+def chat(**options: Any) -> None:
+    """Talk with the model. Type /help for the commands."""
+    from magistral_mlx.api import Magistral
+    from magistral_mlx.cli.chatting.keys import interrupts, quiet_terminal
+    from magistral_mlx.cli.chatting.room import Room
+    from magistral_mlx.cli.progress import load_bar, warn_if_short
+    from magistral_mlx.cli.sizes import parse_size
+    from magistral_mlx.places import home_dir
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.UsageError(
+            "chat needs a terminal. In a pipe or a script use `magistral-mlx generate -`."
+        )
+    settings = _settings(options)
+    with quiet_terminal():
+        with load_bar() as on_progress:
+            magistral = Magistral.load(
+                options["model"],
+                context=options["context"],
+                kv=options["kv"],
+                dtype=options["dtype"],
+                tokenizer=options["tokenizer"],
+                memory_limit=parse_size(options["memory_limit"]),
+                on_plan=warn_if_short,
+                on_progress=on_progress,
+            )
+        with magistral:
+            conversation = _conversation(magistral, settings, options)
+            room = Room(magistral, conversation, home_dir() / "chat_history")
+            if options["file"]:
+                room.show_history()
+            with interrupts(lambda: None):  # between two inputs there is nothing to stop
+                asyncio.run(room.run())
+
+
+def _settings(options: dict[str, Any]) -> Options:
+    """Check the options before the model is loaded."""
+    from magistral_mlx.api import DEFAULT, Options
+
+    given = [name for name in ("system", "system_file", "no_system") if options[name]]
+    if len(given) > 1:
+        raise click.UsageError("give only one of --system, --system-file and --no-system.")
+    return Options(
+        **{name: options[name] for name in ("max_tokens", "temperature", "top_p", "image_tokens")},
+        thinking=parse_thinking(options["thinking"]),
+        system=None if options["no_system"] else options["system"] or DEFAULT,
+        overflow="drop",
+    )
+
+
+def _conversation(magistral: Magistral, settings: Options, options: dict[str, Any]) -> Conversation:
+    if options["system_file"]:
+        from dataclasses import replace
+
+        from magistral_mlx.chat.system import system_from_file
+
+        system = system_from_file(options["system_file"], thinks=magistral.tokenizer.thinks)
+        settings = replace(settings, system=system)
+    conversation = magistral.chat(options=settings)
+    if options["file"]:
+        conversation.load(Path(options["file"]).expanduser())
+    return conversation

@@ -1,0 +1,199 @@
+"""What is meant by a line that begins with a slash."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text as Styled
+
+from magistral_mlx.api.options import DEFAULT
+from magistral_mlx.chat.messages import Assistant, System, Thought, User
+from magistral_mlx.cli.thinking import parse_thinking
+from magistral_mlx.errors import InvalidOption, PromptError
+
+if TYPE_CHECKING:
+    from magistral_mlx.cli.chatting.room import Room
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it takes, what it does, and whether it takes a path."""
+
+    takes: str
+    does: str
+    run: Callable[[Room, str], None]
+    path: bool = False
+
+
+def run_command(room: Room, line: str) -> None:
+    """Do what `line`, which begins with a slash, says.
+
+    Raises:
+        MagistralError: there is no such command, or it cannot be done.
+    """
+    name, _, rest = line[1:].partition(" ")
+    command = COMMANDS.get(name)
+    if command is None:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean /{close[0]}?" if close else "/help lists them."
+        raise InvalidOption(
+            f"there is no command /{name}. {hint} Begin a text with // for a slash."
+        )
+    command.run(room, rest.strip())
+
+
+def _help(room: Room, rest: str) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, command in COMMANDS.items():
+        table.add_row(Styled(f"/{name} {command.takes}".rstrip(), style="bold"), command.does)
+    room.console.print(table)
+    room.console.print(
+        "Enter sends; Alt-Enter, Ctrl-J or a backslash at the end begins another line. Ctrl-C "
+        "stops an answer, Ctrl-T shows or hides the thinking, Ctrl-D leaves.",
+        style="dim",
+    )
+
+
+def _image(room: Room, rest: str) -> None:
+    from magistral_mlx.chat.messages import Picture
+
+    if not rest:
+        room.pictures.clear()
+        room.say("No pictures go with your next message.")
+        return
+    if not room.magistral.sees:
+        raise InvalidOption("this model is text-only and cannot see pictures.")
+    opened = [Picture.open(Path(name).expanduser()) for name in _words(rest)]
+    room.pictures += opened
+    count = len(room.pictures)
+    room.say(f"{count} picture{'s' * (count > 1)} will go with your next message.")
+
+
+def _system(room: Room, rest: str) -> None:
+    if rest:
+        if rest == "none":
+            room.set_options(system=None)
+        elif rest == "default":
+            room.set_options(system=DEFAULT)
+        else:
+            room.set_options(system=rest)
+    system = room.chat.options.system
+    if system is DEFAULT:
+        system = room.magistral.default_system
+    if not isinstance(system, System):
+        room.say("No system prompt is sent.")
+        return
+    parts = (system.content,) if isinstance(system.content, str) else system.content
+    for part in parts:
+        thought = isinstance(part, Thought)
+        text = part.text if isinstance(part, Thought) else part
+        room.console.print(Styled(text.strip(), style="dim italic" if thought else "dim"))
+
+
+def _think(room: Room, rest: str) -> None:
+    room.show_thinking()
+
+
+def _thinking(room: Room, rest: str) -> None:
+    if rest:
+        room.set_options(thinking=parse_thinking(rest))
+    mode = room.chat.options.thinking
+    room.say(f"Thinking is {mode if isinstance(mode, str) else f'at most {mode:,} tokens'}.")
+
+
+def _undo(room: Room, rest: str) -> None:
+    taken = room.chat.undo()
+    if not taken:
+        raise PromptError("there is nothing to take back.")
+    assert isinstance(taken[0], User)
+    room.take_up(taken[0])
+    room.say("Your last message is taken back; change it or send it again.")
+
+
+def _retry(room: Room, rest: str) -> None:
+    messages = room.chat.messages
+    if not isinstance(messages[-1] if messages else None, Assistant):
+        raise PromptError("there is no answer to replace.")
+    user = room.chat.undo()[0]
+    assert isinstance(user, User)
+    room.ask_next(user)
+
+
+def _continue(room: Room, rest: str) -> None:
+    room.resume_next()
+
+
+def _save(room: Room, rest: str) -> None:
+    path = _path(rest)
+    room.chat.save(path)
+    room.say(f"Saved to {path}.")
+
+
+def _load(room: Room, rest: str) -> None:
+    path = _path(rest)
+    room.chat.load(path)
+    room.show_history()
+
+
+def _plan(room: Room, rest: str) -> None:
+    from magistral_mlx.cli.plan import facts_of
+    from magistral_mlx.cli.plan_report import show
+    from magistral_mlx.memory.plan import Wish
+
+    plan = room.magistral.plan
+    wish = Wish(plan.context, plan.scheme.name, plan.pictures, plan.limit)
+    show(facts_of(plan.model, plan.machine, plan.traits, wish))
+
+
+def _stats(room: Room, rest: str) -> None:
+    room.show_stats()
+
+
+def _new(room: Room, rest: str) -> None:
+    room.begin_anew()
+    room.say("A new conversation; the system prompt and the options stay.")
+
+
+def _quit(room: Room, rest: str) -> None:
+    room.leaving = True
+
+
+COMMANDS = {
+    "help": Command("", "this list", _help),
+    "image": Command("FILE…", "show pictures with the next message; alone: none", _image, True),
+    "system": Command("TEXT|none|default", "set or show the system prompt", _system),
+    "think": Command("", "show the last thinking", _think),
+    "thinking": Command(
+        "on|off|TOKENS", "think first, answer at once, or think so long", _thinking
+    ),
+    "undo": Command("", "take your last message and its answer back", _undo),
+    "retry": Command("", "answer the last message again", _retry),
+    "continue": Command("", "go on with an answer that was cut", _continue),
+    "save": Command("FILE", "write the conversation to a file", _save, True),
+    "load": Command("FILE", "go on with a saved conversation", _load, True),
+    "new": Command("", "begin a new conversation", _new),
+    "plan": Command("", "show what of the memory is used for what", _plan),
+    "stats": Command("", "show tokens and speeds", _stats),
+    "quit": Command("", "leave", _quit),
+}
+
+
+def _path(text: str) -> Path:
+    words = _words(text)
+    if len(words) != 1:
+        raise InvalidOption("one file is expected, in quotes if its name holds blanks.")
+    return Path(words[0]).expanduser()
+
+
+def _words(text: str) -> list[str]:
+    """File names, as a shell splits them; a terminal puts a dragged file in quotes."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InvalidOption(f"the file names cannot be told apart: {error}.") from error

@@ -1,0 +1,141 @@
+"""What is typed: the line editor, its keys, its completions, its history."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import run_in_terminal
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import HTML
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+
+if TYPE_CHECKING:
+    from prompt_toolkit.input import Input
+
+_STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack", "prompt": "bold"})
+
+
+@contextmanager
+def quiet_terminal() -> Iterator[None]:
+    """Keep what is typed while nothing is asked for: neither echoed nor changed.
+
+    It is there when the next input begins, with its Enter keys still Enter keys.
+    """
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    quiet = termios.tcgetattr(terminal)
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # Ctrl-C stays a signal
+    termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+
+@contextmanager
+def interrupts(handle: Callable[[], None]) -> Iterator[None]:
+    """What Ctrl-C does where it comes as a signal, in place of ending the program."""
+    before = signal.signal(signal.SIGINT, lambda *_: handle())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def line_editor(
+    source: Input,
+    history: Path,
+    commands: dict[str, bool],
+    toolbar: Callable[[], str],
+    show_thinking: Callable[[], None],
+) -> PromptSession[str]:
+    """The editor of a chat.
+
+    Args:
+        history: the file that keeps what was typed.
+        commands: name -> whether a path follows it.
+        toolbar: the line below the input.
+        show_thinking: what Ctrl-T does.
+    """
+    return PromptSession(
+        HTML("<prompt>❯ </prompt>"),
+        input=source,
+        multiline=True,
+        prompt_continuation="  ",
+        history=_history(history),
+        completer=_Completer(commands),
+        complete_while_typing=True,
+        enable_open_in_editor=True,
+        key_bindings=_bindings(show_thinking),
+        reserve_space_for_menu=5,
+        bottom_toolbar=lambda: [("class:bottom-toolbar", toolbar())],
+        style=_STYLE,
+    )
+
+
+def _bindings(show_thinking: Callable[[], None]) -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        """Send; a backslash before it, Alt-Enter and Ctrl-J begin another line."""
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    @keys.add("c-j")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("c-t")
+    def _(event: KeyPressEvent) -> None:
+        run_in_terminal(show_thinking)
+
+    return keys
+
+
+def _history(file: Path) -> History:
+    """A file that its owner alone can read; in memory where there can be none."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(file))
+
+
+class _Completer(Completer):
+    """Commands after a slash, and paths after those that take one."""
+
+    def __init__(self, commands: dict[str, bool]) -> None:
+        self._commands = commands
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        name, blank, rest = text[1:].partition(" ")
+        if not blank:
+            for command in self._commands:
+                if command.startswith(name):
+                    yield Completion(command, start_position=-len(name))
+        elif self._commands.get(name):
+            yield from self._paths.get_completions(Document(rest), complete_event)

@@ -1,0 +1,231 @@
+"""The chat itself: read a line, do what it says or answer it, until the user leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prompt_toolkit.input import create_input
+from prompt_toolkit.keys import Keys
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.text import Text as Styled
+
+from magistral_mlx.api import AsyncStream, Conversation, Magistral
+from magistral_mlx.chat.messages import Assistant, Picture, User
+from magistral_mlx.cli.chatting.commands import COMMANDS, run_command
+from magistral_mlx.cli.chatting.keys import interrupts, line_editor
+from magistral_mlx.cli.chatting.view import AnswerView
+from magistral_mlx.cli.printing import summary
+from magistral_mlx.errors import MagistralError
+from magistral_mlx.events import Finished
+
+_TICK = 0.1  # seconds between two drawings of the live line
+
+
+class Room:
+    """One chat on one terminal, and what it knows beside the conversation."""
+
+    def __init__(self, magistral: Magistral, chat: Conversation, history: Path) -> None:
+        """`history` is the file that keeps what was typed."""
+        self.magistral = magistral
+        self.chat = chat
+        self.console = Console(highlight=False)
+        self.pictures: list[Picture] = []
+        self.leaving = False
+        self._unfolded = False
+        self._draft = ""  # what stands in the input when it is shown next
+        self._lines: list[str] = []  # what was typed and sent while an answer came
+        self._next: User | None = None  # asked without being typed
+        self._resume = False
+        self._answers: list[Finished] = []
+        self._used = chat.tokens
+        self._last_thinking = ""
+        self._input = create_input()
+        paths = {name: command.path for name, command in COMMANDS.items()}
+        self._editor = line_editor(self._input, history, paths, self._toolbar, self.show_thinking)
+
+    async def run(self) -> None:
+        """Talk until the user leaves."""
+        self.say(f"{self.magistral.folder.name} · /help for help")
+        while not self.leaving:
+            try:
+                line = await self._read()
+            except KeyboardInterrupt:
+                continue  # the line is given up
+            except EOFError:
+                return
+            try:
+                await self._take(line)
+            except MagistralError as error:
+                self.console.print(Styled(str(error), style="red"))
+
+    # What commands do
+
+    def say(self, text: str) -> None:
+        """A line about the chat, not of it."""
+        self.console.print(Styled(text, style="dim"))
+
+    def set_options(self, **changes: Any) -> None:
+        """Change options of the conversation, from the next message on."""
+        self.chat.options = replace(self.chat.options, **changes)
+
+    def show_thinking(self) -> None:
+        """Show the last trace."""
+        if self._last_thinking.strip():
+            self.console.print(Styled(self._last_thinking.strip(), style="dim"))
+        else:
+            self.say("There is no thinking to show.")
+
+    def take_up(self, user: User) -> None:
+        """Put a message back into the input, and its pictures beside it."""
+        content = (user.content,) if isinstance(user.content, str) else user.content
+        self._draft = "\n\n".join(part for part in content if isinstance(part, str))
+        self.pictures = [part for part in content if isinstance(part, Picture)]
+        self._used = self.chat.tokens
+
+    def ask_next(self, user: User) -> None:
+        """Ask a message that is not typed."""
+        self._next = user
+
+    def resume_next(self) -> None:
+        """Go on with the last answer."""
+        self._resume = True
+
+    def begin_anew(self) -> None:
+        self.chat = self.magistral.chat(options=self.chat.options)
+        self.pictures, self._used, self._last_thinking = [], 0, ""
+
+    def show_history(self) -> None:
+        """Show a conversation that was loaded."""
+        for message in self.chat.messages:
+            if isinstance(message, User):
+                content = (
+                    (message.content,) if isinstance(message.content, str) else message.content
+                )
+                texts = [part if isinstance(part, str) else "[picture]" for part in content]
+                self.console.print(Styled("❯ " + "\n  ".join(texts), style="bold"))
+            elif isinstance(message, Assistant):
+                self._last_thinking = message.thinking or ""
+                self.console.print(Markdown(message.text))
+        self._used = self.chat.tokens
+
+    def show_stats(self) -> None:
+        if self._answers:
+            last = self._answers[-1]
+            self.say(summary(last.stats, last.reason))
+        thinking = sum(answer.stats.thinking_tokens for answer in self._answers)
+        answer = sum(answer.stats.answer_tokens for answer in self._answers)
+        self.say(
+            f"{len(self._answers)} answers, {thinking:,} tokens of thinking and {answer:,} of "
+            f"answers · {self._used:,} of {self.magistral.context:,} tokens of context used"
+        )
+
+    # Asking
+
+    async def _read(self) -> str:
+        if self._lines:
+            line = self._lines.pop(0)
+            self.console.print(Styled(f"❯ {line}", style="bold"))
+            return line
+        draft, self._draft = self._draft, ""
+        return await self._editor.prompt_async(default=draft)
+
+    async def _take(self, line: str) -> None:
+        text = line.strip()
+        if text.startswith("/") and not text.startswith("//"):
+            run_command(self, text)
+        elif text or self.pictures:
+            self._next = self._message(text.removeprefix("/") if text[:2] == "//" else text)
+        if self._resume:
+            self._resume = False
+            await self._answer(self.chat.aresume(), None)
+        elif self._next is not None:
+            user, self._next = self._next, None
+            await self._answer(self.chat.astream(user), user)
+
+    def _message(self, text: str) -> User:
+        pictures, self.pictures = self.pictures, []
+        return User((*pictures, text) if text else tuple(pictures)) if pictures else User(text)
+
+    async def _answer(self, stream: AsyncStream, user: User | None) -> None:
+        """Show an answer as it comes; Ctrl-C stops it, Ctrl-T folds and unfolds the thinking."""
+        view = AnswerView(self.console, unfolded=self._unfolded)
+        try:
+            with view, self._keys(view, stream):
+                ticking = asyncio.create_task(_tick(view))
+                try:
+                    async for event in stream:
+                        view.add(event)
+                finally:
+                    ticking.cancel()
+        except MagistralError:
+            if user is not None:
+                self.take_up(user)
+            raise
+        finally:
+            self._unfolded = view.unfolded
+        self._note(view, user)
+        self.console.print()
+
+    def _note(self, view: AnswerView, user: User | None) -> None:
+        """Keep what an answer leaves behind."""
+        self._last_thinking = view.thinking or self._last_thinking
+        finished = view.finished
+        if finished is None:
+            return
+        stats = finished.stats
+        if finished.reason == "cancelled":
+            if not stats.completion_tokens and user is not None:
+                self.take_up(user)
+                self.say("Stopped before it began.")
+                return
+            self.say("Stopped. /continue goes on with it.")
+        elif finished.reason == "length":
+            self.say("Cut at the limit. /continue goes on with it.")
+        self._answers.append(finished)
+        self._used = stats.prompt_tokens + stats.completion_tokens
+
+    @contextlib.contextmanager
+    def _keys(self, view: AnswerView, stream: AsyncStream) -> Iterator[None]:
+        """Keys that are pressed during an answer; what is typed waits for the next input."""
+
+        def pressed() -> None:
+            for key in self._input.read_keys():
+                if key.key == Keys.ControlC:
+                    stream.cancel()
+                elif key.key == Keys.ControlT:
+                    view.toggle()
+                elif key.key == Keys.ControlM:
+                    self._lines.append(self._draft)
+                    self._draft = ""
+                elif key.key == Keys.ControlH:  # backspace
+                    self._draft = self._draft[:-1]
+                elif key.data.isprintable():
+                    self._draft += key.data
+
+        with (
+            self._input.raw_mode(),
+            self._input.attach(pressed),
+            interrupts(stream.cancel),
+        ):
+            yield
+
+    def _toolbar(self) -> str:
+        parts = [f"{self._used:,} of {self.magistral.context:,} tokens"]
+        if self.pictures:
+            parts.append(f"{len(self.pictures)} picture{'s' * (len(self.pictures) > 1)}")
+        thinking = self.chat.options.thinking
+        if thinking != "on":
+            parts.append(f"thinking {thinking}")
+        return " · ".join(parts)
+
+
+async def _tick(view: AnswerView) -> None:
+    while True:
+        await asyncio.sleep(_TICK)
+        view.draw()

@@ -1,0 +1,177 @@
+"""An answer on the terminal, while it comes: Markdown above, one live part below."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment
+from rich.text import Text as Styled
+
+from magistral_mlx.cli.chatting.blocks import finished_length
+from magistral_mlx.events import (
+    Event,
+    Finished,
+    Notice,
+    Prefill,
+    Text,
+    Thinking,
+    ToolCall,
+    TurnsDropped,
+)
+
+_THOUGHT_LINES = 10  # of an unfolded trace that is still growing
+_REDRAW = 0.08  # seconds between two drawings
+
+
+class Tail:
+    """The last lines of something that may be higher than the terminal."""
+
+    def __init__(self, content: RenderableType, lines: int) -> None:
+        self._content = content
+        self._lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._content, options, pad=False)[-self._lines :]
+        for line in lines:
+            yield from line
+            yield Segment.line()
+
+
+class AnswerView:
+    """Shows the events of one answer; a context manager.
+
+    The thinking is folded behind one line, unless `unfolded`. What is finished is printed for
+    good, so that the terminal's own scrolling shows it; only the last block is drawn again.
+    """
+
+    def __init__(self, console: Console, *, unfolded: bool) -> None:
+        self._console = console
+        self._unfolded = unfolded
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._start = time.monotonic()
+        self._drawn = 0.0
+        self._status = "reading"
+        self._thinking = ""
+        self._thought_pieces = 0
+        self._thinking_since: float | None = None
+        self._text = ""
+        self.finished: Finished | None = None
+
+    @property
+    def thinking(self) -> str:
+        """The trace so far."""
+        return self._thinking
+
+    def __enter__(self) -> AnswerView:
+        self._live.start()
+        self.draw()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end_thinking()
+        self._live.update(Styled(""))
+        self._live.stop()
+        if self._text.strip():
+            self._console.print(Markdown(self._text))
+        self._text = ""
+
+    def toggle(self) -> None:
+        """Fold or unfold the thinking, now or for what is to come."""
+        self._unfolded = not self._unfolded
+        self.draw()
+
+    @property
+    def unfolded(self) -> bool:
+        return self._unfolded
+
+    def add(self, event: Event) -> None:
+        """Take in the next event."""
+        match event:
+            case Prefill():
+                self._status = _reading(event)
+            case Thinking(text):
+                self._think(text)
+            case Text(text):
+                self._end_thinking()
+                self._write(text)
+            case ToolCall(name, arguments, _):
+                self._end_thinking()
+                self._print(Styled(f"calls {name}({arguments})", style="cyan"))
+            case TurnsDropped(turns, _):
+                oldest = "turn is" if turns == 1 else f"{turns} turns are"
+                line = f"The oldest {oldest} left out: the conversation outgrew its context."
+                self._print(Styled(line, style="yellow"))
+            case Notice(text):
+                self._print(Styled(text, style="yellow"))
+            case Finished():
+                self.finished = event
+        self._draw_now_and_then()
+
+    def draw(self) -> None:
+        """Draw the live part again."""
+        self._drawn = time.monotonic()
+        self._live.update(self._live_part(), refresh=True)
+
+    def _draw_now_and_then(self) -> None:
+        if time.monotonic() - self._drawn > _REDRAW:
+            self.draw()
+
+    def _think(self, text: str) -> None:
+        if self._thinking_since is None:
+            self._thinking_since = time.monotonic()
+        self._thinking += text
+        self._thought_pieces += 1
+        self._status = "thinking"
+
+    def _end_thinking(self) -> None:
+        """Leave one line, or the whole trace, where the thinking was."""
+        if self._thinking_since is None:
+            return
+        seconds = time.monotonic() - self._thinking_since
+        self._thinking_since = None
+        self._status = ""
+        if self._unfolded:
+            self._print(Styled(self._thinking.strip(), style="dim"))
+        line = f"thought for {self._thought_pieces:,} tokens, {seconds:.1f} s"
+        hint = "" if self._unfolded else " · /think shows it"
+        self._print(Styled(line + hint, style="dim italic"))
+
+    def _write(self, text: str) -> None:
+        self._status = ""
+        self._text += text
+        end = finished_length(self._text)
+        if end:
+            block, self._text = self._text[:end], self._text[end:]
+            self._print(Group(Markdown(block), Styled("")))
+
+    def _print(self, content: RenderableType) -> None:
+        """Print above the live part, for good."""
+        self._live.update(self._live_part(), refresh=False)
+        self._console.print(content)
+
+    def _live_part(self) -> RenderableType:
+        height = max(3, self._console.size.height - 2)
+        if self._thinking_since is not None:
+            seconds = time.monotonic() - self._thinking_since
+            fold = "hides" if self._unfolded else "shows"
+            line = (
+                f"thinking · {self._thought_pieces:,} tokens · {seconds:.0f} s · ctrl-t {fold} it"
+            )
+            status = Styled(line, style="dim italic", no_wrap=True, overflow="ellipsis")
+            if not self._unfolded:
+                return status
+            trace = Styled(self._thinking.strip(), style="dim")
+            return Group(Tail(trace, min(_THOUGHT_LINES, height - 1)), status)
+        if self._text:
+            return Tail(Markdown(self._text), height)
+        return Styled(self._status, style="dim italic", no_wrap=True, overflow="ellipsis")
+
+
+def _reading(event: Prefill) -> str:
+    if event.done == event.total:
+        return "…"
+    left = "" if event.seconds_left is None else f" · {event.seconds_left:.0f} s left"
+    return f"reading {event.done:,} of {event.total:,} tokens{left}"

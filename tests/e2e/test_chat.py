@@ -1,0 +1,309 @@
+"""`magistral-mlx chat` on a real pseudo-terminal."""
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.scripted import write_scripted_checkpoint
+from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
+
+THOUGHT, ANSWER = "Let me see: it is", "A big farm."
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thinks THOUGHT, then answers ANSWER as a heading in Markdown; has a tower."""
+    return write_scripted_checkpoint(
+        tmp_path_factory.mktemp("chat") / "talker",
+        ["[/INST]", "[THINK]", THOUGHT, "[/THINK]", "## ", ANSWER, "</s>"],
+        vision=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def ponderer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thinks for 740 tokens, then answers "OK"."""
+    return write_scripted_checkpoint(
+        tmp_path_factory.mktemp("chat") / "ponderer",
+        ["[/INST]", "[THINK]", *range(1300, 2040), "[/THINK]", "OK", "</s>"],
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def chat(talker: Path, home: Path) -> Iterator[Terminal]:
+    with start(talker, home) as terminal:
+        yield terminal
+
+
+def start(model: Path, home: Path, *words: str) -> Terminal:
+    terminal = Terminal(
+        "chat", "--model", str(model), *words, env={"MAGISTRAL_MLX_HOME": str(home)}
+    )
+    terminal.wait_for("❯")
+    return terminal
+
+
+def ask(terminal: Terminal, question: str, answer: str = ANSWER) -> None:
+    before = terminal.everything.count(answer)
+    terminal.send(question + ENTER)
+    while terminal.everything.count(answer) <= before:
+        terminal.read_on()
+
+
+def type_command(terminal: Terminal, line: str, shows: str) -> None:
+    terminal.send(line + ENTER)
+    terminal.wait_for(shows)
+
+
+# Answers
+
+
+def test_an_answer_is_rendered_and_its_thinking_folded(chat: Terminal):
+    ask(chat, "What?")
+    chat.wait_for("thought for 8 tokens")
+    assert "##" not in chat.everything and THOUGHT not in chat.everything
+    type_command(chat, "/think", THOUGHT)
+    chat.send(CTRL_D)
+    assert chat.end() == 0
+
+
+def test_a_key_shows_the_thinking(chat: Terminal):
+    ask(chat, "What?")
+    chat.wait_for("of 4,096 tokens")
+    chat.send(CTRL_T)
+    chat.wait_for(THOUGHT)
+
+
+def test_the_live_line_counts_the_thinking_and_ctrl_c_keeps_the_chat(ponderer: Path, home: Path):
+    with start(ponderer, home) as terminal:
+        terminal.send("Ponder" + ENTER)
+        terminal.wait_for("ctrl-t shows it")
+        assert "thinking · " in terminal.screen and " tokens · " in terminal.screen
+        terminal.send(CTRL_C)
+        terminal.wait_for("Stopped. /continue goes on with it.")
+        assert "OK" not in terminal.everything
+        type_command(terminal, "/continue", "OK")
+        type_command(terminal, "/stats", "2 answers")
+        type_command(terminal, "/quit", "/quit")
+        assert terminal.end() == 0
+
+
+def test_the_thinking_is_unfolded_while_it_comes(ponderer: Path, home: Path):
+    with start(ponderer, home) as terminal:
+        terminal.send("Ponder" + ENTER)
+        terminal.wait_for("ctrl-t shows it")
+        lines = len(terminal.screen.strip().splitlines())
+        terminal.send(CTRL_T)
+        terminal.wait_for("ctrl-t hides it")
+        while len(terminal.screen.strip().splitlines()) <= lines + 3:
+            terminal.read_on()
+        terminal.send(CTRL_T)
+        terminal.wait_for("ctrl-t shows it", gone="ctrl-t hides it")
+        terminal.send(CTRL_C)
+        terminal.wait_for("Stopped.")
+
+
+def test_what_is_typed_during_an_answer_waits_for_its_end(ponderer: Path, home: Path):
+    with start(ponderer, home) as terminal:
+        terminal.send("Ponder" + ENTER)
+        terminal.wait_for("ctrl-t shows it")
+        terminal.send("and then?")
+        terminal.send(CTRL_C)
+        terminal.wait_for("❯ and then?")
+
+
+def test_a_command_that_is_sent_during_an_answer_is_done_after_it(ponderer: Path, home: Path):
+    with start(ponderer, home) as terminal:
+        terminal.send("Ponder" + ENTER)
+        terminal.wait_for("ctrl-t shows it")
+        terminal.send("/stats" + ENTER + CTRL_C)
+        terminal.wait_for("1 answers")
+
+
+def test_an_interrupt_from_outside_stops_the_answer_alone(ponderer: Path, home: Path):
+    import signal
+
+    with start(ponderer, home) as terminal:
+        terminal.send("Ponder" + ENTER)
+        terminal.wait_for("ctrl-t shows it")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("Stopped.")
+        type_command(terminal, "/think", "❯")
+        assert terminal.process.poll() is None
+
+
+# Input
+
+
+def test_several_lines_are_one_message(chat: Terminal, tmp_path: Path):
+    chat.send("one" + ALT_ENTER + "two\\" + ENTER + "three")
+    ask(chat, "")
+    file = tmp_path / "chat.json"
+    type_command(chat, f"/save {file}", "Saved to")
+    assert json.loads(file.read_text())["messages"][0]["content"] == "one\ntwo\nthree"
+
+
+def test_a_pasted_text_is_one_message(chat: Terminal, tmp_path: Path):
+    chat.send("\x1b[200~one\ntwo\x1b[201~")
+    ask(chat, "")
+    file = tmp_path / "chat.json"
+    type_command(chat, f"/save {file}", "Saved to")
+    assert json.loads(file.read_text())["messages"][0]["content"] == "one\ntwo"
+
+
+def test_what_was_typed_is_remembered_for_the_next_time(talker: Path, home: Path):
+    with start(talker, home) as terminal:
+        ask(terminal, "Where is the zoo?")
+        terminal.send(CTRL_D)
+        assert terminal.end() == 0
+    assert stat.S_IMODE((home / "chat_history").stat().st_mode) == 0o600
+    with start(talker, home) as terminal:
+        terminal.send(UP)
+        terminal.wait_for("❯ Where is the zoo?")
+
+
+def test_ctrl_c_in_the_input_gives_the_line_up(chat: Terminal):
+    chat.send("never mind")
+    chat.wait_for("❯ never mind")
+    chat.send(CTRL_C)
+    ask(chat, "What?")
+    type_command(chat, "/stats", "1 answers")
+
+
+def test_a_text_that_begins_with_a_slash(chat: Terminal, tmp_path: Path):
+    ask(chat, "//etc/hosts")
+    file = tmp_path / "chat.json"
+    type_command(chat, f"/save {file}", "Saved to")
+    assert json.loads(file.read_text())["messages"][0]["content"] == "/etc/hosts"
+
+
+# Commands
+
+
+def test_help_lists_every_command(chat: Terminal):
+    from magistral_mlx.cli.chatting.commands import COMMANDS
+
+    type_command(chat, "/help", "Ctrl-D leaves")
+    for name in COMMANDS:
+        assert f"/{name}" in chat.everything
+
+
+def test_an_unknown_command_names_the_nearest(chat: Terminal):
+    type_command(chat, "/sistem", "there is no command /sistem. Did you mean /system?")
+
+
+def test_pictures_go_with_the_next_message(chat: Terminal, tmp_path: Path):
+    picture = tmp_path / "a red one.png"
+    Image.new("RGB", (60, 40), (200, 10, 10)).save(picture)
+    type_command(chat, f"/image '{picture}'", "1 picture will go with your next message")
+    chat.wait_for("· 1 picture")
+    ask(chat, "What is it?")
+    chat.wait_for("of 4,096 tokens", gone="· 1 picture")
+    file = tmp_path / "chat.json"
+    type_command(chat, f"/save {file}", "Saved to")
+    kinds = [part["type"] for part in json.loads(file.read_text())["messages"][0]["content"]]
+    assert kinds == ["image_url", "text"]
+    type_command(chat, "/image /no/such.png", "There is no picture /no/such.png")
+
+
+def test_the_system_prompt_is_shown_and_changed(chat: Terminal):
+    type_command(chat, "/system", "Think first.")
+    type_command(chat, "/system Be a pirate.", "Be a pirate.")
+    type_command(chat, "/system none", "No system prompt is sent.")
+    ask(chat, "What?")
+    type_command(chat, "/stats", "prompt 7 tokens")
+    type_command(chat, "/system default", "Then answer.")
+
+
+def test_undo_puts_the_message_back_into_the_input(chat: Terminal):
+    ask(chat, "What a typo?")
+    type_command(chat, "/undo", "is taken back")
+    chat.wait_for("❯ What a typo?", gone="of 4,096 tokens · ")
+    ask(chat, " No.")
+    type_command(chat, "/undo", "is taken back")
+    chat.send(CTRL_C)
+    type_command(chat, "/undo", "there is nothing to take back")
+
+
+def test_retry_answers_again(chat: Terminal):
+    type_command(chat, "/retry", "there is no answer to replace")
+    ask(chat, "What?")
+    ask(chat, "/retry")
+    type_command(chat, "/stats", "2 answers")
+
+
+def test_thinking_is_switched(chat: Terminal):
+    type_command(chat, "/thinking 5", "at most 5 tokens")
+    type_command(chat, "/thinking off", "Thinking is off.")
+    chat.wait_for("· thinking off")
+    type_command(chat, "/thinking perhaps", "must be on, off or a number of tokens")
+
+
+def test_a_saved_conversation_goes_on_in_another_chat(talker: Path, home: Path, tmp_path: Path):
+    file = tmp_path / "my chat.json"
+    with start(talker, home) as terminal:
+        ask(terminal, "Where to?")
+        type_command(terminal, f'/save "{file}"', "Saved to")
+    with start(talker, home, "--load", str(file)) as terminal:
+        terminal.wait_for("❯ Where to?")
+        terminal.wait_for(ANSWER)
+        type_command(terminal, "/think", THOUGHT)
+        type_command(terminal, "/new", "A new conversation")
+        type_command(terminal, "/undo", "there is nothing to take back")
+        type_command(terminal, f'/load "{file}"', "❯ Where to?")
+        type_command(terminal, "/load /no/such.json", "there is no conversation /no/such.json")
+
+
+def test_the_plan_is_shown(chat: Terminal):
+    type_command(chat, "/plan", "longest context")
+
+
+def test_a_message_that_is_too_long_is_refused_and_kept(talker: Path, home: Path):
+    with start(talker, home, "--context", "64") as terminal:
+        terminal.send("word " * 40 + "end" + ENTER)
+        terminal.wait_for("and the context holds 64")
+        while terminal.everything.count("word end") < 2:  # it is in the input again
+            terminal.read_on()
+
+
+# Not a chat
+
+
+def test_a_pipe_is_no_terminal(talker: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "magistral_mlx.cli.main", "chat", "--model", str(talker)],
+        input="Hi\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "chat needs a terminal" in done.stderr and "generate" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "/no/such"], "there is no folder /no/such"),
+        (["--thinking", "perhaps"], "must be on, off or a number of tokens"),
+        (["--system", "x", "--no-system"], "give only one of --system"),
+        (["--temperature", "-1"], "temperature is -1"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words: list[str], message: str):
+    with Terminal("chat", *words) as terminal:
+        assert terminal.end() == 2
+        assert message in " ".join(terminal.everything.split())
+        assert "Traceback" not in terminal.everything
