@@ -34,7 +34,6 @@ from magistral_mlx.engine.generate import Prefilled, Request, generate
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.here import describe, traits
-from magistral_mlx.memory.limits import Limits, set_limits
 from magistral_mlx.memory.peak import Shape, predict
 
 DECODED = 3
@@ -79,7 +78,8 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
         known = describe(checkpoint, "full size", here.float_bytes)
         shape = Shape(prompt=context - DECODED, answer=DECODED, chunk=chunk)
         predicted = predict(known.config, known.weights, scheme, shape, here)
-        before = set_limits(Limits(predicted.total, 0))
+        mx.set_memory_limit(predicted.total)
+        mx.set_cache_limit(0)
         start = time.perf_counter()
         model = load_model(checkpoint)
         loaded = time.perf_counter()
@@ -97,7 +97,6 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
         for _ in steps:
             pass
         end = time.perf_counter()
-        set_limits(before)
     peak_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "context": context,

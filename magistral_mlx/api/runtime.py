@@ -18,7 +18,7 @@ from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Prefilled, Request, generate
 from magistral_mlx.errors import DeviceError, MagistralError, ModelClosed
 from magistral_mlx.events import Event, Finished, FinishReason, Notice, Prefill, Sample, Stats
-from magistral_mlx.memory.limits import Limits, limits_for, set_limits
+from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.plan import DEFAULT_CONTEXT, Plan
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -38,7 +38,6 @@ class Runtime:
         self._checkpoint = checkpoint
         self._plan = plan
         self._dtype = dtype
-        self._limits_before: Limits | None = None
         self._model: MagistralModel | None = None
         self.pressure = Flag()  # set from any thread: free what can be freed, as soon as possible
 
@@ -56,7 +55,7 @@ class Runtime:
             on_progress(done, total)
 
         dtype = None if self._dtype is None else DTYPES[self._dtype]
-        self._limits_before = set_limits(limits_for(self._plan))
+        PROCESS.hold(self._plan)
         self._model = load_model(self._checkpoint, dtype, report)
 
     def close(self) -> None:
@@ -65,8 +64,7 @@ class Runtime:
         mx.synchronize()
         mx.clear_cache()
         mx.clear_streams()
-        if self._limits_before is not None:
-            set_limits(self._limits_before)
+        PROCESS.release(self._plan)
 
     def release(self) -> None:
         """Drop what comes back by itself: MLX's buffer cache, and the vision tower."""
@@ -142,7 +140,7 @@ class Runtime:
                 reason = "stop"
             elif answer.cancelled:
                 reason = "cancelled"
-            elif mx.get_active_memory() > self._plan.limit:
+            elif mx.get_active_memory() > PROCESS.allowed(self._plan):
                 reason = "memory"
             if reason:
                 break

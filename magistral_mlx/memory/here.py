@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from magistral_mlx.backend import DEQUANTIZED_BYTES, DTYPES, backend
 from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.choose import make_plan
+from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import this_machine
 from magistral_mlx.memory.peak import Traits, loaded_weights
 from magistral_mlx.memory.plan import Model, Plan, Wish
@@ -31,10 +34,12 @@ def describe(checkpoint: Checkpoint, source: str, float_bytes: int) -> Model:
 def plan_here(
     checkpoint: Checkpoint, source: str, wish: Wish | None = None, dtype: str | None = None
 ) -> Plan:
-    """The plan for running a checkpoint on this machine.
+    """The plan for running a checkpoint on this machine, beside the models that are loaded.
 
     Raises:
         OutOfMemory: it does not fit, or not with what was wished for.
     """
     here = traits(dtype)
-    return make_plan(describe(checkpoint, source, here.float_bytes), this_machine(), here, wish)
+    machine = this_machine()
+    machine = replace(machine, limit=machine.limit - PROCESS.planned)
+    return make_plan(describe(checkpoint, source, here.float_bytes), machine, here, wish)

@@ -1,4 +1,4 @@
-"""MLX's own limits, which are one per process: set for a plan, put back afterwards.
+"""MLX's own limits, which are one per process: set while models are loaded, put back afterwards.
 
 The memory limit refuses nothing: above it MLX waits for running work before it allocates more,
 which is what keeps work in flight within the plan. On Metal the planned bytes, and no more, are
@@ -8,6 +8,7 @@ wired, so that the system does not page weights out between two questions.
 from __future__ import annotations
 
 import platform
+import threading
 from dataclasses import dataclass
 
 from magistral_mlx.backend import backend, mx
@@ -25,17 +26,56 @@ class Limits:
     wired: int | None = None
 
 
-def limits_for(plan: Plan) -> Limits:
-    """The limits of a plan."""
-    wired = None
-    if backend().name == "metal" and _macos() >= _WIRING_MACOS:
-        recommended = int(mx.device_info()["max_recommended_working_set_size"])
-        wired = min(plan.peak.total, recommended)
-    return Limits(plan.peak.total, plan.buffer_cache, wired)
+class _Process:
+    """The limits of this process: the sum over the plans that are held, or what was before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: list[Plan] = []
+        self._before: Limits | None = None
+
+    @property
+    def planned(self) -> int:
+        """Bytes that the plans in force may take together."""
+        return sum(plan.peak.total for plan in self._held)
+
+    def allowed(self, plan: Plan) -> int:
+        """Bytes that may be in use while a plan's model runs: its limit beside the others' plans."""
+        return plan.limit + self.planned - plan.peak.total
+
+    def hold(self, plan: Plan) -> None:
+        """Raise the limits by what a plan needs, for as long as its model is loaded."""
+        with self._lock:
+            self._held.append(plan)
+            before = _set(self._together())
+            self._before = self._before or before
+
+    def release(self, plan: Plan) -> None:
+        """Take a plan's share away again; with the last one the first state comes back."""
+        with self._lock:
+            if plan not in self._held:
+                return
+            self._held.remove(plan)
+            if self._held:
+                _set(self._together())
+            elif self._before:
+                _set(self._before)
+                self._before = None
+
+    def _together(self) -> Limits:
+        cache = sum(plan.buffer_cache for plan in self._held)
+        wired = None
+        if backend().name == "metal" and _macos() >= _WIRING_MACOS:
+            recommended = int(mx.device_info()["max_recommended_working_set_size"])
+            wired = min(self.planned, recommended)
+        return Limits(self.planned, cache, wired)
 
 
-def set_limits(limits: Limits) -> Limits:
-    """Set them, and return those that were in force, to be set again later."""
+PROCESS = _Process()
+
+
+def _set(limits: Limits) -> Limits:
+    """Set them, and return those that were in force."""
     before_memory = mx.set_memory_limit(limits.memory)
     before_cache = mx.set_cache_limit(limits.cache)
     before_wired = None if limits.wired is None else mx.set_wired_limit(limits.wired)

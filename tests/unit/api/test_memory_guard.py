@@ -35,6 +35,17 @@ def test_limits_are_set_while_a_model_is_loaded_and_put_back(folder: Path) -> No
     assert limits() == before
 
 
+def test_two_models_share_the_limits(folder: Path) -> None:
+    before = limits()
+    with Magistral.load(folder, context=512) as first:
+        with Magistral.load(folder, context=1024) as second:
+            assert second.plan.limit == first.plan.limit - first.plan.peak.total
+            assert limits()[0] == first.plan.peak.total + second.plan.peak.total
+            assert second.generate("Hi", max_tokens=3, seed=1).finish_reason == "length"
+        assert limits()[0] == first.plan.peak.total
+    assert limits() == before
+
+
 def test_limits_are_put_back_when_loading_fails(folder: Path, tmp_path: Path) -> None:
     before = limits()
     broken = write_hf_checkpoint(tmp_path / "broken")
