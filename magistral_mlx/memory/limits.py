@@ -40,7 +40,7 @@ class _Process:
         return sum(plan.peak.total for plan in self._held)
 
     def allowed(self, plan: Plan) -> int:
-        """Bytes that may be in use while a plan's model runs: its limit beside the others' plans."""
+        """Bytes that may be in use while its model runs: its limit, and the other plans."""
         return plan.limit + self.planned - plan.peak.total
 
     def hold(self, plan: Plan) -> None:
