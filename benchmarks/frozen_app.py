@@ -1,0 +1,97 @@
+"""Does an app that embeds the package run where there is no Python? PyInstaller says.
+
+python benchmarks/frozen_app.py [--keep DIR]
+
+Builds examples/script.py into one folder, copies it away from the checkout, and runs it there with
+an empty environment: the demo model must answer a sum and name a picture. Prints the time and the
+size of the build, and the time of the first and the second start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HOOKS = ROOT / "magistral_mlx" / "__pyinstaller"
+# What a development environment holds and an app does not need.
+LEFT_OUT = ("torch", "transformers", "mlx_lm", "scipy", "pandas", "matplotlib", "pytest", "IPython")
+EXPECTED = ("answer: 122", "picture: A red circle.")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--keep", type=Path, help="Leave the built app in this folder.")
+    options.add_argument("--json", type=Path, help="Write the figures to this file.")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="frozen-") as scratch:
+        built, seconds = build(Path(scratch) / "build")
+        app = (given.keep or Path(scratch) / "elsewhere") / built.name
+        app.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(built, app)
+        figures = {"build_seconds": round(seconds, 1), "megabytes": size(app) // 1_000_000}
+        for start in ("first", "second"):
+            output, seconds = run(app / "script", Path(scratch))
+            missing = [line for line in EXPECTED if line not in output.splitlines()]
+            if missing:
+                sys.exit(f"the frozen app did not say {missing[0]!r}. It said:\n{output}")
+            figures[f"{start}_start_seconds"] = round(seconds, 2)
+    print(output.rstrip())
+    for name, figure in figures.items():
+        print(f"{name:>22} {figure}")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def build(folder: Path) -> tuple[Path, float]:
+    """The folder of the app, and the seconds that it took."""
+    command = [
+        *(sys.executable, "-m", "PyInstaller", str(ROOT / "examples" / "script.py")),
+        *("--onedir", "--noconfirm", "--log-level", "WARN"),
+        *("--additional-hooks-dir", str(HOOKS)),
+        *("--add-data", f"{ROOT / 'examples' / 'circle.png'}:."),
+        *(part for name in LEFT_OUT for part in ("--exclude-module", name)),
+        *("--distpath", str(folder / "dist")),
+        *("--workpath", str(folder / "work")),
+        *("--specpath", str(folder)),
+    ]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=ROOT)
+    return folder / "dist" / "script", time.perf_counter() - start
+
+
+def run(program: Path, folder: Path) -> tuple[str, float]:
+    """What the app prints with an empty environment, and the seconds that it took."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [str(program)],
+        cwd=folder,
+        env={"HOME": str(folder), "PATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"the frozen app ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout, seconds
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files, each once."""
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )
+
+
+if __name__ == "__main__":
+    main()
