@@ -42,6 +42,7 @@ _HOMES = {
         "MagistralError",
         "ModelClosed",
         "ModelNotFound",
+        "OutOfMemory",
         "PictureError",
         "PromptError",
         "StorageError",
@@ -52,6 +53,8 @@ _HOMES = {
     "magistral_mlx.events": (
         "Event",
         "Finished",
+        "MalformedCall",
+        "Notice",
         "Prefill",
         "Sample",
         "Stats",
@@ -59,6 +62,7 @@ _HOMES = {
         "Thinking",
         "TokenLogprob",
         "ToolCall",
+        "ToolCallPart",
         "TurnsDropped",
     ),
 }

@@ -26,6 +26,7 @@ from magistral_mlx.errors import InvalidOption as InvalidOption
 from magistral_mlx.errors import MagistralError as MagistralError
 from magistral_mlx.errors import ModelClosed as ModelClosed
 from magistral_mlx.errors import ModelNotFound as ModelNotFound
+from magistral_mlx.errors import OutOfMemory as OutOfMemory
 from magistral_mlx.errors import PictureError as PictureError
 from magistral_mlx.errors import PromptError as PromptError
 from magistral_mlx.errors import StorageError as StorageError
@@ -34,6 +35,8 @@ from magistral_mlx.errors import UnsupportedModel as UnsupportedModel
 from magistral_mlx.errors import UnsupportedPlatform as UnsupportedPlatform
 from magistral_mlx.events import Event as Event
 from magistral_mlx.events import Finished as Finished
+from magistral_mlx.events import MalformedCall as MalformedCall
+from magistral_mlx.events import Notice as Notice
 from magistral_mlx.events import Prefill as Prefill
 from magistral_mlx.events import Sample as Sample
 from magistral_mlx.events import Stats as Stats
@@ -41,6 +44,7 @@ from magistral_mlx.events import Text as Text
 from magistral_mlx.events import Thinking as Thinking
 from magistral_mlx.events import TokenLogprob as TokenLogprob
 from magistral_mlx.events import ToolCall as ToolCall
+from magistral_mlx.events import ToolCallPart as ToolCallPart
 from magistral_mlx.events import TurnsDropped as TurnsDropped
 
 __version__: str

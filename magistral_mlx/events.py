@@ -54,6 +54,28 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """A piece of a call's arguments as they are written; the first piece is empty.
+
+    The whole call follows as `ToolCall`, or as `MalformedCall` if it turns out to be none. `index`
+    counts the calls of an answer.
+    """
+
+    index: int
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedCall:
+    """What the model wrote as a call that is none, and why not."""
+
+    text: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counts and times of one generation. Times are in seconds, memory in bytes.
 
@@ -141,5 +163,15 @@ class Sample:
 
 
 Event = (
-    Prefill | Thinking | Text | ToolCall | TokenLogprob | TurnsDropped | Notice | Sample | Finished
+    Prefill
+    | Thinking
+    | Text
+    | ToolCallPart
+    | ToolCall
+    | MalformedCall
+    | TokenLogprob
+    | TurnsDropped
+    | Notice
+    | Sample
+    | Finished
 )

@@ -108,13 +108,15 @@ class Magistral:
         session = Session(Runtime(checkpoint, plan, dtype))
         try:
             loaded = session.load()
-            vocabulary = _load_tokenizer(checkpoint, tokenizer)  # while the worker reads weights
+            # While the worker reads weights:
+            words = _load_tokenizer(checkpoint, tokenizer)
+            sees = checkpoint.config.vision is not None
+            composer = Composer(checkpoint.folder, words, plan.context, sees=sees)
+            composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
             loaded(on_progress)
         except BaseException:
             session.close()
             raise
-        sees = checkpoint.config.vision is not None
-        composer = Composer(checkpoint.folder, vocabulary, plan.context, sees=sees)
         return cls(checkpoint, plan, composer, session)
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from magistral_mlx.chat.parser import Parser
 from magistral_mlx.engine.stop import StopStrings
-from magistral_mlx.events import Event, Text, TokenLogprob, ToolCall
+from magistral_mlx.events import Event, MalformedCall, Text, TokenLogprob, ToolCall, ToolCallPart
 
 if TYPE_CHECKING:
     from magistral_mlx.api.composer import Job
@@ -73,16 +73,23 @@ class Reader:
                 waiting = self._stops.finish()
                 if waiting:
                     shown.append(Text(waiting))
-                shown.append(self._with_id(piece) if isinstance(piece, ToolCall) else piece)
+                shown.append(self._with_id(piece))
         return shown
 
-    def _with_id(self, call: ToolCall) -> ToolCall:
+    def _with_id(self, piece: Event) -> Event:
+        """Calls and their parts with an id."""
+        if isinstance(piece, ToolCallPart):
+            return replace(piece, id=self._id(piece.index))
+        if isinstance(piece, ToolCall | MalformedCall):
+            self._calls += 1
+        if isinstance(piece, ToolCall) and piece.id is None:
+            return replace(piece, id=self._id(self._calls - 1))
+        return piece
+
+    def _id(self, index: int) -> str:
         """Nine characters, as every version of the template accepts; the same for the same seed."""
-        self._calls += 1
-        if call.id is not None:
-            return call
-        key = f"{self._seed} {self._prompt_tokens} {self._calls} {call.name} {call.arguments}"
-        return replace(call, id=hashlib.sha256(key.encode()).hexdigest()[:9])
+        key = f"{self._seed} {self._prompt_tokens} {index}"
+        return hashlib.sha256(key.encode()).hexdigest()[:9]
 
     def _logprob(self, token: Token, thinking_before: bool) -> TokenLogprob:
         bytes_of = self._tokenizer.token_bytes

@@ -9,6 +9,7 @@ from magistral_mlx.events import (
     Event,
     Finished,
     FinishReason,
+    MalformedCall,
     Sample,
     Stats,
     Text,
@@ -52,9 +53,9 @@ class Result:
     """A whole answer.
 
     `thinking` and `text` are "" where there is none. `tool_calls` are to be answered with
-    `ToolResult`s. `dropped` tells which turns did not fit in the context, where overflow is "drop".
-    `samples` holds all answers where several were asked for; this is the first of them.
-    `seed` gives the same answer again.
+    `ToolResult`s; `malformed_calls` were meant as calls and are none. `dropped` tells which turns
+    did not fit in the context, where overflow is "drop". `samples` holds all answers where several
+    were asked for; this is the first of them. `seed` gives the same answer again.
     """
 
     thinking: str
@@ -65,6 +66,7 @@ class Result:
     seed: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     dropped: TurnsDropped | None = None
+    malformed_calls: tuple[MalformedCall, ...] = ()
     samples: tuple[Result, ...] = field(default=(), repr=False)
 
     @property
@@ -88,10 +90,11 @@ class Result:
         """The answer as a message, for the history of a conversation.
 
         One that was cut short is left open: as the last message it is continued, and anything
-        after it closes it.
+        after it closes it. A malformed call stands in its text, so that the model can see it.
         """
+        text = self.text + "".join(call.text for call in self.malformed_calls)
         cut = self.finish_reason in ("length", "cancelled") and not self.tool_calls
-        return Assistant(self.text, self.thinking or None, self.tool_calls, prefix=cut)
+        return Assistant(text, self.thinking or None, self.tool_calls, prefix=cut)
 
 
 class Collector:
@@ -112,6 +115,8 @@ class Collector:
                 self._text.append(text)
             case ToolCall():
                 self._calls.append(event)
+            case MalformedCall():
+                self._malformed.append(event)
             case TokenLogprob():
                 self._logprobs.append(event)
             case TurnsDropped():
@@ -135,6 +140,7 @@ class Collector:
         self._thinking: list[str] = []
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
+        self._malformed: list[MalformedCall] = []
         self._logprobs: list[TokenLogprob] = []
 
     def _finish(self, reason: FinishReason, stats: Stats) -> None:
@@ -148,5 +154,6 @@ class Collector:
                 seed=None if self._seed is None else (self._seed + len(self._samples)) % 2**32,
                 logprobs=tuple(self._logprobs),
                 dropped=self._dropped,
+                malformed_calls=tuple(self._malformed),
             )
         )

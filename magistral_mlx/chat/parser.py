@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from magistral_mlx.chat.tokenizer import Detokenizer, Tokenizer
 from magistral_mlx.chat.toolcalls import ToolCallText
-from magistral_mlx.events import Text, Thinking, ToolCall
+from magistral_mlx.events import MalformedCall, Text, Thinking, ToolCall, ToolCallPart
 
-ParserEvent = Thinking | Text | ToolCall
+ParserEvent = Thinking | Text | ToolCallPart | ToolCall | MalformedCall
 
 
 class Parser:
@@ -25,6 +25,7 @@ class Parser:
         self._characters = Detokenizer(tokenizer)
         self._thinking = thinking
         self._call: ToolCallText | None = None
+        self._calls_ended = 0
         self.thinking_tokens = 0
         self.answer_tokens = 0
 
@@ -74,6 +75,7 @@ class Parser:
             self._call.enter("call_id", self._tokenizer.control_name(token))
         elif self._call and token == special.args:
             self._call.enter("arguments", self._tokenizer.control_name(token))
+            events += self._call_part("")
         return events
 
     def _text(self, text: str) -> list[ParserEvent]:
@@ -81,13 +83,19 @@ class Parser:
             return []
         if self._call:
             self._call.add(text)
-            return []
+            return self._call_part(text)
         return [Thinking(text) if self._thinking else Text(text)]
 
     def _end_call(self) -> list[ParserEvent]:
-        """The call that was being written, or its text if it is malformed."""
+        """The call that was being written, or that there is none in it."""
         call, self._call = self._call, None
         if call is None:
             return []
         calls: list[ParserEvent] = [*call.calls()]
-        return calls or [Text(call.written)]
+        self._calls_ended += len(calls) or 1
+        return calls or [MalformedCall(call.written, call.problem())]
+
+    def _call_part(self, arguments: str) -> list[ParserEvent]:
+        if self._call is None or not self._call.arguments_begun:
+            return []
+        return [ToolCallPart(self._calls_ended, self._call.name, arguments)]

@@ -35,12 +35,31 @@ class ToolCallText:
         self.section = section
         self.sections.setdefault(section, "")
 
+    @property
+    def name(self) -> str:
+        return self.sections.get("name", "").strip()
+
+    @property
+    def arguments_begun(self) -> bool:
+        """Whether arguments of a function with a possible name are being written."""
+        return self.section == "arguments" and _NAME.fullmatch(self.name) is not None
+
+    def problem(self) -> str:
+        """Why there are no `calls`, for a person."""
+        if self.sections.keys() <= {"name"}:
+            return "it has no arguments"
+        if not _NAME.fullmatch(self.name):
+            return f"{self.name!r} is no name of a function"
+        if _parsed(self.sections.get("arguments", "")) is None:
+            return "its arguments are not JSON, or cut short"
+        return "its arguments are not a JSON object"
+
     def calls(self) -> list[ToolCall]:
         """The finished call or calls; none if it is malformed."""
         if self.sections.keys() <= {"name"}:
             return _calls_in_list(self.sections.get("name", ""))
         call = _call(
-            self.sections.get("name", "").strip(),
+            self.name,
             self.sections.get("arguments", ""),
             self.sections.get("call_id", "").strip() or None,
         )

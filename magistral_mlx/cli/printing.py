@@ -11,6 +11,7 @@ import click
 from magistral_mlx.events import (
     Event,
     Finished,
+    MalformedCall,
     Notice,
     Prefill,
     Stats,
@@ -37,6 +38,8 @@ class JsonPrinter:
                 self._line("text", text=text)
             case ToolCall(name, arguments, call_id):
                 self._line("tool_call", name=name, arguments=arguments, id=call_id)
+            case MalformedCall(text, problem):
+                self._line("malformed_call", text=text, problem=problem)
             case Notice(text):
                 self._line("notice", text=text)
             case Finished(reason, stats):
@@ -71,7 +74,7 @@ class TextPrinter:
                     self._last = Thinking
                 else:
                     self._write(Thinking, click.style(text, dim=True), self._thinking_to_stderr)
-            case Text(text):
+            case Text(text) | MalformedCall(text):
                 self._show_status("")
                 self._write(Text, text, False)
             case ToolCall(name, arguments, _):

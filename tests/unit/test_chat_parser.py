@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from magistral_mlx.chat.parser import Parser
 from magistral_mlx.chat.tokenizer import Tokenizer
-from magistral_mlx.events import Text, Thinking, ToolCall
+from magistral_mlx.events import MalformedCall, Text, Thinking, ToolCall, ToolCallPart
 from tests.languages import TEXTS
 from tests.tekken import older_tokenizer, small_tokenizer
 
@@ -33,12 +33,14 @@ def tokens_of(*pieces: str, tokenizer: Tokenizer | None = None) -> list[int]:
 
 
 def parse(tokens: list[int], parser: Parser | None = None) -> list:
-    """All events, with neighbouring pieces of one kind joined."""
+    """All events but parts of calls, with neighbouring pieces of one kind joined."""
     parser = parser or Parser(small_tokenizer())
     events = [event for token in tokens for event in parser.feed(token)] + parser.finish()
     joined: list = []
     for event in events:
-        if joined and type(joined[-1]) is type(event) and not isinstance(event, ToolCall):
+        if isinstance(event, ToolCallPart):
+            continue
+        if joined and type(joined[-1]) is type(event) and isinstance(event, Text | Thinking):
             event = type(event)(joined.pop().text + event.text)
         joined.append(event)
     return joined
@@ -186,7 +188,7 @@ def test_several_calls_in_a_row_after_thinking_and_text():
 def test_a_call_arrives_as_soon_as_the_next_begins():
     parser = Parser(small_tokenizer())
     for token in tokens_of("[TOOL_CALLS]", "a", "[ARGS]", "{}"):
-        assert parser.feed(token) == []
+        assert not any(isinstance(event, ToolCall) for event in parser.feed(token))
     assert parser.feed(tokens_of("[TOOL_CALLS]")[0]) == [ToolCall("a", "{}")]
 
 
@@ -204,24 +206,44 @@ def test_thinking_after_a_call_ends_the_call():
     ]
 
 
+def test_arguments_are_streamed_as_they_are_written():
+    parser = Parser(small_tokenizer())
+    tokens = tokens_of("[TOOL_CALLS]", "a", "[ARGS]", "{}")
+    tokens += tokens_of("[TOOL_CALLS]", "b", "[ARGS]", ARGUMENTS, "</s>")
+    events = [event for token in tokens for event in parser.feed(token)]
+    parts = [event for event in events if isinstance(event, ToolCallPart)]
+    assert [part for part in parts if not part.arguments] == [
+        ToolCallPart(0, "a", ""),
+        ToolCallPart(1, "b", ""),
+    ]
+    assert "".join(part.arguments for part in parts if part.index == 0) == "{}"
+    assert "".join(part.arguments for part in parts if part.index == 1) == ARGUMENTS
+    assert sum(part.index == 1 for part in parts) > 5
+    assert events.index(ToolCall("a", "{}")) < events.index(ToolCallPart(1, "b", ""))
+
+
 @pytest.mark.parametrize(
-    "pieces",
+    ("pieces", "problem"),
     [
-        ("get_weather", "[ARGS]", '{"city": "Zür'),  # cut short
-        ("get_weather", "[ARGS]", "[1, 2]"),  # not an object
-        ("get_weather", "[ARGS]"),
-        ("get_weather",),
-        ("get weather!", "[ARGS]", "{}"),  # not a name
-        ("[ARGS]", "{}"),
-        ("a", "[ARGS]", "{}", "[ARGS]", "{}"),
-        ("a", "[ARGS]", "[" * 5000),
-        (),
+        (("get_weather", "[ARGS]", '{"city": "Zür'), "are not JSON, or cut short"),
+        (("get_weather", "[ARGS]", "[1, 2]"), "are not a JSON object"),
+        (("get_weather", "[ARGS]"), "are not JSON, or cut short"),
+        (("get_weather",), "it has no arguments"),
+        (("get weather!", "[ARGS]", "{}"), "'get weather!' is no name of a function"),
+        (("[ARGS]", "{}"), "'' is no name of a function"),
+        (("a", "[ARGS]", "{}", "[ARGS]", "{}"), "are not JSON, or cut short"),
+        (("a", "[ARGS]", "[" * 5000), "are not JSON, or cut short"),
+        ((), "it has no arguments"),
     ],
 )
-def test_a_malformed_call_comes_back_as_the_text_that_was_written(pieces: tuple[str, ...]):
+def test_a_malformed_call_comes_back_as_it_was_written_with_the_reason(
+    pieces: tuple[str, ...], problem: str
+):
     written = "[TOOL_CALLS]" + "".join(pieces)
-    assert parse(tokens_of("[TOOL_CALLS]", *pieces, "</s>")) == [Text(written)]
-    assert parse(tokens_of("[TOOL_CALLS]", *pieces)) == [Text(written)]
+    for end in (("</s>",), ()):
+        (call,) = parse(tokens_of("[TOOL_CALLS]", *pieces, *end))
+        assert isinstance(call, MalformedCall)
+        assert call.text == written and problem in call.problem
 
 
 def test_older_models_write_a_list_of_calls():
@@ -237,8 +259,9 @@ def test_older_models_write_a_list_of_calls():
 
 
 @pytest.mark.parametrize("calls", ['[{"name": "a"}]', "[3]", '{"name": "a"}', "[]"])
-def test_a_malformed_list_of_calls_comes_back_as_text(calls: str):
-    assert parse(tokens_of("[TOOL_CALLS]", calls, "</s>")) == [Text("[TOOL_CALLS]" + calls)]
+def test_a_malformed_list_of_calls_comes_back_as_it_was_written(calls: str):
+    (call,) = parse(tokens_of("[TOOL_CALLS]", calls, "</s>"))
+    assert isinstance(call, MalformedCall) and call.text == "[TOOL_CALLS]" + calls
 
 
 @settings(max_examples=300, deadline=None)

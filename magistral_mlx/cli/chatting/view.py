@@ -14,6 +14,7 @@ from magistral_mlx.cli.chatting.blocks import finished_length
 from magistral_mlx.events import (
     Event,
     Finished,
+    MalformedCall,
     Notice,
     Prefill,
     Text,
@@ -100,6 +101,9 @@ class AnswerView:
             case ToolCall(name, arguments, _):
                 self._end_thinking()
                 self._print(Styled(f"calls {name}({arguments})", style="cyan"))
+            case MalformedCall(text, problem):
+                self._end_thinking()
+                self._print(Styled(f"{text}\nThis is no call: {problem}.", style="yellow"))
             case TurnsDropped(turns, _):
                 oldest = "turn is" if turns == 1 else f"{turns} turns are"
                 line = f"The oldest {oldest} left out: the conversation outgrew its context."

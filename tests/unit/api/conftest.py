@@ -9,7 +9,6 @@ from magistral_mlx import Magistral
 from tests.scripted import write_scripted_checkpoint
 
 THOUGHT, ANSWER = "Let me see: it is", "A red circle."
-CALL_NAME, CALL_ARGUMENTS = "weather", '{"city": "Oslo"}'
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +25,18 @@ def talker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def talker(talker_folder: Path) -> Iterator[Magistral]:
     with Magistral.load(talker_folder) as magistral:
+        yield magistral
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Magistral]:
+    """Says "Wa" and calls f({}); to the result it says "Zero"."""
+    folder = write_scripted_checkpoint(
+        tmp_path_factory.mktemp("api") / "caller",
+        ["[/INST]", "Wa", "[TOOL_CALLS]", "f", "[ARGS]", "{\n }", "</s>"],
+        ["[/TOOL_RESULTS]", "Zero", "</s>"],
+    )
+    with Magistral.load(folder) as magistral:
         yield magistral
 
 

@@ -26,6 +26,7 @@ from magistral_mlx import (
     TokenLogprob,
     Tool,
     ToolCall,
+    ToolCallPart,
     ToolResult,
     TurnsDropped,
     User,
@@ -436,6 +437,30 @@ def test_results_go_back_to_the_model(talker: Magistral):
 
 def vars_of(tool: Tool) -> dict[str, Any]:
     return {"description": tool.description, "parameters": dict(tool.parameters)}
+
+
+def test_calls_are_streamed_and_their_results_heard(caller: Magistral):
+    chat = caller.chat(tools=[Tool("f")])
+    stream = chat.stream("Call")
+    events = list(stream)
+    (call,) = stream.result().tool_calls
+    assert (call.name, call.arguments) == ("f", "{\n }") and call.id
+    parts = [event for event in events if isinstance(event, ToolCallPart)]
+    assert parts[0] == ToolCallPart(0, "f", "", call.id)
+    assert "".join(part.arguments for part in parts) == call.arguments and len(parts) > 2
+    assert stream.result().text == "Wa"
+    chat.append(ToolResult("1", call.id))
+    assert chat.send().text == "Zero"
+
+
+def test_a_call_that_breaks_off_is_told_and_not_lost(caller: Magistral):
+    chat = caller.chat(tools=[Tool("f")])
+    result = chat.send("Call", max_tokens=6)
+    (malformed,) = result.malformed_calls
+    assert malformed.text.startswith("[TOOL_CALLS]f[ARGS]{") and "cut short" in malformed.problem
+    assert result.tool_calls == () and result.text == "Wa"
+    answer = chat.messages[1]
+    assert isinstance(answer, Assistant) and answer.text == "Wa" + malformed.text
 
 
 def test_ids_of_calls_are_the_same_for_the_same_seed(talker: Magistral):
