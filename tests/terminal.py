@@ -77,6 +77,10 @@ class Terminal:
         ]
         return "\n".join([*above, self.screen])
 
+    def last_line_with(self, text: str) -> str:
+        """The lowest line on the screen that holds `text`."""
+        return next((line for line in reversed(self.screen.splitlines()) if text in line), "")
+
     def send(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
