@@ -74,6 +74,10 @@ class ModelConfig:
             if path.is_file():
                 try:
                     return parse(read_json(path))
+                except (TypeError, AttributeError, ValueError) as error:
+                    raise CheckpointError(
+                        f"{path} does not describe a model ({error}). Fetch the checkpoint again."
+                    ) from None
                 except _Missing as error:
                     raise CheckpointError(
                         f"{path} lacks a usable {error.key!r}; it does not describe a model "
@@ -134,8 +138,8 @@ class ModelConfig:
         vision = raw.get("vision_encoder")
         if not vision:
             return cls(text=text, vision=None)
-        if vision.get("mm_projector_id", "patch_merge") != "patch_merge":
-            raise _unsupported(f"with the projector {vision['mm_projector_id']!r}")
+        if vision.get("mm_projector_id") != "patch_merge":
+            raise _unsupported(f"with the projector {vision.get('mm_projector_id')!r}")
         return cls(
             text=text,
             vision=VisionConfig(

@@ -102,7 +102,7 @@ def locate(name: str | None, *, update: bool = False, on_progress: Progress | No
     if name == DEMO:
         return demo_dir()
     if not Path(name).expanduser().exists():
-        found = _by_name(name)
+        found = find_by_name(name)
         if found is not None:
             return found
     try:
@@ -111,7 +111,7 @@ def locate(name: str | None, *, update: bool = False, on_progress: Progress | No
         raise ModelNotFound(f"{error}{_suggestion(name)}") from error
 
 
-def _by_name(name: str) -> Path | None:
+def find_by_name(name: str) -> Path | None:
     """A complete model outside the hub's cache that goes by that name."""
     for source in ("conversions", "lmstudio"):
         for known, path in _folders(source):

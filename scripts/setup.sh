@@ -40,7 +40,7 @@ create() { # an environment in $1, unless it is there
     uv venv --quiet --python "${PYTHON:->=3.11,<3.14}" "$1"
   else
     python=$(find_python) || exit 1
-    "$python" -m venv "$1"
+    "$python" -m venv "$1" || { rm -rf "$1"; fail "$python cannot make a virtual environment. On Debian: apt install python3-venv"; }
   fi
 }
 

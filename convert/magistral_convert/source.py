@@ -30,7 +30,7 @@ from magistral_mlx.hub.cache import (
     snapshot_folder,
 )
 from magistral_mlx.hub.tokenizer import local_base_models
-from magistral_mlx.library import locate
+from magistral_mlx.library import find_by_name, locate
 from magistral_mlx.places import DEMO, demo_dir
 
 
@@ -194,7 +194,8 @@ def headers_of(name: str) -> Checkpoint:
         ModelNotFound, HubError: the name leads nowhere.
         CheckpointError: the checkpoint is damaged or incomplete.
     """
-    ref = None if os.path.exists(os.path.expanduser(name)) else parse_repo(name)
+    here = os.path.exists(os.path.expanduser(name)) or find_by_name(name) is not None
+    ref = None if here else parse_repo(name)
     if ref and not cached_snapshot(ref):
         with tempfile.TemporaryDirectory() as downloads:
             return _open_remote(remote_files(ref), Path(downloads), keep=False).checkpoint

@@ -40,8 +40,16 @@ def write_file(path: Path, content: bytes) -> None:
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
-        os.fsync(stream.fileno())
+        flush_to_disk(stream.fileno())
     temporary.replace(path)
+
+
+def flush_to_disk(file: int) -> None:
+    """Bring what was written to the disk itself; on macOS fsync leaves it in the drive's cache."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(file)
 
 
 def avoid_caching(file: int) -> None:

@@ -35,7 +35,7 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
         InvalidOption: the target is the source, or one lies in the other.
     """
     here, there = target.resolve(), source.resolve()
-    if here == there or here in there.parents or there in here.parents:
+    if _is_in(here, there) or _is_in(there, here):
         raise InvalidOption(
             f"the output {target} and the source {source} overlap. Choose another folder with -o."
         )
@@ -56,3 +56,15 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
             f"{target} holds something else than a checkpoint, and --force does not delete that. "
             "Choose another folder with -o."
         )
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it, by the disk's own word where they exist.
+
+    Names alone do not tell on a disk that takes upper and lower case for the same.
+    """
+    if path == folder or folder in path.parents:
+        return True
+    if not folder.exists():
+        return False
+    return any(place.exists() and place.samefile(folder) for place in (path, *path.parents))

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from magistral_convert.plan import Part, Plan, Task
-from magistral_convert.storage import explained, write_file
+from magistral_convert.storage import explained, flush_to_disk, write_file
 from magistral_mlx.errors import StorageError, TargetExists
 
 SUFFIX = ".partial"
@@ -82,7 +82,7 @@ class WorkFolder:
         """Bring everything written to the disk, then count `done` tasks as safe."""
         with explained(self.path):
             for file in self._files.values():
-                os.fsync(file)
+                flush_to_disk(file)
             self.done = done
             state = self._identity | {"done": done}
             write_file(self.path / "state.json", json.dumps(state).encode())

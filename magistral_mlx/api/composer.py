@@ -25,6 +25,7 @@ from magistral_mlx.chat.prompt import Prompt, encode
 from magistral_mlx.chat.system import default_system
 from magistral_mlx.errors import ContextOverflow, InvalidOption, PictureError
 from magistral_mlx.events import TurnsDropped
+from magistral_mlx.hub.cache import repo_of_snapshot
 
 if TYPE_CHECKING:
     from magistral_mlx.chat.tokenizer import Tokenizer
@@ -66,7 +67,10 @@ class Composer:
     @property
     def default_system(self) -> System | None:
         """The checkpoint's own system prompt, or the model card's."""
-        return default_system(self.folder, thinks=self.tokenizer.thinks)
+        # In the hub's cache a folder is named by a commit, which no prompt should call the model.
+        repo = repo_of_snapshot(self.folder)
+        name = repo.rpartition("/")[2] if repo else None
+        return default_system(self.folder, thinks=self.tokenizer.thinks, name=name)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

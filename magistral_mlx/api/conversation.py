@@ -79,6 +79,8 @@ class Conversation:
     def undo(self) -> tuple[Message, ...]:
         """Take the last turn back: the user's last message and all that followed it.
 
+        User's messages with no answer between them are one turn.
+
         Returns:
             What was taken back; nothing if there is no turn.
         """

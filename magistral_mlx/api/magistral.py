@@ -96,17 +96,16 @@ class Magistral:
         _check_dtype(dtype)
         name = None if name_or_dir is None else str(name_or_dir)
         checkpoint = Checkpoint.open(locate(name, on_progress=_download(on_progress)))
-        from magistral_mlx.memory.here import plan_here
-
-        plan = plan_here(checkpoint, name or str(checkpoint.folder), wish, dtype)
-        if on_plan:
-            on_plan(plan)
         from magistral_mlx.api.composer import Composer
         from magistral_mlx.api.runtime import Runtime
         from magistral_mlx.api.session import Session
+        from magistral_mlx.memory.here import hold_plan
 
-        session = Session(Runtime(checkpoint, plan, dtype))
+        plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, dtype)
+        session = Session(Runtime(checkpoint, plan, dtype))  # whose end releases the plan
         try:
+            if on_plan:
+                on_plan(plan)
             loaded = session.load()
             # While the worker reads weights:
             words = _load_tokenizer(checkpoint, tokenizer)
@@ -116,6 +115,7 @@ class Magistral:
             loaded(on_progress)
         except BaseException:
             session.close()
+            session.wait_closed()
             raise
         return cls(checkpoint, plan, composer, session)
 

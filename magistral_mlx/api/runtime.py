@@ -16,15 +16,15 @@ from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Prefilled, Request, generate
-from magistral_mlx.errors import DeviceError, MagistralError, ModelClosed
+from magistral_mlx.errors import DeviceError, MagistralError, ModelClosed, OutOfMemory
 from magistral_mlx.events import Event, Finished, FinishReason, Notice, Prefill, Sample, Stats
 from magistral_mlx.memory.limits import PROCESS
-from magistral_mlx.memory.plan import DEFAULT_CONTEXT, Plan
+from magistral_mlx.memory.peak import Shape, predict
+from magistral_mlx.memory.plan import Plan, gib
 from magistral_mlx.model.magistral import MagistralModel
 
-_LONG = (
-    "The prompt has {:,} tokens. Magistral's answers may get worse past 40,000 tokens of context."
-)
+_GOOD_CONTEXT = 40_000  # tokens, by the model's card
+_LONG = f"Past {_GOOD_CONTEXT:,} tokens of context Magistral's answers may get worse."
 
 
 class LoadAborted(MagistralError):
@@ -55,7 +55,6 @@ class Runtime:
             on_progress(done, total)
 
         dtype = None if self._dtype is None else DTYPES[self._dtype]
-        PROCESS.hold(self._plan)
         self._model = load_model(self._checkpoint, dtype, report)
 
     def close(self) -> None:
@@ -98,8 +97,7 @@ class Runtime:
             raise ModelClosed("this model has been closed. Load it again to ask it.")
         if job.dropped:
             answer.put(job.dropped)
-        if len(job.prompt) > DEFAULT_CONTEXT:
-            answer.put(Notice(_LONG.format(len(job.prompt))))
+        self._check_pictures(job)
         if job.prompt.pictures and not model.sees:
             self._load_vision(model)
         prefilled: Prefilled | None = None
@@ -116,6 +114,27 @@ class Runtime:
                 generation.close()
             prefilled = generation.prefilled
 
+    def _check_pictures(self, job: Job) -> None:
+        """Refuse pictures that would not fit beside the rest of the plan.
+
+        Raises:
+            OutOfMemory: saying how many were planned for.
+        """
+        plan, pictures = self._plan, job.prompt.pictures
+        sizes = tuple((pixels.shape[1], pixels.shape[2]) for pixels in pictures)
+        if not sizes or len(sizes) <= plan.pictures:
+            return
+        shape = Shape(len(job.prompt), 1, plan.chunk, sizes)
+        model = plan.model
+        peak = predict(model.config, model.weights, plan.scheme, shape, plan.traits)
+        if peak.total > plan.limit:
+            raise OutOfMemory(
+                f"{len(sizes)} pictures need {gib(peak.total)} with this prompt, and "
+                f"{gib(plan.limit)} are there: memory was planned for {plan.pictures}. Send fewer "
+                f"or smaller pictures, or load the model with pictures={len(sizes)} to plan for "
+                "them."
+            )
+
     def _load_vision(self, model: MagistralModel) -> None:
         try:
             load_vision(model, self._checkpoint)
@@ -130,7 +149,12 @@ class Runtime:
         start = time.perf_counter()
         first: float | None = None
         reason: FinishReason | None = None
+        length, noted = len(job.prompt), False
         for step in generation:
+            length += not isinstance(step, Prefill)
+            if length > _GOOD_CONTEXT and not noted:
+                answer.put(Notice(_LONG))
+                noted = True
             if isinstance(step, Prefill):
                 answer.put(clock(step))
             else:
@@ -180,6 +204,7 @@ def _request(job: Job, index: int, plan: Plan) -> Request:
         limit=job.limit,
         scheme=plan.scheme,
         chunk=plan.chunk,
+        workspace=plan.traits.workspace,
         stop_tokens=job.stop_tokens,
         thinking=job.thinking,
         grammar=job.grammar,

@@ -100,7 +100,8 @@ class Stream(Iterator[Event]):
 class AsyncStream(AsyncIterator[Event]):
     """The events of one answer, for `async for`. It begins with the first event asked for.
 
-    Cancelling the task that reads it stops the answer.
+    Cancelling the task that reads it stops the answer, and so does dropping the stream. A loop
+    that is left early while the stream is still held does not: use `async with`, or `cancel`.
     """
 
     def __init__(self, owner: Magistral, start: Start) -> None:

@@ -18,6 +18,7 @@ from magistral_mlx.backend import backend, mx
 
 WORKSPACE = 256 << 20  # bytes, unless a plan says otherwise
 SCORE_COPIES = 2  # of a block: scores and their exponentials
+DEQUANTIZED_COPIES = 4  # of a block: keys and values, each with one made on the way
 _FEW_QUERIES = 8
 _QUERY_BLOCK = 512
 
@@ -94,7 +95,8 @@ def attend(
     if backend().fused_attention:
         if plain:
             return _fused(q, segments[0], scale, causal)
-        if length <= _FEW_QUERIES:
+        # Its mask knows the last segment only: the new tokens have to lie in there together.
+        if length <= min(_FEW_QUERIES, segments[-1].length):
             return attend_packed(q, segments, scale=scale, causal=causal)
         return attend_dequantized(q, segments, scale=scale, causal=causal, workspace=workspace)
     if plain and q.size // q.shape[3] * total * 4 * SCORE_COPIES <= workspace:
@@ -183,6 +185,8 @@ def _attend_query_block(
     kv_heads = _kv_heads(segments)
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
     bytes_a_key = rows.size // head_dim * 4 * SCORE_COPIES
+    if any(isinstance(segment.keys, Packed) for segment in segments):
+        bytes_a_key += batch * kv_heads * head_dim * 4 * DEQUANTIZED_COPIES
     block = max(16, workspace // bytes_a_key)
     peak: mx.array | None = None  # the largest score so far: (B, H_kv, rows, 1)
     for k, v, ahead in _key_blocks(segments, block, later, q.dtype):

@@ -90,9 +90,10 @@ def _tensor(file: Path, data: int, name: str, entry: object) -> StoredTensor:
         dtype, shape = entry["dtype"], tuple(entry["shape"])  # type: ignore[index]
         start, end = entry["data_offsets"]  # type: ignore[index]
         nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+        is_whole = end - start == nbytes and start >= 0
     except (KeyError, TypeError, ValueError):
         raise _damaged(file, f"its entry for {name} makes no sense") from None
-    if end - start != nbytes or start < 0:
+    if not is_whole:
         raise _damaged(file, f"its entry for {name} is {end - start} bytes, not {nbytes}")
     return StoredTensor(name, file, dtype, shape, data + start, nbytes)
 

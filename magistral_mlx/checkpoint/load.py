@@ -64,9 +64,9 @@ def _load(
     total = sum(checkpoint.tensors[name].nbytes for name in names)
     done = 0
     for batch in _batches(checkpoint, names):
-        weights = _read(checkpoint, batch, model.dtype, compact)
-        model.load_weights(weights, strict=False)
         try:
+            weights = _read(checkpoint, batch, model.dtype, compact)
+            model.load_weights(weights, strict=False)
             mx.eval([array for _, array in weights])
         except RuntimeError as error:
             file = checkpoint.tensors[batch[0]].file

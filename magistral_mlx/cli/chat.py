@@ -48,11 +48,10 @@ if TYPE_CHECKING:
 def chat(**options: Any) -> None:
     """Talk with the model. Type /help for the commands."""
     from magistral_mlx.api import Magistral
-    from magistral_mlx.cli.chatting.keys import interrupts, quiet_terminal
+    from magistral_mlx.cli.chatting.keys import history_file, interrupts, quiet_terminal
     from magistral_mlx.cli.chatting.room import Room
     from magistral_mlx.cli.progress import load_bar, warn_if_short
     from magistral_mlx.cli.sizes import parse_size
-    from magistral_mlx.places import home_dir
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
@@ -73,7 +72,7 @@ def chat(**options: Any) -> None:
             )
         with magistral:
             conversation = _conversation(magistral, settings, options)
-            room = Room(magistral, conversation, home_dir() / "chat_history")
+            room = Room(magistral, conversation, history_file())
             if options["file"]:
                 room.show_history()
             with interrupts(lambda: None):  # between two inputs there is nothing to stop

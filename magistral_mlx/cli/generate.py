@@ -147,7 +147,10 @@ def _show(stream: Stream, printer: Printer) -> int:
 
 
 def _read_prompt(prompt: str) -> str:
-    text = sys.stdin.read() if prompt == "-" else prompt
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"what comes from stdin is no UTF-8 text ({error}).") from None
     if not text.strip():
         raise click.UsageError("the prompt is empty. Give a text, or - to read it from stdin.")
     return text

@@ -69,6 +69,10 @@ def main() -> None:
         # The reader of the pipe has gone; Python must not try to flush into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # No permission, a full disk, a name that is too long: it says which, and where.
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}.")
 
 
 def _fail(message: str) -> None:

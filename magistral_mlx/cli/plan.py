@@ -39,10 +39,8 @@ def plan(model: str | None, **options: Any) -> None:
     limit = parse_size(options["memory_limit"])
     wish = Wish(options["context"], options["kv"], options["images"], limit)
     if options["all_machines"]:
-        rows = [
-            facts_of(_model(model, GPU), named_machine(f"{size}GB"), GPU, wish)
-            for size in APPLE_SIZES
-        ]
+        described = _model(model, GPU)
+        rows = [facts_of(described, named_machine(f"{size}GB"), GPU, wish) for size in APPLE_SIZES]
         click.echo(json.dumps(rows)) if options["as_json"] else report.show_machines(rows)
         return
     if options["machine"]:

@@ -23,5 +23,5 @@ def parse_size(text: str | None) -> int | None:
     try:
         assert found
         return int(float(found[1]) * units[found[2]])
-    except (AssertionError, ValueError):
+    except (AssertionError, ValueError, OverflowError):
         raise InvalidOption(f"{text!r} is no size: write it as in 20GB or 512MiB.") from None

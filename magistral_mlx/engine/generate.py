@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
+from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, RESERVED, KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarMask
@@ -33,7 +34,7 @@ class Request:
     tokens: (L,) prompt ids. pictures: (3, H, W) pixels each, in the order of their tokens.
     limit: tokens to produce at most; L + limit fits the context.
     scheme: how the caches store keys and values. chunk: prompt tokens at once; None is the
-        backend's choice.
+        backend's choice. workspace: bytes that attention may take at once.
     stop_tokens: ids that end the generation, the end of the turn among them.
     thinking: what holds for the trace. grammar: what holds for the answer, after the trace or
         from the start if there is none.
@@ -47,6 +48,7 @@ class Request:
     limit: int
     scheme: KVScheme = FULL
     chunk: int | None = None
+    workspace: int = WORKSPACE
     stop_tokens: frozenset[int] = frozenset()
     thinking: Thinking | None = None
     grammar: Grammar | None = None
@@ -90,7 +92,9 @@ class Generation(Iterator[Prefill | Token]):
         )
         self._mask = GrammarMask(request.grammar, vocab_size) if request.grammar else None
         self._steps = self._run(model, request, start)
-        self.caches = start.caches if start else model.make_caches(request.scheme)
+        self.caches = (
+            start.caches if start else model.make_caches(request.scheme, request.workspace)
+        )
         self.finish: FinishReason | None = None
         self.prefilled: Prefilled | None = None
 

@@ -8,7 +8,15 @@ from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.machine import Machine
 from magistral_mlx.memory.peak import Traits
-from magistral_mlx.memory.plan import DEFAULT_CONTEXT, Model, Plan, Wish, fit, longest_context
+from magistral_mlx.memory.plan import (
+    DEFAULT_CONTEXT,
+    Model,
+    Plan,
+    Wish,
+    fit,
+    gib,
+    longest_context,
+)
 from magistral_mlx.memory.refusal import refusal
 
 
@@ -26,6 +34,11 @@ def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None 
     if wish.context is not None and wish.context > model.longest_context:
         raise InvalidOption(
             f"context is {wish.context:,}; this model has {model.longest_context:,} tokens at most."
+        )
+    if wish.memory_limit is not None and wish.memory_limit > machine.limit:
+        raise InvalidOption(
+            f"the memory limit is {gib(wish.memory_limit)}; {machine.name} allows "
+            f"{gib(machine.limit)}. Give less, or leave it out."
         )
     context = wish.context or min(DEFAULT_CONTEXT, model.longest_context)
     schemes = [wish.kv] if wish.kv else list(SCHEMES)

@@ -43,3 +43,13 @@ def plan_here(
     machine = this_machine()
     machine = replace(machine, limit=machine.limit - PROCESS.planned)
     return make_plan(describe(checkpoint, source, here.float_bytes), machine, here, wish)
+
+
+def hold_plan(
+    checkpoint: Checkpoint, source: str, wish: Wish | None = None, dtype: str | None = None
+) -> Plan:
+    """`plan_here`, with MLX's limits set for it; `PROCESS.release` gives its share back."""
+    with PROCESS.lock:
+        plan = plan_here(checkpoint, source, wish, dtype)
+        PROCESS.hold(plan)
+    return plan

@@ -30,7 +30,7 @@ class _Process:
     """The limits of this process: the sum over the plans that are held, or what was before."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()  # held while a plan is made and taken into force
         self._held: list[Plan] = []
         self._before: Limits | None = None
 
@@ -45,14 +45,14 @@ class _Process:
 
     def hold(self, plan: Plan) -> None:
         """Raise the limits by what a plan needs, for as long as its model is loaded."""
-        with self._lock:
+        with self.lock:
             self._held.append(plan)
             before = _set(self._together())
             self._before = self._before or before
 
     def release(self, plan: Plan) -> None:
         """Take a plan's share away again; with the last one the first state comes back."""
-        with self._lock:
+        with self.lock:
             if plan not in self._held:
                 return
             self._held.remove(plan)

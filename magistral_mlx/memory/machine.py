@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +43,24 @@ def this_machine() -> Machine:
     from magistral_mlx.backend import backend, mx
 
     available = int(psutil.virtual_memory().available)
+    info = mx.device_info()
     if backend().name == "metal":
-        info = mx.device_info()
-        name = str(info["device_name"])
-        memory = int(info["memory_size"])
+        name, memory = str(info["device_name"]), int(info["memory_size"])
         limit = int(info["max_recommended_working_set_size"])
-        return Machine(name, memory, limit, available, find_chip(name))
+        chip = find_chip(name, memory_bytes=memory)
+        return Machine(name, memory, limit, available, chip)
+    if backend().name == "cuda":
+        name, memory = str(info.get("device_name", "GPU")), _gpu_memory(info)
+        return Machine(name, memory, int(memory * _LINUX_SHARE), is_mac=False)
     memory = min([psutil.virtual_memory().total, *_cgroup_limits()])
     name = f"{platform.system()} {platform.machine()}"
     return Machine(name, memory, int(memory * _LINUX_SHARE), min(available, memory), is_mac=False)
+
+
+def _gpu_memory(info: Mapping[str, str | int]) -> int:
+    """Memory of a CUDA device, under whichever name this MLX reports it."""
+    sizes = (info.get(key) for key in ("memory_size", "total_memory"))
+    return next((int(size) for size in sizes if size), 8 * GIB)
 
 
 def named_machine(name: str) -> Machine:
@@ -64,13 +74,13 @@ def named_machine(name: str) -> Machine:
         raise InvalidOption(
             f"{name!r} names no machine: give its memory, as in '32GB' or 'M3 Max 64GB'."
         )
-    chip = find_chip(found[1]) if found[1] else None
+    memory = int(found[2]) * GIB
+    chip = find_chip(found[1], memory_bytes=memory) if found[1] else None
     if found[1] and chip is None:
         raise InvalidOption(
             f"{found[1]!r} is no Apple chip that this version knows. Give one such as 'M4 Pro', "
             "or the memory alone."
         )
-    memory = int(found[2]) * GIB
     label = f"{chip.name}, {found[2]} GB" if chip else f"{found[2]} GB Mac"
     return Machine(label, memory, working_set(memory), chip=chip)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magistral_mlx.cache.attention import SCORE_COPIES, WORKSPACE
+from magistral_mlx.cache.attention import DEQUANTIZED_COPIES, SCORE_COPIES, WORKSPACE
 from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.quantized import window_capacity
 from magistral_mlx.cache.scheme import RESERVED, KVScheme
@@ -110,7 +110,7 @@ def predict(
     stages = [
         (0, max((_picture(config, size, traits) for size in shape.pictures), default=0) + features),
         (first_cache, features + _chunk(config.text, scheme, shape, traits)),
-        (cache, features + growing + _decode(config.text, shape, traits)),
+        (cache, features + growing + _decode(config.text, scheme, shape, traits)),
     ]
     cache, workspace = max(stages, key=sum)
     return Peak(weights.decoder, vision, cache, workspace + _FIXED)
@@ -153,7 +153,7 @@ def _picture(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
     width = vision.num_attention_heads * vision.head_dim
     layer = patches * (6 * vision.hidden_size + 6 * width + 4 * vision.intermediate_size)
     pixels = 3 * size[0] * size[1] * 8  # as float32, and as patches
-    scores = _scores(vision.num_attention_heads, patches, patches, traits)
+    scores = _scores(vision.num_attention_heads * patches * 4, patches, traits)
     return pixels + layer * traits.float_bytes + scores
 
 
@@ -163,8 +163,7 @@ def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> 
     width = text.num_attention_heads * text.head_dim
     keys = text.num_key_value_heads * text.head_dim
     attention = rows * (5 * text.hidden_size + 4 * width + 5 * keys) * traits.float_bytes
-    attention += _scores(text.num_attention_heads, rows, shape.prompt, traits)
-    attention += _dequantized_cache(text, scheme, shape.prompt, traits)
+    attention += _attention(text, scheme, rows, shape.prompt, traits)
     # Gate and up are held until their product is; on a GPU the next work is in flight as well.
     wide = 4 if traits.fused_attention else 2
     mlp = rows * (3 * text.hidden_size + wide * text.intermediate_size) * traits.float_bytes
@@ -185,26 +184,33 @@ def _dequantized(matrices: Sequence[int], traits: Traits) -> int:
     return 2 * (whole + (block if max(sizes) > block else 0))
 
 
-def _scores(heads: int, rows: int, keys: int, traits: Traits) -> int:
+def _attention(text: TextConfig, scheme: KVScheme, rows: int, keys: int, traits: Traits) -> int:
+    """What attention of `rows` queries over `keys` tokens of a cache takes in passing."""
+    heads, width = text.num_key_value_heads, text.head_dim
+    if traits.fused_attention:
+        if not scheme.quantized:
+            return 0
+        head = 3 * keys * width * traits.float_bytes  # keys, values, and one being put together
+        return max(head, min(heads * head, traits.workspace))
+    scores = text.num_attention_heads * rows * 4
+    if not scheme.quantized:
+        return _scores(scores, keys, traits)
+    token = scores * SCORE_COPIES + heads * width * 4 * DEQUANTIZED_COPIES
+    return min(traits.workspace, keys * token)
+
+
+def _scores(bytes_a_key: int, keys: int, traits: Traits) -> int:
     """Scores that are written out: all of them, or what the workspace lets a block have."""
     if traits.fused_attention:
         return 0
-    scores = heads * rows * keys * 4
+    scores = bytes_a_key * keys
     return traits.workspace if scores * SCORE_COPIES > traits.workspace else scores * 5 // 4
 
 
-def _dequantized_cache(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -> int:
-    """Plain copies of quantized keys and values, for the heads that the workspace lets through."""
-    if not scheme.quantized:
-        return 0
-    layer = 3 * tokens * text.num_key_value_heads * text.head_dim * traits.float_bytes
-    head = layer // text.num_key_value_heads
+def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
+    """One token: logits, what sampling sorts, and the attention of the layers in flight."""
     if traits.fused_attention:
-        return max(head, min(layer, traits.workspace))
-    return min(layer, traits.workspace // 4)
-
-
-def _decode(text: TextConfig, shape: Shape, traits: Traits) -> int:
-    """One token: logits, what sampling sorts, and the scores of a few layers in flight."""
-    scores = 3 * text.num_attention_heads * shape.context * 4
-    return 10 * text.vocab_size * 4 + 4 * scores
+        attention = 12 * text.num_attention_heads * shape.context * 4
+    else:
+        attention = 2 * _attention(text, scheme, 1, shape.context, traits)
+    return 10 * text.vocab_size * 4 + attention

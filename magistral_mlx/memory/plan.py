@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.config import ModelConfig
@@ -107,14 +107,17 @@ def fit(
     for chunk in _CHUNKS:
         if chunk > traits.chunk:
             continue
-        peak = predict(
-            model.config,
-            model.weights,
-            scheme,
-            _fullest(model.config, context, chunk, pictures),
-            traits,
+        # A smaller chunk comes with less room for attention.
+        share = min(1.0, chunk / 512)
+        smaller = replace(traits, workspace=int(traits.workspace * share))
+        peak = max(
+            (
+                predict(model.config, model.weights, scheme, shape, smaller)
+                for shape in _fullest(model.config, context, chunk, pictures)
+            ),
+            key=lambda peak: peak.total,
         )
-        plan = Plan(machine, model, scheme, context, chunk, pictures, traits, peak, limit)
+        plan = Plan(machine, model, scheme, context, chunk, pictures, smaller, peak, limit)
         if plan.headroom >= 0:
             break
     return plan
@@ -132,8 +135,8 @@ def longest_context(
     return low * SMALLEST_CONTEXT
 
 
-def _fullest(config: ModelConfig, context: int, chunk: int, pictures: int) -> Shape:
-    """The run that needs most: a prompt that fills the context, pictures of the largest size."""
+def _fullest(config: ModelConfig, context: int, chunk: int, pictures: int) -> list[Shape]:
+    """Runs that fill the context, by their prompt or by their answer: one of them needs most."""
     sizes: tuple[tuple[int, int], ...] = ()
     if config.vision and pictures:
         token = config.vision.patch_size * config.spatial_merge_size
@@ -141,7 +144,11 @@ def _fullest(config: ModelConfig, context: int, chunk: int, pictures: int) -> Sh
         # Pictures cannot have more tokens than the context has.
         rows = min(side // token, max(1, int((context / pictures) ** 0.5)))
         sizes = ((rows * token, rows * token),) * pictures
-    return Shape(prompt=context, answer=0, chunk=chunk, pictures=sizes)
+    prompt = min(context, chunk)
+    return [
+        Shape(prompt=context, answer=0, chunk=chunk, pictures=sizes),
+        Shape(prompt=prompt, answer=context - prompt, chunk=chunk, pictures=sizes),
+    ]
 
 
 def gib(size: float) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from magistral_mlx.backend import mx, nn
+from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.cache.kv import KVCache, make_cache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.config import ModelConfig
@@ -44,9 +45,9 @@ class MagistralModel(nn.Module):
         """Forget the vision tower and the projector, as before `add_vision`."""
         del self.vision_tower, self.multi_modal_projector
 
-    def make_caches(self, scheme: KVScheme = FULL) -> list[KVCache]:
-        """An empty cache for each layer."""
-        return [make_cache(scheme) for _ in self.language_model.model.layers]
+    def make_caches(self, scheme: KVScheme = FULL, workspace: int = WORKSPACE) -> list[KVCache]:
+        """An empty cache for each layer; `workspace` is what attention over it may take."""
+        return [make_cache(scheme, workspace) for _ in self.language_model.model.layers]
 
     def see(self, pixels: mx.array) -> mx.array:
         """One picture, (3, H, W) normalised pixels -> (tokens, D) embeddings.

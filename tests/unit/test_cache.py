@@ -43,7 +43,8 @@ class Inputs:
         self.v = rng.standard_normal((1, KV_HEADS, length, HEAD_DIM)).astype(np.float32)
 
     def feed(self, cache: KVCache, start: int, end: int) -> Floats:
-        q, k, v = (mx.array(x[:, :, start:end]) for x in (self.q, self.k, self.v))
+        parts = (np.ascontiguousarray(x[:, :, start:end]) for x in (self.q, self.k, self.v))
+        q, k, v = map(mx.array, parts)
         return np.array(cache.attend(q, k, v, scale=SCALE))
 
     def expected(self, start: int, end: int) -> Floats:
@@ -226,3 +227,31 @@ def test_a_restored_cache_goes_on_like_the_saved_one(scheme: KVScheme) -> None:
 def test_an_unknown_scheme_is_named_with_those_there_are() -> None:
     with pytest.raises(InvalidOption, match="'3/3'; it must be one of full, 8/8, 8/4, 4/4"):
         KVScheme.parse("3/3")
+
+
+@pytest.mark.parametrize("length", [2, 4, 5, 6, 8, 9])
+def test_a_short_prompt_is_masked_also_where_it_starts_the_first_tokens(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """On a backend whose attention is fused: the new tokens lie in two segments then."""
+    from magistral_mlx.cache import attention
+
+    here = replace(attention.backend(), fused_attention=True)
+    monkeypatch.setattr(attention, "backend", lambda: here)
+    inputs = Inputs(length)
+    y = inputs.feed(make_cache(KVScheme.parse("8/8")), 0, length)
+    np.testing.assert_allclose(y, inputs.expected(0, length), atol=1e-5)
+
+
+def test_decoding_over_a_long_quantized_cache_keeps_to_its_workspace() -> None:
+    inputs = Inputs(8192)
+    workspace = 1 << 20
+    cache = make_cache(KVScheme.parse("4/4"), workspace)
+    feed_in_chunks(inputs, cache, [4096, 8191])
+    mx.eval(cache.state)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    inputs.feed(cache, 8191, 8192)
+    whole = 2 * KV_HEADS * 8192 * HEAD_DIM * 4
+    assert mx.get_peak_memory() - before < 1.5 * workspace < whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import termios
@@ -107,6 +108,17 @@ def _bindings(show_thinking: Callable[[], None]) -> KeyBindings:
         run_in_terminal(show_thinking)
 
     return keys
+
+
+def history_file() -> Path:
+    """Where what was typed is kept; MAGISTRAL_MLX_HOME names another folder."""
+    if home := os.environ.get("MAGISTRAL_MLX_HOME"):
+        folder = Path(home)
+    elif sys.platform == "darwin":
+        folder = Path("~/Library/Application Support/magistral-mlx")
+    else:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "magistral-mlx"
+    return folder.expanduser() / "chat_history"
 
 
 def _history(file: Path) -> History:
