@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 
 from magistral_mlx.api.options import DEFAULT
-from magistral_mlx.chat.messages import Assistant, System, Thought, User
+from magistral_mlx.chat.messages import Assistant, Message, System, Thought, User
 from magistral_mlx.cli.thinking import parse_thinking
 from magistral_mlx.errors import InvalidOption, PromptError
 
@@ -111,8 +111,7 @@ def _undo(room: Room, rest: str) -> None:
     taken = room.chat.undo()
     if not taken:
         raise PromptError("there is nothing to take back.")
-    assert isinstance(taken[0], User)
-    room.take_up(taken[0])
+    room.take_up(_asked(taken))
     room.say("Your last message is taken back; change it or send it again.")
 
 
@@ -120,9 +119,7 @@ def _retry(room: Room, rest: str) -> None:
     messages = room.chat.messages
     if not isinstance(messages[-1] if messages else None, Assistant):
         raise PromptError("there is no answer to replace.")
-    user = room.chat.undo()[0]
-    assert isinstance(user, User)
-    room.ask_next(user)
+    room.ask_next(_asked(room.chat.undo()))
 
 
 def _continue(room: Room, rest: str) -> None:
@@ -182,6 +179,11 @@ COMMANDS = {
     "stats": Command("", "show tokens and speeds", _stats),
     "quit": Command("", "leave", _quit),
 }
+
+
+def _asked(turn: Sequence[Message]) -> list[User]:
+    """What the user said at the beginning of a turn; an answer may have failed in between."""
+    return [message for message in turn if isinstance(message, User)]
 
 
 def _path(text: str) -> Path:

@@ -40,7 +40,7 @@ class Room:
         self._unfolded = False
         self._draft = ""  # what stands in the input when it is shown next
         self._lines: list[str] = []  # what was typed and sent while an answer came
-        self._next: User | None = None  # asked without being typed
+        self._next: list[User] = []  # to be asked now
         self._resume = False
         self._answers: list[Finished] = []
         self._used = chat.tokens
@@ -81,16 +81,16 @@ class Room:
         else:
             self.say("There is no thinking to show.")
 
-    def take_up(self, user: User) -> None:
-        """Put a message back into the input, and its pictures beside it."""
-        content = (user.content,) if isinstance(user.content, str) else user.content
-        self._draft = "\n\n".join(part for part in content if isinstance(part, str))
-        self.pictures = [part for part in content if isinstance(part, Picture)]
+    def take_up(self, messages: list[User]) -> None:
+        """Put messages back into the input, and their pictures beside it."""
+        parts = [part for message in messages for part in _parts(message)]
+        self._draft = "\n\n".join(part for part in parts if isinstance(part, str))
+        self.pictures = [part for part in parts if isinstance(part, Picture)]
         self._used = self.chat.tokens
 
-    def ask_next(self, user: User) -> None:
-        """Ask a message that is not typed."""
-        self._next = user
+    def ask_next(self, messages: list[User]) -> None:
+        """Ask what is not typed."""
+        self._next = messages
 
     def resume_next(self) -> None:
         """Go on with the last answer."""
@@ -104,10 +104,7 @@ class Room:
         """Show a conversation that was loaded."""
         for message in self.chat.messages:
             if isinstance(message, User):
-                content = (
-                    (message.content,) if isinstance(message.content, str) else message.content
-                )
-                texts = [part if isinstance(part, str) else "[picture]" for part in content]
+                texts = [part if isinstance(part, str) else "[picture]" for part in _parts(message)]
                 self.console.print(Styled("❯ " + "\n  ".join(texts), style="bold"))
             elif isinstance(message, Assistant):
                 self._last_thinking = message.thinking or ""
@@ -140,19 +137,19 @@ class Room:
         if text.startswith("/") and not text.startswith("//"):
             run_command(self, text)
         elif text or self.pictures:
-            self._next = self._message(text.removeprefix("/") if text[:2] == "//" else text)
+            self._next = [self._message(text.removeprefix("/") if text[:2] == "//" else text)]
         if self._resume:
             self._resume = False
-            await self._answer(self.chat.aresume(), None)
-        elif self._next is not None:
-            user, self._next = self._next, None
-            await self._answer(self.chat.astream(user), user)
+            await self._answer(self.chat.aresume(), [])
+        elif self._next:
+            asked, self._next = self._next, []
+            await self._answer(self.chat.astream(asked), asked)
 
     def _message(self, text: str) -> User:
         pictures, self.pictures = self.pictures, []
         return User((*pictures, text) if text else tuple(pictures)) if pictures else User(text)
 
-    async def _answer(self, stream: AsyncStream, user: User | None) -> None:
+    async def _answer(self, stream: AsyncStream, asked: list[User]) -> None:
         """Show an answer as it comes; Ctrl-C stops it, Ctrl-T folds and unfolds the thinking."""
         view = AnswerView(self.console, unfolded=self._unfolded)
         try:
@@ -164,15 +161,15 @@ class Room:
                 finally:
                     ticking.cancel()
         except MagistralError:
-            if user is not None:
-                self.take_up(user)
+            if asked:
+                self.take_up(asked)
             raise
         finally:
             self._unfolded = view.unfolded
-        self._note(view, user)
+        self._note(view, asked)
         self.console.print()
 
-    def _note(self, view: AnswerView, user: User | None) -> None:
+    def _note(self, view: AnswerView, asked: list[User]) -> None:
         """Keep what an answer leaves behind."""
         self._last_thinking = view.thinking or self._last_thinking
         finished = view.finished
@@ -180,8 +177,8 @@ class Room:
             return
         stats = finished.stats
         if finished.reason == "cancelled":
-            if not stats.completion_tokens and user is not None:
-                self.take_up(user)
+            if not stats.completion_tokens and asked:
+                self.take_up(asked)
                 self.say("Stopped before it began.")
                 return
             self.say("Stopped. /continue goes on with it.")
@@ -223,6 +220,10 @@ class Room:
         if thinking != "on":
             parts.append(f"thinking {thinking}")
         return " · ".join(parts)
+
+
+def _parts(user: User) -> tuple[str | Picture, ...]:
+    return (user.content,) if isinstance(user.content, str) else user.content
 
 
 async def _tick(view: AnswerView) -> None:

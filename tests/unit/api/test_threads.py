@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from magistral_mlx import (
+    Assistant,
     Finished,
     Magistral,
     ModelClosed,
@@ -105,6 +107,39 @@ def test_an_error_of_one_call_leaves_the_others_alone(talker: Magistral):
 
     ask = lambda: talker.generate("What?").text  # noqa: E731
     assert in_threads(ask, fail, ask) == [ANSWER, "failed", ANSWER]
+
+
+def test_everything_at_once_from_several_threads(talker: Magistral):
+    def act(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(15):
+            match rng.choice(["ask", "leave", "cancel", "drop", "chat", "release"]):
+                case "ask":
+                    assert talker.generate("What?").text == ANSWER
+                case "leave":
+                    for _event in talker.stream("What?"):
+                        if rng.random() < 0.3:
+                            break
+                case "cancel":
+                    stream = talker.stream("What?")
+                    stream.cancel()
+                    assert stream.result().finish_reason in ("stop", "cancelled")
+                case "drop":
+                    next(talker.stream("What?"))
+                case "chat":
+                    chat = talker.chat("One?")
+                    chat.stream().cancel()
+                    chat.send("Two?")
+                    assert isinstance(chat.undo()[-1], Assistant)
+                case "release":
+                    talker.release_memory()
+
+    talker.generate("What?")
+    before, threads = mx.get_active_memory(), threading.active_count()
+    in_threads(*(lambda seed=seed: act(seed) for seed in range(4)))
+    assert talker.generate("What?").text == ANSWER
+    assert mx.get_active_memory() <= before
+    assert threading.active_count() == threads
 
 
 # Cancelling
