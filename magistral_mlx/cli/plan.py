@@ -12,7 +12,7 @@ from magistral_mlx.cli.sizes import parse_size
 if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
     from magistral_mlx.memory.peak import Traits
-    from magistral_mlx.memory.plan import Model, Wish
+    from magistral_mlx.memory.plan import Model, Plan, Wish
 
 
 @click.command()
@@ -83,6 +83,7 @@ def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
         "kv": best.scheme.name,
         "prefill_chunk": best.chunk,
         "pictures": best.pictures,
+        "why": _why(best, wish),
         "bytes": {
             "weights": peak.weights,
             "vision": peak.vision,
@@ -96,6 +97,23 @@ def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
             "decode_tokens_per_second": decode_tokens_per_second(best, machine.chip),
         },
     }
+
+
+def _why(best: Plan, wish: Wish) -> str:
+    """What made the plan choose so, in a sentence."""
+    from magistral_mlx.cache.scheme import SCHEMES
+    from magistral_mlx.memory.plan import fit, gib
+
+    if wish.kv:
+        return f"a {wish.kv} cache was asked for"
+    if best.shortened:
+        return "the longest context that the smallest cache allows here"
+    finer = SCHEMES[: SCHEMES.index(best.scheme.name)]
+    if not finer:
+        return "all of it fits in full precision"
+    machine, model, traits = best.machine, best.model, best.traits
+    missing = -fit(model, machine, traits, wish, finer[-1], best.context).headroom
+    return f"the highest precision that fits: {finer[-1]} needs {gib(missing)} more"
 
 
 def _model(name: str | None, traits: Traits) -> Model:
