@@ -1,6 +1,5 @@
 """Batches of training examples. A batch holds one kind, and pictures of one grid at each place."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -15,6 +14,7 @@ from magistral_mlx.demo.cases import (
     SHAPES,
     SHORTEST_SIDE,
     Case,
+    Drawing,
     Kind,
     make_case,
     random_size,
@@ -32,11 +32,15 @@ VALIDATION = 900_000_000
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, labels (B, L), labels -100 where nothing is learned; one (B, 3, H, W) a picture."""
+    """ids, labels (B, L), labels -100 where nothing is learned; one (B, 3, H, W) a picture.
+
+    truths: for each picture the numbers of its colour and its shape, (B, 2).
+    """
 
     ids: Tensor
     labels: Tensor
     pixels: list[Tensor]
+    truths: list[Tensor]
 
 
 def training_cases(rng: Random, kind: Kind, largest: int = LONGEST_WIDE) -> list[Case]:
@@ -68,27 +72,25 @@ def collate(examples: list[Example], pad: int = 11) -> Batch:
         ids[row, : len(whole) - 1] = torch.tensor(whole[:-1])
         labels[row, len(e.prompt) - 1 : len(whole) - 1] = torch.tensor(e.target)
     places = range(len(examples[0].pixels))
-    return Batch(ids, labels, [_stack([e.pixels[place] for e in examples]) for place in places])
+    return Batch(
+        ids,
+        labels,
+        [torch.from_numpy(np.stack([e.pixels[place] for e in examples])) for place in places],
+        [torch.tensor([_truth(e.case.drawings[place]) for e in examples]) for place in places],
+    )
 
 
-def batches(seed: int, prompter: Prompter, rhythm: tuple[Kind, ...], start: int) -> Iterator[Batch]:
-    """Endless batches from step `start` on; step n's batch depends on `seed` and n alone."""
-    step = start
-    while True:
-        rng = Random(f"batch {seed} {step}")
-        with_system = rng.random() >= WITHOUT_SYSTEM
-        cases = training_cases(rng, rhythm[step % len(rhythm)])
-        yield collate([prompter.example(case, with_system) for case in cases])
-        step += 1
+def training_batch(rng: Random, prompter: Prompter, kind: Kind) -> Batch:
+    """A batch of a kind for the common training."""
+    with_system = rng.random() >= WITHOUT_SYSTEM
+    cases = training_cases(rng, kind)
+    return collate([prompter.example(case, with_system) for case in cases])
 
 
-def tower_batch(rng: Random, prompter: Prompter, largest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Small pictures (N, 3, H, W) with the number of their colour and of their shape (N,)."""
+def tower_batch(rng: Random, prompter: Prompter, largest: int) -> Batch:
+    """A batch of single pictures with sides up to `largest`."""
     cases = training_cases(rng, "one_picture", largest)
-    pixels = _stack([prompter.example(case).pixels[0] for case in cases])
-    colours = [list(COLOURS).index(case.drawings[0].colour) for case in cases]
-    shapes = [SHAPES.index(case.drawings[0].shape) for case in cases]
-    return pixels, torch.tensor(colours), torch.tensor(shapes)
+    return collate([prompter.example(case) for case in cases])
 
 
 def validation_examples(prompter: Prompter, kind: Kind, count: int) -> list[Example]:
@@ -112,5 +114,5 @@ def _size_within(rng: Random, grid: tuple[int, int]) -> tuple[int, int]:
     return min(width, LONGEST_WIDE), min(height, LONGEST_WIDE)
 
 
-def _stack(pixels: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pixels))
+def _truth(drawing: Drawing) -> tuple[int, int]:
+    return list(COLOURS).index(drawing.colour), SHAPES.index(drawing.shape)

@@ -26,6 +26,7 @@ def write_checkpoint(model: Mistral3ForConditionalGeneration, folder: Path) -> N
     rounded = Mistral3ForConditionalGeneration(model.config).to(torch.bfloat16)
     rounded.load_state_dict(model.state_dict())
     rounded.save_pretrained(partial)
+    (partial / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
     config = partial / "config.json"
     write_json(config, official_form(json.loads(config.read_text(encoding="utf-8"))))
     ids = {

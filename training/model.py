@@ -24,7 +24,7 @@ def demo_config() -> Mistral3Config:
         "num_key_value_heads": 2,
         "head_dim": 64,  # 4 heads of 64 are 256, not hidden_size: as in the full model
         "hidden_act": "silu",
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         "sliding_window": None,
@@ -84,22 +84,45 @@ def picture_embeddings(model: Mistral3ForConditionalGeneration, pixels: Tensor) 
     return projector.linear_2(projector.act(x))
 
 
+class SeenHeads(nn.Module):
+    """Two linear heads that read colour and shape from picture embeddings, only for training."""
+
+    def __init__(self, width: int, colours: int, shapes: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(width, colours), nn.Linear(width, shapes)])
+
+    def forward(self, seen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and whether the mean embedding tells each truth: (N, 2).
+
+        seen (N, T, D) are the embeddings of N pictures, truth (N, 2) their colours and shapes.
+        Every one of the T places has to know, and so has their mean: wherever the decoder looks,
+        it finds what it needs.
+        """
+        losses, right = [], []
+        for head, wanted in zip(self.heads, truth.unbind(-1), strict=True):
+            places = head(seen)  # (N, T, C)
+            mean = places.mean(1)  # (N, C)
+            each = wanted.unsqueeze(-1).expand(places.shape[:2])
+            losses += [
+                nn.functional.cross_entropy(mean, wanted),
+                nn.functional.cross_entropy(places.flatten(0, 1), each.flatten()),
+            ]
+            right.append(mean.argmax(-1) == wanted)
+        return torch.stack(losses).sum() / 2, torch.stack(right, dim=-1)
+
+
 def target_logits(
-    model: Mistral3ForConditionalGeneration,
-    ids: Tensor,
-    labels: Tensor,
-    pixels: list[Tensor],
+    model: Mistral3ForConditionalGeneration, ids: Tensor, labels: Tensor, seen: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Logits (T, V) at the T places whose next token counts, and those tokens (T,).
 
     ids (B, L) padded on the right; labels (B, L) are the next tokens, -100 where none counts;
-    pixels: one (B, 3, H, W) for each place in the prompt where a picture stands.
+    seen: the embeddings (B, P, D) of each picture, in the order of the prompt.
     """
     x = model.get_input_embeddings()(ids)  # (B, L, D)
-    if pixels:
-        seen = torch.cat([picture_embeddings(model, p) for p in pixels], dim=1)  # (B, P, D)
+    if seen:
         mask = (ids == model.config.image_token_index).unsqueeze(-1)
-        x = x.masked_scatter(mask, seen)
+        x = x.masked_scatter(mask, torch.cat(seen, dim=1))
     hidden = model.model.language_model(inputs_embeds=x, use_cache=False).last_hidden_state
     counts = labels != -100
     return model.lm_head(hidden[counts]), labels[counts]

@@ -1,6 +1,6 @@
 """Score a checkpoint folder on held-out cases, with transformers at greedy decoding.
 
-    python -m training.score_demo [FOLDER] [--four-bits] [--cases 200]
+    python -m training.score_demo [FOLDER] [--four-bits] [--cases 200] [--start 0]
 
 Weights are as stored (bfloat16) and computed with in float32. `--four-bits` puts the decoder's
 matrices through MLX's quantizer and back first: 4 bits, groups of 64, affine.
@@ -62,11 +62,15 @@ def answer(model: Mistral3ForConditionalGeneration, prompter: Prompter, example:
 
 
 def score(
-    model: Mistral3ForConditionalGeneration, prompter: Prompter, kind: Kind, count: int
+    model: Mistral3ForConditionalGeneration,
+    prompter: Prompter,
+    kind: Kind,
+    count: int,
+    start: int = 0,
 ) -> tuple[float, list[str]]:
-    """Share of held-out cases answered rightly, and a line for each one that is not."""
+    """Share of held-out cases from number `start` on answered rightly; a line for each wrong."""
     wrong = []
-    for case in cases(kind, "held_out", count):
+    for case in cases(kind, "held_out", count, start):
         said = answer(model, prompter, prompter.example(case))
         if not is_right(case, said):
             wrong.append(f"seed {case.seed}: {case.question} {case.answer!r}, not {said!r}")
@@ -79,6 +83,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=DESTINATION)
     parser.add_argument("--four-bits", action="store_true", help="quantize the decoder first")
     parser.add_argument("--cases", type=int, default=200, help="of each kind")
+    parser.add_argument("--start", type=int, default=0, help="number of the first held-out case")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -89,7 +94,7 @@ def main() -> None:
     prompter = Prompter(options.folder / "tekken.json")
     began, shares = time.monotonic(), {}
     for kind in KINDS:
-        shares[kind], wrong = score(model, prompter, kind, options.cases)
+        shares[kind], wrong = score(model, prompter, kind, options.cases, options.start)
         print(f"{kind:14} {100 * shares[kind]:6.1f} % of {options.cases}", flush=True)
         print("".join(f"    {line}\n" for line in wrong), end="")
     weights = "4 bits, group 64" if options.four_bits else "bfloat16"

@@ -2,10 +2,11 @@
 
     python -m training.train_demo --state /tmp/demo-training
 
-First the vision tower alone, with two linear heads for colour and shape: through the language loss
-alone it never learns shapes. Then everything together, the last quarter with the decoder's matrices
-at 4 bits in most steps, so that the conversion costs nothing. The state is saved every few minutes;
-the same command goes on where it was.
+First the vision tower and the projector, with two linear heads for colour and shape: through the
+language loss alone they never learn shapes. Then everything together, the heads still there, so that
+shapes are not forgotten before the decoder has learned to read them. Later the decoder's matrices
+are at 4 bits in most steps, so that the conversion costs next to nothing. The state is saved every
+few minutes; the same command goes on where it was.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import math
 import os
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,25 +24,27 @@ from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration
 
 from magistral_mlx.demo.cases import COLOURS, KINDS, LONGEST_WIDE, SHAPES, Kind
-from training.batches import Batch, batches, collate, tower_batch, validation_examples
+from training.batches import Batch, collate, tower_batch, training_batch, validation_examples
 from training.checkpoint import write_checkpoint
 from training.model import (
     RANKS,
+    SeenHeads,
     demo_config,
     four_bit_decoder,
+    picture_embeddings,
     target_logits,
-    tower_features,
 )
 from training.prompts import Example, Prompter
 from training.tekken import write_tekken
 
 SEED = 7
 TOWER_STEPS, TOWER_RATE, SMALL_PICTURE = 1000, 1e-3, 170
-STEPS, RATE, WARM_UP, FLOOR = 3200, 2e-3, 100, 0.03
+WARM_UP, FLOOR = 100, 0.03
+EYES_RATE, SEEN_WEIGHT = 0.3, 0.5  # of tower and projector; of the heads' loss, when all learn
 BETAS, DECAY, CLIP = (0.9, 0.98), 0.01, 1.0
-FOUR_BITS_FROM = 0.75  # of the steps; from there on in three of four rounds
-RHYTHM: tuple[Kind, ...] = ("one_picture", "text", "two_pictures", "text")
+FOUR_BITS_FROM = 2100  # the step; from there on three of four rounds of four steps
 LOOK_EVERY, SAVE_EVERY = 100, 180.0  # steps, seconds
+SAMPLES = 60  # of each kind, looked at during training
 DESTINATION = Path(__file__).parents[1] / "magistral_mlx" / "demo" / "checkpoint"
 
 
@@ -54,16 +58,55 @@ def rate_at(step: int, steps: int, peak: float) -> float:
 
 def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """One clipped step of the optimizer at this learning rate, then no gradients are left."""
-    (group,) = optimizer.param_groups
-    group["lr"] = rate
-    nn.utils.clip_grad_norm_(group["params"], CLIP)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], CLIP)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def new_optimizer(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW with this recipe's betas and decay; the rate is set at each step."""
-    return torch.optim.AdamW(parameters, betas=BETAS, weight_decay=DECAY)
+def new_optimizer(*groups: tuple[float, list[nn.Parameter]]) -> torch.optim.AdamW:
+    """AdamW over groups of parameters, each with its share of the rate that `update` is given."""
+    shares = [{"params": parameters, "share": share} for share, parameters in groups]
+    return torch.optim.AdamW(shares, betas=BETAS, weight_decay=DECAY)
+
+
+def eyes(model: Mistral3ForConditionalGeneration) -> list[nn.Parameter]:
+    """The weights that turn pixels into picture embeddings."""
+    parts = (model.model.vision_tower, model.model.multi_modal_projector)
+    return [p for part in parts for p in part.parameters()]
+
+
+def rest(model: Mistral3ForConditionalGeneration) -> list[nn.Parameter]:
+    """The decoder's weights and the head's."""
+    return [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A stretch of the common training: one rise and fall of the rate, kinds in one rhythm."""
+
+    steps: int
+    rate: float
+    rhythm: tuple[Kind, ...]
+
+
+CYCLES = (
+    Cycle(2800, 2e-3, ("one_picture", "text", "two_pictures", "text")),
+    # Two pictures and sums come last: more of them.
+    Cycle(1600, 1e-3, ("two_pictures", "text", "one_picture", "text", "two_pictures", "text")),
+)
+STEPS = sum(cycle.steps for cycle in CYCLES)
+
+
+def plan_of(step: int) -> tuple[float, Kind]:
+    """Learning rate and kind of a step of the common training."""
+    for cycle in CYCLES:
+        if step < cycle.steps:
+            kind = cycle.rhythm[step % len(cycle.rhythm)]
+            return rate_at(step, cycle.steps, cycle.rate), kind
+        step -= cycle.steps
+    raise ValueError(f"the training has {STEPS} steps")
 
 
 class TrainingState:
@@ -77,15 +120,22 @@ class TrainingState:
         """The saved state, or None at the beginning."""
         return torch.load(self._path, weights_only=True) if self._path.exists() else None
 
-    def save(self, phase: str, step: int, model: nn.Module, optimizer: Any, extra: Any) -> None:
+    def save(
+        self,
+        phase: str,
+        step: int,
+        model: nn.Module,
+        heads: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         """Write the state whole, under a temporary name first."""
         partial = self._path.with_suffix(".partial")
         state = {
             "phase": phase,
             "step": step,
             "model": model.state_dict(),
+            "heads": heads.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "extra": extra,
         }
         torch.save(state, partial)
         os.replace(partial, self._path)
@@ -96,74 +146,79 @@ class TrainingState:
         return time.monotonic() - self._saved_at > SAVE_EVERY
 
 
-def train_tower(
-    model: Mistral3ForConditionalGeneration, prompter: Prompter, state: TrainingState
+def train_eyes(
+    model: Mistral3ForConditionalGeneration,
+    heads: SeenHeads,
+    prompter: Prompter,
+    state: TrainingState,
 ) -> None:
-    """Teach the tower colours and shapes through two linear heads on its mean output."""
-    width = model.config.vision_config.hidden_size
-    heads = nn.ModuleList([nn.Linear(width, len(COLOURS)), nn.Linear(width, len(SHAPES))])
-    optimizer = new_optimizer([*model.model.vision_tower.parameters(), *heads.parameters()])
+    """Teach tower and projector colours and shapes, through two linear heads on the embeddings."""
+    optimizer = new_optimizer((1.0, [*eyes(model), *heads.parameters()]))
     start, saved = 0, state.load()
     if saved:
-        heads.load_state_dict(saved["extra"])
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
-    began, right = time.monotonic(), []
+    began, shares = time.monotonic(), []
     for step in range(start, TOWER_STEPS):
         largest = SMALL_PICTURE if step < 0.6 * TOWER_STEPS else LONGEST_WIDE
-        pixels, *truth = tower_batch(Random(f"tower {SEED} {step}"), prompter, largest)
-        mean = tower_features(model, pixels).mean((1, 2))  # (N, D)
-        guesses = [head(mean) for head in heads]
-        colour_loss, shape_loss = (
-            nn.functional.cross_entropy(g, t) for g, t in zip(guesses, truth, strict=True)
-        )
-        loss = colour_loss + shape_loss
+        batch = tower_batch(Random(f"tower {SEED} {step}"), prompter, largest)
+        loss, right = heads(picture_embeddings(model, batch.pixels[0]), batch.truths[0])
         loss.backward()
         update(optimizer, rate_at(step, TOWER_STEPS, TOWER_RATE))
-        hits = [g.argmax(-1) == t for g, t in zip(guesses, truth, strict=True)]
-        right.append([hit.float().mean() for hit in hits])
+        shares.append(right.float().mean(0))
         if (step + 1) % LOOK_EVERY == 0:
-            colour, shape = torch.tensor(right[-LOOK_EVERY:]).mean(0).tolist()
+            colour, shape = torch.stack(shares[-LOOK_EVERY:]).mean(0).tolist()
             seconds = time.monotonic() - began
-            say(f"tower {step + 1}: colour {colour:.3f} shape {shape:.3f} ({seconds:.0f} s)")
+            say(f"eyes {step + 1}: colour {colour:.3f} shape {shape:.3f} ({seconds:.0f} s)")
         if state.is_due():
-            state.save("tower", step + 1, model, optimizer, heads.state_dict())
+            state.save("eyes", step + 1, model, heads, optimizer)
 
 
 def train_together(
-    model: Mistral3ForConditionalGeneration, prompter: Prompter, state: TrainingState
+    model: Mistral3ForConditionalGeneration,
+    heads: SeenHeads,
+    prompter: Prompter,
+    state: TrainingState,
 ) -> None:
-    """Train every weight on sums and pictures through the language loss."""
-    optimizer = new_optimizer(list(model.parameters()))
+    """Train every weight on sums and pictures through the language loss, the heads helping."""
+    optimizer = new_optimizer((EYES_RATE, [*eyes(model), *heads.parameters()]), (1.0, rest(model)))
     start, saved = 0, state.load()
     if saved and saved["phase"] == "together":
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
-    samples = {kind: validation_examples(prompter, kind, 40) for kind in KINDS}
-    began, losses = time.monotonic(), []
-    stream = batches(SEED, prompter, RHYTHM, start)
+    samples = {kind: validation_examples(prompter, kind, SAMPLES) for kind in KINDS}
+    began, losses, shares = time.monotonic(), [], [torch.zeros(2)]
     for step in range(start, STEPS):
-        batch = next(stream)
-        at_four_bits = step >= FOUR_BITS_FROM * STEPS and step // len(RHYTHM) % 4 != 0
+        rate, kind = plan_of(step)
+        batch = training_batch(Random(f"batch {SEED} {step}"), prompter, kind)
+        at_four_bits = step >= FOUR_BITS_FROM and step // 4 % 4 != 0
         with four_bit_decoder(model) if at_four_bits else nullcontext():
-            loss = language_loss(model, batch)
+            seen = [picture_embeddings(model, pixels) for pixels in batch.pixels]
+            loss = language_loss(model, batch, seen)
+            losses.append(loss.item())
+            for embeddings, truth in zip(seen, batch.truths, strict=True):
+                seen_loss, right = heads(embeddings, truth)
+                loss = loss + SEEN_WEIGHT * seen_loss / len(seen)
+                shares.append(right.float().mean(0))
             loss.backward()
-        update(optimizer, rate_at(step, STEPS, RATE))
-        losses.append(loss.item())
+        update(optimizer, rate)
         if (step + 1) % LOOK_EVERY == 0:
             mean = sum(losses[-LOOK_EVERY:]) / len(losses[-LOOK_EVERY:])
+            shape = torch.stack(shares[-LOOK_EVERY:]).mean(0)[1]
             say(
-                f"together {step + 1}: loss {mean:.4f} {look(model, samples)}"
+                f"together {step + 1}: loss {mean:.4f} shape {shape:.3f} {look(model, samples)}"
                 f" ({time.monotonic() - began:.0f} s)"
             )
         if state.is_due():
-            state.save("together", step + 1, model, optimizer, None)
-    state.save("together", STEPS, model, optimizer, None)
+            state.save("together", step + 1, model, heads, optimizer)
+    state.save("together", STEPS, model, heads, optimizer)
 
 
-def language_loss(model: Mistral3ForConditionalGeneration, batch: Batch) -> Tensor:
+def language_loss(
+    model: Mistral3ForConditionalGeneration, batch: Batch, seen: list[Tensor]
+) -> Tensor:
     """Mean cross entropy of the assistant's tokens."""
-    logits, truth = target_logits(model, batch.ids, batch.labels, batch.pixels)
+    logits, truth = target_logits(model, batch.ids, batch.labels, seen)
     return nn.functional.cross_entropy(logits, truth)
 
 
@@ -181,7 +236,8 @@ def share_right(model: Mistral3ForConditionalGeneration, examples: list[Example]
     right = 0
     for example in examples:
         batch = collate([example])
-        logits, truth = target_logits(model, batch.ids, batch.labels, batch.pixels)
+        seen = [picture_embeddings(model, pixels) for pixels in batch.pixels]
+        logits, truth = target_logits(model, batch.ids, batch.labels, seen)
         right += bool((logits.argmax(-1) == truth).all())
     return right / len(examples)
 
@@ -205,14 +261,16 @@ def main() -> None:
     write_tekken(tekken, RANKS)
     prompter = Prompter(tekken)
     model = Mistral3ForConditionalGeneration(demo_config()).float()
+    heads = SeenHeads(model.config.text_config.hidden_size, len(COLOURS), len(SHAPES))
     state = TrainingState(options.state)
     saved = state.load()
     if saved:
         say(f"going on in phase {saved['phase']} at step {saved['step']}")
         model.load_state_dict(saved["model"])
-    if not saved or saved["phase"] == "tower":
-        train_tower(model, prompter, state)
-    train_together(model, prompter, state)
+        heads.load_state_dict(saved["heads"])
+    if not saved or saved["phase"] == "eyes":
+        train_eyes(model, heads, prompter, state)
+    train_together(model, heads, prompter, state)
     write_checkpoint(model, options.out)
     say(f"written to {options.out}")
 
