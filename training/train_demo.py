@@ -3,10 +3,10 @@
     python -m training.train_demo --state /tmp/demo-training
 
 First the vision tower and the projector, with two linear heads for colour and shape: through the
-language loss alone they never learn shapes. Then everything together, the heads still there, so that
-shapes are not forgotten before the decoder has learned to read them. Later the decoder's matrices
-are at 4 bits in most steps, so that the conversion costs next to nothing. The state is saved every
-few minutes; the same command goes on where it was.
+language loss alone they never learn shapes. Then everything together, the heads still there, lest
+shapes are forgotten before the decoder has learned to read them. Later the decoder's matrices are
+at 4 bits in most steps, so that the conversion costs next to nothing. The state is saved every few
+minutes; the same command goes on where it was.
 """
 
 import argparse
