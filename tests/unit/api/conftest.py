@@ -1,4 +1,4 @@
-"""Models that say what a test wants them to, each loaded once."""
+"""Models that say what a test wants them to, each loaded once a module, and closed after it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +22,13 @@ def talker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def talker(talker_folder: Path) -> Iterator[Magistral]:
     with Magistral.load(talker_folder) as magistral:
         yield magistral
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Magistral]:
     """Says "Wa" and calls f({}); to the result it says "Zero"."""
     folder = write_scripted_checkpoint(
@@ -51,7 +51,7 @@ def endless_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def endless(endless_folder: Path) -> Iterator[Magistral]:
     with Magistral.load(endless_folder) as magistral:
         yield magistral

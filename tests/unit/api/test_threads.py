@@ -24,6 +24,7 @@ from magistral_mlx import (
     Stream,
     Text,
     TokenizerError,
+    User,
 )
 from magistral_mlx.backend import mx
 from tests.checkpoints import tiny_config, write_hf_checkpoint
@@ -347,13 +348,15 @@ def test_closing_gives_the_memory_back(heavy_folder: Path):
         assert loaded > 150 * MB
         magistral.generate("Hi " * 300, Image.new("RGB", (300, 300)), max_tokens=20)
         conversation = magistral.chat()
-        conversation.send("Hi", max_tokens=5)
+        conversation.append("Hello")
+        conversation.stream(max_tokens=5).result()
         stream = magistral.stream("Hi")
         texts = [next(stream) for _ in range(3)]
     assert texts
     assert mx.get_active_memory() - before < 1 * MB
     assert mx.get_cache_memory() < 1 * MB
-    assert conversation.messages and stream.result().finish_reason == "cancelled"
+    assert conversation.messages[0] == User("Hello")
+    assert stream.result().finish_reason == "cancelled"
 
 
 def test_a_model_that_nobody_holds_gives_the_memory_back(heavy_folder: Path):
