@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Unpack
 from magistral_mlx.api.answer import Answer, Sink
 from magistral_mlx.api.history import turn_starts, without_oldest
 from magistral_mlx.api.inputs import Images, PromptLike, to_messages, to_pictures, with_pictures
-from magistral_mlx.api.options import OptionFields, Options
+from magistral_mlx.api.option_fields import OptionFields
+from magistral_mlx.api.options import Options
 from magistral_mlx.api.stream import AsyncStream, Stream
 from magistral_mlx.chat.messages import Assistant, Message, Picture, ToolResult, User
 from magistral_mlx.errors import PromptError

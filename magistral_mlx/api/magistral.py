@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from magistral_mlx.api.answer import Answer, Sink
 from magistral_mlx.api.inputs import Images, PromptLike, to_messages
-from magistral_mlx.api.options import OptionFields, Options
+from magistral_mlx.api.option_fields import OptionFields
+from magistral_mlx.api.options import Options
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.api.stream import AsyncStream, Stream
-from magistral_mlx.errors import InvalidOption, TokenizerError
 
 if TYPE_CHECKING:
     from magistral_mlx.api.composer import Composer
@@ -87,37 +86,10 @@ class Magistral:
             MagistralError: no such model, or one that is damaged or of another architecture.
             OutOfMemory: it would not fit into this machine, or not with what is asked for.
         """
-        from magistral_mlx.checkpoint.folder import Checkpoint
-        from magistral_mlx.library import locate
-        from magistral_mlx.memory.plan import Wish
+        from magistral_mlx.api.loading import Loading
 
-        _check_whole(context=context, pictures=pictures, memory_limit=memory_limit)
-        wish = Wish(context, kv, pictures, memory_limit)
-        _check_dtype(dtype)
-        name = None if name_or_dir is None else str(name_or_dir)
-        checkpoint = Checkpoint.open(locate(name, on_progress=_download(on_progress)))
-        from magistral_mlx.api.composer import Composer
-        from magistral_mlx.api.runtime import Runtime
-        from magistral_mlx.api.session import Session
-        from magistral_mlx.memory.here import hold_plan
-
-        plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, dtype)
-        session = Session(Runtime(checkpoint, plan, dtype))  # whose end releases the plan
-        try:
-            if on_plan:
-                on_plan(plan)
-            loaded = session.load()
-            # While the worker reads weights:
-            words = _load_tokenizer(checkpoint, tokenizer)
-            sees = checkpoint.config.vision is not None
-            composer = Composer(checkpoint.folder, words, plan.context, sees=sees)
-            composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
-            loaded(on_progress)
-        except BaseException:
-            session.close()
-            session.wait_closed()
-            raise
-        return cls(checkpoint, plan, composer, session)
+        loading = Loading(name_or_dir, dtype, tokenizer, on_plan, on_progress)
+        return cls(*loading.run(context, kv, pictures, memory_limit))
 
     @classmethod
     async def aload(
@@ -372,40 +344,3 @@ class Magistral:
         answer = Answer(sink, job.options.seed)
         self._session.submit(job, answer, self.tokenizer)
         return answer
-
-
-def _check_whole(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and type(number) is not int:
-            raise InvalidOption(f"{name} is {number!r}; it must be a whole number.")
-
-
-def _check_dtype(dtype: str | None) -> None:
-    known = ("float32", "float16", "bfloat16")
-    if dtype is not None and dtype not in known:
-        raise InvalidOption(f"dtype is {dtype!r}; it must be one of {', '.join(known)}.")
-
-
-def _load_tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Tokenizer:
-    from magistral_mlx.chat.tokenizer import Tokenizer
-    from magistral_mlx.hub import find_tokenizer
-
-    folder = checkpoint.folder
-    found = find_tokenizer(folder, None if given is None else str(given))
-    tokenizer = Tokenizer.load(found)
-    held = checkpoint.config.text.vocab_size
-    if tokenizer.vocab_size > held:
-        raise TokenizerError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model in {folder} "
-            f"only {held:,}. Name its own one as the tokenizer."
-        )
-    return tokenizer
-
-
-def _download(on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
-    if on_progress is None:
-        return None
-    start = time.perf_counter()
-    return lambda done, total: on_progress(
-        LoadProgress("download", done, total, time.perf_counter() - start)
-    )

@@ -6,7 +6,7 @@ import difflib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from magistral_mlx.chat.messages import System, Tool
 from magistral_mlx.chat.picture_tokens import FEWEST
@@ -266,40 +266,6 @@ class Options:
             raise InvalidOption(
                 f"system must be text, a System or None, not {type(self.system).__name__}."
             )
-
-
-class OptionFields(TypedDict, total=False):
-    """The fields of `Options`, for type checkers: what may be passed by keyword."""
-
-    max_tokens: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Iterable[int]
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    repetition_window: int | None
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    dry: bool | Dry
-    seed: int | None
-    n: int
-    thinking: ThinkingOption
-    min_thinking: int
-    keep_thinking: bool
-    json_schema: Mapping[str, Any] | str | bool | None
-    regex: str | None
-    choice: Sequence[str] | None
-    tools: Iterable[ToolLike] | None
-    tool_choice: ToolChoice
-    strict_tools: bool
-    system: System | str | Default | None
-    overflow: Overflow
-    image_tokens: int | None
-    logprobs: bool
-    top_logprobs: int
 
 
 def _at_least(name: str, value: int | None, least: int, more: str = "") -> None:

@@ -244,7 +244,7 @@ def test_options_are_given_once_and_changed_by_name(talker: Magistral):
 def test_the_typed_options_are_those_there_are():
     from dataclasses import fields
 
-    from magistral_mlx.api.options import OptionFields
+    from magistral_mlx.api.option_fields import OptionFields
 
     assert set(OptionFields.__annotations__) == {field.name for field in fields(Options)}
 

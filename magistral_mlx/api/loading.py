@@ -1,0 +1,100 @@
+"""From a name to a model that waits for questions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magistral_mlx.api.composer import Composer
+from magistral_mlx.api.progress import LoadProgress, OnProgress
+from magistral_mlx.api.runtime import Runtime
+from magistral_mlx.api.session import Session
+from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.errors import InvalidOption, TokenizerError
+from magistral_mlx.hub import find_tokenizer
+from magistral_mlx.library import locate
+from magistral_mlx.memory.here import hold_plan
+from magistral_mlx.memory.plan import Wish
+
+if TYPE_CHECKING:
+    from magistral_mlx.memory.plan import Plan
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What is loaded, and who hears of it; see `Magistral.load`."""
+
+    name: str | Path | None
+    dtype: str | None
+    tokenizer: str | Path | None
+    on_plan: Callable[[Plan], None] | None
+    on_progress: OnProgress | None
+
+    def run(
+        self, context: int | None, kv: str | None, pictures: int, memory_limit: int | None
+    ) -> tuple[Checkpoint, Plan, Composer, Session]:
+        """Find it, plan it, load it. Raises what `Magistral.load` raises."""
+        _check_whole(context=context, pictures=pictures, memory_limit=memory_limit)
+        wish = Wish(context, kv, pictures, memory_limit)
+        _check_dtype(self.dtype)
+        name = None if self.name is None else str(self.name)
+        checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
+        plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, self.dtype)
+        session = Session(Runtime(checkpoint, plan, self.dtype))  # whose end releases the plan
+        try:
+            composer = self._load(checkpoint, plan, session)
+        except BaseException:
+            session.close()
+            session.wait_closed()
+            raise
+        return checkpoint, plan, composer, session
+
+    def _load(self, checkpoint: Checkpoint, plan: Plan, session: Session) -> Composer:
+        if self.on_plan:
+            self.on_plan(plan)
+        loaded = session.load()
+        # While the worker reads weights:
+        words = _load_tokenizer(checkpoint, self.tokenizer)
+        sees = checkpoint.config.vision is not None
+        composer = Composer(checkpoint.folder, words, plan.context, sees=sees)
+        composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
+        loaded(self.on_progress)
+        return composer
+
+    def _downloading(self) -> Callable[[int, int], None] | None:
+        report = self.on_progress
+        if report is None:
+            return None
+        start = time.perf_counter()
+        return lambda done, total: report(
+            LoadProgress("download", done, total, time.perf_counter() - start)
+        )
+
+
+def _check_whole(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and type(number) is not int:
+            raise InvalidOption(f"{name} is {number!r}; it must be a whole number.")
+
+
+def _check_dtype(dtype: str | None) -> None:
+    known = ("float32", "float16", "bfloat16")
+    if dtype is not None and dtype not in known:
+        raise InvalidOption(f"dtype is {dtype!r}; it must be one of {', '.join(known)}.")
+
+
+def _load_tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Tokenizer:
+    folder = checkpoint.folder
+    found = find_tokenizer(folder, None if given is None else str(given))
+    tokenizer = Tokenizer.load(found)
+    held = checkpoint.config.text.vocab_size
+    if tokenizer.vocab_size > held:
+        raise TokenizerError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model in {folder} "
+            f"only {held:,}. Name its own one as the tokenizer."
+        )
+    return tokenizer
