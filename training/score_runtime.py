@@ -1,7 +1,7 @@
 """Score a checkpoint on held-out cases through this package's own runtime, greedily.
 
-    python -m training.score_runtime demo
-    python -m training.score_runtime build/demo-4bit [--kv 8/8] [--cases 200]
+python -m training.score_runtime demo
+python -m training.score_runtime build/demo-4bit [--kv 8/8] [--cases 200]
 """
 
 import argparse
