@@ -1,11 +1,13 @@
 """All that differs between Metal, CUDA and the CPU. Everything else takes `mx` and `nn` from here.
 
-The CPU backend serves Linux, where this project is tested. Three things differ there:
+The CPU backend serves Linux, where this project is tested. Four things differ there:
 
 - MLX multiplies float32 matrices through whatever CBLAS the process has. The one in its wheel is
   the untuned reference; an OpenBLAS loaded earlier takes its place and is about 50 times faster.
 - The quantized kernel costs the same for every row, so from a few rows on it is cheaper to
   dequantize a block of the matrix and to multiply by that.
+- That kernel runs on one thread for each stream, so the rows of a matrix are shared out over as
+  many streams as there are cores.
 - `mx.fast.scaled_dot_product_attention` writes all scores out, so queries go in blocks.
 
 On Metal and CUDA the quantized and the fused kernels are the fast ones and are called as they are.
@@ -15,8 +17,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,6 +63,7 @@ __all__ = ["DTYPES", "Backend", "backend", "dequantize", "mx", "nn", "quantized_
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 DEQUANTIZED_BYTES = 32 << 20  # a block of a dequantized matrix
+_PART_BYTES = 256 << 10  # of a packed matrix, below which another stream costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -102,16 +107,10 @@ def quantized_matmul(
     rows = x.size // x.shape[-1]
     threshold = backend().dequantize_from_rows
     if threshold is None or rows < threshold:
-        return mx.quantized_matmul(
-            x,
-            weight,
-            scales,
-            biases,
-            transpose=True,
-            group_size=scheme.group_size,
-            bits=scheme.bits,
-            mode=scheme.mode,
-        )
+        shares = _parts(weight) if backend().name == "cpu" else 1
+        if shares > 1:
+            return _matmul_in_parts(x, weight, scales, biases, scheme, shares)
+        return _quantized_matmul(x, weight, scales, biases, scheme)
     out_features = weight.shape[0]
     step = max(1, DEQUANTIZED_BYTES // (x.shape[-1] * x.itemsize))
     if out_features <= step:
@@ -130,6 +129,57 @@ def quantized_matmul(
         # The CPU's stream runs far ahead of its work: without this all blocks would be in memory.
         mx.eval(parts[-1])
     return mx.concatenate(parts, axis=-1)
+
+
+def _quantized_matmul(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, scheme: Quantization
+) -> mx.array:
+    return mx.quantized_matmul(
+        x,
+        weight,
+        scales,
+        biases,
+        transpose=True,
+        group_size=scheme.group_size,
+        bits=scheme.bits,
+        mode=scheme.mode,
+    )
+
+
+def _matmul_in_parts(
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    scheme: Quantization,
+    parts: int,
+) -> mx.array:
+    """`_quantized_matmul` with the rows of W shared out; every row is computed as it would be."""
+    rows = weight.shape[0]
+    found = []
+    for part in range(parts):
+        some = slice(rows * part // parts, rows * (part + 1) // parts)
+        with mx.stream(_other_streams()[part - 1]) if part else nullcontext():
+            own = None if biases is None else biases[some]
+            found.append(_quantized_matmul(x, weight[some], scales[some], own, scheme))
+    return mx.concatenate(found, axis=-1)
+
+
+def _parts(weight: mx.array) -> int:
+    """How many streams are worth waiting for."""
+    return max(1, min(_cores(), weight.nbytes // _PART_BYTES, weight.shape[0]))
+
+
+@cache
+def _other_streams() -> tuple[mx.ThreadLocalStream, ...]:
+    """With the default stream one for every core; each thread has its own behind them."""
+    return tuple(mx.new_thread_local_stream(mx.cpu) for _ in range(_cores() - 1))
+
+
+@cache
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def dequantize(

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from magistral_mlx import backend
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.bench.worker import random_layer, random_pixels, serve
 from magistral_mlx.cache.kv import KVCache
@@ -58,6 +61,13 @@ class Ours:
             return [mx.argmax(logits, axis=-1), *(a for cache in caches for a in cache.state)]
 
         return build
+
+    @staticmethod
+    @contextmanager
+    def as_on_metal() -> Iterator[None]:
+        """One product for a matrix, which only the CPU shares out."""
+        with mock.patch.object(backend, "_parts", return_value=1):
+            yield
 
     def _caches(self, filled: int) -> list[KVCache]:
         caches = self._model.make_caches(self._scheme)

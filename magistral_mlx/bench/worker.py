@@ -125,7 +125,7 @@ def graph(runtime: Runtime, filled: int, rounds: int = 20) -> Task:
         outputs = build()
         seconds.append(time.perf_counter() - begin)
         mx.eval(outputs)
-    with fast_as_one(mx):
+    with fast_as_one(mx), getattr(runtime, "as_on_metal", contextlib.nullcontext)():
         outputs = build()
         counts = operations(mx, outputs)
     mx.eval(build())

@@ -1,65 +1,107 @@
-"""Multiplying by a quantized matrix: the same result, whichever way the backend takes."""
+"""Products with quantized matrices on the CPU: whichever way is taken, the result is the same."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import replace
-from typing import Any
+import threading
 
 import numpy as np
 import pytest
 
-from magistral_mlx import backend as module
-from magistral_mlx.backend import backend, mx, quantized_matmul
-from magistral_mlx.quantization import FIXED_MODES, Quantization
+from magistral_mlx import backend
+from magistral_mlx.backend import mx, quantized_matmul
+from magistral_mlx.quantization import Quantization
 
-SCHEMES = [
-    Quantization(),
-    Quantization(bits=3, group_size=32),
-    Quantization(bits=6, group_size=128),
-    *(Quantization(bits, size, mode) for mode, (bits, size) in FIXED_MODES.items()),  # type: ignore[arg-type]
-]
+AFFINE, MXFP4 = Quantization(), Quantization(4, 32, "mxfp4")
+MANY = 5  # streams, whatever this machine has
 
 
-def parts_of(scheme: Quantization, rows: int = 640, columns: int = 256) -> tuple[Any, ...]:
-    matrix = mx.random.normal((rows, columns), key=mx.random.key(1))
-    parts = mx.quantize(matrix, group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode)
-    return (*parts, None)[:3]
+@pytest.fixture(autouse=True)
+def _many_cores(monkeypatch: pytest.MonkeyPatch):
+    """A machine of five cores, on which no matrix is too small to be shared out."""
+    monkeypatch.setattr(backend, "_cores", lambda: MANY)
+    monkeypatch.setattr(backend, "_PART_BYTES", 1)
+    backend._other_streams.cache_clear()
+    yield
+    backend._other_streams.cache_clear()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: f"{s.mode}{s.bits}/{s.group_size}")
-@pytest.mark.parametrize("rows", [1, 2, 3, 64])
-@pytest.mark.parametrize("block_bytes", [32 << 20, 100_000])
-def test_dequantizing_first_gives_what_the_kernel_gives(
-    monkeypatch: pytest.MonkeyPatch, scheme: Quantization, rows: int, block_bytes: int
-) -> None:
-    """In one piece and in blocks; the difference is rounding in float32."""
-    monkeypatch.setattr(module, "DEQUANTIZED_BYTES", block_bytes)
-    x = mx.random.normal((1, rows, 256), key=mx.random.key(2))
-    parts = parts_of(scheme)
-    results = []
-    for threshold in (None, 1):
-        here = replace(backend(), dequantize_from_rows=threshold)
-        monkeypatch.setattr(module, "backend", lambda here=here: here)
-        results.append(np.array(quantized_matmul(x, *parts, scheme)))
-    assert results[0].shape == (1, rows, 640)
-    np.testing.assert_allclose(results[0], results[1], atol=2e-4 * np.abs(results[0]).max())
+def matrix(rows: int, scheme: Quantization) -> tuple[mx.array, mx.array, mx.array | None]:
+    """The parts of a random (rows, 128) matrix."""
+    plain = mx.array(np.random.default_rng(rows).standard_normal((rows, 128), dtype=np.float32))
+    parts = mx.quantize(plain, group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode)
+    mx.eval(parts)
+    return parts[0], parts[1], parts[2] if len(parts) > 2 else None
 
 
-def test_linux_without_openblas_still_answers() -> None:
-    program = """
-import ctypes
-def refuse(*_):
-    raise OSError("no such library")
-ctypes.CDLL = refuse
-from magistral_mlx import Magistral
-from magistral_mlx.backend import backend
-assert backend().dequantize_from_rows is None
-with Magistral.load("demo") as magistral:
-    print(magistral.generate("What is 37 + 85?", temperature=0).text)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300
+def vector(rows: int = 1) -> mx.array:
+    return mx.array(np.random.default_rng(9).standard_normal((1, rows, 128), dtype=np.float32))
+
+
+def in_one(x: mx.array, parts: tuple, scheme: Quantization) -> mx.array:
+    weight, scales, biases = parts
+    return mx.quantized_matmul(
+        x,
+        weight,
+        scales,
+        biases,
+        transpose=True,
+        group_size=scheme.group_size,
+        bits=scheme.bits,
+        mode=scheme.mode,
     )
-    assert (done.stdout, done.stderr) == ("122\n", "")
+
+
+@pytest.mark.parametrize("scheme", [AFFINE, MXFP4], ids=["affine", "mxfp4"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("features", [3, 5, 64, 333])
+def test_sharing_rows_out_over_streams_changes_no_bit(
+    features: int, rows: int, scheme: Quantization
+):
+    parts, x = matrix(features, scheme), vector(rows)
+    shared = quantized_matmul(x, *parts, scheme)
+    assert shared.shape == (1, rows, features)
+    assert mx.array_equal(shared, in_one(x, parts, scheme))
+
+
+def test_a_chain_of_products_over_streams_changes_no_bit():
+    parts, x = matrix(128, AFFINE), vector()
+    y = z = x
+    for _ in range(20):
+        y, z = quantized_matmul(y, *parts, AFFINE) / 10, in_one(z, parts, AFFINE) / 10
+    assert mx.array_equal(y, z)
+
+
+def test_every_thread_has_streams_of_its_own():
+    parts, x = matrix(64, AFFINE), vector()
+    expected = np.array(in_one(x, parts, AFFINE))
+    found: list[object] = []
+
+    def work() -> None:
+        try:
+            found.append(np.array(quantized_matmul(x, *parts, AFFINE)))
+            mx.synchronize()
+            mx.clear_streams()
+        except RuntimeError as error:
+            found.append(error)
+
+    mx.eval(x)
+    quantized_matmul(x, *parts, AFFINE)
+    for _ in range(3):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert [np.array_equal(result, expected) for result in found] == [True] * 3
+    assert np.array_equal(np.array(quantized_matmul(x, *parts, AFFINE)), expected)
+
+
+def test_a_small_matrix_is_not_worth_another_stream(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "_PART_BYTES", 256 << 10)
+    assert backend._parts(mx.zeros((255, 256), mx.uint32)) == 1
+    assert backend._parts(mx.zeros((512, 256), mx.uint32)) == 2
+    assert backend._parts(mx.zeros((8192, 256), mx.uint32)) == MANY
+
+
+def test_more_rows_are_multiplied_by_the_dequantized_matrix():
+    parts, x = matrix(64, AFFINE), vector(7)
+    expected = in_one(x, parts, AFFINE)
+    assert mx.allclose(quantized_matmul(x, *parts, AFFINE), expected, rtol=1e-4, atol=1e-4)
