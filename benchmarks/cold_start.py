@@ -1,0 +1,121 @@
+"""From the start of a process to its first token, and what importing costs.
+
+    python -m benchmarks.cold_start [--full]
+
+Each command answers one question with one token on the demo model at 4 bits and ends; its whole
+time on the clock counts. `mlx_vlm.generate` needs a tokenizer.json, which neither the official
+checkpoint nor the demo has: where it fails, what it said stands in the table. Beside them, the
+time of `--help` and of the import, each in a fresh process; an empty Python is their floor.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import COLOURS, VLM_PYTHON, Figure, Record, console, options, show
+from benchmarks.tokens_per_second import checkpoint_of
+
+QUESTION = "What is 37 + 85?"
+BIN = Path(sys.executable).parent
+
+
+def commands(folder: str) -> dict[str, list[str]]:
+    """What is timed, by name."""
+    one = ["--model", folder, "--prompt", QUESTION, "--max-tokens", "1"]
+    ours = str(BIN / "magistral-mlx")
+    first = [ours, "generate", QUESTION, "--model", folder, "--max-tokens", "1", "--no-stats"]
+    python = sys.executable
+    found = {
+        "magistral-mlx generate": first,
+        "mlx_lm.generate": [python, "-m", "mlx_lm", "generate", *one],
+        "mlx_vlm.generate": [str(VLM_PYTHON), "-m", "mlx_vlm", "generate", *one],
+        "an empty Python": [python, "-c", "pass"],
+        "import magistral_mlx": [python, "-c", "import magistral_mlx"],
+        "import mlx_lm": [python, "-c", "import mlx_lm"],
+        "import mlx_vlm": [str(VLM_PYTHON), "-c", "import mlx_vlm"],
+        "magistral-mlx --help": [ours, "--help"],
+        "mlx_lm.generate --help": [python, "-m", "mlx_lm", "generate", "--help"],
+    }
+    return {name: command for name, command in found.items() if Path(command[0]).exists()}
+
+
+def run(command: list[str]) -> tuple[float, str]:
+    """Seconds, and the last line of stderr where the command failed."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    seconds = time.perf_counter() - begin
+    if done.returncode == 0:
+        return seconds, ""
+    lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+    return seconds, lines[-1]
+
+
+def measure(found: dict[str, list[str]], rounds: int) -> tuple[dict[str, Figure], dict[str, str]]:
+    """Name -> seconds, and name -> error of what cannot run. All take turns."""
+    errors = {}
+    for name, command in found.items():
+        console.print(name, style="dim")
+        _, error = run(command)  # files come into the page cache
+        if error:
+            errors[name] = error
+    times: dict[str, list[float]] = {name: [] for name in found if name not in errors}
+    for _ in range(rounds):
+        for name, seconds in times.items():
+            seconds.append(run(found[name])[0])
+    return {name: Figure.of(seconds) for name, seconds in times.items()}, errors
+
+
+def main() -> None:
+    given = options(__doc__ or "")
+    record = Record("cold_start")
+    figures, errors = measure(commands(str(checkpoint_of("demo").folder)), given.rounds + 2)
+    floor = figures["an empty Python"].median
+    rows: list[list[Any]] = [
+        [
+            name,
+            f"{figure.median:.2f} s",
+            f"{figure.median - floor:.2f} s",
+            f"{figure.spread:.0%}",
+        ]
+        for name, figure in figures.items()
+    ]
+    rows += [[name, "cannot run", "", ""] for name in errors]
+    show("One process", ["command", "median", "above an empty Python", "spread"], rows)
+    for name, error in errors.items():
+        console.print(f"{name}: {error}", highlight=False)
+    first = figures["magistral-mlx generate"].median
+    for name in ("mlx_lm.generate", "mlx_vlm.generate"):
+        if name in figures:
+            ratio = first / figures[name].median
+            console.print(f"To the first token: {ratio:.2f} of {name}.", highlight=False)
+    draw(record, given.out, figures)
+    record.save(given.out, figures=figures, errors=errors)
+
+
+def draw(record: Record, out: Path, figures: dict[str, Figure]) -> None:
+    with record.plot(out, title="From the start of the process") as (ax,):
+        names = list(figures)
+        middles = [statistics.median(figures[name].values) for name in names]
+        colours = [
+            COLOURS["magistral-mlx" if "magistral" in name else "mlx-lm"]
+            if "empty" not in name
+            else "#adb5bd"
+            for name in names
+        ]
+        ax.barh(range(len(names)), middles, color=colours)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.invert_yaxis()
+        ax.set(xlabel="seconds")
+        ax.grid(axis="x", color="#e9ecef")
+        ax.grid(visible=False, axis="y")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Tokens per second against context: ours, mlx-lm and mlx-vlm on the same 4-bit weights.
+
+    python -m benchmarks.tokens_per_second [--full] [--model midsize|demo|FOLDER]
+
+Each runtime runs in a process of its own and they take turns; the peers run twice, as installed and
+with the OpenBLAS that ours finds. Before anything is timed, every runtime has to give the greedy
+tokens that ours gives. Beside each decode figure stands its physical limit: the bytes that a token
+reads (weights and cache) over the bandwidth of memory measured in the same run.
+
+Decoding starts from caches that are filled with random keys and values, the same in all runtimes: a
+peer's prefill of 8,000 tokens would take an hour on a CPU. Prefill runs on random tokens; in the
+quick run the peers get a shorter prompt than ours. The third table is what a step costs the host:
+the time to build its graph, and the operations in it, one for each that is one kernel on Metal.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import (
+    COLOURS,
+    Figure,
+    Record,
+    Worker,
+    all_programs,
+    console,
+    interleave,
+    options,
+    ratios,
+    runtimes,
+    show,
+)
+from benchmarks.midsize import FOLDER, midsize
+from magistral_mlx.backend import DTYPES, backend
+from magistral_mlx.bench.bandwidth import measure_bandwidth
+from magistral_mlx.bench.compare import decode_rate, equal_start
+from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.bench.process import OURS
+from magistral_mlx.bench.worker import launches
+from magistral_mlx.cache.scheme import FULL
+from magistral_mlx.checkpoint.folder import Checkpoint
+
+Figures = dict[int, dict[str, Figure]]
+
+
+def checkpoint_of(model: str) -> Checkpoint:
+    """The 4-bit checkpoint that a name stands for; made if need be."""
+    if model == "midsize":
+        return Checkpoint.open(midsize())
+    if model != "demo":
+        return Checkpoint.open(Path(model))
+    folder = FOLDER / "demo-4bit"
+    if not folder.exists():
+        from magistral_convert import convert
+        from magistral_mlx.library import locate
+
+        convert(str(locate("demo")), folder)
+    return Checkpoint.open(folder)
+
+
+def same_tokens(workers: dict[str, Worker], vocabulary: int, exact: bool) -> dict[str, int]:
+    """Label -> how many of 12 greedy tokens are ours; runtimes that differ are ended and left out.
+
+    Once after a prompt, once after caches filled with random keys and values.
+    """
+    equal: dict[str, int] = {}
+    for work in ({"prompt": 16}, {"prompt": 1, "filled": 300}):
+        expected: list[int] = []
+        for label, worker in list(workers.items()):
+            ids = worker.ask("generate", count=12, vocabulary=vocabulary, **work)["ids"]
+            expected = expected or ids
+            equal[label] = min(equal.get(label, 12), equal_start(expected, ids))
+    for label, count in equal.items():
+        if count < (12 if exact else 4):
+            console.print(f"{label} computes something else (token {count}): left out.")
+            workers.pop(label).close()
+    return equal
+
+
+def decode(
+    workers: dict[str, Worker], contexts: list[int], count: int, vocabulary: int, most: int
+) -> Figures:
+    """Context -> label -> decoded tokens per second."""
+
+    def once(worker: Worker, context: int) -> float:
+        answer = worker.ask(
+            "generate", prompt=1, filled=context - 1, count=count, vocabulary=vocabulary
+        )
+        return decode_rate(answer)
+
+    figures: Figures = {}
+    for context in contexts:
+        console.print(f"decode at {context:,}", style="dim")
+        turns = {k: lambda w=w: once(w, context) for k, w in workers.items()}  # noqa: B023
+        figures[context] = interleave(turns, most)
+    return figures
+
+
+def prefill(
+    workers: dict[str, Worker],
+    lengths: dict[str, list[int]],
+    vocabulary: int,
+    most: int,
+) -> Figures:
+    """Length -> label -> prompt tokens per second. lengths: what each runtime is given."""
+
+    def once(worker: Worker, length: int) -> float:
+        answer = worker.ask("generate", prompt=length, count=1, vocabulary=vocabulary)
+        return length / answer["first"]
+
+    figures: Figures = {}
+    for length in sorted({length for some in lengths.values() for length in some}):
+        console.print(f"prefill of {length:,}", style="dim")
+        turns = {
+            k: lambda w=w: once(w, length)  # noqa: B023
+            for k, w in workers.items()
+            if length in lengths[k]
+        }
+        figures[length] = interleave(turns, most)
+    return figures
+
+
+def show_decode(figures: Figures, limits: dict[int, float]) -> None:
+    rows = []
+    for context, by_label in figures.items():
+        mine = by_label[OURS]
+        for label, figure in by_label.items():
+            ratio = "" if label == OURS else _ratio(mine, figure)
+            share = f"{figure.median / limits[context]:.1%}"
+            limit = f"{limits[context]:.1f}"
+            speed = f"{figure.median:.2f}"
+            rows.append([label, f"{context:,}", speed, f"{figure.spread:.0%}", ratio, limit, share])
+    header = ["runtime", "context", "tokens/s", "spread", "ours / theirs", "limit", "share of it"]
+    show("Decode", header, rows)
+
+
+def show_prefill(figures: Figures) -> None:
+    rows = [
+        [label, f"{length:,}", f"{figure.median:.1f}", f"{figure.spread:.0%}"]
+        for length, by_label in figures.items()
+        for label, figure in by_label.items()
+    ]
+    show("Prefill", ["runtime", "prompt", "tokens/s", "spread"], rows)
+
+
+def show_host(graphs: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        [
+            label,
+            f"{statistics.median(graph['build']) * 1e3:.2f} ms",
+            sum(graph["operations"].values()),
+            launches(graph["operations"]),
+        ]
+        for label, graph in graphs.items()
+    ]
+    header = ["runtime", "building the graph", "operations", "of them no views"]
+    show("What one decoded token costs the host", header, rows)
+
+
+def _ratio(ours: Figure, theirs: Figure) -> str:
+    figure = ratios(ours.values, theirs.values)
+    return f"{figure.median:.2f} ± {figure.spread / 2 * figure.median:.2f}"
+
+
+def draw(record: Record, out: Path, figures: Figures, fast: Figures, limits: Any) -> None:
+    title = f"Tokens per second, {record.facts['model']}"
+    with record.plot(out, panels=2, title=title) as (left, right):
+        contexts = list(figures)
+        for label in figures[contexts[0]]:
+            speeds = [figures[context][label].median for context in contexts]
+            dashed = "--" if "OpenBLAS" in label else "-"
+            left.plot(contexts, speeds, dashed, marker="o", color=COLOURS.get(label), label=label)
+        left.set(
+            xscale="log", xlabel="tokens of context", ylabel="decoded tokens/s", ylim=(0, None)
+        )
+        left.set_xticks(contexts, [f"{context:,}" for context in contexts], fontsize=8)
+        left.minorticks_off()
+        left.legend(frameon=False, fontsize=8)
+        best = {label: (n, f.median) for n, by in fast.items() for label, f in by.items()}
+        for place, (label, (length, speed)) in enumerate(best.items()):
+            right.bar(place, speed, color=COLOURS.get(label))
+            text = f"{speed:,.1f}\n({length} tokens)"
+            right.annotate(text, (place, speed), ha="center", va="bottom", fontsize=8)
+        right.set(yscale="log", ylabel="prompt tokens/s")
+        right.set_ylim(top=max(speed for _, speed in best.values()) * 4)
+        labels = [label.replace(" + ", "\n+ ") for label in best]
+        right.set_xticks(range(len(best)), labels, fontsize=8)
+
+
+def main() -> None:
+    given = options(
+        __doc__ or "", model={"default": "midsize", "help": "midsize, demo or a folder"}
+    )
+    checkpoint = checkpoint_of(given.model)
+    text = checkpoint.config.text
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    dtype = backend().dtype
+    longest = text.max_position_embeddings
+    contexts = [128, 1024, 4096, 8192, 16384, 32768] if given.full else [128, 8192, 16384]
+    contexts = [context for context in contexts if context + 64 <= longest]
+    count = (32 if given.full else 8) if given.model == "midsize" else 64
+    programs = all_programs()
+    record = Record(
+        "tokens_per_second" if given.model == "midsize" else f"tokens_per_second_{given.model}",
+        programs,
+    )
+    bandwidth = measure_bandwidth()
+    limits = {
+        context: bandwidth / bytes_per_token(checkpoint, context + count // 2, FULL, dtype.size)
+        for context in contexts
+    }
+    lengths = {OURS: [128, 512, 2048] if given.full else [32, 512]}
+    with runtimes(programs, checkpoint.folder, names[dtype]) as workers:
+        exact = backend().name == "cpu"
+        equal = same_tokens(workers, text.vocab_size, exact)
+        for label in workers:
+            lengths.setdefault(label, [128, 512] if given.full else [32])
+        decoded = decode(workers, contexts, count, text.vocab_size, given.rounds)
+        most = given.rounds if given.full else 1
+        filled = prefill(workers, lengths, text.vocab_size, most)
+        graphs = {k: worker.ask("graph", filled=127) for k, worker in workers.items()}
+    record.facts["model"] = given.model
+    show_decode(decoded, limits)
+    show_prefill(filled)
+    show_host(graphs)
+    console.print(f"Memory read at {bandwidth / 1e9:.1f} GB/s; computed in {names[dtype]}.")
+    draw(record, given.out, decoded, filled, limits)
+    record.save(
+        given.out,
+        dtype=names[dtype],
+        bandwidth=bandwidth,
+        equal_tokens=equal,
+        limits=limits,
+        decode=decoded,
+        prefill=filled,
+        graph=graphs,
+    )
+
+
+if __name__ == "__main__":
+    main()
