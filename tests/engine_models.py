@@ -44,7 +44,7 @@ class TableModel:
             table[token, following.get(token, (token + 1) % vocab_size)] = 10
         return cls(table)
 
-    def make_caches(self, scheme: object) -> list[Any]:
+    def make_caches(self, scheme: object, workspace: int = 0) -> list[Any]:
         return [CountingCache()]
 
     def embed(self, tokens: mx.array) -> mx.array:

@@ -134,6 +134,7 @@ def test_ctrl_c_says_how_to_go_on_and_ends_with_130(source: Path, tmp_path: Path
     # The signal comes with the first report, from inside, so that it meets the work.
     program = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run may ignore it
         "from magistral_mlx.cli import convert_progress, main\n"
         "interrupt = lambda self, report: os.kill(os.getpid(), signal.SIGINT)\n"
         "convert_progress._Lines.__call__ = interrupt\n"

@@ -470,6 +470,7 @@ def test_ctrl_c_reaches_who_waits_for_an_answer(endless_folder: Path):
     program = """
 import os, signal, sys, threading
 from magistral_mlx import Magistral
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run may ignore it
 magistral = Magistral.load(sys.argv[1])
 stream = magistral.stream("Hi")
 next(stream)
