@@ -1,6 +1,7 @@
 """The full-size model from end to end: convert, load, prefill, decode, beside mlx-lm.
 
     python benchmarks/full_size.py
+    python benchmarks/full_size.py --context 131072
 
 Makes a bfloat16 checkpoint of Magistral Small's size (48 GB by its length; it is sparse, reads as
 zeros and takes no disk), converts it to 4 bits, loads the result, prefills 4 tokens and decodes 4.
@@ -161,12 +162,22 @@ def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument(
+        "--context",
+        type=int,
+        help="instead: a cache of so many tokens, a prefill chunk and three decode steps",
+    )
     parser.add_argument("--ours-only", action="store_true", help="leave mlx-lm out")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
         child(options.step, options.folder)
+        return
+    if options.context:
+        from benchmarks.long_context import report as report_context
+
+        report_context(options.context, kv="4/4", chunk=64, layers=40)
         return
     from benchmarks.sparse import write_sparse_checkpoint
 

@@ -118,10 +118,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=int, default=131_072)
     parser.add_argument("--kv", default="4/4", help="full, 8/8, 8/4 or 4/4")
-    parser.add_argument("--chunk", type=int, default=128, help="tokens of the prefill chunk")
+    parser.add_argument("--chunk", type=int, default=64, help="tokens of the prefill chunk")
     parser.add_argument("--layers", type=int, default=40, help="fewer make it quicker")
     options = parser.parse_args()
-    figures = measure(options.context, options.kv, options.chunk, options.layers)
+    report(options.context, options.kv, options.chunk, options.layers)
+
+
+def report(context: int, kv: str, chunk: int, layers: int) -> None:
+    """Measure, and print the figures for a person and as a line of JSON."""
+    figures = measure(context, kv, chunk, layers)
     for name, value in figures.items():
         is_bytes = name.endswith("peak") or name.startswith("predicted")
         shown = f"{value / (1 << 30):.2f} GiB" if is_bytes else value
