@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 from magistral_mlx import backend
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.bench.worker import random_layer, random_pixels, serve
+from magistral_mlx.cache import attention
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -65,8 +66,16 @@ class Ours:
     @staticmethod
     @contextmanager
     def as_on_metal() -> Iterator[None]:
-        """One product for a matrix, which only the CPU shares out."""
-        with mock.patch.object(backend, "_parts", return_value=1):
+        """Build graphs as for a GPU: one product for a matrix, and one kernel for attention."""
+        fused = replace(backend.backend(), fused_attention=True)
+        changes: list[tuple[Any, str, Any]] = [
+            (backend, "_parts", lambda _: 1),
+            (attention, "backend", lambda: fused),
+        ]
+        with ExitStack() as stack:
+            for module, name, value in changes:
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, value)
             yield
 
     def _caches(self, filled: int) -> list[KVCache]:

@@ -4,7 +4,8 @@ Three ways, chosen in `attend` and nowhere else:
 
 - fused: keys and values as plain arrays through `mx.fast.scaled_dot_product_attention`, packed
   ones dequantized for as many heads at a time as the workspace allows;
-- packed: for a few queries, quantized products on the packed arrays themselves;
+- packed: for a few queries, products with the arrays as they are stored, quantized or plain, in
+  which the heads of a group are rows;
 - blocks: where the backend would write all scores out, blocks of keys with an online softmax
   (arXiv 1805.02867), packed ones dequantized block by block.
 """
@@ -100,6 +101,9 @@ def attend(
             return attend_packed(q, segments, scale=scale, causal=causal)
         return attend_dequantized(q, segments, scale=scale, causal=causal, workspace=workspace)
     if plain and q.size // q.shape[3] * total * 4 * SCORE_COPIES <= workspace:
+        if length == 1:
+            # MLX's fallback would read keys and values once for every head of a group.
+            return attend_packed(q, segments, scale=scale, causal=False)
         return _fused(q, segments[0], scale, causal)
     return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
 
@@ -136,7 +140,7 @@ def attend_dequantized(
 def attend_packed(
     q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool
 ) -> mx.array:
-    """Quantized products on the packed arrays. The heads of a group are rows of one product."""
+    """Products with the arrays as they are stored. The heads of a group are rows of one product."""
     batch, heads, length, head_dim = q.shape
     kv_heads = _kv_heads(segments)
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
