@@ -2,7 +2,7 @@
 # Set up an environment: setup.sh runtime | dev | mlx-vlm
 #
 # runtime  .venv with magistral-mlx, enough for `make demo`
-# dev      .venv with the tests' references and the linters as well
+# dev      .venv with the tests' references and the linters as well, and a browser
 # mlx-vlm  .venv-mlx-vlm with mlx-vlm alone, whose pins clash with ours
 #
 # Uses uv where it is present, else venv and pip. PYTHON=... names the Python to use.
@@ -54,9 +54,23 @@ install() { # the packages $2... into the environment $1
   fi
 }
 
+browser() { # a Chromium for the tests of the page: the system's, or Playwright's own
+  for chromium in chromium chromium-browser google-chrome; do
+    command -v "$chromium" >/dev/null 2>&1 && return
+  done
+  echo "setup: installing Chromium for the tests of the page" >&2
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    { apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null ||
+      fail "apt-get cannot install chromium. Install one, then run make again."
+  else
+    .venv/bin/playwright install chromium ||
+      fail "Playwright cannot install its Chromium. Install one as 'chromium', then run make again."
+  fi
+}
+
 case $what in
   runtime) create .venv; install .venv -e . ;;
-  dev) create .venv; install .venv -e '.[dev]' ;;
+  dev) create .venv; install .venv -e '.[dev]'; browser ;;
   mlx-vlm) create .venv-mlx-vlm; install .venv-mlx-vlm -r tests/parity/mlx-vlm.txt ;;
   *) fail "unknown environment $what" ;;
 esac

@@ -20,6 +20,10 @@ class KVCache(Protocol):
     length: int  # tokens held
 
     @property
+    def offset(self) -> int | mx.array:
+        """The position of the next token: one for all rows of a batch, or (B,) of their own."""
+
+    @property
     def state(self) -> list[mx.array]:
         """The arrays that hold the cache, to be evaluated together with a step's output."""
 
@@ -71,6 +75,10 @@ class FullKVCache:
         self.length = 0
         self._workspace = workspace
         self._keys, self._values = Buffer(), Buffer()
+
+    @property
+    def offset(self) -> int:
+        return self.length
 
     @property
     def state(self) -> list[mx.array]:

@@ -68,6 +68,10 @@ class QuantizedKVCache:
             buffer.reserve(window_capacity(scheme))
 
     @property
+    def offset(self) -> int:
+        return self.length
+
+    @property
     def state(self) -> list[mx.array]:
         buffers = (*self._first, *self._quantized, *self._window)
         return [array for buffer in buffers for array in buffer.state]

@@ -34,7 +34,7 @@ class Attention(nn.Module):
         q = self._heads(self.q_proj(x), self.num_heads)  # (B, H, L, head_dim)
         k = self._heads(self.k_proj(x), self.num_kv_heads)  # (B, H_kv, L, head_dim)
         v = self._heads(self.v_proj(x), self.num_kv_heads)
-        q, k = self._rope(q, cache.length), self._rope(k, cache.length)
+        q, k = self._rope(q, cache.offset), self._rope(k, cache.offset)
         y = cache.attend(q, k, v, scale=self.head_dim**-0.5)  # (B, H, L, head_dim)
         batch, _, length, _ = y.shape
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1))
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         return x.reshape(batch, length, heads, self.head_dim).transpose(0, 2, 1, 3)
 
-    def _rope(self, x: mx.array, offset: int) -> mx.array:
+    def _rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
             x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
         )
