@@ -14,14 +14,28 @@ from magistral_mlx.cache.buffer import Buffer
 from magistral_mlx.cache.scheme import KVScheme
 
 
-class KVCache(Protocol):
-    """The keys and values of one layer."""
-
-    length: int  # tokens held
+class LayerCache(Protocol):
+    """What a layer asks of a cache, be it one sequence's or a batch's."""
 
     @property
     def offset(self) -> int | mx.array:
         """The position of the next token: one for all rows of a batch, or (B,) of their own."""
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+        """Append keys and values, then attend causally over all that is held.
+
+        Args:
+            q: (B, H, L, head_dim). k, v: (B, H_kv, L, head_dim), rotated by rope already.
+
+        Returns:
+            (B, H, L, head_dim)
+        """
+
+
+class KVCache(LayerCache, Protocol):
+    """The keys and values of one layer of one sequence."""
+
+    length: int  # tokens held
 
     @property
     def state(self) -> list[mx.array]:
@@ -37,16 +51,6 @@ class KVCache(Protocol):
 
     def trim(self, length: int) -> None:
         """Forget all tokens from position `length` on; a no-op if there are none."""
-
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        """Append keys and values, then attend causally over all that is held.
-
-        Args:
-            q: (B, H, L, head_dim). k, v: (B, H_kv, L, head_dim), rotated by rope already.
-
-        Returns:
-            (B, H, L, head_dim)
-        """
 
     def save(self) -> dict[str, mx.array]:
         """What is held, without spare room, for `restore` on an empty cache of the same scheme."""

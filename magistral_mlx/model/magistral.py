@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from magistral_mlx.backend import mx, nn
 from magistral_mlx.cache.attention import WORKSPACE
-from magistral_mlx.cache.kv import KVCache, make_cache
+from magistral_mlx.cache.kv import KVCache, LayerCache, make_cache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.model.projector import Projector
@@ -60,7 +60,7 @@ class MagistralModel(nn.Module):
         """(B, L) token ids -> (B, L, D)"""
         return self.language_model.model.embed_tokens(tokens, self.dtype)
 
-    def __call__(self, h: mx.array, caches: Sequence[KVCache]) -> mx.array:
+    def __call__(self, h: mx.array, caches: Sequence[LayerCache]) -> mx.array:
         """Run embeddings (B, L, D) through the decoder, appending to the caches -> (B, L, D)."""
         return self.language_model.model(h, caches)
 

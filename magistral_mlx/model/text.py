@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from magistral_mlx.backend import mx, nn
-from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.kv import LayerCache
 from magistral_mlx.config import TextConfig
 from magistral_mlx.model.linear import Embedding, Linear
 
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_width)
         self.o_proj = Linear(width, config.hidden_size)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         q = self._heads(self.q_proj(x), self.num_heads)  # (B, H, L, head_dim)
         k = self._heads(self.k_proj(x), self.num_kv_heads)  # (B, H_kv, L, head_dim)
         v = self._heads(self.v_proj(x), self.num_kv_heads)
@@ -73,7 +73,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, h: mx.array, caches: Sequence[KVCache]) -> mx.array:
+    def __call__(self, h: mx.array, caches: Sequence[LayerCache]) -> mx.array:
         is_chunk = h.shape[1] > FEW_ROWS
         for layer, cache in zip(self.layers, caches, strict=True):
             if is_chunk:
