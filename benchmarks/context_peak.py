@@ -18,12 +18,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import COLOURS, console, show
+from benchmarks.common import console, show
 
 LAYERS, ALL, CHUNK, DECODED = 2, 40, 16, 3
 CONTEXTS = (4_096, 16_384, 40_960, 131_072)
 OURS = ("full", "8/8", "8/4", "4/4")
 THEIRS = ("full", "8-bit")
+SHADES = ("#7f1d1d", "#d9480f", "#fd7e14", "#ffc078", "#1864ab", "#4dabf7")
 MAC = 64 / 3 * 2**30  # what Metal allows of 32 GB
 
 
@@ -126,13 +127,15 @@ def _plot(results: dict[str, list[float | None]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for (name, peaks), colour in zip(results.items(), [*COLOURS.values()] * 3, strict=False):
+    for (name, peaks), colour in zip(results.items(), SHADES, strict=True):
         known = [(c, p / 2**30) for c, p in zip(CONTEXTS, peaks, strict=True) if p]
         style = "--" if name.startswith("mlx-lm") else "-"
         axes.plot(*zip(*known, strict=True), style, marker="o", label=name, color=colour)
     axes.axhline(MAC / 2**30, color="grey", linewidth=1)
     axes.annotate("what a 32 GB Mac gives", (CONTEXTS[0], MAC / 2**30 + 0.4), color="grey")
-    axes.set(xscale="log", xlabel="tokens of context", ylabel="peak, GiB")
+    axes.set(xscale="log", xlabel="tokens of context", ylabel="peak, GiB (computing in float32)")
+    axes.set(title="Peak memory of the full-size model, 4-bit weights")
+    axes.minorticks_off()
     axes.set_xticks(CONTEXTS, [f"{c:,}" for c in CONTEXTS])
     axes.legend()
     figure.tight_layout()

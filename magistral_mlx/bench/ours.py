@@ -44,8 +44,13 @@ class Ours:
         ids = np.array([0] * filled + tokens, np.int32)
         request = Request(ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme)
         start = Prefilled(self._caches(filled), filled) if filled else None
-        steps = generate(self._model, request, start)
-        return (step.id for step in steps if not isinstance(step, Prefill))
+        generation = generate(self._model, request, start)
+        try:
+            for step in generation:
+                if not isinstance(step, Prefill):
+                    yield step.id
+        finally:
+            generation.close()  # or its caches would stay until the collector comes
 
     def see(self, count: int, side: int) -> None:
         if not self._model.sees:
