@@ -134,6 +134,15 @@ class AsyncStream(AsyncIterator[Event]):
             raise item.error
         raise StopAsyncIteration
 
+    async def begin(self) -> None:
+        """Compose and queue it now, instead of with the first event. Raises what makes no prompt."""
+        if self._answer is None:
+            try:
+                await self._begin()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+
     def cancel(self) -> None:
         """Stop after the current token or part of the prompt, from any thread."""
         self._cancelled = True

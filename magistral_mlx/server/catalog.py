@@ -1,0 +1,129 @@
+"""What is known of the models that a server was given, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from magistral_mlx.api import Magistral, Options
+from magistral_mlx.api.composer import Composer
+from magistral_mlx.chat.messages import Message
+from magistral_mlx.chat.prompt import Prompt
+from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.hub import Progress, find_tokenizer
+from magistral_mlx.hub.cache import repo_of_snapshot
+from magistral_mlx.library import locate
+from magistral_mlx.memory.here import plan_here
+from magistral_mlx.memory.plan import Plan, Wish
+from magistral_mlx.places import DEMO
+from magistral_mlx.server.refusals import UnknownModel
+from magistral_mlx.server.settings import Settings
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as a client sees it.
+
+    created: seconds since 1970, when its files were written. context: tokens of prompt and answer
+    together. loaded: whether it is in memory now.
+    """
+
+    id: str
+    created: int
+    context: int
+    sees: bool
+    thinks: bool
+    loaded: bool
+
+
+class ServedModel:
+    """One model: what it is called and can do, and its `Magistral` once it has been loaded."""
+
+    def __init__(self, id: str, source: str, plan: Plan, composer: Composer, *, sees: bool) -> None:
+        """`source` is what `Magistral.load` takes."""
+        self.id = id
+        self.source = source
+        self.plan = plan
+        self.magistral: Magistral | None = None  # stays when it has been closed: it still counts
+        self._composer = composer
+        self._sees = sees
+
+    @property
+    def info(self) -> ModelInfo:
+        magistral = self.magistral
+        return ModelInfo(
+            self.id,
+            self._created,
+            magistral.context if magistral else self.plan.context,
+            self._sees and self._composer.tokenizer.sees,
+            self._composer.tokenizer.thinks,
+            magistral is not None and not magistral.closed,
+        )
+
+    def prompt(self, messages: list[Message], options: Options) -> Prompt:
+        """What the model would be fed, whether it is loaded or not."""
+        return self._composer.prompt(messages, options)
+
+    @cached_property
+    def _created(self) -> int:
+        return int((self._composer.folder / "config.json").stat().st_mtime)
+
+
+class Catalog:
+    """The models of a server, by name."""
+
+    def __init__(self, settings: Settings, on_progress: Progress | None = None) -> None:
+        """Find them all, downloading what is missing.
+
+        Raises:
+            MagistralError: one that is not there, damaged, or does not fit into this machine.
+        """
+        self._models: dict[str, ServedModel] = {}
+        for name in settings.models or (None,):
+            model = _describe(name, settings, on_progress)
+            if model.id in self._models:
+                raise InvalidOption(f"two of the models are called {model.id}: name each once.")
+            self._models[model.id] = model
+        self.first = next(iter(self._models.values()))
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of that name; the first one for none.
+
+        Raises:
+            UnknownModel: with the names that there are.
+        """
+        if not name:
+            return self.first
+        found = self._models.get(name)
+        if found is None:
+            raise UnknownModel(
+                f"there is no model {name[:100]!r} here. Known: {', '.join(self._models)}.",
+                param="model",
+            )
+        return found
+
+
+def _describe(name: str | None, settings: Settings, on_progress: Progress | None) -> ServedModel:
+    folder = locate(name, on_progress=on_progress)
+    checkpoint = Checkpoint.open(folder)
+    load = settings.load
+    wish = Wish(load.context, load.kv, load.pictures, load.memory_limit)
+    plan = plan_here(checkpoint, name or str(folder), wish, load.dtype)
+    tokenizer = Tokenizer.load(find_tokenizer(folder, load.tokenizer))
+    sees = checkpoint.config.vision is not None
+    composer = Composer(folder, tokenizer, plan.context, sees=sees)
+    return ServedModel(_id(name, folder), name or str(folder), plan, composer, sees=sees)
+
+
+def _id(name: str | None, folder: Path) -> str:
+    """What clients call it: a hub's name as it is, a folder by its last part."""
+    if name == DEMO or (name is not None and not Path(name).expanduser().exists()):
+        return name
+    return repo_of_snapshot(folder) or folder.resolve().name

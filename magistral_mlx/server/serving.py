@@ -1,0 +1,239 @@
+"""Between the endpoints and the models: `request.app.state.serving` answers prompts.
+
+    async with serving.answer(request, model, prompt, options, endpoint=..., body=...) as exchange:
+        async for event in exchange: ...
+
+An endpoint that streams enters before it returns its response, so that a refusal still has a
+status of its own, and leaves when its stream ends, however that comes about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+
+from magistral_mlx.api import Magistral, Options
+from magistral_mlx.api.inputs import PromptLike, to_messages
+from magistral_mlx.api.progress import OnProgress
+from magistral_mlx.chat.messages import Message
+from magistral_mlx.errors import InvalidOption, MagistralError
+from magistral_mlx.server.catalog import Catalog, ModelInfo, ServedModel
+from magistral_mlx.server.exchange import Exchange
+from magistral_mlx.server.refusals import BadRequest, Busy, Unavailable
+from magistral_mlx.server.settings import Settings
+from magistral_mlx.server.shelf import Load, Shelf
+
+_MOST_ANSWERS = 128  # to one prompt, as in OpenAI's API
+_REMEMBERED = 32  # answers whose duration tells when a place may be free
+
+
+class Serving:
+    """The models of a running server, and the answers that it is giving."""
+
+    def __init__(
+        self, settings: Settings, load: Load = Magistral.load, on_progress: OnProgress | None = None
+    ) -> None:
+        """Find the models; nothing is loaded yet.
+
+        Raises:
+            MagistralError: a model that is not there, damaged, or does not fit.
+        """
+        self.settings = settings
+        self.catalog = Catalog(settings)
+        self.shelf = Shelf(settings.load, settings.keep_alive, load, on_progress)
+        self.failed: MagistralError | None = None  # why the first model could not be loaded
+        self._loaded = False
+        self._stopping = False
+        self._exchanges: set[Exchange] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._durations: deque[float] = deque(maxlen=_REMEMBERED)
+
+    # What there is
+
+    def models(self) -> list[ModelInfo]:
+        """The models by the names that requests give; the first is the one for none."""
+        return [model.info for model in self.catalog]
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered: not while the first model loads, nor at the end."""
+        return self._loaded and not (self._stopping or self.shelf.loading)
+
+    @property
+    def running(self) -> int:
+        """Answers that are being generated."""
+        return sum(exchange.running for exchange in self._exchanges)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._exchanges) - self.running
+
+    # Asking
+
+    def answer(
+        self,
+        request: Request,
+        model: str | None,
+        prompt: PromptLike,
+        options: Options,
+        *,
+        endpoint: str,
+        body: Mapping[str, Any],
+    ) -> Exchange:
+        """The answer to `prompt`: an async context manager that gives the events, to `Finished`.
+
+        Entering finds the model, loads it if need be, and queues the prompt. Leaving stops the
+        answer within one token, and so does the client when it goes. Dicts in `prompt` cannot name
+        files of this machine.
+
+        Args:
+            model: as the request names it; None for the first.
+            endpoint: what the answer counts as in metrics and records, such as its path.
+            body: the request as it came, for the record.
+
+        Raises, when it is entered:
+            UnknownModel: 404.
+            Busy: 429, too many wait already.
+            PromptError, PictureError, InvalidOption: 400.
+            Unavailable: 503, the model cannot be loaded, or the server is shutting down.
+        """
+        return Exchange(self, request, model, prompt, options, endpoint=endpoint, body=body)
+
+    async def count(self, model: str | None, prompt: PromptLike, options: Options) -> int:
+        """Tokens of the prompt. The model's weights are not needed for that.
+
+        Raises what entering `answer` raises, but for what concerns its turn.
+        """
+        served = self.catalog.find(model)
+
+        def count() -> int:
+            return len(served.prompt(self.messages(prompt), options))
+
+        return await asyncio.to_thread(count)
+
+    # For the exchanges
+
+    def messages(self, prompt: PromptLike) -> list[Message]:
+        """Typed messages, with no more pictures than allowed. Opens pictures: not for the loop."""
+        pictures, most = _pictures_in(prompt), self.settings.limits.pictures
+        if pictures > most:
+            raise BadRequest(
+                f"the request holds {pictures} pictures, and this server takes {most} at most. "
+                "Send fewer, or start it with a higher --max-pictures."
+            )
+        return to_messages(prompt, local_files=False)
+
+    def limited(self, options: Options) -> Options:
+        """`options` within what this server allows."""
+        if options.n > _MOST_ANSWERS:
+            raise InvalidOption(f"n is {options.n}; it must be at most {_MOST_ANSWERS}.")
+        most = self.settings.limits.tokens
+        if most is None or (options.max_tokens is not None and options.max_tokens <= most):
+            return options
+        return replace(options, max_tokens=most)
+
+    def admit(self, exchange: Exchange, model: str | None) -> ServedModel:
+        """Let a request wait for its turn.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            Busy: too many wait already.
+            Unavailable: the server is shutting down.
+        """
+        served = self.catalog.find(model)
+        if self._stopping:
+            raise Unavailable("the server is shutting down.", headers={"Retry-After": "10"})
+        if self.waiting >= self.settings.limits.queue:
+            raise Busy(
+                f"{self.waiting} requests wait already, as many as this server lets wait. Come "
+                "again later.",
+                self._retry_after(),
+            )
+        self._exchanges.add(exchange)
+        return served
+
+    def leave(self, exchange: Exchange, seconds: float | None = None) -> None:
+        """A request is over, after `seconds` of generating if it came to that."""
+        self._exchanges.discard(exchange)
+        if seconds is not None:
+            self._durations.append(seconds)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something that outlives the request it came from."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _retry_after(self) -> int:
+        """Seconds in which a place may become free, going by the last answers."""
+        durations = self._durations
+        mean = sum(durations) / len(durations) if durations else 1.0
+        return min(60, max(1, math.ceil(mean)))
+
+    # Beginning and end
+
+    async def load(self) -> None:
+        """Load the first model. What goes wrong is kept in `failed`."""
+        try:
+            async with self.shelf.lent(self.catalog.first):
+                self._loaded = True
+        except MagistralError as error:
+            self.failed = error
+
+    async def drain(self, grace: float) -> None:
+        """Take nothing more on, let running answers finish within `grace` seconds, then stop them.
+
+        Those who still wait for their turn are let go at once.
+        """
+        self._stopping = True
+        for exchange in self._exchanges:
+            if not exchange.running:
+                exchange.cancel()
+        tasks = list(self._tasks)
+        if tasks and grace:
+            await asyncio.wait(tasks, timeout=grace)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop every answer within one token; their streams still end as they should."""
+        self._stopping = True
+        for exchange in self._exchanges:
+            exchange.cancel()
+
+    async def close(self) -> None:
+        """Stop everything and give the memory back."""
+        self.stop()
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+        await self.shelf.close()
+
+
+def _pictures_in(prompt: PromptLike) -> int:
+    """Pictures in a prompt, counted before any is opened."""
+    entries = [prompt] if isinstance(prompt, Mapping) else prompt
+    if isinstance(entries, str) or not isinstance(entries, list | tuple):
+        return 0
+    return sum(_pictures_of(entry) for entry in entries)
+
+
+def _pictures_of(entry: Any) -> int:
+    content = entry.get("content") if isinstance(entry, Mapping) else getattr(entry, "content", ())
+    if not isinstance(content, list | tuple):
+        return 0
+    return sum(1 for part in content if _is_picture(part))
+
+
+def _is_picture(part: Any) -> bool:
+    from magistral_mlx.chat.messages import Picture
+
+    if isinstance(part, Mapping):
+        return part.get("type") in ("image_url", "input_image", "image")
+    return isinstance(part, Picture)

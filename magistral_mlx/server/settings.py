@@ -1,0 +1,103 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from magistral_mlx.errors import InvalidOption
+
+MIB = 1 << 20
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask for.
+
+    body_bytes: of its body. pictures: in all its messages. tokens: of an answer, thinking
+    included; None for what the context leaves. seconds: from the first token of the prompt to the
+    last one of the answer; None for no limit. queue: requests that may wait for their turn.
+    """
+
+    body_bytes: int = 64 * MIB
+    pictures: int = 32
+    tokens: int | None = None
+    seconds: float | None = 3600.0
+    queue: int = 128
+
+    def __post_init__(self) -> None:
+        """Raises InvalidOption for a value out of range."""
+        for name in ("body_bytes", "queue"):
+            _positive(name, getattr(self, name))
+        for name in ("tokens", "seconds"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if self.pictures < 0:
+            raise InvalidOption(f"the limit of pictures is {self.pictures}; it must be 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How every model is loaded: the arguments of `Magistral.load`."""
+
+    context: int | None = None
+    kv: Literal["full", "8/8", "8/4", "4/4"] | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    tokenizer: str | None = None
+    pictures: int = 1
+    memory_limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a server is told when it starts.
+
+    models: names as `Magistral.load` takes them; none for the one that is on this machine. The
+        first answers requests that name no model.
+    host, port: where it listens; port 0 takes a free one.
+    api_key: what requests must bring; required for a host that others can reach.
+    allowed_hosts: names in the Host header besides those of this machine.
+    cors_origins: web pages that may use the server from a browser, "*" for all.
+    allow_remote_images: fetch pictures from public web addresses.
+    keep_alive: seconds after which an idle model gives its memory back; None keeps it.
+    record: a folder that gets each exchange as a JSON file.
+    log_prompts: write what is asked and answered into the log.
+    grace: seconds that running answers get to finish when the server is stopped.
+    """
+
+    models: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    allow_remote_images: bool = False
+    keep_alive: float | None = None
+    record: Path | None = None
+    log_prompts: bool = False
+    grace: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+    load: LoadOptions = field(default_factory=LoadOptions)
+
+    def __post_init__(self) -> None:
+        """Raises InvalidOption for a value out of range, or a server open to everybody."""
+        if not 0 <= self.port <= 65535:
+            raise InvalidOption(f"the port is {self.port}; it must be from 0 to 65535.")
+        if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
+            raise InvalidOption("the API key must be of ASCII characters, and not empty.")
+        if self.keep_alive is not None and self.keep_alive < 0:
+            raise InvalidOption(f"keep_alive is {self.keep_alive}; it must be 0 or more seconds.")
+        if self.grace < 0:
+            raise InvalidOption(f"grace is {self.grace}; it must be 0 or more seconds.")
+        if self.host not in LOOPBACK and self.api_key is None:
+            raise InvalidOption(
+                f"listening on {self.host} lets other machines in, so it needs an API key: give "
+                "--api-key or set MAGISTRAL_MLX_API_KEY, or listen on 127.0.0.1."
+            )
+
+
+def _positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise InvalidOption(f"the limit of {name} is {value}; it must be more than 0.")
