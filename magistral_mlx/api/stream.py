@@ -135,7 +135,7 @@ class AsyncStream(AsyncIterator[Event]):
         raise StopAsyncIteration
 
     async def begin(self) -> None:
-        """Compose and queue it now, instead of with the first event. Raises what makes no prompt."""
+        """Queue it now, not with the first event asked for. Raises what makes no prompt."""
         if self._answer is None:
             try:
                 await self._begin()
