@@ -27,6 +27,7 @@ _HOMES = {
         "Assistant",
         "Message",
         "Picture",
+        "RawPrompt",
         "System",
         "Thought",
         "Tool",

@@ -13,6 +13,7 @@ from magistral_mlx.api.stream import Stream as Stream
 from magistral_mlx.chat.messages import Assistant as Assistant
 from magistral_mlx.chat.messages import Message as Message
 from magistral_mlx.chat.messages import Picture as Picture
+from magistral_mlx.chat.messages import RawPrompt as RawPrompt
 from magistral_mlx.chat.messages import System as System
 from magistral_mlx.chat.messages import Thought as Thought
 from magistral_mlx.chat.messages import Tool as Tool

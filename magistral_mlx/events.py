@@ -119,10 +119,14 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a generation: why it ended, and its figures."""
+    """The end of a generation: why it ended, and its figures.
+
+    `stopped_by` is the stop text that ended it; None if none did.
+    """
 
     reason: FinishReason
     stats: Stats
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

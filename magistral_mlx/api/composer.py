@@ -20,8 +20,8 @@ from magistral_mlx.api.history import (
     without_thinking_in_system,
 )
 from magistral_mlx.api.options import DEFAULT, Options
-from magistral_mlx.chat.messages import Message, System
-from magistral_mlx.chat.prompt import Prompt, encode
+from magistral_mlx.chat.messages import Message, RawPrompt, System
+from magistral_mlx.chat.prompt import Prompt, encode, encode_raw
 from magistral_mlx.chat.system import default_system
 from magistral_mlx.errors import ContextOverflow, InvalidOption, PictureError
 from magistral_mlx.events import TurnsDropped
@@ -96,12 +96,23 @@ class Composer:
             InvalidOption: an option that this model does not have.
         """
         self._check(options)
-        options = options.seeded()
         messages = self._prepared(messages, options)
         prompt = self._encode(messages, options)
         dropped = None
         if self._room(prompt) < self._wanted(options):
             prompt, dropped = self._make_room(messages, options, prompt)
+        return self._job(prompt, options, dropped)
+
+    def compose_raw(self, raw: RawPrompt, options: Options) -> Job:
+        """The job that goes on where `raw` ends. Raises what `compose` raises."""
+        self._check(options)
+        prompt = encode_raw(raw, self.tokenizer)
+        if self._room(prompt) < 1:
+            raise self._overflow(prompt, 0)
+        return self._job(prompt, options, None)
+
+    def _job(self, prompt: Prompt, options: Options, dropped: TurnsDropped | None) -> Job:
+        options = options.seeded()
         room = self._room(prompt)
         limit = room if options.max_tokens is None else min(options.max_tokens, room)
         return Job(
@@ -256,7 +267,7 @@ class Composer:
             return None
         with self._lock:  # building the compiler takes a second, once
             compiler = self.grammars
-        if options.json_schema is not None:
+        if options.json_schema is not None and not (options.offered_tools and self._calls):
             return compiler.json_schema(options.json_schema)
         if options.regex is not None:
             return compiler.regex(options.regex)
@@ -269,11 +280,20 @@ class Composer:
         if special.tool_calls is None or special.args is None:
             raise InvalidOption(
                 "this model's tokenizer has no tokens for tool calls as of version 11, so they "
-                "cannot be held to a schema: leave out strict_tools and tool_choice='required'."
+                "cannot be held to a schema: leave out strict_tools, parallel_tool_calls=False and "
+                "tool_choice='required'."
             )
         return compiler.tool_calls(
             {tool.name: tool.parameters for tool in options.offered_tools},
             call=special.tool_calls,
             args=special.args,
             required=options.tool_choice == "required",
+            parallel=options.parallel_tool_calls,
+            answer=options.json_schema,
         )
+
+    @property
+    def _calls(self) -> bool:
+        """Whether calls can be told from text while they are written."""
+        special = self.tokenizer.special
+        return special.tool_calls is not None and special.args is not None

@@ -14,6 +14,7 @@ from magistral_mlx.chat.messages import (
     Assistant,
     Message,
     Picture,
+    RawPrompt,
     System,
     Tool,
     ToolResult,
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | Picture"
 Images: TypeAlias = "PictureSource | Iterable[PictureSource]"
-PromptLike: TypeAlias = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
+PromptLike: TypeAlias = (
+    str | RawPrompt | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
+)
 ToolLike: TypeAlias = Tool | Mapping[str, Any]
 
 _TYPED = (System, User, Assistant, ToolResult)
@@ -57,6 +60,8 @@ def to_messages(
         messages = [prompt]
     elif isinstance(prompt, Mapping):
         messages = [_to_message(prompt, "the message", local_files)]
+    elif isinstance(prompt, RawPrompt):
+        raise PromptError("a RawPrompt is no message: it cannot be part of a conversation.")
     elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray):
         messages = [
             _to_message(entry, f"messages[{n}]", local_files) for n, entry in enumerate(prompt)

@@ -10,11 +10,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from magistral_mlx.api.answer import Answer, Sink
-from magistral_mlx.api.inputs import Images, PromptLike, to_messages
+from magistral_mlx.api.inputs import Images, PromptLike, to_messages, to_pictures
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.api.stream import AsyncStream, Stream
+from magistral_mlx.chat.messages import RawPrompt
+from magistral_mlx.chat.prompt import encode_raw
+from magistral_mlx.errors import PromptError
 
 if TYPE_CHECKING:
     from magistral_mlx.api.composer import Composer
@@ -222,7 +225,7 @@ class Magistral:
 
         Args:
             prompt: a user's text, a message, or a list of messages; dicts are those of OpenAI's
-                chat API.
+                chat API. A `RawPrompt` goes to the model without the chat's template.
             images: paths, bytes, PIL images or data URLs, put before the text.
             options: see `Options`; `changes` override single ones by name.
             on_event: called in this thread with each event as it comes.
@@ -308,7 +311,11 @@ class Magistral:
             PromptError: messages that make no prompt.
             PictureError: a picture that cannot be opened, or a model that cannot see.
         """
-        return self._composer.prompt(to_messages(prompt, images), Options.of(options, changes))
+        options = Options.of(options, changes)
+        if isinstance(prompt, RawPrompt):
+            _check_no_images(images)
+            return encode_raw(prompt, self.tokenizer)
+        return self._composer.prompt(to_messages(prompt, images), options)
 
     # Underneath
 
@@ -340,7 +347,17 @@ class Magistral:
     ) -> Answer:
         """Do all that can be done before it queues, then queue it."""
         self._session.check_open()
-        job = self._composer.compose(to_messages(prompt, images), Options.of(options, changes))
+        options = Options.of(options, changes)
+        if isinstance(prompt, RawPrompt):
+            _check_no_images(images)
+            job = self._composer.compose_raw(prompt, options)
+        else:
+            job = self._composer.compose(to_messages(prompt, images), options)
         answer = Answer(sink, job.options.seed)
         self._session.submit(job, answer, self.tokenizer)
         return answer
+
+
+def _check_no_images(images: Images) -> None:
+    if to_pictures(images):
+        raise PromptError("a RawPrompt has no place for pictures: show them in a message.")

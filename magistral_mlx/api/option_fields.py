@@ -39,6 +39,7 @@ class OptionFields(TypedDict, total=False):
     tools: Iterable[ToolLike] | None
     tool_choice: ToolChoice
     strict_tools: bool
+    parallel_tool_calls: bool
     system: System | str | Default | None
     overflow: Overflow
     image_tokens: int | None

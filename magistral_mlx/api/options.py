@@ -74,10 +74,12 @@ class Options:
         keep_thinking: False leaves the thinking of earlier turns out of the prompt. It saves
             context, and departs from how the model was trained.
     Structure:
-        json_schema, regex, choice: what the answer after the thinking must be; one of them.
+        json_schema, regex, choice: what the answer after the thinking must be; one of them. With
+            tools, the model may call them instead of answering to a json_schema.
         tools: functions that the model may call, as Tools or as in OpenAI's API.
         tool_choice: "auto"; "required" for at least one call; "none" hides the tools.
         strict_tools: hold calls to the tools' names and argument schemas while they are written.
+        parallel_tool_calls: False for one call at most.
     Prompt:
         system: the system prompt where the messages hold none. DEFAULT is the checkpoint's own,
             None or "" sends none, a string is literal.
@@ -112,6 +114,7 @@ class Options:
     tools: Iterable[ToolLike] | None = None
     tool_choice: ToolChoice = "auto"
     strict_tools: bool = False
+    parallel_tool_calls: bool = True
     system: System | str | Default | None = DEFAULT
     overflow: Overflow = "error"
     image_tokens: int | None = None
@@ -175,11 +178,14 @@ class Options:
     @property
     def constrained(self) -> bool:
         """Whether a grammar holds for the answer."""
-        return (
-            any(value is not None for value in (self.json_schema, self.regex, self.choice))
-            or self.tool_choice == "required"
-            or (self.strict_tools and bool(self.offered_tools))
-        )
+        answer = (self.json_schema, self.regex, self.choice)
+        return any(value is not None for value in answer) or self.constrains_calls
+
+    @property
+    def constrains_calls(self) -> bool:
+        """Whether calls to tools are held to a grammar."""
+        held = self.strict_tools or not self.parallel_tool_calls or self.tool_choice == "required"
+        return held and bool(self.offered_tools)
 
     @property
     def reported_logprobs(self) -> int | None:

@@ -40,7 +40,12 @@ class Reader:
     @property
     def stopped(self) -> bool:
         """Whether a stop string has come, which ends the answer."""
-        return self._stops.matched is not None
+        return self.stopped_by is not None
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that has come."""
+        return self._stops.matched
 
     def feed(self, token: Token) -> list[Event]:
         """What the token completes."""

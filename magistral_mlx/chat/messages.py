@@ -97,6 +97,17 @@ class ToolResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt that goes to the model without the template of a chat.
+
+    Text gets the beginning-of-sequence token before it, and a control token spelled in it stays
+    text. Token ids are taken as they are.
+    """
+
+    content: str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A function that the model may call; `parameters` is the JSON schema of its arguments."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from magistral_mlx.chat.messages import Message, Tool
+from magistral_mlx.chat.messages import Message, RawPrompt, Tool
 from magistral_mlx.chat.picture_tokens import capped
 from magistral_mlx.chat.request import build_request, ends_inside_thinking
 from magistral_mlx.errors import PromptError
@@ -79,3 +79,41 @@ def encode(
     tokens.flags.writeable = False
     inside = ends_inside_thinking(messages, thinking=tokenizer.thinks)
     return Prompt(tokens, tuple(tokenized.images), tokenizer.special.image, inside)
+
+
+def encode_raw(raw: RawPrompt, tokenizer: Tokenizer) -> Prompt:
+    """The prompt that `raw` is, without any template.
+
+    Raises PromptError for no tokens, ids that the vocabulary lacks, or the tokens of a picture.
+    """
+    import numpy as np
+
+    special = tokenizer.special
+    if isinstance(raw.content, str):
+        ids = [special.bos, *tokenizer.encode(raw.content)]
+    else:
+        ids = list(raw.content)
+        _check_ids(ids, tokenizer)
+    opened = [n for n, id in enumerate(ids) if id == special.think]
+    closed = [n for n, id in enumerate(ids) if id == special.end_think]
+    inside = bool(opened) and opened[-1] > (closed[-1] if closed else -1)
+    tokens = np.asarray(ids, dtype=np.int32)
+    tokens.flags.writeable = False
+    return Prompt(tokens, (), special.image, inside)
+
+
+def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    if not ids:
+        raise PromptError("The prompt has no tokens: give one or more.")
+    special = tokenizer.special
+    for id in ids:
+        if not 0 <= id < tokenizer.vocab_size:
+            raise PromptError(
+                f"The prompt holds token {id}, but this model's tokens go from 0 to "
+                f"{tokenizer.vocab_size - 1}."
+            )
+        if id in (special.image, special.image_break, special.image_end):
+            raise PromptError(
+                f"The prompt holds token {id}, which stands for a picture. Show pictures in a "
+                "message instead."
+            )
