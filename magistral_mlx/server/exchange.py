@@ -18,6 +18,7 @@ from starlette.requests import Request
 
 from magistral_mlx.api import AsyncStream, Options
 from magistral_mlx.api.inputs import PromptLike
+from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.events import Event, Finished, Notice
 from magistral_mlx.server.refusals import ClientGone
 
@@ -126,8 +127,10 @@ class Exchange(AsyncIterator[Event]):
         try:
             async with self._serving.shelf.lent(served) as magistral:
                 options = self._serving.limited(self._options)
-                messages = await asyncio.to_thread(self._serving.messages, self._prompt)
-                stream = magistral.astream(messages, options=options)
+                prompt = self._prompt
+                if not isinstance(prompt, RawPrompt):
+                    prompt = await asyncio.to_thread(self._serving.messages, prompt)
+                stream = magistral.astream(prompt, options=options)
                 await stream.begin()
                 self._stream = stream
                 if self._cancelled:  # while it began
