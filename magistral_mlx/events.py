@@ -81,6 +81,7 @@ class Stats:
 
     thinking_end tells how the trace ended; None if there was none, or it is still open.
     mask_seconds is what a grammar cost on the host, most of it while the device works.
+    cached_tokens are those of the prompt that an earlier one had left in the caches.
     """
 
     prompt_tokens: int
@@ -92,6 +93,7 @@ class Stats:
     peak_memory: int
     thinking_end: ThinkingEnd | None = None
     mask_seconds: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def completion_tokens(self) -> int:
@@ -100,7 +102,8 @@ class Stats:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+        read = self.prompt_tokens - self.cached_tokens
+        return read / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
