@@ -6,21 +6,24 @@ import importlib
 import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
-from starlette.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
 
 from magistral_mlx import __version__
 from magistral_mlx.api import Magistral
 from magistral_mlx.api.progress import OnProgress
 from magistral_mlx.server.failures import install_handlers
+from magistral_mlx.server.guard import HostGuard, KeyGuard
 from magistral_mlx.server.health import router as health
+from magistral_mlx.server.intake import BodyLimit, LastResort
+from magistral_mlx.server.metrics import CountRequests
+from magistral_mlx.server.metrics import router as metrics
+from magistral_mlx.server.page import STATIC, mount_page
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.shelf import Load
 
-STATIC = Path(__file__).parent / "static"
 _PROTOCOLS = (
     "openai.chat",
     "openai.completions",
@@ -55,16 +58,38 @@ def create_app(
         version=__version__,
         description="Magistral Small 1.2 on this machine, over the APIs that clients know.",
         lifespan=life,
+        docs_url=None,  # its pages would load their scripts from elsewhere
         redoc_url=None,
     )
     app.state.serving = serving
     install_handlers(app)
     app.include_router(health)
+    app.include_router(metrics)
     for router in _protocols():
         app.include_router(router)
     if STATIC.is_dir():
-        app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
+        mount_page(app)
+    _guard(app, serving)
     return app
+
+
+def _guard(app: FastAPI, serving: Serving) -> None:
+    """Put the gates around the application, the innermost first."""
+    settings = serving.settings
+    app.add_middleware(LastResort)
+    app.add_middleware(BodyLimit, limit=settings.limits.body_bytes)
+    if settings.api_key is not None:
+        app.add_middleware(KeyGuard, key=settings.api_key)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,  # a page of the web that was named may come here
+        )
+    app.add_middleware(HostGuard, settings=settings)
+    app.add_middleware(CountRequests, metrics=serving.metrics)
 
 
 def _protocols() -> list[APIRouter]:

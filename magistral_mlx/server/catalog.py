@@ -9,8 +9,8 @@ from pathlib import Path
 
 from magistral_mlx.api import Magistral, Options
 from magistral_mlx.api.composer import Composer
-from magistral_mlx.chat.messages import Message
-from magistral_mlx.chat.prompt import Prompt
+from magistral_mlx.chat.messages import Message, RawPrompt
+from magistral_mlx.chat.prompt import Prompt, encode_raw
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption
@@ -64,9 +64,11 @@ class ServedModel:
             magistral is not None and not magistral.closed,
         )
 
-    def prompt(self, messages: list[Message], options: Options) -> Prompt:
+    def prompt(self, prompt: list[Message] | RawPrompt, options: Options) -> Prompt:
         """What the model would be fed, whether it is loaded or not."""
-        return self._composer.prompt(messages, options)
+        if isinstance(prompt, RawPrompt):
+            return encode_raw(prompt, self._composer.tokenizer)
+        return self._composer.prompt(prompt, options)
 
     @cached_property
     def _created(self) -> int:

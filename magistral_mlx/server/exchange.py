@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,33 @@ from starlette.requests import Request
 
 from magistral_mlx.api import AsyncStream, Options
 from magistral_mlx.api.inputs import PromptLike
-from magistral_mlx.chat.messages import RawPrompt
-from magistral_mlx.events import Event, Finished, Notice
+from magistral_mlx.api.result import Collector
+from magistral_mlx.events import Event, Finished, Notice, Prefill
+from magistral_mlx.server.catalog import ServedModel
 from magistral_mlx.server.refusals import ClientGone
 
 if TYPE_CHECKING:
     from magistral_mlx.server.serving import Serving
 
 
+@dataclass(frozen=True)
 class _End:
     """The last item: all events have been passed on, or `error` came instead."""
 
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
+    error: Exception | None
+
+
+@dataclass
+class Times:
+    """Moments of one exchange, in seconds after it came; None for what has not happened."""
+
+    came: float
+    began: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+    def now(self) -> float:
+        return time.perf_counter() - self.came
 
 
 class Exchange(AsyncIterator[Event]):
@@ -38,6 +53,7 @@ class Exchange(AsyncIterator[Event]):
 
     model: the name of the one that answers, known once it is entered.
     created: seconds since 1970.
+    seed: gives the same answer again.
     """
 
     def __init__(
@@ -55,17 +71,23 @@ class Exchange(AsyncIterator[Event]):
         self.created = int(time.time())
         self.endpoint = endpoint
         self.body = body
+        self.prompt = prompt
+        self.options = options.seeded()
+        self.times = Times(time.perf_counter())
+        self.collected = Collector(self.seed)
         self.running = False  # its prompt is being read, or its answer generated
         self._serving = serving
         self._request = request
-        self._prompt = prompt
-        self._options = options
         self._stream: AsyncStream | None = None
         self._cancelled = False
         self._out_of_time = False
-        self._begun: float | None = None
         self._items: asyncio.Queue[Event | _End] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def seed(self) -> int:
+        assert self.options.seed is not None
+        return self.options.seed
 
     # For the endpoint
 
@@ -77,7 +99,7 @@ class Exchange(AsyncIterator[Event]):
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = self._serving.spawn(self._run(served, begun))
         try:
-            # The client may leave, or the server stop, while the model is loaded.
+            # The client may leave while the model is loaded.
             await asyncio.wait({begun, self._watch}, return_when=asyncio.FIRST_COMPLETED)
             if not begun.done():
                 raise ClientGone("the client has left.")
@@ -122,14 +144,12 @@ class Exchange(AsyncIterator[Event]):
 
     # The server's own task
 
-    async def _run(self, served: Any, begun: asyncio.Future[None]) -> None:
+    async def _run(self, served: ServedModel, begun: asyncio.Future[None]) -> None:
         error: Exception | None = None
         try:
             async with self._serving.shelf.lent(served) as magistral:
-                options = self._serving.limited(self._options)
-                prompt = self._prompt
-                if not isinstance(prompt, RawPrompt):
-                    prompt = await asyncio.to_thread(self._serving.messages, prompt)
+                options = self._serving.limited(self.options)
+                prompt = await asyncio.to_thread(self._serving.opened, self.prompt)
                 stream = magistral.astream(prompt, options=options)
                 await stream.begin()
                 self._stream = stream
@@ -142,33 +162,41 @@ class Exchange(AsyncIterator[Event]):
         finally:
             if self._watch is not None:
                 self._watch.cancel()
-            self._end(begun, error)
-
-    def _end(self, begun: asyncio.Future[None], error: Exception | None) -> None:
-        seconds = None if self._begun is None else time.perf_counter() - self._begun
-        self.running = False
-        self._serving.leave(self, seconds)
-        if error is not None and not begun.done():
-            begun.set_exception(error)
-        else:
-            self._items.put_nowait(_End(error))
+            self.running = False
+            self.times.ended = self.times.now()
+            self._serving.leave(self)
+            if begun.done():
+                self._items.put_nowait(_End(error))
+            elif error is not None:
+                begun.set_exception(error)
+        await self._serving.note(self, error)
 
     async def _pass_on(self, stream: AsyncStream) -> None:
         timer: asyncio.TimerHandle | None = None
         try:
             async for event in stream:
-                if self._begun is None:
-                    self._begun = time.perf_counter()
+                if self.times.began is None:
+                    self.times.began = self.times.now()
                     self.running = True
                     timer = self._start_timer()
-                if isinstance(event, Finished) and self._out_of_time:
-                    event = self._cut_short(event)
+                if isinstance(event, Finished):
+                    event = self._finished(event)
+                elif self.times.first_token is None and not isinstance(event, Prefill):
+                    self.times.first_token = self.times.now()
+                self.collected.add(event)
                 self._items.put_nowait(event)
         finally:
             if timer is not None:
                 timer.cancel()
 
-    # Limits
+    def _finished(self, event: Finished) -> Finished:
+        """At the time limit a client gets an answer that ended for its length."""
+        if self._out_of_time and event.reason == "cancelled":
+            seconds = self._serving.settings.limits.seconds
+            self._items.put_nowait(Notice(f"The answer was ended after {seconds:g} seconds."))
+            event = replace(event, reason="length")
+        self._serving.metrics.finished(event)
+        return event
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         seconds = self._serving.settings.limits.seconds
@@ -180,14 +208,6 @@ class Exchange(AsyncIterator[Event]):
             self.cancel()
 
         return asyncio.get_running_loop().call_later(seconds, out_of_time)
-
-    def _cut_short(self, event: Finished) -> Finished:
-        """What a client gets at the time limit: an answer that ended for its length."""
-        if event.reason != "cancelled":
-            return event
-        seconds = self._serving.settings.limits.seconds
-        self._items.put_nowait(Notice(f"The answer was ended after {seconds:g} seconds."))
-        return Finished("length", event.stats)
 
     async def _watch_client(self) -> None:
         """Stop the answer when the client goes. Its request has been read by now."""

@@ -164,7 +164,7 @@ def install_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return failure_of(error).response(request.url.path)
 
-    for kind in (MagistralError, RequestValidationError, HTTPException, Exception):
+    for kind in (MagistralError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
 
 
@@ -176,7 +176,7 @@ def _of_http(error: HTTPException) -> Failure:
         message = "this address does not take that method. /openapi.json lists what it takes."
     else:
         message = str(error.detail) or HTTPStatus(status).phrase
-    code = "not_found" if status == 404 else None
+    code = {404: "not_found", 413: "request_too_large"}.get(status)
     return Failure(status, message, code=code, headers=error.headers or {})
 
 

@@ -21,10 +21,12 @@ from starlette.requests import Request
 from magistral_mlx.api import Magistral, Options
 from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.progress import OnProgress
-from magistral_mlx.chat.messages import Message
+from magistral_mlx.chat.messages import Message, Picture, RawPrompt
 from magistral_mlx.errors import InvalidOption, MagistralError
 from magistral_mlx.server.catalog import Catalog, ModelInfo, ServedModel
 from magistral_mlx.server.exchange import Exchange
+from magistral_mlx.server.metrics import Metrics
+from magistral_mlx.server.record import Recorder, exchange_record, log_exchange
 from magistral_mlx.server.refusals import BadRequest, Busy, Unavailable
 from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.shelf import Load, Shelf
@@ -42,11 +44,14 @@ class Serving:
         """Find the models; nothing is loaded yet.
 
         Raises:
-            MagistralError: a model that is not there, damaged, or does not fit.
+            MagistralError: a model that is not there, damaged, or does not fit; a folder for
+                records that cannot be written to.
         """
         self.settings = settings
         self.catalog = Catalog(settings)
         self.shelf = Shelf(settings.load, settings.keep_alive, load, on_progress)
+        self.metrics = Metrics(self)
+        self._recorder = None if settings.record is None else Recorder(settings.record)
         self.failed: MagistralError | None = None  # why the first model could not be loaded
         self._loaded = False
         self._stopping = False
@@ -114,14 +119,16 @@ class Serving:
         served = self.catalog.find(model)
 
         def count() -> int:
-            return len(served.prompt(self.messages(prompt), options))
+            return len(served.prompt(self.opened(prompt), options))
 
         return await asyncio.to_thread(count)
 
     # For the exchanges
 
-    def messages(self, prompt: PromptLike) -> list[Message]:
-        """Typed messages, with no more pictures than allowed. Opens pictures: not for the loop."""
+    def opened(self, prompt: PromptLike) -> list[Message] | RawPrompt:
+        """`prompt` with its pictures opened, no more than allowed. Takes time: not for the loop."""
+        if isinstance(prompt, RawPrompt):
+            return prompt
         pictures, most = _pictures_in(prompt), self.settings.limits.pictures
         if pictures > most:
             raise BadRequest(
@@ -159,11 +166,20 @@ class Serving:
         self._exchanges.add(exchange)
         return served
 
-    def leave(self, exchange: Exchange, seconds: float | None = None) -> None:
-        """A request is over, after `seconds` of generating if it came to that."""
+    def leave(self, exchange: Exchange) -> None:
+        """A request is over."""
         self._exchanges.discard(exchange)
-        if seconds is not None:
-            self._durations.append(seconds)
+        times = exchange.times
+        if times.began is not None and times.ended is not None:
+            self._durations.append(times.ended - times.began)
+
+    async def note(self, exchange: Exchange, error: Exception | None) -> None:
+        """Count, log and record an exchange that is over."""
+        if exchange.times.first_token is not None:
+            self.metrics.first_token(exchange.times.first_token)
+        log_exchange(exchange, error, prompts=self.settings.log_prompts)
+        if self._recorder is not None:
+            await self._recorder.write(exchange_record(exchange, error))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something that outlives the request it came from."""
@@ -232,8 +248,6 @@ def _pictures_of(entry: Any) -> int:
 
 
 def _is_picture(part: Any) -> bool:
-    from magistral_mlx.chat.messages import Picture
-
     if isinstance(part, Mapping):
         return part.get("type") in ("image_url", "input_image", "image")
     return isinstance(part, Picture)

@@ -1,0 +1,132 @@
+"""Who is let in, decided before a byte of the body is read.
+
+A web page that somebody has open must not reach a server on their own machine. Its browser tells
+where a request comes from (Origin), and that is refused unless it is this server's own page. A
+page could rename itself to this machine (DNS rebinding), which shows in the Host header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from magistral_mlx.server.failures import failure_of
+from magistral_mlx.server.refusals import Forbidden, NotAuthorized, Refusal
+from magistral_mlx.server.settings import LOOPBACK, Settings
+
+_EVERYWHERE = ("0.0.0.0", "::")
+# What is no secret: a browser has to get the page before the page can ask for a key.
+_OPEN = ("/", "/health", "/ready", "/openapi.json")
+_OPEN_FOLDER = "/static/"
+
+
+class HostGuard:
+    """Refuses requests that were meant for another name, or that another web page sends."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._hosts = {name.lower().strip("[]") for name in (*LOOPBACK, *settings.allowed_hosts)}
+        if settings.host not in _EVERYWHERE:
+            self._hosts.add(settings.host.lower())
+        self._origins = set(settings.cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            refusal = self._refusal(Headers(scope=scope))
+            if refusal is not None:
+                await failure_of(refusal).response(scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> Refusal | None:
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        host = hosts[0] if len(hosts) == 1 else ""
+        if not self._is_ours(host):
+            return Forbidden(
+                f"this server does not answer for the host {host[:100]!r}. Start it with "
+                "--allow-host NAME if that is its name."
+            )
+        if not all(self._may_come_from(origin, host) for origin in origins):
+            return Forbidden(
+                f"web pages of {origins[0][:100]!r} may not use this server. Start it with "
+                "--cors ORIGIN to let them."
+            )
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        name = _name_in(host)
+        if name is None:
+            return False
+        if name in self._hosts or "*" in self._hosts:
+            return True
+        # No name, so nothing that could be made to stand for another machine.
+        return self._settings.host in _EVERYWHERE and _is_address(name)
+
+    def _may_come_from(self, origin: str, host: str) -> bool:
+        if origin in self._origins or "*" in self._origins:
+            return True
+        return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
+
+
+class KeyGuard:
+    """Refuses requests without the API key, in `Authorization: Bearer` or `x-api-key`."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._digest = _digest(key.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_open(scope) and not self._has_key(scope):
+            refusal = NotAuthorized(
+                "a valid API key is missing: send it as `Authorization: Bearer KEY` or as "
+                "`x-api-key: KEY`.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await failure_of(refusal).response(scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"x-api-key"]
+        for name, value in scope["headers"]:
+            scheme, _, credentials = value.partition(b" ")
+            if name == b"authorization" and scheme.lower() == b"bearer":
+                given.append(credentials.strip())
+        # Their digests, which are of one length, so that time tells nothing of the key.
+        return any(hmac.compare_digest(_digest(key), self._digest) for key in given)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _is_open(scope: Scope) -> bool:
+    if scope["method"] not in ("GET", "HEAD"):
+        return False
+    return scope["path"] in _OPEN or scope["path"].startswith(_OPEN_FOLDER)
+
+
+def _name_in(host: str) -> str | None:
+    """The name in a Host header, without its port; None if it is malformed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        parts.port  # noqa: B018  (raises for one that is no number)
+    except ValueError:
+        return None
+    if parts.netloc != host or "@" in host:
+        return None
+    return parts.hostname
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
