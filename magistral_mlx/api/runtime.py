@@ -5,21 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from threading import Event as Flag
+
+import numpy as np
 
 from magistral_mlx.api.answer import Answer
 from magistral_mlx.api.composer import Job
 from magistral_mlx.api.progress import PrefillClock
 from magistral_mlx.api.reading import Reader
 from magistral_mlx.backend import DTYPES, mx
+from magistral_mlx.cache.scheme import RESERVED
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import Generation, Prefilled, Request, generate
+from magistral_mlx.engine.generate import Generation, Request, generate
+from magistral_mlx.engine.prefill import picture_keys
+from magistral_mlx.engine.prefixes import Prefixes
 from magistral_mlx.errors import DeviceError, MagistralError, ModelClosed, OutOfMemory
 from magistral_mlx.events import Event, Finished, FinishReason, Notice, Prefill, Sample, Stats
 from magistral_mlx.memory.limits import PROCESS
-from magistral_mlx.memory.peak import Shape, predict
+from magistral_mlx.memory.peak import Shape, cache_bytes, predict
 from magistral_mlx.memory.plan import Plan, gib
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -39,6 +45,7 @@ class Runtime:
         self._plan = plan
         self._dtype = dtype
         self._model: MagistralModel | None = None
+        self._prefixes: Prefixes | None = None
         self.pressure = Flag()  # set from any thread: free what can be freed, as soon as possible
 
     def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
@@ -55,19 +62,27 @@ class Runtime:
             on_progress(done, total)
 
         dtype = None if self._dtype is None else DTYPES[self._dtype]
-        self._model = load_model(self._checkpoint, dtype, report)
+        self._model = model = load_model(self._checkpoint, dtype, report)
+        plan = self._plan
+        self._prefixes = Prefixes(
+            plan.caches,
+            lambda: model.make_caches(plan.scheme, plan.traits.workspace),
+            model.config.image_token_id,
+        )
 
     def close(self) -> None:
         """Give the memory back, with nothing left in flight when the thread ends."""
-        self._model = None
+        self._model = self._prefixes = None
         mx.synchronize()
         mx.clear_cache()
         mx.clear_streams()
         PROCESS.release(self._plan)
 
     def release(self) -> None:
-        """Drop what comes back by itself: MLX's buffer cache, and the vision tower."""
+        """Drop what comes back by itself: what is kept of earlier prompts, and the tower."""
         self.pressure.clear()
+        if self._prefixes is not None:
+            self._prefixes.release()
         if self._model is not None and self._model.sees:
             self._model.drop_vision()
         mx.clear_cache()
@@ -77,8 +92,9 @@ class Runtime:
         if not answer.begin():
             return
         failure: BaseException | None = None
+        keep: Callable[[], None] | None = None
         try:
-            self._run(job, answer, tokenizer)
+            keep = self._run(job, answer, tokenizer)
         except MagistralError as error:
             failure = error
         except RuntimeError as error:
@@ -90,29 +106,53 @@ class Runtime:
         except BaseException as error:
             failure = error
         answer.end(failure)
+        if keep:
+            keep()  # it may take as long as a token, and nobody waits for it
 
-    def _run(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> None:
-        model = self._model
-        if model is None:
+    def _run(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> Callable[[], None]:
+        """Returns what keeps the caches for prompts to come."""
+        model, prefixes = self._model, self._prefixes
+        if model is None or prefixes is None:
             raise ModelClosed("this model has been closed. Load it again to ask it.")
         if job.dropped:
             answer.put(job.dropped)
         self._check_pictures(job)
         if job.prompt.pictures and not model.sees:
             self._load_vision(model)
-        prefilled: Prefilled | None = None
+        tokens, pictures = job.prompt.tokens, picture_keys(model.config, job.prompt.pictures)
+        room = self._cache_bytes(len(tokens) + min(job.limit, RESERVED))
+        prefilled = prefixes.take(tokens, pictures, room)
         for index in range(job.options.n):
             if answer.cancelled and index:
-                return
+                break
             if job.options.n > 1:
                 answer.put(Sample(index))
-            request = _request(job, index, self._plan)
+            request = replace(
+                _request(job, index, self._plan), picture_keys=pictures, seen=prefixes
+            )
             generation = generate(model, request, start=prefilled)
+            reader = Reader(job, tokenizer, request.sampling.seed)
             try:
-                self._one(generation, Reader(job, tokenizer, request.sampling.seed), job, answer)
+                produced = self._one(generation, reader, job, answer)
             finally:
                 generation.close()
             prefilled = generation.prefilled
+        tokens = np.concatenate([tokens, np.array(produced, np.int32)])
+        return partial(prefixes.put, tokens, pictures, generation.caches, prefilled)
+
+    def _cache_bytes(self, tokens: int) -> int:
+        """Bytes of one sequence's caches with room for `tokens`."""
+        plan, text = self._plan, self._checkpoint.config.text
+        tokens = min(tokens, plan.context)
+        return cache_bytes(text, plan.scheme, tokens, plan.traits.float_bytes)
+
+    def _short_of_memory(self) -> bool:
+        """Whether there is too little memory even without what is kept of earlier prompts."""
+        if mx.get_active_memory() <= PROCESS.allowed(self._plan):
+            return False
+        if self._prefixes is not None:
+            self._prefixes.release()
+        return mx.get_active_memory() > PROCESS.allowed(self._plan)
 
     def _check_pictures(self, job: Job) -> None:
         """Refuse pictures that would not fit beside the rest of the plan.
@@ -142,8 +182,9 @@ class Runtime:
             model.drop_vision()  # half a tower must not pass for one
             raise
 
-    def _one(self, generation: Generation, reader: Reader, job: Job, answer: Answer) -> None:
-        """One sample: steps into events, until it ends by itself or is stopped."""
+    def _one(self, generation: Generation, reader: Reader, job: Job, answer: Answer) -> list[int]:
+        """One sample: steps into events, until it ends by itself or is stopped -> its tokens."""
+        produced: list[int] = []
         clock = PrefillClock(self._checkpoint.config.text)
         mx.reset_peak_memory()
         start = time.perf_counter()
@@ -151,7 +192,7 @@ class Runtime:
         reason: FinishReason | None = None
         length, noted = len(job.prompt), False
         for step in generation:
-            length += not isinstance(step, Prefill)
+            length = len(job.prompt) + len(produced)
             if length > _GOOD_CONTEXT and not noted:
                 answer.put(Notice(_LONG))
                 noted = True
@@ -159,17 +200,22 @@ class Runtime:
                 answer.put(clock(step))
             else:
                 first = first or time.perf_counter()
+                produced.append(step.id)
+                if self._prefixes and len(produced) % RESERVED == RESERVED // 2:
+                    self._prefixes.make_room(self._cache_bytes(length + length // 8 + RESERVED))
                 _put_all(reader.feed(step), answer)
             if reader.stopped:
                 reason = "stop"
             elif answer.cancelled:
                 reason = "cancelled"
-            elif mx.get_active_memory() > PROCESS.allowed(self._plan):
+            elif self._short_of_memory():
                 reason = "memory"
             if reason:
                 break
             if self.pressure.is_set():
                 self.pressure.clear()
+                if self._prefixes:
+                    self._prefixes.release()
                 mx.clear_cache()
         _put_all(reader.finish(), answer)
         end = time.perf_counter()
@@ -186,6 +232,7 @@ class Runtime:
             mask_seconds=generation.mask_seconds,
         )
         answer.put(Finished(reason or self._end_of(generation, stats), stats))
+        return produced
 
     def _end_of(self, generation: Generation, stats: Stats) -> FinishReason:
         """Why a generation ended by itself: "memory" where a larger machine would go on."""

@@ -52,8 +52,14 @@ class KVCache(LayerCache, Protocol):
     def trim(self, length: int) -> None:
         """Forget all tokens from position `length` on; a no-op if there are none."""
 
-    def save(self) -> dict[str, mx.array]:
-        """What is held, without spare room, for `restore` on an empty cache of the same scheme."""
+    def trimmable(self, length: int) -> int:
+        """The longest beginning, of `length` tokens at most, that a trim gives back unchanged."""
+
+    def save(self, length: int | None = None) -> dict[str, mx.array]:
+        """What is held of the first `length` tokens, without spare room, all of it by default.
+
+        It is for `restore` on an empty cache of the same scheme. `length` is `trimmable`.
+        """
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:
         """Take over what `save` gave from a cache of `length` tokens."""
@@ -108,11 +114,12 @@ class FullKVCache:
         )
         return attend(q, [held], scale=scale, workspace=self._workspace)
 
-    def save(self) -> dict[str, mx.array]:
-        return {
-            "keys": self._keys.read(0, self.length),
-            "values": self._values.read(0, self.length),
-        }
+    def trimmable(self, length: int) -> int:
+        return min(length, self.length)
+
+    def save(self, length: int | None = None) -> dict[str, mx.array]:
+        length = self.length if length is None else length
+        return {"keys": self._keys.read(0, length), "values": self._values.read(0, length)}
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:
         self.length = length

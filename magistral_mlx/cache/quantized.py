@@ -97,6 +97,15 @@ class QuantizedKVCache:
         self._start = max(self.scheme.first, min(self._start, length))
         self.length = length
 
+    def trimmable(self, length: int) -> int:
+        length = min(length, self.length)
+        # The window must still hold in full precision what a cache of that length does.
+        return length if self.scheme.first + self._packed_at(length) >= self._start else 0
+
+    def _packed_at(self, length: int) -> int:
+        """Tokens that would be quantized after a trim that leaves no trace."""
+        return self._packed if length == self.length else self.scheme.packed(length)
+
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
         if self.scheme.rotate:
             q, k, v = (mx.hadamard_transform(x) for x in (q, k, v))
@@ -134,11 +143,12 @@ class QuantizedKVCache:
         self.length, self._packed = end, packed
         return y
 
-    def _segments(self) -> dict[str, Segment]:
+    def _segments(self, length: int | None = None) -> dict[str, Segment]:
         """What is held, by name, the newest tokens last."""
-        first = min(self.length, self.scheme.first)
-        packed = self._packed
-        start, end = self.scheme.first + packed - self._start, self.length - self._start
+        length = self.length if length is None else length
+        first = min(length, self.scheme.first)
+        packed = self._packed_at(length)
+        start, end = self.scheme.first + packed - self._start, length - self._start
         segments = {}
         if first:
             keys, values = (buffer.read(0, first) for buffer in self._first)
@@ -195,9 +205,10 @@ class QuantizedKVCache:
                 window.write(held, new[:, :, max(0, start - self.length) :])
         self._start = start
 
-    def save(self) -> dict[str, mx.array]:
+    def save(self, length: int | None = None) -> dict[str, mx.array]:
+        length = self.length if length is None else length
         saved = {}
-        for name, segment in self._segments().items():
+        for name, segment in self._segments(length).items():
             for kind, x in (("keys", segment.keys), ("values", segment.values)):
                 if isinstance(x, Packed):
                     for part, array in zip(PARTS, x.parts, strict=True):
@@ -205,8 +216,8 @@ class QuantizedKVCache:
                 elif name == "first":
                     saved[f"{name}_{kind}"] = x
         for kind, window in zip(("keys", "values"), self._window, strict=True):
-            if self.length > self._start:
-                saved[f"window_{kind}"] = window.read(0, self.length - self._start)
+            if length > self._start:
+                saved[f"window_{kind}"] = window.read(0, length - self._start)
         return saved
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:

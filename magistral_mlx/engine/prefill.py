@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.engine.pictures import PictureKey
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -28,15 +30,36 @@ class Prefilled:
     logits: mx.array | None = None
 
 
-def see_pictures(model: MagistralModel, pictures: Sequence[NDArray[np.float32]]) -> mx.array | None:
+class SeenPictures(Protocol):
+    """The features of pictures that were seen before."""
+
+    def features(self, picture: PictureKey) -> mx.array | None:
+        """The features of a picture, (n, D), if they are held."""
+
+    def keep_features(self, picture: PictureKey, features: mx.array) -> None:
+        """Hold the features of a picture, (n, D), evaluated."""
+
+
+def see_pictures(
+    model: MagistralModel,
+    pictures: Sequence[NDArray[np.float32]],
+    keys: Sequence[PictureKey] = (),
+    seen: SeenPictures | None = None,
+) -> mx.array | None:
     """Run each picture, (3, H, W), through the tower -> (tokens of all of them, D), or None.
 
-    Pictures are evaluated one by one, so that memory holds the activations of a single one.
+    Pictures are evaluated one by one, so that memory holds the activations of a single one. Those
+    that were `seen` by one of the `keys`, one a picture, are not looked at again.
     """
     features = []
-    for pixels in pictures:
-        features.append(model.see(mx.array(pixels)))
-        mx.eval(features[-1])
+    for n, pixels in enumerate(pictures):
+        known = seen.features(keys[n]) if seen else None
+        if known is None:
+            known = model.see(mx.array(pixels))
+            mx.eval(known)
+            if seen:
+                seen.keep_features(keys[n], known)
+        features.append(known)
     return mx.concatenate(features) if features else None
 
 
@@ -45,15 +68,17 @@ def see_after(
     tokens: NDArray[np.int32],
     pictures: Sequence[NDArray[np.float32]],
     held: int,
+    keys: Sequence[PictureKey] = (),
+    seen: SeenPictures | None = None,
 ) -> mx.array | None:
     """The features of the picture tokens from position `held` on, (n, D), or None.
 
-    Pictures that lie before it are not looked at again.
+    Pictures that lie before it, or were `seen`, are not looked at again.
     """
     before = int(np.count_nonzero(tokens[:held] == model.config.image_token_id))
     ends = np.cumsum([picture_tokens(model.config, pixels) for pixels in pictures], dtype=int)
     done = int(np.searchsorted(ends, before, side="right"))  # pictures that are held as a whole
-    features = see_pictures(model, pictures[done:])
+    features = see_pictures(model, pictures[done:], keys[done:], seen)
     start = before - (int(ends[done - 1]) if done else 0)
     return None if features is None else features[start:]
 
@@ -64,6 +89,13 @@ def picture_tokens(config: ModelConfig, pixels: NDArray[np.float32]) -> int:
         return 0
     side = config.vision.patch_size * config.spatial_merge_size
     return (pixels.shape[1] // side) * (pixels.shape[2] // side)
+
+
+def picture_keys(
+    config: ModelConfig, pictures: Sequence[NDArray[np.float32]]
+) -> tuple[PictureKey, ...]:
+    """What tells the pictures, (3, H, W) each, from others."""
+    return tuple(PictureKey.of(pixels, picture_tokens(config, pixels)) for pixels in pictures)
 
 
 def prefill(

@@ -37,11 +37,11 @@ class _Process:
     @property
     def planned(self) -> int:
         """Bytes that the plans in force may take together."""
-        return sum(plan.peak.total for plan in self._held)
+        return sum(plan.total for plan in self._held)
 
     def allowed(self, plan: Plan) -> int:
         """Bytes that may be in use while its model runs: its limit, and the other plans."""
-        return plan.limit + self.planned - plan.peak.total
+        return plan.limit + self.planned - plan.total
 
     def hold(self, plan: Plan) -> None:
         """Raise the limits by what a plan needs, for as long as its model is loaded."""

@@ -14,6 +14,7 @@ DEFAULT_CONTEXT = 40_960  # the model's answers may get worse beyond it
 SMALLEST_CONTEXT = 1_024
 _CHUNKS = (2048, 1024, 512, 256, 128)
 _BUFFER_CACHE = 256 * MIB  # freed buffers that MLX may keep for reuse
+_MOST_KEPT = 8 * GIB  # more is not worth what other programs could do with it
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,21 @@ class Plan:
     def buffer_cache(self) -> int:
         """Freed buffers that MLX may keep beside the peak."""
         return min(_BUFFER_CACHE, max(0, self.limit - self.peak.total))
+
+    @property
+    def kept(self) -> int:
+        """What may be kept beside the peak for prompts to come: up to half of what is left."""
+        return min(_MOST_KEPT, max(0, self.headroom - self.buffer_cache) // 2)
+
+    @property
+    def caches(self) -> int:
+        """What caches may take together: those in use, and those kept for prompts to come."""
+        return self.peak.cache + self.kept
+
+    @property
+    def total(self) -> int:
+        """The largest footprint, with what is kept for prompts to come."""
+        return self.peak.total + self.kept
 
     @property
     def headroom(self) -> int:

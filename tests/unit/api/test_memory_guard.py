@@ -31,7 +31,7 @@ def limits() -> tuple[int, int]:
 def test_limits_are_set_while_a_model_is_loaded_and_put_back(folder: Path) -> None:
     before = limits()
     with Magistral.load(folder) as magistral:
-        assert limits() == (magistral.plan.peak.total, magistral.plan.buffer_cache)
+        assert limits() == (magistral.plan.total, magistral.plan.buffer_cache)
     assert limits() == before
 
 
@@ -39,10 +39,10 @@ def test_two_models_share_the_limits(folder: Path) -> None:
     before = limits()
     with Magistral.load(folder, context=512) as first:
         with Magistral.load(folder, context=1024) as second:
-            assert second.plan.limit == first.plan.limit - first.plan.peak.total
-            assert limits()[0] == first.plan.peak.total + second.plan.peak.total
+            assert second.plan.limit == first.plan.limit - first.plan.total
+            assert limits()[0] == first.plan.total + second.plan.total
             assert second.generate("Hi", max_tokens=3, seed=1).finish_reason == "length"
-        assert limits()[0] == first.plan.peak.total
+        assert limits()[0] == first.plan.total
     assert limits() == before
 
 

@@ -1,0 +1,52 @@
+"""Which picture stands where: what makes the beginnings of two prompts the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DIGEST = 16  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PictureKey:
+    """A picture by its content: equal keys stand for equal pixels, and so for equal features."""
+
+    digest: bytes
+    tokens: int
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.float32], tokens: int) -> PictureKey:
+        """The key of a picture, (3, H, W), that has `tokens` picture tokens in a prompt."""
+        content = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=_DIGEST)
+        content.update(np.ascontiguousarray(pixels).data)
+        return cls(content.digest(), tokens)
+
+
+def keyed(
+    tokens: NDArray[np.int32], pictures: Sequence[PictureKey], image_token: int
+) -> NDArray[np.int64]:
+    """(L,) tokens, the picture tokens replaced by negative numbers that tell their picture.
+
+    Two prompts begin alike as far as their keyed tokens do. The tokens may end before, or inside,
+    a picture.
+    """
+    found = tokens.astype(np.int64)
+    places = np.flatnonzero(tokens == image_token)
+    start = 0
+    for picture in pictures:
+        number = int.from_bytes(picture.digest[:8], "little") >> 1
+        found[places[start : start + picture.tokens]] = -1 - number
+        start += picture.tokens
+    return found
+
+
+def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """How many leading elements are the same in both."""
+    length = min(len(a), len(b))
+    different = a[:length] != b[:length]
+    return int(different.argmax()) if different.any() else length

@@ -1,0 +1,237 @@
+"""What was computed before and may be needed again: caches of prompts and answers, and features.
+
+    take    the caches that hold the longest beginning of a prompt
+    put     those of a generation that has ended, its answer included
+
+Everything lives on the worker thread and counts against one budget, which what runs has the first
+claim on. What was used least recently goes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_mlx.backend import mx
+from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.engine.pictures import PictureKey, common, keyed
+from magistral_mlx.engine.prefill import Prefilled
+
+_LEAST = 8  # tokens; fewer are not worth the trouble
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has become of the prompts so far.
+
+    prompts: looked up. hits: of which some tokens were held. tokens: of all prompts. reused: of
+    which were held. pictures: whose features were looked up. seen: of which were held.
+    """
+
+    prompts: int = 0
+    hits: int = 0
+    tokens: int = 0
+    reused: int = 0
+    pictures: int = 0
+    seen: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """The caches of `keys`; `logits` are those after the first `prompt` of them."""
+
+    keys: NDArray[np.int64]
+    caches: Sequence[KVCache]
+    prompt: int = 0
+    logits: mx.array | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.caches) + (0 if self.logits is None else self.logits.nbytes)
+
+    def reusable(self, keys: NDArray[np.int64]) -> int:
+        """How many leading tokens of a prompt can be gone on from with nothing changed by it.
+
+        All of them only where the logits after them are held.
+        """
+        shared = common(self.keys, keys)
+        if shared == len(keys) and (self.logits is None or self.prompt != shared):
+            shared -= 1
+        return self.caches[0].trimmable(shared)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The features of a picture, (n, D)."""
+
+    features: mx.array
+
+    @property
+    def nbytes(self) -> int:
+        return self.features.nbytes
+
+
+class Prefixes:
+    """Caches and features that are kept under a budget.
+
+    counts: for statistics; like `nbytes` it may be read from any thread.
+    """
+
+    def __init__(
+        self, budget: int, make_caches: Callable[[], Sequence[KVCache]], image_token: int
+    ) -> None:
+        """Nothing is held yet.
+
+        Args:
+            budget: bytes that what is held and the caches of what runs may take together.
+            make_caches: empty caches of the scheme that all of them have.
+            image_token: the id that stands for a part of a picture.
+        """
+        self.budget = budget
+        self.counts = Counts()
+        self._make_caches = make_caches
+        self._image_token = image_token
+        self._kept: OrderedDict[object, _Held | _Seen] = OrderedDict()  # the oldest use first
+        self._running = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held, the caches of what runs not among them."""
+        return sum(kept.nbytes for kept in list(self._kept.values()))
+
+    # Caches
+
+    def take(
+        self, tokens: NDArray[np.int32], pictures: Sequence[PictureKey] = (), running: int = 0
+    ) -> Prefilled | None:
+        """The caches that hold the longest beginning of a prompt, for `generate` to go on from.
+
+        They belong to the caller, who gives them back by `put`. Where much more is held than what
+        is shared, its owner keeps it and the caller gets a copy, if there is room for both.
+
+        Args:
+            tokens: (L,) the whole prompt; pictures: those in it, in order.
+            running: bytes of the caches that are in use from now on, this prompt's among them.
+        """
+        self._running = running
+        keys = keyed(tokens, pictures, self._image_token)
+        self.counts.prompts += 1
+        self.counts.tokens += len(keys)
+        held, length = self._longest(keys)
+        prefilled = None
+        if held is not None:
+            self.counts.hits += 1
+            self.counts.reused += length
+            prefilled = self._hand_out(held, length, whole=length == len(keys))
+        self._evict()
+        return prefilled
+
+    def put(
+        self,
+        tokens: NDArray[np.int32],
+        pictures: Sequence[PictureKey],
+        caches: Sequence[KVCache],
+        prefilled: Prefilled | None = None,
+        running: int = 0,
+    ) -> None:
+        """Keep the caches of a generation that has ended, wherever it ended.
+
+        Args:
+            tokens: (L,) prompt and answer, as far as they are known; the caches hold the
+                beginning of them, and perhaps a token more.
+            prefilled: the generation's own, for the logits after its prompt.
+            running: bytes of the caches that are still in use.
+        """
+        self._running = running
+        length = min(len(tokens), caches[0].length)
+        if length < _LEAST:
+            return
+        for cache in caches:
+            cache.trim(length)
+        mx.eval([array for cache in caches for array in cache.state])
+        keys = keyed(tokens[:length], pictures, self._image_token)
+        held = _Held(keys, caches)
+        if prefilled is not None and prefilled.length <= length:
+            held = _Held(keys, caches, prefilled.length, prefilled.logits)
+        for name, other in list(self._kept.items()):
+            if isinstance(other, _Held) and _covers(held, other):
+                del self._kept[name]
+        self._kept[held] = held
+        self._evict()
+
+    def _longest(self, keys: NDArray[np.int64]) -> tuple[_Held | None, int]:
+        best, most = None, _LEAST - 1
+        for held in reversed(self._kept.values()):
+            if isinstance(held, _Held) and (length := held.reusable(keys)) > most:
+                best, most = held, length
+        return best, most
+
+    def _hand_out(self, held: _Held, length: int, *, whole: bool) -> Prefilled:
+        """The caches themselves, or a copy of what is shared."""
+        logits = held.logits if whole else None
+        spare = len(held.keys) - length
+        if spare > length // 8 and self.nbytes + self._running <= self.budget:
+            self._kept.move_to_end(held)
+            return Prefilled(self._copy(held.caches, length), length, logits)
+        del self._kept[held]
+        return Prefilled(held.caches, length, logits)
+
+    def _copy(self, caches: Sequence[KVCache], length: int) -> Sequence[KVCache]:
+        copies = self._make_caches()
+        for cache, copy in zip(caches, copies, strict=True):
+            copy.restore(cache.save(length), length)
+            mx.eval(copy.state)  # layer by layer, or both would be in memory twice
+        return copies
+
+    # Features
+
+    def features(self, picture: PictureKey) -> mx.array | None:
+        """The features of a picture that was seen before, (n, D)."""
+        self.counts.pictures += 1
+        seen = self._kept.get(picture)
+        if not isinstance(seen, _Seen):
+            return None
+        self.counts.seen += 1
+        self._kept.move_to_end(picture)
+        return seen.features
+
+    def keep_features(self, picture: PictureKey, features: mx.array) -> None:
+        """Keep the features of a picture, (n, D), evaluated."""
+        self._kept[picture] = _Seen(features)
+        self._evict()
+
+    # Room
+
+    def make_room(self, running: int) -> None:
+        """Give up what stands in the way of what runs.
+
+        Args:
+            running: bytes that all caches in use take, or are about to.
+        """
+        self._running = running
+        self._evict()
+
+    def release(self) -> None:
+        """Give up everything."""
+        self._kept.clear()
+
+    def _evict(self) -> None:
+        room = self.budget - self._running
+        nbytes = self.nbytes
+        while self._kept and nbytes > room:
+            _, kept = self._kept.popitem(last=False)
+            nbytes -= kept.nbytes
+
+
+def _covers(held: _Held, other: _Held) -> bool:
+    """Whether all that `other` is good for, but for its logits, can be had from `held`."""
+    length = len(other.keys)
+    return common(held.keys, other.keys) == length == held.caches[0].trimmable(length)
+
+
+def _nbytes(caches: Sequence[KVCache]) -> int:
+    return sum(cache.nbytes for cache in caches)
