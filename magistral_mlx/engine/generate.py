@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +16,17 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, RESERVED, KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarMask
 from magistral_mlx.engine.control import Control
-from magistral_mlx.engine.decode import Token, decode
-from magistral_mlx.engine.pictures import PictureKey
-from magistral_mlx.engine.prefill import Prefilled, SeenPictures, prefill, see_after
+from magistral_mlx.engine.decode import Row, Token, advance
+from magistral_mlx.engine.prefill import Prefilled, prefill, see_after
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.thinking import Thinking, ThinkingControl
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.events import FinishReason, Prefill, ThinkingEnd
+from magistral_mlx.events import Prefill, ThinkingEnd
 from magistral_mlx.model.magistral import MagistralModel
 
-__all__ = ["Generation", "Prefilled", "Request", "Token", "generate"]
+__all__ = ["Generation", "Prefilled", "Request", "Token", "decode_together", "generate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,6 @@ class Request:
         from the start if there is none.
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
     vocabulary: lets the trace be cut at the end of a sentence, and tells prose from numbers.
-    seen: features of pictures seen before, by `picture_keys`, one a picture.
     """
 
     tokens: NDArray[np.int32]
@@ -56,8 +56,6 @@ class Request:
     grammar: Grammar | None = None
     logprobs: int | None = None
     vocabulary: Vocabulary | None = None
-    picture_keys: Sequence[PictureKey] = ()
-    seen: SeenPictures | None = None
 
 
 def generate(model: MagistralModel, request: Request, start: Prefilled | None = None) -> Generation:
@@ -78,9 +76,11 @@ def generate(model: MagistralModel, request: Request, start: Prefilled | None = 
 class Generation(Iterator[Prefill | Token]):
     """Progress through the prompt, then tokens, until a stop token or the limit.
 
-    finish: why it ended; None while it goes on. caches: what they hold is the beginning of prompt
-    and output, as far as `length` says. prefilled: for the next generation of the same prompt,
-    once the prompt is in the caches.
+    Iterate over it; or call `fill` while it is `filling`, and then `decode_together`, alone or
+    with others, until it has `ended`.
+
+    caches: what they hold is the beginning of prompt and output, as far as `length` says.
+    prefilled: for the next generation of the same prompt, once the prompt is in the caches.
     """
 
     def __init__(
@@ -95,12 +95,38 @@ class Generation(Iterator[Prefill | Token]):
             ThinkingControl(thinking, request.vocabulary) if thinking and thinking.enabled else None
         )
         self._mask = GrammarMask(request.grammar, vocab_size) if request.grammar else None
-        self._steps = self._run(model, request, start)
+        self._model, self._request = model, request
         self.caches = (
             start.caches if start else model.make_caches(request.scheme, request.workspace)
         )
-        self.finish: FinishReason | None = None
         self.prefilled: Prefilled | None = None
+        self._filling: Generator[Prefill, None, mx.array] | None
+        self._filling = _fill(model, request, self.caches, start)
+        self._row: Row | None = None
+        self._error: Exception | None = None
+        self._given = 0  # tokens
+        self._ready: deque[Token] = deque()  # of these, what the iterator has still to give
+        self._closed = False
+
+    @property
+    def filling(self) -> bool:
+        """Whether more of the prompt is to go into the caches."""
+        return self._filling is not None
+
+    @property
+    def finish(self) -> Literal["stop", "length"] | None:
+        """Why it ended by itself; None while it goes on."""
+        return self._row.finish if self._row else None
+
+    @property
+    def error(self) -> Exception | None:
+        """What its grammar or its sampler raised, which ends it. Iterating raises it."""
+        return self._row.error if self._row else self._error
+
+    @property
+    def ended(self) -> bool:
+        """Whether no pass gives it any more tokens."""
+        return self._closed or self.finish is not None or self.error is not None
 
     @property
     def thinking_end(self) -> ThinkingEnd | None:
@@ -117,38 +143,96 @@ class Generation(Iterator[Prefill | Token]):
         """Masks that the grammar has computed."""
         return self._mask.count if self._mask else 0
 
+    def fill(self) -> Prefill:
+        """Put one chunk of the prompt into the caches -> how far that is.
+
+        The first call looks at the pictures, and tells what the caches held already.
+        """
+        assert self._filling is not None, "the prompt is in the caches already"
+        progress = next(self._filling)
+        if progress.done == progress.total:
+            logits = _returned(self._filling)
+            self._filling = None
+            self.prefilled = Prefilled(self.caches, len(self._request.tokens), logits)
+        return progress
+
     def __next__(self) -> Prefill | Token:
-        return next(self._steps)
+        if self.filling:
+            return self.fill()
+        if not self._ready:
+            self._ready.extend(*decode_together(self._model, [self]))
+        if self._ready:
+            return self._ready.popleft()
+        if self.error and not self._closed:
+            self.close()
+            raise self.error
+        raise StopIteration
 
-    def close(self) -> None:
-        """Stop here. The caches hold what was yielded and stay good to go on from."""
-        self._steps.close()
+    def close(self, unused: int = 0) -> None:
+        """Stop here. The caches hold what was given out and stay good to go on from.
 
-    def _run(
-        self, model: MagistralModel, request: Request, start: Prefilled | None
-    ) -> Generator[Prefill | Token, None, None]:
-        logits = yield from _fill(model, request, self.caches, start)
-        self.prefilled = Prefilled(self.caches, len(request.tokens), logits)
-        steps = decode(
-            model,
-            self.caches,
-            logits,
-            _sampler(request, model.config.text.vocab_size),
-            request.limit,
-            stop=request.stop_tokens,
-            control=self._control(request),
-        )
-        for token in steps:
-            if token.id in request.stop_tokens:
-                self.finish = "stop"
-            yield token
-        self.finish = self.finish or "length"
+        Args:
+            unused: tokens to forget, at the end of what the last pass gave.
+        """
+        unused += len(self._ready)
+        self._ready.clear()
+        if self._filling is not None:
+            self._filling.close()
+            self._filling = None
+        if unused:
+            for cache in self.caches:
+                cache.trim(len(self._request.tokens) + self._given - unused)
+        self._closed = True
 
-    def _control(self, request: Request) -> Control | None:
-        dry = request.sampling.dry
+    def _begin(self) -> Row | None:
+        """Draw the first token, if that has not been done.
+
+        Not before, since what a row holds belongs to the thread that decodes.
+        """
+        if self._row or self.ended:
+            return self._row
+        assert self.prefilled and self.prefilled.logits is not None, "fill comes first"
+        request = self._request
+        try:
+            self._row = Row(
+                self.caches,
+                self.prefilled.logits,
+                _sampler(request, self._model.config.text.vocab_size),
+                request.limit,
+                stop=request.stop_tokens,
+                control=self._control(),
+            )
+        except Exception as error:
+            self._error = error
+        return self._row
+
+    def _control(self) -> Control | None:
+        dry = self._request.sampling.dry
         if self._thinking is None and self._mask is None and dry is None:
             return None
-        return Control(request.tokens, self._thinking, self._mask, dry)
+        return Control(self._request.tokens, self._thinking, self._mask, dry)
+
+
+def decode_together(
+    model: MagistralModel, generations: Sequence[Generation]
+) -> list[tuple[Token, ...]]:
+    """One pass over the weights for all `generations` -> the new tokens of each.
+
+    All of their prompts are in their caches. One that has ended gets no tokens; one whose last
+    tokens these are has ended afterwards, by its `finish` or its `error`.
+
+    Raises:
+        RuntimeError: the device failed. The caches of all of them are of no use any more.
+    """
+    going: dict[Generation, Row] = {}
+    for generation in generations:
+        row = generation._begin()
+        if row and not generation.ended:
+            going[generation] = row
+    given = dict(zip(going, advance(model, list(going.values())), strict=True))
+    for generation, tokens in given.items():
+        generation._given += len(tokens)
+    return [given.get(generation, ()) for generation in generations]
 
 
 def _sampler(request: Request, vocab_size: int) -> Sampler:
@@ -175,7 +259,14 @@ def _fill(
     if logits is not None:
         yield Prefill(held, held)
         return logits
-    features = see_after(
-        model, tokens, request.pictures, held, request.picture_keys, request.seen
-    )
+    features = see_after(model, tokens, request.pictures, held)
     return (yield from prefill(model, caches, tokens, features, request.chunk))
+
+
+def _returned(steps: Generator[Prefill, None, mx.array]) -> mx.array:
+    """What `steps` return after their last one."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("a prompt goes on after its last token")

@@ -10,8 +10,9 @@ cached, drafted or batched.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +48,19 @@ class Draw:
     token: mx.array
     logprobs: Logprobs | None
 
-    def dispatch(self) -> None:
-        """Let the device begin."""
-        if self.logprobs is None:
-            mx.async_eval(self.token)
-        else:
-            chosen = self.logprobs
-            mx.async_eval(self.token, chosen.chosen, chosen.top_ids, chosen.top)
+    @property
+    def value(self) -> int:
+        """The token's id, as soon as the device has it."""
+        return cast(int, self.token.item())
+
+
+def dispatch(draws: Sequence[Draw]) -> None:
+    """Let the device begin with all of `draws` together."""
+    arrays = [draw.token for draw in draws]
+    for draw in draws:
+        if draw.logprobs:
+            arrays += [draw.logprobs.chosen, draw.logprobs.top_ids, draw.logprobs.top]
+    mx.async_eval(arrays)
 
 
 class Sampler:

