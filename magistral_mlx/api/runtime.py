@@ -189,6 +189,7 @@ class Runtime:
         mx.reset_peak_memory()
         start = time.perf_counter()
         first: float | None = None
+        cached: int | None = None  # tokens of the prompt
         reason: FinishReason | None = None
         length, noted = len(job.prompt), False
         for step in generation:
@@ -197,6 +198,7 @@ class Runtime:
                 answer.put(Notice(_LONG))
                 noted = True
             if isinstance(step, Prefill):
+                cached = step.done if cached is None else cached
                 answer.put(clock(step))
             else:
                 first = first or time.perf_counter()
@@ -230,8 +232,10 @@ class Runtime:
             peak_memory=mx.get_peak_memory(),
             thinking_end=generation.thinking_end,
             mask_seconds=generation.mask_seconds,
+            cached_tokens=cached or 0,
         )
-        answer.put(Finished(reason or self._end_of(generation, stats), stats))
+        reason = reason or self._end_of(generation, stats)
+        answer.put(Finished(reason, stats, reader.stopped_by))
         return produced
 
     def _end_of(self, generation: Generation, stats: Stats) -> FinishReason:
