@@ -1,0 +1,121 @@
+// An answer while it is being written: it lives on whatever conversation is on the screen.
+import * as api from "./api.js";
+import { meaning, requestBody } from "./completion.js";
+import * as rescue from "./rescue.js";
+import * as store from "./store.js";
+
+const SAVE_EVERY = 500; // milliseconds
+const SPEED_OVER = 3; // seconds
+
+/**
+ * Events: "grow" when something came, "end" when nothing more comes. `message` is the record that
+ * is saved; the rest is gone with the page.
+ */
+export class Answer extends EventTarget {
+  constructor(message) {
+    super();
+    this.message = message;
+    this.progress = null; // { done, total } while the prompt is read
+    this.promptTokens = null; // once the server has told
+    this.begun = performance.now();
+    this.thinkingBegun = null;
+    this.recent = []; // times of the last tokens
+    this.controller = new AbortController();
+    this.saved = 0;
+  }
+
+  stop() {
+    this.controller.abort();
+  }
+
+  get thinkingSeconds() {
+    if (this.message.thinkingSeconds !== null) return this.message.thinkingSeconds;
+    return this.thinkingBegun === null ? 0 : (performance.now() - this.thinkingBegun) / 1000;
+  }
+
+  /** Tokens a second, over the last moments; null before there is anything to tell. */
+  get speed() {
+    const now = performance.now();
+    this.recent = this.recent.filter((time) => now - time < SPEED_OVER * 1000);
+    const seconds = (now - this.recent[0]) / 1000;
+    return this.recent.length > 3 ? this.recent.length / seconds : null;
+  }
+
+  /** Ask, and read to the end. Never throws: what went wrong stands in the message. */
+  async run(messages) {
+    const leaving = () => rescue.keep(this.message);
+    addEventListener("pagehide", leaving);
+    try {
+      for await (const chunk of api.chat(requestBody(messages), this.controller.signal)) {
+        this.#take(meaning(chunk));
+        this.dispatchEvent(new Event("grow"));
+        this.#saveNowAndThen();
+      }
+      this.message.state = "done";
+    } catch (error) {
+      this.#fail(error);
+    } finally {
+      removeEventListener("pagehide", leaving);
+      this.#endThinking();
+      await store.saveMessage(this.message).then(() => rescue.drop(this.message), () => {});
+      this.dispatchEvent(new Event("end"));
+    }
+  }
+
+  #take({ model, progress, thinking, text, reason, usage, timings }) {
+    const message = this.message;
+    if (model) message.model = model;
+    if (progress) {
+      this.progress = progress;
+      this.promptTokens = progress.total;
+    }
+    if (thinking || text) {
+      this.progress = null;
+      this.recent.push(performance.now());
+    }
+    if (thinking) {
+      this.thinkingBegun ??= performance.now();
+      message.thinking += thinking;
+      message.thinkingTokens += 1;
+    }
+    if (text) {
+      this.#endThinking();
+      message.text += text;
+      message.answerTokens += 1;
+    }
+    if (reason) message.reason = reason;
+    if (timings) message.timings = timings;
+    if (usage) {
+      message.usage = usage;
+      // Pieces were counted so far; a token is not always a piece.
+      const exact = usage.completion_tokens_details?.reasoning_tokens;
+      if (exact !== undefined) {
+        message.thinkingTokens = exact;
+        message.answerTokens = usage.completion_tokens - exact;
+      }
+    }
+  }
+
+  #endThinking() {
+    if (this.thinkingBegun === null || this.message.thinkingSeconds !== null) return;
+    this.message.thinkingSeconds = this.thinkingSeconds;
+  }
+
+  #fail(error) {
+    if (error.name === "AbortError") {
+      this.message.state = "stopped";
+      return;
+    }
+    const { kind = "page", detail = error.message, wait = null } = error;
+    this.message.state = "failed";
+    this.message.error = { kind, detail, wait };
+    if (kind === "page") console.error(error);
+  }
+
+  #saveNowAndThen() {
+    const now = performance.now();
+    if (now - this.saved < SAVE_EVERY) return;
+    this.saved = now;
+    store.saveMessage(this.message).catch(() => {});
+  }
+}

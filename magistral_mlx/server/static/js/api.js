@@ -1,0 +1,74 @@
+// The server's API: requests with the key, and failures that the page can put in words.
+import { events } from "./sse.js";
+
+const KEY = "magistral.key";
+const url = (path) => new URL(path, document.baseURI);
+
+/**
+ * What went wrong: `kind` is a key of the strings below "error.", `detail` the server's own words,
+ * `wait` the seconds after which the server may be asked again.
+ */
+export class Failure extends Error {
+  constructor(kind, detail = "", wait = null) {
+    super(detail || kind);
+    Object.assign(this, { kind, detail, wait });
+  }
+}
+
+export const key = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (value) => sessionStorage.setItem(KEY, value),
+  forget: () => sessionStorage.removeItem(KEY),
+};
+
+async function request(path, options = {}) {
+  const headers = { ...options.headers };
+  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  let response;
+  try {
+    response = await fetch(url(path), { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("unreachable");
+  }
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+async function refusal(response) {
+  const body = await response.json().catch(() => null);
+  const detail = body?.error?.message ?? "";
+  const wait = Number(response.headers.get("Retry-After")) || null;
+  const kinds = { 401: "key", 413: "large", 429: "busy", 503: "unavailable" };
+  return new Failure(kinds[response.status] ?? (response.status < 500 ? "refused" : "server"), detail, wait);
+}
+
+/** The models that the server offers, as /v1/models lists them. */
+export async function models() {
+  return (await (await request("v1/models")).json()).data;
+}
+
+/** The server's figures as Prometheus text. */
+export const metrics = async () => (await request("metrics")).text();
+
+/** POST a chat; yields the chunks of the answer as objects. Throws Failure, or AbortError. */
+export async function* chat(body, signal) {
+  const response = await request("v1/chat/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  try {
+    for await (const { data } of events(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Failure("server", chunk.error.message ?? "");
+      yield chunk;
+    }
+  } catch (error) {
+    if (signal.aborted || error instanceof Failure) throw error;
+    throw new Failure("cut");
+  }
+  throw new Failure("cut");
+}

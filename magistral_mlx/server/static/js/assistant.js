@@ -1,0 +1,138 @@
+// An answer on the screen: what it waits for, its thinking, its text, how it ended, and what can
+// be done with it.
+import { Blocks } from "./blocks.js";
+import { copyButton } from "./copy.js";
+import { h, iconButton } from "./dom.js";
+import { onceAFrame } from "./frames.js";
+import { number, say, t } from "./i18n.js";
+import { announce, Speaker } from "./speech.js";
+import { ThinkingFold } from "./thinking.js";
+import { versionSwitch } from "./versions.js";
+
+const TICK = 1000; // milliseconds: the seconds go on while no token comes
+
+export class AssistantView {
+  /**
+   * `actions`: retry(message), choose(message), save(message); `following()` tells whether the
+   * reader is at the end, and `grown()` is called after each change of height.
+   */
+  constructor(message, { answer, versions, actions, following, grown }) {
+    Object.assign(this, { message, answer, actions, following, grown });
+    this.waiting = h("p", { class: "waiting", hidden: true }, h("span", { class: "dots" }), h("span"));
+    this.fold = new ThinkingFold(message, (open) => {
+      message.open = open;
+      actions.save(message);
+    });
+    this.body = h("div", { class: "markdown answer" });
+    this.note = h("div", { class: "note", hidden: true });
+    this.facts = h("span", { class: "facts" });
+    this.tools = h("div", { class: "tools", hidden: true },
+      copyButton("message.copy", () => message.text),
+      iconButton("retry", "message.retry", () => actions.retry(message)),
+      versionSwitch(versions, actions.choose), this.facts);
+    this.element = h("article", { class: "message assistant", label: "message.assistant" },
+      this.waiting, this.fold.element, this.body, this.note, this.tools);
+    if (answer) this.#follow();
+    else this.#settle();
+    this.language = () => (this.answer ? this.#draw() : this.#words());
+    addEventListener("language", this.language);
+  }
+
+  /** The view is off the screen; the answer goes on. */
+  leave() {
+    removeEventListener("language", this.language);
+    clearInterval(this.timer);
+    this.answer = null;
+  }
+
+  #follow() {
+    this.blocks = new Blocks(this.body);
+    this.speaker = new Speaker();
+    this.element.setAttribute("aria-busy", "true");
+    const draw = onceAFrame(() => this.answer && this.#draw());
+    this.answer.addEventListener("grow", draw);
+    this.answer.addEventListener("end", () => this.answer && this.#end());
+    this.timer = setInterval(draw, TICK);
+    this.#draw();
+  }
+
+  #draw() {
+    const { message, answer } = this;
+    const thinks = Boolean(message.thinking) && !message.text;
+    this.#drawWaiting();
+    if (message.text && this.fold.thinks && this.following()) this.fold.collapse();
+    if (thinks && !this.fold.thinks) announce("thinking.now");
+    this.fold.update({ thinks, seconds: answer.thinkingSeconds });
+    if (message.text) {
+      this.blocks.grow(message.text);
+      this.speaker.follow(message.text);
+    }
+    this.grown();
+  }
+
+  #drawWaiting() {
+    const { message, answer } = this;
+    this.waiting.hidden = Boolean(message.thinking || message.text);
+    if (this.waiting.hidden) return;
+    const { done, total } = answer.progress ?? {};
+    const words = this.waiting.lastChild;
+    if (total) say(words, "t", "waiting.prompt", number(Math.floor((100 * done) / total)), number(total));
+    else say(words, "t", "waiting");
+  }
+
+  #end() {
+    clearInterval(this.timer);
+    this.speaker.follow(this.message.text, true);
+    announce(this.message.state === "failed" ? "answer.failed" : "answer.end");
+    if (this.message.text && this.fold.thinks && this.following()) this.fold.collapse();
+    this.answer = null;
+    this.element.removeAttribute("aria-busy");
+    this.#settle();
+    this.grown();
+  }
+
+  #settle() {
+    const { message } = this;
+    this.waiting.hidden = true;
+    this.tools.hidden = false;
+    if (message.text) (this.blocks ?? new Blocks(this.body)).finish(message.text);
+    else this.body.replaceChildren();
+    this.#words();
+  }
+
+  // What is said in the language of the page.
+  #words() {
+    const { message } = this;
+    this.fold.update({ thinks: false, seconds: message.thinkingSeconds ?? 0 });
+    this.#ending();
+    const { timings, answerTokens, thinkingTokens } = message;
+    const tokens = answerTokens + thinkingTokens;
+    const speed = timings?.decode_tokens_per_second;
+    this.facts.textContent = [
+      tokens ? t("tokens", tokens, number(tokens)) : null,
+      speed ? t("speed", number(speed, 1)) : null,
+    ].filter(Boolean).join(" · ");
+  }
+
+  #ending() {
+    const { message } = this;
+    const [kind, text, detail] = ending(message);
+    this.note.hidden = !kind;
+    this.note.className = `note ${kind}`;
+    if (!kind) return;
+    this.note.replaceChildren(
+      h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null),
+      h("button", { type: "button", t: "retry", on: { click: () => this.actions.retry(message) } }),
+    );
+  }
+}
+
+// How an answer ended, if not simply so: [class, words, the server's words].
+function ending({ state, reason, error }) {
+  if (state === "failed") {
+    return ["error", t(`error.${error.kind}`, error.wait), error.detail];
+  }
+  if (state === "stopped") return ["plain", t("answer.stopped")];
+  if (reason === "length" || reason === "memory") return ["plain", t(`answer.${reason}`)];
+  return [""];
+}

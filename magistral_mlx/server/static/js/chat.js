@@ -1,0 +1,111 @@
+// The conversation on the screen, and the answers that are being written in any of them.
+import { Answer } from "./answer.js";
+import { newId } from "./dom.js";
+import * as store from "./store.js";
+import { newestLeaf, path, versions } from "./tree.js";
+
+const TITLE_LENGTH = 60;
+
+/** Events: "show" when another path is on the screen, "list" when the list of conversations changes. */
+export class Chat extends EventTarget {
+  conversation = null; // null for a new one, which is stored with its first message
+  messages = []; // all of the conversation, every branch
+  answers = new Map(); // conversation id -> Answer
+
+  get path() {
+    return this.conversation ? path(this.messages, this.conversation.leaf) : [];
+  }
+
+  /** The answer that is being written on the screen. */
+  get answer() {
+    return this.answers.get(this.conversation?.id) ?? null;
+  }
+
+  startNew() {
+    this.conversation = null;
+    this.messages = [];
+    this.dispatchEvent(new Event("show"));
+  }
+
+  /** Put a conversation on the screen. False if there is no such one. */
+  async open(id) {
+    const [conversation, messages] = await Promise.all([store.conversation(id), store.messages(id)]);
+    if (!conversation) return false;
+    this.conversation = conversation;
+    const running = this.answers.get(id)?.message;
+    this.messages = messages.map((message) => (message.id === running?.id ? running : settled(message)));
+    this.dispatchEvent(new Event("show"));
+    return true;
+  }
+
+  /** Send what the user wrote, after `parent` (the end of the path, unless told otherwise). */
+  async send(text, pictures, parent = this.conversation?.leaf ?? null) {
+    const now = Date.now();
+    this.conversation ??= { id: newId(), title: titleOf(text, pictures), created: now, updated: now };
+    const { conversation, messages } = this;
+    const question = { ...blank(conversation, "user", parent), text, pictures };
+    messages.push(question);
+    conversation.leaf = question.id;
+    await store.save(conversation, [question]);
+    await this.#ask(conversation, messages, question);
+  }
+
+  /** Answer the question again, beside the answer that is there, or in place of an empty one. */
+  async retry(message) {
+    const { conversation, messages } = this;
+    if (!message.text && !message.thinking) {
+      messages.splice(messages.indexOf(message), 1);
+      await store.removeMessage(message.id);
+    }
+    await this.#ask(conversation, messages, messages.find(({ id }) => id === message.parent));
+  }
+
+  /** The versions of a message, and which one it is. */
+  versionsOf(message) {
+    const all = versions(this.messages, message);
+    return { all, index: all.indexOf(message) };
+  }
+
+  async choose(message) {
+    this.conversation.leaf = newestLeaf(this.messages, message);
+    await store.save(this.conversation);
+    this.dispatchEvent(new Event("show"));
+  }
+
+  async #ask(conversation, messages, question) {
+    const message = {
+      ...blank(conversation, "assistant", question.id),
+      thinking: "", thinkingTokens: 0, thinkingSeconds: null, answerTokens: 0, state: "running",
+      reason: null, usage: null, timings: null, error: null, model: null, open: false,
+    };
+    messages.push(message);
+    Object.assign(conversation, { leaf: message.id, updated: Date.now() });
+    await store.save(conversation, [message]);
+    const answer = new Answer(message);
+    this.answers.get(conversation.id)?.stop();
+    this.answers.set(conversation.id, answer);
+    answer.addEventListener("end", () => {
+      if (this.answers.get(conversation.id) === answer) this.answers.delete(conversation.id);
+      store.tell(conversation.id);
+      if (message.error?.kind === "key") this.dispatchEvent(new CustomEvent("key", { detail: message }));
+      this.dispatchEvent(new Event("list"));
+    });
+    answer.run(path(messages, question.id));
+    this.dispatchEvent(new Event("list"));
+    if (this.conversation === conversation) this.dispatchEvent(new Event("show"));
+  }
+}
+
+const blank = (conversation, role, parent) => ({
+  id: newId(), conversation: conversation.id, parent, role, created: Date.now(), text: "",
+});
+
+// Nobody writes it any more: the page was closed over it.
+const settled = (message) =>
+  message.state === "running" ? { ...message, state: "stopped" } : message;
+
+function titleOf(text, pictures) {
+  const line = text.trim().split("\n")[0];
+  if (!line) return pictures[0]?.name ?? "";
+  return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH - 1).trimEnd()}…` : line;
+}

@@ -1,0 +1,49 @@
+// What the server is asked, and what its chunks mean.
+import { settings } from "./settings.js";
+
+/** The request for an answer to `messages`, a path of the conversation that ends with the user. */
+export function requestBody(messages) {
+  const body = {
+    messages: [
+      ...(settings.system.trim() ? [{ role: "system", content: settings.system }] : []),
+      ...messages.filter(says).map(wire),
+    ],
+    stream: true,
+    stream_options: { include_usage: true },
+    thinking: settings.thinking === "budget" ? settings.budget : settings.thinking,
+  };
+  const chosen = {
+    model: settings.model,
+    temperature: settings.temperature,
+    max_tokens: settings.maxTokens,
+    seed: settings.seed,
+  };
+  for (const [name, value] of Object.entries(chosen)) if (value !== null) body[name] = value;
+  return body;
+}
+
+// An answer that failed before its first word is no part of what the model reads.
+const says = (message) => message.role === "user" || message.text || message.thinking;
+
+function wire({ role, text, thinking, pictures }) {
+  if (role === "assistant") {
+    return { role, content: text, ...(thinking ? { reasoning_content: thinking } : {}) };
+  }
+  if (!pictures?.length) return { role, content: text };
+  const shown = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  return { role, content: text ? [...shown, { type: "text", text }] : shown };
+}
+
+/** What a chunk brings: any of progress, thinking, text, reason, usage, timings, model. */
+export function meaning(chunk) {
+  const choice = chunk.choices?.[0];
+  return {
+    model: chunk.model,
+    progress: chunk.progress ?? null, // { done, total } of the prompt's tokens
+    thinking: choice?.delta?.reasoning_content ?? "",
+    text: choice?.delta?.content ?? "",
+    reason: choice?.finish_reason ?? null,
+    usage: chunk.usage ?? null,
+    timings: chunk.timings ?? null,
+  };
+}

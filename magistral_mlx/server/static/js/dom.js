@@ -1,0 +1,66 @@
+// Elements without markup: the page never turns strings into HTML by itself.
+import { say } from "./i18n.js";
+
+const PATHS = {
+  panel: "M4 5h16v14H4zM9.5 5v14",
+  plus: "M12 5v14M5 12h14",
+  sliders: "M4 8h9m6 0h1M4 16h1m6 0h9M16 5.5v5M8 13.5v5",
+  down: "M12 5v14m-6-6 6 6 6-6",
+  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15 9h.01",
+  send: "M12 19V5m-6 6 6-6 6 6",
+  stop: "M7 7h10v10H7z",
+  copy: "M9 9h11v11H9zM5 15H4V4h11v1",
+  check: "m5 13 4 4L19 7",
+  edit: "m4 20 1-4L16 5l3 3L8 19z",
+  retry: "M19 12a7 7 0 1 1-2-5l2 2m0-4v4h-4",
+  trash: "M5 7h14M10 7V4h4v3m3 0-1 13H8L7 7",
+  export: "M12 4v11m-4-4 4 4 4-4M5 20h14",
+  close: "m6 6 12 12M18 6 6 18",
+  left: "m14 6-6 6 6 6",
+  right: "m10 6 6 6-6 6",
+  chevron: "m9 6 6 6-6 6",
+};
+
+/** A drawn sign; buttons that carry nothing else have a label. */
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  for (const [key, value] of Object.entries({
+    viewBox: "0 0 24 24", "aria-hidden": "true", class: "icon",
+  })) svg.setAttribute(key, value);
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  path.setAttribute("d", PATHS[name]);
+  svg.append(path);
+  return svg;
+}
+
+/**
+ * An element. `t`, `label` and `placeholder` are [key, ...arguments] or a key of the strings and
+ * follow the language; `on` holds listeners; the rest are attributes, or properties where a
+ * boolean stands.
+ */
+export function h(tag, props = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (value === undefined || value === null) continue;
+    if (name === "on") {
+      for (const [type, listener] of Object.entries(value)) element.addEventListener(type, listener);
+    } else if (name === "t" || name === "label" || name === "placeholder") {
+      say(element, name, ...[value].flat());
+    } else if (name === "icon") element.append(icon(value));
+    else if (typeof value === "boolean" || name === "value") element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export const $ = (selector) => document.querySelector(selector);
+
+/** A button that is only a sign. */
+export const iconButton = (name, label, click, props = {}) =>
+  h("button", { type: "button", class: "icon-button", icon: name, label, on: { click }, ...props });
+
+/** A new identity. (crypto.randomUUID is for https pages only.) */
+export const newId = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -1,0 +1,158 @@
+// Puts the page together.
+import { Failure } from "./api.js";
+import { Chat } from "./chat.js";
+import { Composer } from "./composer.js";
+import { $, h, icon } from "./dom.js";
+import { onceAFrame } from "./frames.js";
+import { adopt, setLanguage, t } from "./i18n.js";
+import { askForKey } from "./key.js";
+import { Messages } from "./messages.js";
+import { showModels } from "./models.js";
+import { buildOptions } from "./options.js";
+import { recover } from "./rescue.js";
+import { settings } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
+import * as store from "./store.js";
+import { Strip } from "./strip.js";
+
+const EXAMPLES = ["sum", "proof", "code"];
+const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
+
+for (const element of document.querySelectorAll("[data-icon]")) element.prepend(icon(element.dataset.icon));
+adopt();
+$("#new-chat kbd").textContent = isMac ? "⌘K" : "Ctrl K";
+setLanguage(settings.language);
+
+const chat = new Chat();
+const strip = new Strip(chat);
+const composer = new Composer({
+  send: (text, pictures) => say(text, pictures),
+  stop: () => chat.answer?.stop(),
+});
+const messages = new Messages(chat, {
+  retry: (message) => attempt(() => chat.retry(message)),
+  edit: (message, text, pictures) => say(text, pictures, message.parent),
+  choose: (message) => attempt(() => chat.choose(message)),
+  save: (message) => attempt(() => store.saveMessage(message)),
+});
+const sidebar = new Sidebar(chat, (id) => go(id));
+
+async function say(text, pictures, parent) {
+  navigator.storage?.persist?.().catch(() => {}); // ask the browser not to clear this away
+  messages.atEnd = true;
+  await attempt(() => chat.send(text, pictures, parent));
+}
+
+/** Do what may fail, and put a failure in words. */
+async function attempt(work) {
+  try {
+    await work();
+  } catch (error) {
+    banner(error instanceof Failure ? t(`error.${error.kind}`) : t("error.storage", error.message));
+  }
+}
+
+function banner(words, again = null) {
+  $("#banner").hidden = !words;
+  $("#banner").replaceChildren(words ?? "",
+    again ? h("button", { type: "button", t: "retry", on: { click: again } }) : "");
+}
+
+// Where we are stands in the address, so that reloading and going back work.
+const place = () => location.hash.replace(/^#\/?/, "");
+
+async function go(id) {
+  sidebar.makeRoom();
+  if (id !== place()) history.pushState(null, "", id ? `#/${id}` : location.pathname);
+  await arrive();
+  composer.focus();
+}
+
+async function arrive() {
+  const id = place();
+  messages.atEnd = true;
+  if (id && (await chat.open(id).catch(() => false))) return;
+  if (id) history.replaceState(null, "", location.pathname);
+  chat.startNew();
+}
+
+function showTitle() {
+  const title = chat.conversation?.title ?? "";
+  $("#title").textContent = title || t("chat.new");
+  document.title = title ? `${title} · Magistral` : "Magistral";
+}
+
+let shown = null; // the answer whose progress the strip follows
+const drawStrip = onceAFrame(() => strip.draw());
+
+chat.addEventListener("show", () => {
+  const id = chat.conversation?.id ?? "";
+  if (id !== place()) history.pushState(null, "", id ? `#/${id}` : location.pathname);
+  if (composer.id !== id) composer.open(id);
+  messages.show();
+  if (messages.atEnd) messages.toEnd();
+  showTitle();
+  composer.setBusy(Boolean(chat.answer));
+  if (chat.answer && chat.answer !== shown) {
+    shown = chat.answer;
+    shown.addEventListener("grow", drawStrip);
+    shown.addEventListener("end", () => setTimeout(() => strip.refresh()));
+    strip.refresh();
+  }
+  strip.draw();
+  sidebar.draw();
+});
+chat.addEventListener("title", showTitle);
+chat.addEventListener("list", () => {
+  composer.setBusy(Boolean(chat.answer));
+  sidebar.refresh();
+});
+// A key is missing or wrong: ask for it, then ask the model again.
+chat.addEventListener("key", async ({ detail: message }) => {
+  if (await askForKey()) {
+    connect();
+    await attempt(() => chat.retry(message));
+  }
+});
+addEventListener("language", showTitle);
+addEventListener("popstate", arrive);
+store.onForeignChange(async (id) => {
+  await sidebar.refresh();
+  if (chat.conversation?.id === id && !chat.answer) await arrive();
+});
+
+for (const id of ["#new-chat", "#new-chat-top"]) $(id).addEventListener("click", () => go(""));
+addEventListener("keydown", (event) => {
+  if (document.querySelector("dialog[open]")) return;
+  if ((event.ctrlKey || event.metaKey) && !event.shiftKey && !event.altKey && event.key.toLowerCase() === "k") {
+    event.preventDefault();
+    go("");
+  } else if (event.key === "Escape" && chat.answer) chat.answer.stop();
+});
+
+async function connect() {
+  try {
+    await showModels();
+    banner(null);
+    strip.refresh();
+  } catch (error) {
+    if (error.kind === "key") {
+      if (await askForKey()) connect();
+    } else banner(t(`error.${error.kind ?? "page"}`, error.wait), connect);
+  }
+}
+
+$("#examples").append(...EXAMPLES.map((name) =>
+  h("button", {
+    type: "button", t: `example.${name}`,
+    on: { click: () => { composer.write(t(`example.${name}`)); composer.focus(); } },
+  })));
+buildOptions(() => sidebar.refresh());
+connect();
+await attempt(async () => {
+  await recover();
+  await sidebar.refresh();
+});
+await arrive();
+composer.focus();
+document.body.dataset.ready = "";

@@ -1,0 +1,87 @@
+// Markdown to elements. What a model writes is never trusted: its HTML is shown as text, pictures
+// become links, and the sanitiser has the last word on what reaches the page.
+import DOMPurify from "../vendor/dompurify/purify.js";
+import MarkdownIt from "../vendor/markdown-it/markdown-it.js";
+import { dressCode } from "./code.js";
+import { drawMath, mathPlugin } from "./math.js";
+
+const ALLOWED = {
+  ALLOWED_TAGS: (
+    "p br hr h3 h4 h5 h6 ul ol li blockquote pre code table thead tbody tr th td em strong s a div span"
+  ).split(" "),
+  ALLOWED_ATTR: "href title start class data-language data-math data-align data-task".split(" "),
+  ADD_URI_SAFE_ATTR: "start data-language data-math data-align data-task".split(" "),
+  ALLOW_DATA_ATTR: false,
+  ALLOW_ARIA_ATTR: false,
+  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  RETURN_DOM_FRAGMENT: true,
+};
+
+const md = new MarkdownIt({ html: false, linkify: true, breaks: false, typographer: false });
+md.linkify.set({ fuzzyLink: false, fuzzyEmail: false, fuzzyIP: false });
+md.validateLink = (url) => /^(?:https?|mailto):/i.test(url.trim());
+md.use(mathPlugin);
+
+const escape = md.utils.escapeHtml;
+const rules = md.renderer.rules;
+
+rules.fence = rules.code_block = (tokens, index) => {
+  const language = tokens[index].info.trim().split(/\s+/)[0] ?? "";
+  return `<pre data-language="${escape(language)}"><code>${escape(tokens[index].content)}</code></pre>`;
+};
+
+// A picture would be loaded from somewhere: say what it is, and link to it.
+rules.image = (tokens, index) => {
+  const source = tokens[index].attrGet("src");
+  const name = escape(tokens[index].content || source);
+  return `<a href="${escape(source)}">${name}</a>`;
+};
+
+// Cells are aligned by styles otherwise, which the page's policy forbids.
+rules.th_open = rules.td_open = (tokens, index) => {
+  const align = /text-align:(\w+)/.exec(tokens[index].attrGet("style") ?? "")?.[1];
+  return `<${tokens[index].tag}${align ? ` data-align="${align}"` : ""}>`;
+};
+
+// The page has h1 and h2 itself.
+rules.heading_open = (tokens, index) => `<${headingTag(tokens[index])}>`;
+rules.heading_close = (tokens, index) => `</${headingTag(tokens[index])}>\n`;
+const headingTag = (token) => `h${Math.min(6, Number(token.tag[1]) + 2)}`;
+
+// "- [x] done" as a list of tasks.
+md.core.ruler.after("inline", "tasks", ({ tokens }) => {
+  tokens.forEach((token, index) => {
+    const task = /^\[([ xX])\] /.exec(token.content);
+    const item = tokens[index - 2];
+    if (token.type !== "inline" || !task || item?.type !== "list_item_open") return;
+    item.attrSet("data-task", task[1] === " " ? "open" : "done");
+    token.children[0].content = token.children[0].content.slice(4);
+  });
+});
+
+/** The elements for a piece of Markdown. `env` carries link references from piece to piece. */
+export function render(text, env) {
+  const fragment = DOMPurify.sanitize(md.render(text, env), ALLOWED);
+  for (const link of fragment.querySelectorAll("a[href]")) {
+    link.target = "_blank";
+    link.rel = "noopener noreferrer";
+  }
+  for (const table of fragment.querySelectorAll("table")) {
+    const frame = document.createElement("div");
+    frame.className = "table";
+    frame.tabIndex = 0; // so that keys can scroll it
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  drawMath(fragment);
+  dressCode(fragment, env.streaming);
+  return fragment;
+}
+
+/** Where the last block of `text` begins, as a number of lines. Blocks before it are finished. */
+export function lastBlockLine(text, env) {
+  const tokens = [];
+  md.block.parse(text, md, env, tokens);
+  const starts = tokens.filter((token) => token.level === 0 && token.map && token.nesting !== -1);
+  return starts.at(-1)?.map[0] ?? 0;
+}

@@ -1,0 +1,29 @@
+// The last words of answers that are being written when the page goes away. IndexedDB may not get
+// to its end then; localStorage does.
+import * as store from "./store.js";
+
+const PREFIX = "magistral.rescue.";
+
+/** Keep `message` until the page is opened again. Synchronous. */
+export function keep(message) {
+  try {
+    localStorage.setItem(PREFIX + message.id, JSON.stringify(message));
+  } catch {
+    // Full: what IndexedDB got a moment ago is what remains.
+  }
+}
+
+/** Forget it: the store has it all. */
+export const drop = (message) => localStorage.removeItem(PREFIX + message.id);
+
+/** Move what was kept into the store, and mark answers that nobody writes any more as stopped. */
+export async function recover() {
+  for (const name of Object.keys(localStorage).filter((name) => name.startsWith(PREFIX))) {
+    const kept = JSON.parse(localStorage.getItem(name));
+    const stored = await store.message(kept.id);
+    const longer = stored && kept.text.length + kept.thinking.length >=
+      stored.text.length + stored.thinking.length;
+    if (longer) await store.saveMessage({ ...kept, state: "stopped" });
+    localStorage.removeItem(name);
+  }
+}

@@ -1,0 +1,43 @@
+// What the user has chosen; kept in this browser.
+const KEY = "magistral.settings";
+const DEFAULTS = {
+  theme: "system", // or light, dark
+  language: "auto", // or en, de
+  sidebar: true, // shown, where there is room
+  thinkingOpen: true, // a trace that is being written is shown
+  thinking: "on", // or budget, off
+  budget: 2000, // tokens, for thinking "budget"
+  temperature: null, // null: as the server has it; likewise below
+  maxTokens: null,
+  seed: null,
+  system: "",
+  model: null,
+};
+
+let values = { ...DEFAULTS, ...read() };
+
+function read() {
+  try {
+    return JSON.parse(localStorage.getItem(KEY) ?? "{}");
+  } catch {
+    return {}; // no storage, or a damaged entry
+  }
+}
+
+export const settings = new Proxy({}, {
+  get: (_, name) => values[name],
+  set: (_, name, value) => {
+    values = { ...values, [name]: value };
+    try {
+      localStorage.setItem(KEY, JSON.stringify(values));
+    } catch {
+      // Full, or not allowed: it holds until the page is closed.
+    }
+    return true;
+  },
+});
+
+// Another tab has changed them.
+addEventListener("storage", (event) => {
+  if (event.key === KEY) values = { ...DEFAULTS, ...read() };
+});

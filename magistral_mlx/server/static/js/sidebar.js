@@ -1,0 +1,148 @@
+// The list of conversations: open, search, rename, export, delete with a way back.
+import { download, exported } from "./archive.js";
+import { $, h, iconButton } from "./dom.js";
+import { t } from "./i18n.js";
+import { settings } from "./settings.js";
+import * as store from "./store.js";
+import { toast } from "./toast.js";
+
+const DAY = 86_400_000;
+const NARROW = matchMedia("(max-width: 800px)");
+
+export class Sidebar {
+  /** `open(id)` puts a conversation on the screen ("" for a new one). */
+  constructor(chat, open) {
+    this.chat = chat;
+    this.open = open;
+    this.all = [];
+    this.found = null; // ids that the search has found in messages
+    this.shown = NARROW.matches ? false : settings.sidebar;
+    $("#search").addEventListener("input", () => this.#search());
+    $("#sidebar-open").addEventListener("click", () => this.#show(true, true));
+    $("#sidebar-close").addEventListener("click", () => this.#show(false, true));
+    $("#scrim").addEventListener("click", () => this.#show(false));
+    NARROW.addEventListener("change", () => this.#show(NARROW.matches ? false : settings.sidebar));
+    $("#sidebar").addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && NARROW.matches) this.#show(false, true);
+    });
+    addEventListener("language", () => this.draw());
+    this.#show(this.shown);
+  }
+
+  /** Read the list again. */
+  async refresh() {
+    this.all = await store.conversations();
+    await this.#search();
+  }
+
+  /** On a narrow screen it covers what was chosen. */
+  makeRoom() {
+    if (NARROW.matches) this.#show(false);
+  }
+
+  #show(shown, byUser = false) {
+    const sidebar = $("#sidebar");
+    sidebar.inert = !shown;
+    document.body.classList.toggle("with-sidebar", shown);
+    $("#sidebar-open").setAttribute("aria-expanded", String(shown));
+    $("#scrim").hidden = !(shown && NARROW.matches);
+    $(".main").inert = shown && NARROW.matches;
+    if (!byUser) return;
+    if (!NARROW.matches) settings.sidebar = shown;
+    $(shown ? "#new-chat" : "#sidebar-open").focus();
+  }
+
+  async #search() {
+    const needle = $("#search").value.trim();
+    this.found = needle ? await store.containing(needle) : null;
+    if (needle === $("#search").value.trim()) this.draw();
+  }
+
+  draw() {
+    const focused = document.activeElement?.closest?.(".conversation")?.dataset.id;
+    const needle = $("#search").value.trim().toLocaleLowerCase();
+    const shown = this.all.filter(({ id, title }) =>
+      !this.found || this.found.has(id) || title.toLocaleLowerCase().includes(needle));
+    const groups = Map.groupBy(shown, ({ updated }) => age(updated));
+    $("#conversations").replaceChildren(
+      ...[...groups].map(([name, conversations]) =>
+        h("section", {}, h("h2", { t: name }),
+          h("ul", {}, ...conversations.map((conversation) => this.#item(conversation))))),
+      ...(shown.length ? [] : [h("p", { class: "nothing", t: needle ? "sidebar.none" : "sidebar.empty" })]),
+    );
+    if (focused) $(`.conversation[data-id="${focused}"] > button`)?.focus();
+  }
+
+  #item(conversation) {
+    const { id } = conversation;
+    const here = id === this.chat.conversation?.id;
+    const running = this.chat.answers.has(id);
+    const title = h("button", { type: "button", class: "open", title: conversation.title },
+      h("span", { class: "name" }, conversation.title || t("chat.untitled")),
+      running ? h("span", { class: "running", role: "img", label: "sidebar.running" }) : null);
+    if (here) title.setAttribute("aria-current", "page");
+    title.addEventListener("click", () => this.open(id));
+    const item = h("li", { class: "conversation", "data-id": id }, title,
+      h("span", { class: "item-tools" },
+        iconButton("edit", "chat.rename", () => this.#rename(item, conversation)),
+        iconButton("export", "chat.export", async () => download(await exported([conversation]), fileName(conversation.title))),
+        iconButton("trash", "chat.delete", () => this.#delete(conversation))));
+    return item;
+  }
+
+  #rename(item, conversation) {
+    const field = h("input", { value: conversation.title, label: "chat.rename", maxlength: "200" });
+    let done = false;
+    const close = async (keep) => {
+      if (done) return;
+      done = true;
+      const title = field.value.trim();
+      if (keep && title) await this.#store(conversation.id, { title });
+      await this.refresh();
+      $(`.conversation[data-id="${conversation.id}"] > button`)?.focus();
+    };
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.isComposing) close(true);
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        close(false);
+      }
+    });
+    field.addEventListener("blur", () => close(true));
+    item.replaceChildren(field);
+    field.select();
+  }
+
+  async #store(id, change) {
+    const open = this.chat.conversation?.id === id ? this.chat.conversation : null;
+    const conversation = open ?? (await store.conversation(id));
+    if (!conversation) return;
+    Object.assign(conversation, change);
+    await store.save(conversation);
+    if (open) this.chat.dispatchEvent(new Event("title"));
+  }
+
+  async #delete(conversation) {
+    const { id } = conversation;
+    this.chat.answers.get(id)?.stop();
+    const messages = await store.remove(id);
+    if (this.chat.conversation?.id === id) this.open("");
+    await this.refresh();
+    toast("chat.deleted", {
+      args: [conversation.title],
+      undo: async () => {
+        await store.save(conversation, messages);
+        await this.refresh();
+      },
+    });
+  }
+}
+
+function age(time) {
+  const today = new Date().setHours(0, 0, 0, 0);
+  if (time >= today) return "age.today";
+  if (time >= today - DAY) return "age.yesterday";
+  return time >= today - 7 * DAY ? "age.week" : "age.older";
+}
+
+const fileName = (title) => `${title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "chat"}.json`;

@@ -1,0 +1,109 @@
+// Conversations and their messages in IndexedDB. Other tabs hear of each change.
+
+const channel = new BroadcastChannel("magistral");
+let opening;
+
+/** Call `listener(conversationId)` when another tab has changed a conversation. */
+export const onForeignChange = (listener) =>
+  channel.addEventListener("message", (event) => listener(event.data));
+
+/** Let other tabs know that a conversation has changed. */
+export const tell = (id) => channel.postMessage(id);
+
+function open() {
+  opening ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open("magistral", 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("conversations", { keyPath: "id" });
+      request.result
+        .createObjectStore("messages", { keyPath: "id" })
+        .createIndex("conversation", "conversation");
+    };
+    request.onsuccess = () => {
+      request.result.onversionchange = () => request.result.close();
+      resolve(request.result);
+    };
+    request.onerror = () => reject(request.error);
+  });
+  return opening;
+}
+
+const result = (request) =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+
+async function read(store, use) {
+  return result(use((await open()).transaction(store).objectStore(store)));
+}
+
+async function write(use) {
+  const transaction = (await open()).transaction(["conversations", "messages"], "readwrite");
+  use(transaction.objectStore("conversations"), transaction.objectStore("messages"), transaction);
+  await new Promise((resolve, reject) => {
+    transaction.oncomplete = resolve;
+    transaction.onabort = transaction.onerror = () => reject(transaction.error);
+  });
+}
+
+/** All conversations, the one used last first. */
+export const conversations = async () =>
+  (await read("conversations", (store) => store.getAll())).sort((a, b) => b.updated - a.updated);
+
+export const conversation = (id) => read("conversations", (store) => store.get(id));
+
+export const messages = (id) =>
+  read("messages", (store) => store.index("conversation").getAll(id));
+
+export const message = (id) => read("messages", (store) => store.get(id));
+
+/** Save a conversation, and messages of it, in one go. */
+export async function save(conversation, messages = []) {
+  await write((conversations, all) => {
+    conversations.put(conversation);
+    for (const message of messages) all.put(message);
+  });
+  tell(conversation.id);
+}
+
+/** Save one message as it is now. Its conversation may be gone meanwhile: then it goes too. */
+export async function saveMessage(message) {
+  await write((conversations, all) => {
+    conversations.getKey(message.conversation).onsuccess = (event) => {
+      if (event.target.result !== undefined) all.put(message);
+    };
+  });
+}
+
+export const removeMessage = (id) => write((_, all) => all.delete(id));
+
+/** Delete a conversation; resolves to its messages, for whoever wants them back. */
+export async function remove(id) {
+  const lost = await messages(id);
+  await write((conversations, all) => {
+    conversations.delete(id);
+    for (const message of lost) all.delete(message.id);
+  });
+  tell(id);
+  return lost;
+}
+
+/** Ids of the conversations with `needle` in a message's text or its thinking. */
+export async function containing(needle) {
+  const wanted = needle.toLocaleLowerCase();
+  const found = new Set();
+  const store = (await open()).transaction("messages").objectStore("messages");
+  await new Promise((resolve, reject) => {
+    const request = store.openCursor();
+    request.onerror = () => reject(request.error);
+    request.onsuccess = () => {
+      const cursor = request.result;
+      if (!cursor) return resolve();
+      const { conversation, text, thinking = "" } = cursor.value;
+      if (`${text}\n${thinking}`.toLocaleLowerCase().includes(wanted)) found.add(conversation);
+      return cursor.continue();
+    };
+  });
+  return found;
+}

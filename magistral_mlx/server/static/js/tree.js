@@ -1,0 +1,25 @@
+// A conversation is a tree: editing or retrying adds a branch, so nothing is ever lost. Messages
+// know their parent; the conversation knows the leaf that is on the screen.
+
+const byAge = (a, b) => a.created - b.created || (a.id < b.id ? -1 : 1);
+
+const children = (messages, parent) =>
+  messages.filter((message) => message.parent === parent).sort(byAge);
+
+/** From the first message to `leaf`. */
+export function path(messages, leaf) {
+  const byId = new Map(messages.map((message) => [message.id, message]));
+  const found = [];
+  for (let at = byId.get(leaf); at; at = byId.get(at.parent)) found.unshift(at);
+  return found;
+}
+
+/** The versions of a message, itself among them, oldest first. */
+export const versions = (messages, message) => children(messages, message.parent);
+
+/** The leaf that is reached from `message` by taking the newest branch each time. */
+export function newestLeaf(messages, message) {
+  let at = message;
+  for (let next = [at]; next.length; next = children(messages, at.id)) at = next.at(-1);
+  return at.id;
+}
