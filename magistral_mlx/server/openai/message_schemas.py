@@ -1,0 +1,123 @@
+"""The messages of a chat as OpenAI's API spells them, with Mistral's thinking chunks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from magistral_mlx.server.schema import Request
+
+
+class TextPart(Request):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingPart(Request):
+    """A piece of thinking, in Mistral's style."""
+
+    type: Literal["thinking"]
+    thinking: str | list[TextPart]
+
+
+class RefusalPart(Request):
+    """A refusal, which is read as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class PictureURL(Request):
+    """Where a picture is."""
+
+    url: Annotated[
+        str,
+        Field(
+            description="A data URL (data:image/png;base64,…). A web address where the server was "
+            "started with --allow-remote-images. Never a file of the server's machine."
+        ),
+    ]
+    detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+
+
+class PicturePart(Request):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: PictureURL | str
+
+
+class FunctionCall(Request):
+    """What is called; the arguments are JSON text."""
+
+    name: str
+    arguments: str | dict[str, JsonValue] = "{}"
+
+
+class CallIn(Request):
+    """A call to a tool, in an earlier turn of the model."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class SystemMessage(Request):
+    """The system prompt. It replaces the model's own, which asks it to think."""
+
+    role: Literal["system", "developer"]
+    content: str | list[Annotated[TextPart | ThinkingPart, Field(discriminator="type")]]
+
+
+class UserMessage(Request):
+    """A user's turn."""
+
+    role: Literal["user"]
+    content: str | list[Annotated[TextPart | PicturePart, Field(discriminator="type")]]
+
+
+class AssistantMessage(Request):
+    """An earlier turn of the model. Its thinking should come along, as it was trained."""
+
+    role: Literal["assistant"]
+    content: (
+        str
+        | list[Annotated[TextPart | ThinkingPart | RefusalPart, Field(discriminator="type")]]
+        | None
+    ) = None
+    reasoning_content: str | None = None
+    reasoning: Annotated[str | None, Field(description="Another name of it.")] = None
+    tool_calls: list[CallIn] | None = None
+    prefix: Annotated[
+        bool | None,
+        Field(description="As the last message: it is left open, and the model goes on with it."),
+    ] = None
+
+
+class ToolMessage(Request):
+    """What a tool returned."""
+
+    role: Literal["tool"]
+    content: str | list[TextPart]
+    tool_call_id: str | None = None
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+def message_dict(message: Request) -> dict[str, Any]:
+    """The message as a dict that `to_messages` reads."""
+    found = message.model_dump(exclude_none=True)
+    content = found.get("content")
+    if isinstance(content, list):
+        found["content"] = [_readable(part) for part in content]
+    return found
+
+
+def _readable(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part

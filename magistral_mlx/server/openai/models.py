@@ -1,0 +1,74 @@
+"""GET /v1/models and /v1/models/{id}: as OpenAI's and as Anthropic's clients read them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Request
+from pydantic import BaseModel, Field
+
+from magistral_mlx.server.catalog import ModelInfo
+from magistral_mlx.server.documented import error_responses
+from magistral_mlx.server.failures import OPENAI_RESPONSES, OpenAIError
+from magistral_mlx.server.serving import Serving
+
+router = APIRouter(
+    tags=["OpenAI"],
+    responses=error_responses(OpenAIError, 401, 403, rest=OPENAI_RESPONSES),
+)
+_404 = error_responses(OpenAIError, 404, rest={})
+
+
+class Model(BaseModel):
+    """A model that requests may name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="When its files were written, seconds since 1970.")]
+    owned_by: Literal["magistral-mlx"] = "magistral-mlx"
+    type: Literal["model"] = "model"
+    display_name: str
+    created_at: Annotated[datetime, Field(description="`created` once more, for Anthropic's API.")]
+    context_length: Annotated[int, Field(description="Tokens of prompt and answer together.")]
+    vision: Annotated[bool, Field(description="Whether it can be shown pictures.")]
+    thinking: Annotated[bool, Field(description="Whether it thinks before it answers.")]
+    loaded: Annotated[bool, Field(description="Whether it is in memory now.")]
+
+
+class Models(BaseModel):
+    """All of them. The first answers requests that name none."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+    first_id: str
+    last_id: str
+    has_more: Literal[False] = False
+
+
+@router.get("/v1/models", summary="The models that requests may name")
+async def models(request: Request) -> Models:
+    serving: Serving = request.app.state.serving
+    found = [_model(info) for info in serving.models()]
+    return Models(data=found, first_id=found[0].id, last_id=found[-1].id)
+
+
+@router.get("/v1/models/{id:path}", summary="One model", responses=_404)
+async def model(
+    request: Request, id: Annotated[str, Path(description="As /v1/models lists it.")]
+) -> Model:
+    serving: Serving = request.app.state.serving
+    return _model(serving.catalog.find(id).info)
+
+
+def _model(info: ModelInfo) -> Model:
+    return Model(
+        id=info.id,
+        created=info.created,
+        display_name=info.id,
+        created_at=datetime.fromtimestamp(info.created, UTC),
+        context_length=info.context,
+        vision=info.sees,
+        thinking=info.thinks,
+        loaded=info.loaded,
+    )

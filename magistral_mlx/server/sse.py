@@ -1,0 +1,64 @@
+"""Streams of server-sent events over an answer that is being generated."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
+
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from magistral_mlx.events import Event
+
+PING_SECONDS = 10.0  # proxies and clients that wait for the first token hang up after 30 or more
+_PATIENCE = 10.0  # seconds for a stream to end by itself once its answer has been stopped
+
+Answering = AbstractAsyncContextManager[AsyncIterator[Event]]
+
+
+class EventStream(EventSourceResponse):
+    """The response of an endpoint that streams. Make one with `stream_of`."""
+
+    def __init__(self, stack: AsyncExitStack, content: Any, **options: Any) -> None:
+        super().__init__(content, sep="\n", ping=PING_SECONDS, **options)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. The answer is left, and so stopped, however the stream ends."""
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
+async def stream_of(
+    answering: Answering,
+    write: Callable[[AsyncIterator[Event]], AsyncIterator[ServerSentEvent]],
+    *,
+    grace: float,
+    ping: Callable[[], ServerSentEvent] | None = None,
+) -> EventStream:
+    """Enter `answering`, and send what `write` makes of its events.
+
+    Args:
+        grace: seconds in which an answer may end when the server is being stopped.
+        ping: what is sent while there is nothing to send; None for a comment.
+
+    Raises:
+        MagistralError: what entering raises, while a status can still tell of it.
+    """
+    async with AsyncExitStack() as stack:
+        events = await stack.enter_async_context(answering)
+        return EventStream(
+            stack.pop_all(),
+            write(events),
+            ping_message_factory=ping,
+            shutdown_grace_period=grace + _PATIENCE,
+        )
+    raise AssertionError("the stack swallows nothing")
+
+
+def data(body: BaseModel | str, event: str | None = None) -> ServerSentEvent:
+    """An event that carries JSON; what was not set in `body` is left out."""
+    text = body if isinstance(body, str) else body.model_dump_json(exclude_unset=True)
+    return ServerSentEvent(text, event=event, sep="\n")
