@@ -25,6 +25,10 @@ class UnsupportedPlatform(MagistralError):
     """This machine, system or Python cannot run MLX."""
 
 
+class MissingExtra(MagistralError):
+    """A command needs packages that were not installed with this one."""
+
+
 class ModelNotFound(MagistralError):
     """No checkpoint goes by that name, here or on the hub."""
 

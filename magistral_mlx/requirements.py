@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 
-from magistral_mlx.errors import UnsupportedPlatform
+from magistral_mlx.errors import MissingExtra, UnsupportedPlatform
 
 OLDEST_MACOS = 14  # MLX's wheels need it
 
@@ -32,4 +33,18 @@ def check_platform() -> None:
     elif system != "Linux":
         raise UnsupportedPlatform(
             f"MLX does not run on {system}. Use a Mac with Apple Silicon, or Linux."
+        )
+
+
+def check_extra(command: str, extra: str, *modules: str) -> None:
+    """Check that the packages of an extra are installed, without importing them.
+
+    Raises:
+        MissingExtra: with the command that installs them.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingExtra(
+            f"{command} needs {' and '.join(missing)}. Install with "
+            f"`pip install 'magistral-mlx[{extra}]'`."
         )

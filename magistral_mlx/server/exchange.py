@@ -22,7 +22,8 @@ from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.result import Collector
 from magistral_mlx.events import Event, Finished, Notice, Prefill
 from magistral_mlx.server.catalog import ServedModel
-from magistral_mlx.server.refusals import ClientGone
+from magistral_mlx.server.refusals import ClientGone, Unavailable
+from magistral_mlx.server.shelf import STOPPING
 
 if TYPE_CHECKING:
     from magistral_mlx.server.serving import Serving
@@ -175,7 +176,9 @@ class Exchange(AsyncIterator[Event]):
         timer: asyncio.TimerHandle | None = None
         try:
             async for event in stream:
-                if self.times.began is None:
+                if self.times.began is None and isinstance(event, Finished):
+                    self._refused()
+                elif self.times.began is None:
                     self.times.began = self.times.now()
                     self.running = True
                     timer = self._start_timer()
@@ -188,6 +191,12 @@ class Exchange(AsyncIterator[Event]):
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def _refused(self) -> None:
+        """It was cancelled before its turn came, so there is no answer that could end."""
+        if self._serving.stopping:
+            raise Unavailable(STOPPING)
+        raise ClientGone("the client has left.")
 
     def _finished(self, event: Finished) -> Finished:
         """At the time limit a client gets an answer that ended for its length."""

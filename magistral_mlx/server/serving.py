@@ -29,7 +29,7 @@ from magistral_mlx.server.metrics import Metrics
 from magistral_mlx.server.record import Recorder, exchange_record, log_exchange
 from magistral_mlx.server.refusals import BadRequest, Busy, Unavailable
 from magistral_mlx.server.settings import Settings
-from magistral_mlx.server.shelf import Load, Shelf
+from magistral_mlx.server.shelf import STOPPING, Load, Shelf
 
 _MOST_ANSWERS = 128  # to one prompt, as in OpenAI's API
 _REMEMBERED = 32  # answers whose duration tells when a place may be free
@@ -53,6 +53,7 @@ class Serving:
         self.metrics = Metrics(self)
         self._recorder = None if settings.record is None else Recorder(settings.record)
         self.failed: MagistralError | None = None  # why the first model could not be loaded
+        self.first_load = asyncio.Event()  # set when it has been loaded, or failed
         self._loaded = False
         self._stopping = False
         self._exchanges: set[Exchange] = set()
@@ -69,6 +70,11 @@ class Serving:
     def ready(self) -> bool:
         """Whether a request would be answered: not while the first model loads, nor at the end."""
         return self._loaded and not (self._stopping or self.shelf.loading)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is shutting down."""
+        return self._stopping
 
     @property
     def running(self) -> int:
@@ -156,7 +162,7 @@ class Serving:
         """
         served = self.catalog.find(model)
         if self._stopping:
-            raise Unavailable("the server is shutting down.", headers={"Retry-After": "10"})
+            raise Unavailable(STOPPING)
         if self.waiting >= self.settings.limits.queue:
             raise Busy(
                 f"{self.waiting} requests wait already, as many as this server lets wait. Come "
@@ -202,25 +208,30 @@ class Serving:
             async with self.shelf.lent(self.catalog.first):
                 self._loaded = True
         except MagistralError as error:
-            self.failed = error
+            if not self._stopping:
+                self.failed = error
+        finally:
+            self.first_load.set()
 
     async def drain(self, grace: float) -> None:
         """Take nothing more on, let running answers finish within `grace` seconds, then stop them.
 
-        Those who still wait for their turn are let go at once.
+        Those who still wait for their turn are refused at once.
         """
         self._stopping = True
+        self.shelf.refuse()
         for exchange in self._exchanges:
             if not exchange.running:
                 exchange.cancel()
         tasks = list(self._tasks)
-        if tasks and grace:
+        if tasks:
             await asyncio.wait(tasks, timeout=grace)
         self.stop()
 
     def stop(self) -> None:
         """Stop every answer within one token; their streams still end as they should."""
         self._stopping = True
+        self.shelf.refuse()
         for exchange in self._exchanges:
             exchange.cancel()
 

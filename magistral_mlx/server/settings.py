@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -91,11 +92,21 @@ class Settings:
             raise InvalidOption(f"keep_alive is {self.keep_alive}; it must be 0 or more seconds.")
         if self.grace < 0:
             raise InvalidOption(f"grace is {self.grace}; it must be 0 or more seconds.")
-        if self.host not in LOOPBACK and self.api_key is None:
+        if not _is_loopback(self.host) and self.api_key is None:
             raise InvalidOption(
                 f"listening on {self.host} lets other machines in, so it needs an API key: give "
                 "--api-key or set MAGISTRAL_MLX_API_KEY, or listen on 127.0.0.1."
             )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it there."""
+    if host in LOOPBACK:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _positive(name: str, value: float) -> None:

@@ -22,7 +22,7 @@ from magistral_mlx.server.refusals import Unavailable
 from magistral_mlx.server.settings import LoadOptions
 
 Load = Callable[..., Magistral]  # Magistral.load, or what a test puts in its place
-_STOPPING = "the server is shutting down."
+STOPPING = "the server is shutting down."
 
 
 @dataclass(eq=False)
@@ -91,12 +91,16 @@ class Shelf:
         finally:
             self._give_back()
 
-    async def close(self) -> None:
-        """Stop loading, refuse those who wait, and give the memory back."""
+    def refuse(self) -> None:
+        """Lend nothing more: stop loading, and refuse those who wait."""
         self._stopping.set()
         self._cancel_timer()
         for waiting in self._waiting:
-            _refuse(waiting, Unavailable(_STOPPING))
+            _refuse(waiting, Unavailable(STOPPING))
+
+    async def close(self) -> None:
+        """Refuse those who wait, and give the memory back."""
+        self.refuse()
         async with self._moving:
             await self._unload()
 
@@ -104,7 +108,7 @@ class Shelf:
 
     async def _borrow(self, model: ServedModel) -> Magistral:
         if self._stopping.is_set():
-            raise Unavailable(_STOPPING)
+            raise Unavailable(STOPPING)
         self._cancel_timer()
         waiting = _Waiting(model, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -168,7 +172,7 @@ class Shelf:
     async def _load_now(self, model: ServedModel) -> None:
         def report(progress: LoadProgress) -> None:  # in the thread that loads
             if self._stopping.is_set():
-                raise Unavailable(_STOPPING)
+                raise Unavailable(STOPPING)
             if self._on_progress:
                 self._on_progress(progress)
 

@@ -1,0 +1,176 @@
+"""`magistral-mlx serve`: a model behind the APIs that apps know, and a page to talk to it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from magistral_mlx.cli.durations import parse_duration
+from magistral_mlx.cli.sizes import parse_size
+
+if TYPE_CHECKING:
+    from magistral_mlx.server.catalog import Catalog
+    from magistral_mlx.server.settings import Settings
+
+_PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--api-key",
+    envvar="MAGISTRAL_MLX_API_KEY",
+    metavar="KEY",
+    help="What requests must bring. Better in MAGISTRAL_MLX_API_KEY, where no one sees it.",
+)
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that this machine is called by.",
+)
+@click.option(
+    "--cors",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web page that may use this server, as in https://chat.example. '*' lets all.",
+)
+@click.option("--allow-remote-images", is_flag=True, help="Fetch pictures from the internet.")
+@click.option(
+    "--keep-alive",
+    default="never",
+    show_default=True,
+    metavar="TIME",
+    help="Give an idle model's memory back after so long, as in 10m.",
+)
+@click.option("--record", metavar="DIR", help="Write each exchange to a JSON file there.")
+@click.option("--log-prompts", is_flag=True, help="Write what is said into the log.")
+@click.option(
+    "--grace",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="How long running answers may go on after Ctrl-C or SIGTERM.",
+)
+@click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
+@click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
+@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
+@click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
+@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What to compute in. Default: what is fastest here.",
+)
+@click.option(
+    "--max-body", default="64MiB", show_default=True, metavar="SIZE", help="Of one request."
+)
+@click.option(
+    "--max-pictures", type=int, default=32, show_default=True, help="In one request, all told."
+)
+@click.option("--max-tokens", type=int, help="Of one answer. Default: what fits.")
+@click.option(
+    "--max-time", default="1h", show_default=True, metavar="TIME", help="For one answer, or never."
+)
+@click.option(
+    "--max-queue", type=int, default=128, show_default=True, help="Requests that may wait."
+)
+def serve(models: tuple[str, ...], **options: Any) -> None:
+    """Answer apps and browsers: OpenAI's and Anthropic's APIs, and a chat page at /.
+
+    Give several MODELs to have one of them in memory at a time, as requests name them. Default:
+    the model that generate takes.
+    """
+    from magistral_mlx.requirements import check_extra
+
+    check_extra("serve", "server", *_PACKAGES)
+    from magistral_mlx.cli.progress import load_bar
+    from magistral_mlx.server.running import serve as run
+
+    settings = _settings(models, options)
+    _log_to_stderr()
+    with ExitStack() as bar:
+
+        def on_ready() -> None:
+            bar.close()
+            _say("ready.")
+
+        run(
+            settings,
+            on_listening=lambda urls, catalog: _tell(urls, catalog, settings),
+            on_ready=on_ready,
+            on_progress=bar.enter_context(load_bar()),
+        )
+
+
+def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
+    from magistral_mlx.server.settings import Limits, LoadOptions, Settings
+
+    body = parse_size(options["max_body"])
+    assert body is not None
+    grace = parse_duration(options["grace"])
+    taken = ("host", "port", "api_key", "allowed_hosts", "cors_origins", "allow_remote_images")
+    return Settings(
+        **{name: options[name] for name in taken},
+        models=models,
+        keep_alive=parse_duration(options["keep_alive"]),
+        record=Path(options["record"]) if options["record"] else None,
+        log_prompts=options["log_prompts"],
+        grace=float("inf") if grace is None else grace,
+        limits=Limits(
+            body_bytes=body,
+            pictures=options["max_pictures"],
+            tokens=options["max_tokens"],
+            seconds=parse_duration(options["max_time"]),
+            queue=options["max_queue"],
+        ),
+        load=LoadOptions(
+            **{name: options[name] for name in ("context", "kv", "dtype", "tokenizer")},
+            pictures=options["images"],
+            memory_limit=parse_size(options["memory_limit"]),
+        ),
+    )
+
+
+def _log_to_stderr() -> None:
+    """Our own lines, and warnings of uvicorn's; nothing of stdout."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name, level in (("magistral_mlx", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+
+
+def _tell(urls: list[str], catalog: Catalog, settings: Settings) -> None:
+    """Where it listens, and what of each model fits."""
+    from magistral_mlx.memory.plan import gib
+
+    for url in urls:
+        _say(f"{url}/ is the page, {url}/v1 the API{_needs_key(settings)}.")
+    for model in catalog:
+        plan, info = model.plan, model.info
+        skills = [name for name in ("sees", "thinks") if getattr(info, name)]
+        _say(
+            f"{info.id}: {plan.context:,} tokens of context, KV cache {plan.scheme.name}, "
+            f"{gib(plan.peak.total)} of {gib(plan.limit)}"
+            + (f"; {' and '.join(skills)}" if skills else "")
+        )
+        if plan.warning:
+            _say(plan.warning)
+
+
+def _needs_key(settings: Settings) -> str:
+    return " (with the key)" if settings.api_key else ""
+
+
+def _say(text: str) -> None:
+    click.echo(f"magistral-mlx: {text}", err=True)

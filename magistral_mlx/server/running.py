@@ -1,0 +1,161 @@
+"""A server from its first socket to its last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import uvicorn
+
+from magistral_mlx.api.progress import OnProgress
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.server.app import create_app
+from magistral_mlx.server.catalog import Catalog
+from magistral_mlx.server.serving import Serving
+from magistral_mlx.server.settings import Settings
+
+_BACKLOG = 2048
+_AFTER_GRACE = 10  # seconds for clients to take the end of their streams
+
+
+def serve(
+    settings: Settings,
+    *,
+    on_listening: Callable[[list[str], Catalog], None],
+    on_ready: Callable[[], None],
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Serve until a signal comes (SIGINT, SIGTERM), then finish what is being answered.
+
+    Args:
+        on_listening: called with the URLs and the models, before the first one is loaded.
+        on_ready: called when it has been loaded.
+        on_progress: called while weights are read, in another thread.
+
+    Raises:
+        MagistralError: it cannot listen there, or a model cannot be found or loaded.
+    """
+    with ExitStack() as opened:
+        sockets = listen(settings.host, settings.port)
+        for listener in sockets:
+            opened.callback(listener.close)
+        app = create_app(settings, on_progress=on_progress)
+        serving: Serving = app.state.serving
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=_timeout(settings.grace),
+        )
+        on_listening([url_of(listener) for listener in sockets], serving.catalog)
+        _Server(config, serving, on_ready).run(sockets=sockets)
+    if serving.failed is not None:
+        raise serving.failed
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address that `host` stands for, all on one port; 0 takes a free one.
+
+    Raises:
+        InvalidOption: the port is taken or not allowed, or the host is not of this machine.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((entry[0], entry[4][0]) for entry in found):
+            taken = sockets[0].getsockname()[1] if sockets else port
+            listener = socket.create_server((str(address), taken), family=family, backlog=_BACKLOG)
+            sockets.append(listener)
+    except (OSError, UnicodeError) as error:
+        for listener in sockets:
+            listener.close()
+        raise InvalidOption(_why_not(host, port, error)) from error
+    return sockets
+
+
+def _timeout(grace: float) -> int | None:
+    """Seconds after which uvicorn cuts connections off that do not take their end."""
+    return None if math.isinf(grace) else math.ceil(grace) + _AFTER_GRACE
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a socket is reached, without a slash at its end."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _why_not(host: str, port: int, error: OSError | UnicodeError) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return (
+            f"port {port} of {host} is taken by another program. Stop that, or name another port "
+            "with --port."
+        )
+    if number == errno.EACCES:
+        return f"port {port} needs administrator's rights. Name one from 1024 on with --port."
+    if number == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror | UnicodeError):
+        return (
+            f"{host} is no address of this machine. Listen on 127.0.0.1 (this machine alone) or "
+            "0.0.0.0 (everywhere)."
+        )
+    return f"cannot listen on {host}, port {port}: {error}."
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with an end of our own: answers are finished, and the exit status is 0.
+
+    The first signal lets running answers finish within the grace period; the second stops them
+    within a token; the third leaves.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, serving: Serving, on_ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._serving = serving
+        self._on_ready = on_ready
+        self._signals = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tasks.append(asyncio.create_task(self._wait_for_model()))
+
+    async def _wait_for_model(self) -> None:
+        await self._serving.first_load.wait()
+        if self._serving.failed is not None:
+            self.should_exit = True
+        elif not self.should_exit:
+            self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self.should_exit = True
+        if self._signals == 1:
+            drain = self._serving.drain(self._serving.settings.grace)
+            self._tasks.append(asyncio.create_task(drain))
+        elif self._signals == 2:
+            self._serving.stop()
+        else:
+            self.force_exit = True
