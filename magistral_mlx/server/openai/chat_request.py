@@ -10,7 +10,10 @@ from magistral_mlx.server.openai.chat_schemas import ChatRequest
 from magistral_mlx.server.openai.message_schemas import message_dict
 from magistral_mlx.server.openai.sampling_schemas import sampling_options
 from magistral_mlx.server.openai.tool_schemas import (
+    AllowedChoice,
+    Choice,
     JSONFormat,
+    NamedChoice,
     SchemaFormat,
     chosen_tools,
     typed_tool,
@@ -49,15 +52,22 @@ def chat_options(request: ChatRequest) -> Options:
 
 def _tool_options(request: ChatRequest) -> dict[str, Any]:
     given = request.tools or []
-    tools = [typed_tool(tool.function) for tool in given]
-    tools, choice = chosen_tools(tools, request.tool_choice)
+    names: list[str] | None = None
+    choice: Choice = "auto"
+    match request.tool_choice:
+        case NamedChoice(function=function):
+            names, choice = [function.name], "required"
+        case AllowedChoice(allowed_tools=allowed):
+            names, choice = [tool.function.name for tool in allowed.tools], allowed.mode
+        case "required" | "any":
+            choice = "required"
+        case "none":
+            choice = "none"
+    tools = chosen_tools([typed_tool(tool.function) for tool in given], names)
     if not given and choice != "required":
         return {}
-    return {
-        "tools": tools,
-        "tool_choice": choice,
-        "strict_tools": any(tool.function.strict for tool in given),
-    }
+    strict = any(tool.function.strict for tool in given)
+    return {"tools": tools, "tool_choice": choice, "strict_tools": strict}
 
 
 def _answer_options(request: ChatRequest) -> dict[str, Any]:

@@ -74,20 +74,20 @@ class Logprobs(BaseModel):
     reasoning_content: Annotated[list[Logprob], Field(description="Those of the thinking.")]
 
 
-def usage_of(all_stats: Sequence[Stats]) -> Usage:
-    """The usage of the answers to one prompt."""
-    prompt = all_stats[0].prompt_tokens if all_stats else 0
-    completion = sum(stats.completion_tokens for stats in all_stats)
+def usage_of(*prompts: Sequence[Stats]) -> Usage:
+    """The usage of the answers to each prompt."""
+    firsts = [answers[0] for answers in prompts if answers]
+    every = [stats for answers in prompts for stats in answers]
+    prompt = sum(stats.prompt_tokens for stats in firsts)
+    completion = sum(stats.completion_tokens for stats in every)
+    cached = sum(stats.cached_tokens for stats in firsts)
+    reasoning = sum(stats.thinking_tokens for stats in every)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=prompt + completion,
-        prompt_tokens_details=PromptDetails(
-            cached_tokens=all_stats[0].cached_tokens if all_stats else 0
-        ),
-        completion_tokens_details=CompletionDetails(
-            reasoning_tokens=sum(stats.thinking_tokens for stats in all_stats)
-        ),
+        prompt_tokens_details=PromptDetails(cached_tokens=cached),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=reasoning),
     )
 
 

@@ -103,26 +103,14 @@ def typed_tool(function: FunctionIn) -> Tool:
     return Tool(function.name, function.description or "", **schema)
 
 
-def chosen_tools(tools: list[Tool], choice: ChoiceIn | None) -> tuple[list[Tool], Choice]:
-    """The tools that are offered, and whether one must be called.
+def chosen_tools(tools: list[Tool], names: list[str] | None) -> list[Tool]:
+    """The tools of these names; all of them for None.
 
     Raises:
-        BadRequest: a choice among tools that there are not.
+        BadRequest: a name that none has.
     """
-    match choice:
-        case NamedChoice(function=function):
-            return _among(tools, [function.name]), "required"
-        case AllowedChoice(allowed_tools=allowed):
-            names = [entry.function.name for entry in allowed.tools]
-            return _among(tools, names), allowed.mode
-        case "required" | "any":
-            return tools, "required"
-        case "none":
-            return tools, "none"
-    return tools, "auto"
-
-
-def _among(tools: list[Tool], names: list[str]) -> list[Tool]:
+    if names is None:
+        return tools
     known = [tool.name for tool in tools]
     for name in names:
         if name not in known:
