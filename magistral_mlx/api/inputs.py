@@ -95,7 +95,7 @@ def open_picture(source: PictureSource) -> Picture:
     if isinstance(source, Picture):
         return source
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return Picture.open(_data_of(source))
+        return Picture.open(data_of_url(source))
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
     if not (isinstance(source, str | bytes | PathLike) or _is_pil(source)):
@@ -170,7 +170,12 @@ def _to_message(entry: Any, where: str, local_files: bool) -> Message:
     raise PromptError(f"{where} must be a message or a dict with a role, not {_kind(entry)}.")
 
 
-def _data_of(url: str) -> bytes:
+def data_of_url(url: str) -> bytes:
+    """What a data URL holds.
+
+    Raises:
+        PictureError: it is malformed.
+    """
     head, comma, data = url.partition(",")
     if not comma:
         raise PictureError("the data URL has no comma, after which the picture's data stands.")

@@ -22,6 +22,7 @@ from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.result import Collector
 from magistral_mlx.events import Event, Finished, Notice, Prefill
 from magistral_mlx.server.catalog import ServedModel
+from magistral_mlx.server.picture_limits import pictures_in
 from magistral_mlx.server.refusals import ClientGone, Unavailable
 from magistral_mlx.server.shelf import STOPPING
 
@@ -73,6 +74,7 @@ class Exchange(AsyncIterator[Event]):
         self.endpoint = endpoint
         self.body = body
         self.prompt = prompt
+        self.pictures = pictures_in(prompt)
         self.options = options.seeded()
         self.times = Times(time.perf_counter())
         self.collected = Collector(self.seed)

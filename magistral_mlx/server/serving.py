@@ -21,17 +21,19 @@ from starlette.requests import Request
 from magistral_mlx.api import Magistral, Options
 from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.progress import OnProgress
-from magistral_mlx.chat.messages import Message, Picture, RawPrompt
+from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.errors import InvalidOption, MagistralError
 from magistral_mlx.server.catalog import Catalog, ModelInfo, ServedModel
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.metrics import Metrics
+from magistral_mlx.server.picture_limits import check_pictures
 from magistral_mlx.server.record import Recorder, exchange_record, log_exchange
-from magistral_mlx.server.refusals import BadRequest, Busy, Unavailable
+from magistral_mlx.server.refusals import Busy, Unavailable
 from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.shelf import STOPPING, Load, Shelf
 
 _MOST_ANSWERS = 128  # to one prompt, as in OpenAI's API
+_WAITING_PICTURES = 4  # times as many as one request may hold: they take memory while they wait
 _REMEMBERED = 32  # answers whose duration tells when a place may be free
 
 
@@ -135,12 +137,7 @@ class Serving:
         """`prompt` with its pictures opened, no more than allowed. Takes time: not for the loop."""
         if isinstance(prompt, RawPrompt):
             return prompt
-        pictures, most = _pictures_in(prompt), self.settings.limits.pictures
-        if pictures > most:
-            raise BadRequest(
-                f"the request holds {pictures} pictures, and this server takes {most} at most. "
-                "Send fewer, or start it with a higher --max-pictures."
-            )
+        check_pictures(prompt, self.settings.limits.pictures)
         return to_messages(prompt, local_files=False)
 
     def limited(self, options: Options) -> Options:
@@ -163,10 +160,15 @@ class Serving:
         served = self.catalog.find(model)
         if self._stopping:
             raise Unavailable(STOPPING)
-        if self.waiting >= self.settings.limits.queue:
+        limits = self.settings.limits
+        waiting = [other for other in self._exchanges if not other.running]
+        pictures = sum(other.pictures for other in waiting)
+        if len(waiting) >= limits.queue or (
+            exchange.pictures and pictures + exchange.pictures > _WAITING_PICTURES * limits.pictures
+        ):
             raise Busy(
-                f"{self.waiting} requests wait already, as many as this server lets wait. Come "
-                "again later.",
+                f"{len(waiting)} requests with {pictures} pictures wait already, as many as this "
+                "server lets wait. Come again later.",
                 self._retry_after(),
             )
         self._exchanges.add(exchange)
@@ -241,24 +243,3 @@ class Serving:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
         await self.shelf.close()
-
-
-def _pictures_in(prompt: PromptLike) -> int:
-    """Pictures in a prompt, counted before any is opened."""
-    entries = [prompt] if isinstance(prompt, Mapping) else prompt
-    if isinstance(entries, str) or not isinstance(entries, list | tuple):
-        return 0
-    return sum(_pictures_of(entry) for entry in entries)
-
-
-def _pictures_of(entry: Any) -> int:
-    content = entry.get("content") if isinstance(entry, Mapping) else getattr(entry, "content", ())
-    if not isinstance(content, list | tuple):
-        return 0
-    return sum(1 for part in content if _is_picture(part))
-
-
-def _is_picture(part: Any) -> bool:
-    if isinstance(part, Mapping):
-        return part.get("type") in ("image_url", "input_image", "image")
-    return isinstance(part, Picture)

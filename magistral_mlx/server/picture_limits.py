@@ -1,0 +1,83 @@
+"""How many pictures a prompt holds and how large they are, before any of them is decoded.
+
+A file of a few kilobytes may unfold to half a gigabyte of pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from magistral_mlx.api.inputs import PromptLike, data_of_url
+from magistral_mlx.chat.messages import Picture
+from magistral_mlx.errors import PictureError
+from magistral_mlx.server.refusals import BadRequest
+
+_MOST_PIXELS = 200_000_000  # of all pictures together: four photographs of a good camera
+_KINDS = ("image_url", "input_image", "image")
+
+
+def pictures_in(prompt: PromptLike) -> int:
+    """The number of pictures in a prompt."""
+    return sum(1 for _ in _pictures(prompt))
+
+
+def check_pictures(prompt: PromptLike, most: int) -> None:
+    """Raises BadRequest for more than `most` pictures, or for too many pixels in all."""
+    count = pictures_in(prompt)
+    if count > most:
+        raise BadRequest(
+            f"the request holds {count} pictures, and this server takes {most} at most. Send "
+            "fewer, or start it with a higher --max-pictures."
+        )
+    pixels = sum(_pixels(part) for part in _pictures(prompt))
+    if pixels > _MOST_PIXELS:
+        raise BadRequest(
+            f"the pictures have {pixels / 1e6:,.0f} megapixels together, and this server takes "
+            f"{_MOST_PIXELS / 1e6:,.0f} at most. Make them smaller; the model loses nothing."
+        )
+
+
+def _pictures(prompt: PromptLike) -> Iterator[Any]:
+    entries: Any = [prompt] if isinstance(prompt, Mapping) else prompt
+    for entry in entries if isinstance(entries, list | tuple) else ():
+        content = (
+            entry.get("content") if isinstance(entry, Mapping) else getattr(entry, "content", None)
+        )
+        for part in content if isinstance(content, list | tuple) else ():
+            if isinstance(part, Picture) or (
+                isinstance(part, Mapping) and part.get("type") in _KINDS
+            ):
+                yield part
+
+
+def _pixels(part: Any) -> int:
+    """0 for what is no picture: opening it tells what is wrong."""
+    if isinstance(part, Picture):
+        width, height = part.image.size
+        return width * height
+    source = part.get("image", part.get("image_url"))
+    if isinstance(source, Mapping):
+        source = source.get("url")
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        try:
+            source = data_of_url(source)
+        except PictureError:
+            return 0
+    return _pixels_of_file(source) if isinstance(source, bytes) else 0
+
+
+def _pixels_of_file(data: bytes) -> int:
+    from PIL import Image
+
+    from magistral_mlx.chat.picture_formats import allowed_formats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=allowed_formats(data[:64])) as image:
+                return image.width * image.height
+        except Exception:  # decoders meet damaged data with whatever comes up
+            return 0
