@@ -17,7 +17,8 @@ from magistral_mlx.cache.scheme import FULL, RESERVED, KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarMask
 from magistral_mlx.engine.control import Control
 from magistral_mlx.engine.decode import Row, Token, advance
-from magistral_mlx.engine.prefill import Prefilled, prefill, see_after
+from magistral_mlx.engine.pictures import PictureKey
+from magistral_mlx.engine.prefill import Prefilled, SeenPictures, prefill, see_after
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.thinking import Thinking, ThinkingControl
@@ -42,6 +43,7 @@ class Request:
         from the start if there is none.
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
     vocabulary: lets the trace be cut at the end of a sentence, and tells prose from numbers.
+    seen: features of pictures seen before, by `picture_keys`, one a picture.
     """
 
     tokens: NDArray[np.int32]
@@ -56,6 +58,8 @@ class Request:
     grammar: Grammar | None = None
     logprobs: int | None = None
     vocabulary: Vocabulary | None = None
+    picture_keys: Sequence[PictureKey] = ()
+    seen: SeenPictures | None = None
 
 
 def generate(model: MagistralModel, request: Request, start: Prefilled | None = None) -> Generation:
@@ -259,7 +263,9 @@ def _fill(
     if logits is not None:
         yield Prefill(held, held)
         return logits
-    features = see_after(model, tokens, request.pictures, held)
+    features = see_after(
+        model, tokens, request.pictures, held, request.picture_keys, request.seen
+    )
     return (yield from prefill(model, caches, tokens, features, request.chunk))
 
 
