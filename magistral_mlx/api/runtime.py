@@ -25,7 +25,7 @@ from magistral_mlx.engine.prefixes import Prefixes
 from magistral_mlx.errors import DeviceError, MagistralError, ModelClosed, OutOfMemory
 from magistral_mlx.events import Event, Finished, FinishReason, Notice, Prefill, Sample, Stats
 from magistral_mlx.memory.limits import PROCESS
-from magistral_mlx.memory.peak import Shape, cache_bytes, predict
+from magistral_mlx.memory.peak import Shape, predict
 from magistral_mlx.memory.plan import Plan, gib
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -142,9 +142,7 @@ class Runtime:
 
     def _cache_bytes(self, tokens: int) -> int:
         """Bytes of one sequence's caches with room for `tokens`."""
-        plan, text = self._plan, self._checkpoint.config.text
-        tokens = min(tokens, plan.context)
-        return cache_bytes(text, plan.scheme, tokens, plan.traits.float_bytes)
+        return self._plan.cache_bytes(tokens)
 
     def _short_of_memory(self) -> bool:
         """Whether there is too little memory even without what is kept of earlier prompts."""
@@ -255,6 +253,7 @@ def _request(job: Job, index: int, plan: Plan) -> Request:
         limit=job.limit,
         scheme=plan.scheme,
         chunk=plan.chunk,
+        marks=plan.marks,
         workspace=plan.traits.workspace,
         stop_tokens=job.stop_tokens,
         thinking=job.thinking,

@@ -55,6 +55,10 @@ class KVCache(LayerCache, Protocol):
     def trimmable(self, length: int) -> int:
         """The longest beginning, of `length` tokens at most, that a trim gives back unchanged."""
 
+    def mark(self, most: int) -> None:
+        """Make this length one that stays `trimmable`, where that takes anything; of such marks
+        `most`, 3 or more, are kept."""
+
     def save(self, length: int | None = None) -> dict[str, mx.array]:
         """What is held of the first `length` tokens, without spare room, all of it by default.
 
@@ -116,6 +120,9 @@ class FullKVCache:
 
     def trimmable(self, length: int) -> int:
         return min(length, self.length)
+
+    def mark(self, most: int) -> None:
+        pass  # every length is
 
     def save(self, length: int | None = None) -> dict[str, mx.array]:
         length = self.length if length is None else length

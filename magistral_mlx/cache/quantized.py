@@ -13,9 +13,10 @@ from __future__ import annotations
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.attention import WORKSPACE, Packed, Segment, attend
 from magistral_mlx.cache.buffer import Buffer
-from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.cache.marks import Mark, Marks
+from magistral_mlx.cache.scheme import SLACK, KVScheme
 
-FEW_TOKENS = 64  # new tokens that go through the window; more are attended to before they are kept
+PIECE = 64  # new tokens that go through the window at once, at most
 PARTS = ("weight", "scales", "biases")
 
 
@@ -64,6 +65,7 @@ class QuantizedKVCache:
             PackedBuffer(scheme.value_bits, scheme.group_size),
         )
         self._window = (Buffer(), Buffer())
+        self._marks = Marks(scheme)
         for buffer in self._window:
             buffer.reserve(window_capacity(scheme))
 
@@ -74,7 +76,7 @@ class QuantizedKVCache:
     @property
     def state(self) -> list[mx.array]:
         buffers = (*self._first, *self._quantized, *self._window)
-        return [array for buffer in buffers for array in buffer.state]
+        return [array for buffer in buffers for array in buffer.state] + self._marks.state
 
     @property
     def nbytes(self) -> int:
@@ -87,20 +89,38 @@ class QuantizedKVCache:
     def trim(self, length: int) -> None:
         """Forget all tokens from position `length` on.
 
-        Within the scheme's slack the cache is then the one that never went further. A deeper trim
-        finds its newest tokens quantized already, and they stay so.
+        At a `trimmable` length, and always within the scheme's slack, the cache is then the one
+        that never went further. Otherwise the newest tokens are quantized already, and stay so.
         """
         if length >= self.length:
             return
+        mark = None if self._in_window(length) else self._marks.covering(length)
+        if mark:
+            for window, array in zip(self._window, (mark.keys, mark.values), strict=True):
+                window.write(0, array[:, :, : length - mark.start])
+            self._start = mark.start
         only_packed = min(self._start, length) - self.scheme.first
         self._packed = max(0, min(self._packed, max(self.scheme.packed(length), only_packed)))
         self._start = max(self.scheme.first, min(self._start, length))
         self.length = length
+        self._marks.trim(length)
 
     def trimmable(self, length: int) -> int:
         length = min(length, self.length)
-        # The window must still hold in full precision what a cache of that length does.
-        return length if self.scheme.first + self._packed_at(length) >= self._start else 0
+        return length if self._in_window(length) else self._marks.longest(length)
+
+    def mark(self, most: int) -> None:
+        start = max(self._start, self.scheme.first + self.scheme.packed(self.length - SLACK))
+        if start < self.length:
+            keys, values = (
+                mx.contiguous(window.read(start - self._start, self.length - self._start))
+                for window in self._window
+            )
+            self._marks.add(Mark(self.length, start, keys, values), most)
+
+    def _in_window(self, length: int) -> bool:
+        """Whether the window holds all that a cache of that length has in full precision."""
+        return self.scheme.first + self._packed_at(length) >= self._start
 
     def _packed_at(self, length: int) -> int:
         """Tokens that would be quantized after a trim that leaves no trace."""
@@ -109,14 +129,28 @@ class QuantizedKVCache:
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
         if self.scheme.rotate:
             q, k, v = (mx.hadamard_transform(x) for x in (q, k, v))
-        few = k.shape[2] <= FEW_TOKENS
-        y = (self._attend_through_window if few else self._attend_in_bulk)(q, k, v, scale)
+        parts, start = [], 0
+        while start < k.shape[2]:
+            end = min(k.shape[2], start + self._tokens_to_next_block())
+            part = slice(start, end)
+            parts.append(self._attend_piece(q[:, :, part], k[:, :, part], v[:, :, part], scale))
+            start = end
+        y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
         return mx.hadamard_transform(y) if self.scheme.rotate else y
 
-    def _attend_through_window(
-        self, q: mx.array, k: mx.array, v: mx.array, scale: float
-    ) -> mx.array:
-        """A few new tokens: they are written to the window first, and attended to there."""
+    def _tokens_to_next_block(self) -> int:
+        """New tokens that see the same ones quantized: until the next block leaves the window.
+
+        So what a token sees is a function of its position, and nothing depends on how a sequence
+        was cut into chunks, prompt and answer.
+        """
+        if not self.scheme.window:
+            return PIECE
+        aged = self.length - self.scheme.first - self.scheme.window
+        return self.scheme.block - aged % self.scheme.block
+
+    def _attend_piece(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """New tokens are written to the window, attended to there, and the oldest ones age."""
         self._append_first(k, v)
         skip = max(0, min(k.shape[2], self.scheme.first - self.length))
         if skip < k.shape[2]:
@@ -129,26 +163,11 @@ class QuantizedKVCache:
         self._age()
         return y
 
-    def _attend_in_bulk(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        """More new tokens than go through the window: attended to as they are, then stored."""
-        segments = [*self._segments().values(), Segment(k, v, k.shape[2])]
-        y = attend(q, segments, scale=scale, workspace=self._workspace)
-        self._append_first(k, v)
-        end = self.length + k.shape[2]
-        packed = max(self._packed, self.scheme.packed(end))
-        self._pack(k, v, packed)
-        # The window keeps what a trim within the slack may bring back.
-        kept_from = self.scheme.first + self.scheme.packed(end - self.scheme.slack)
-        self._rebuild_window(k, v, max(self._start, kept_from))
-        self.length, self._packed = end, packed
-        return y
-
-    def _segments(self, length: int | None = None) -> dict[str, Segment]:
+    def _segments(self) -> dict[str, Segment]:
         """What is held, by name, the newest tokens last."""
-        length = self.length if length is None else length
-        first = min(length, self.scheme.first)
-        packed = self._packed_at(length)
-        start, end = self.scheme.first + packed - self._start, length - self._start
+        first = min(self.length, self.scheme.first)
+        packed = self._packed
+        start, end = self.scheme.first + packed - self._start, self.length - self._start
         segments = {}
         if first:
             keys, values = (buffer.read(0, first) for buffer in self._first)
@@ -183,45 +202,27 @@ class QuantizedKVCache:
                 window.drop(spent, self.length - self._start - spent)
             self._start += spent
 
-    def _pack(self, k: mx.array, v: mx.array, packed: int) -> None:
-        """Quantize until `packed` tokens are, from the window first and then from the new ones."""
-        first, length = self.scheme.first, self.length
-        start, end = first + self._packed, first + packed
-        middle = max(start, min(end, length))
-        for buffer, window, new in zip(self._quantized, self._window, (k, v), strict=True):
-            if start < middle:
-                aged = window.read(start - self._start, middle - self._start)
-                buffer.write(start - first, aged)
-            if middle < end:
-                buffer.write(middle - first, new[:, :, middle - length : end - length])
-
-    def _rebuild_window(self, k: mx.array, v: mx.array, start: int) -> None:
-        """Let the window hold the tokens from `start` on, the new ones included."""
-        held = max(0, self.length - start)
-        for window, new in zip(self._window, (k, v), strict=True):
-            if held:
-                window.drop(start - self._start, held)
-            if start < self.length + k.shape[2]:
-                window.write(held, new[:, :, max(0, start - self.length) :])
-        self._start = start
-
     def save(self, length: int | None = None) -> dict[str, mx.array]:
         length = self.length if length is None else length
-        saved = {}
-        for name, segment in self._segments(length).items():
-            for kind, x in (("keys", segment.keys), ("values", segment.values)):
-                if isinstance(x, Packed):
-                    for part, array in zip(PARTS, x.parts, strict=True):
-                        saved[f"{name}_{kind}_{part}"] = array
-                elif name == "first":
-                    saved[f"{name}_{kind}"] = x
-        for kind, window in zip(("keys", "values"), self._window, strict=True):
-            if length > self._start:
-                saved[f"window_{kind}"] = window.read(0, length - self._start)
+        mark = None if self._in_window(length) else self._marks.covering(length)
+        saved = self._marks.save(length)
+        for index, kind in enumerate(("keys", "values")):
+            if first := min(length, self.scheme.first):
+                saved[f"first_{kind}"] = self._first[index].read(0, first)
+            if packed := self._packed_at(length):
+                parts = self._quantized[index].read(packed).parts
+                saved |= {f"packed_{kind}_{n}": x for n, x in zip(PARTS, parts, strict=True)}
+            if mark:
+                saved[f"window_{kind}"] = (mark.keys, mark.values)[index][
+                    :, :, : length - mark.start
+                ]
+            elif length > self._start:
+                saved[f"window_{kind}"] = self._window[index].read(0, length - self._start)
         return saved
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:
         self.length = length
+        self._marks.restore(saved)
         for index, kind in enumerate(("keys", "values")):
             if f"first_{kind}" in saved:
                 self._first[index].write(0, saved[f"first_{kind}"])
@@ -239,4 +240,4 @@ class QuantizedKVCache:
 def window_capacity(scheme: KVScheme) -> int:
     """Tokens that the window may hold: what it must, what a trim may bring back, what waits."""
     waiting = 2 * scheme.block + max(scheme.block, scheme.slack)
-    return scheme.window + scheme.slack + waiting + FEW_TOKENS
+    return scheme.window + scheme.slack + waiting + PIECE

@@ -44,6 +44,7 @@ class Request:
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
     vocabulary: lets the trace be cut at the end of a sentence, and tells prose from numbers.
     seen: features of pictures seen before, by `picture_keys`, one a picture.
+    marks: places in the prompt that quantized caches can be trimmed back to, later.
     """
 
     tokens: NDArray[np.int32]
@@ -60,6 +61,7 @@ class Request:
     vocabulary: Vocabulary | None = None
     picture_keys: Sequence[PictureKey] = ()
     seen: SeenPictures | None = None
+    marks: int = 0
 
 
 def generate(model: MagistralModel, request: Request, start: Prefilled | None = None) -> Generation:
@@ -266,7 +268,7 @@ def _fill(
     features = see_after(
         model, tokens, request.pictures, held, request.picture_keys, request.seen
     )
-    return (yield from prefill(model, caches, tokens, features, request.chunk))
+    return (yield from prefill(model, caches, tokens, features, request.chunk, request.marks))
 
 
 def _returned(steps: Generator[Prefill, None, mx.array]) -> mx.array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.engine.pictures import PictureKey
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.magistral import MagistralModel
+
+_QUESTION = 256  # tokens that may well be others the next time, at the end of a prompt
 
 
 @dataclass
@@ -104,6 +107,7 @@ def prefill(
     tokens: NDArray[np.int32],
     features: mx.array | None = None,
     chunk: int | None = None,
+    marks: int = 0,
 ) -> Generator[Prefill, None, mx.array]:
     """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
@@ -113,6 +117,8 @@ def prefill(
         tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
         features: the embeddings that stand at the picture tokens still to come, in order.
         chunk: tokens at once; None is the backend's choice.
+        marks: places that quantized caches can be trimmed back to, for prompts that share a part
+            of this one: how many, 0 for none.
 
     Returns:
         (1, vocab_size) logits of the token after the prompt.
@@ -124,13 +130,15 @@ def prefill(
     first_feature = np.concatenate([[0], np.cumsum(is_picture)])
     total = len(tokens)
     yield Prefill(held, total)
-    for start in range(held, total, chunk):
-        end = min(start + chunk, total)
+    for start, end in pairwise(_cuts(held, total, chunk, marks)):
         h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)
         places = np.flatnonzero(is_picture[start:end])
         if features is not None and len(places):
             h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
         h = model(h, caches)
+        if marks:
+            for cache in caches:
+                cache.mark(marks)
         if end < total:
             # Only the caches are wanted: the last block's output is never computed.
             mx.eval([array for cache in caches for array in cache.state])
@@ -141,3 +149,11 @@ def prefill(
     mx.clear_cache()
     yield Prefill(total, total)
     return logits
+
+
+def _cuts(held: int, total: int, chunk: int, marks: int) -> list[int]:
+    """Where chunks begin and end. One ends, and is marked, a question's length before the end."""
+    cuts = [*range(held, total, chunk), total]
+    if marks and total - _QUESTION > held:
+        cuts = sorted({*cuts, total - _QUESTION})
+    return cuts

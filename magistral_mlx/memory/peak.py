@@ -116,6 +116,18 @@ def predict(
     return Peak(weights.decoder, vision, cache, workspace + _FIXED)
 
 
+def fill_bytes(config: ModelConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
+    """What it takes in passing to read a prompt: its pictures one by one, then its chunks."""
+    pictures = max((_picture(config, size, traits) for size in shape.pictures), default=0)
+    features = _features(config, shape) * traits.float_bytes
+    return features + max(pictures, _chunk(config.text, scheme, shape, traits))
+
+
+def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -> int:
+    """What one sequence of `tokens` takes in passing in a pass over several."""
+    return _decode(text, scheme, Shape(prompt=0, answer=tokens, chunk=1), traits)
+
+
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
     """Bytes of the caches of all layers with room for `tokens` tokens."""
     heads, width = text.num_key_value_heads, text.head_dim
@@ -126,6 +138,12 @@ def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: in
     kept = rounded(window_capacity(scheme)) + (rounded(scheme.first) if scheme.first else 0)
     packed = rounded(scheme.packed(tokens)) * packed_token_bytes(text, scheme, float_bytes)
     return text.num_hidden_layers * (kept * plain + packed)
+
+
+def mark_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
+    """Bytes of a place in the caches of all layers that they can be trimmed back to, at most."""
+    plain = 2 * text.num_key_value_heads * text.head_dim * float_bytes
+    return text.num_hidden_layers * (scheme.window + scheme.slack + scheme.block) * plain
 
 
 def packed_token_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:

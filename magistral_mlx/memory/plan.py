@@ -8,12 +8,22 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.memory.machine import GIB, Machine
-from magistral_mlx.memory.peak import MIB, Peak, Shape, Traits, Weights, predict
+from magistral_mlx.memory.peak import (
+    MIB,
+    Peak,
+    Shape,
+    Traits,
+    Weights,
+    cache_bytes,
+    mark_bytes,
+    predict,
+)
 
 DEFAULT_CONTEXT = 40_960  # the model's answers may get worse beyond it
 SMALLEST_CONTEXT = 1_024
 _CHUNKS = (2048, 1024, 512, 256, 128)
 _BUFFER_CACHE = 256 * MIB  # freed buffers that MLX may keep for reuse
+_MOST_MARKS, _FEWEST_MARKS = 6, 3
 _MOST_KEPT = 8 * GIB  # more is not worth what other programs could do with it
 
 
@@ -88,6 +98,28 @@ class Plan:
     def caches(self) -> int:
         """What caches may take together: those in use, and those kept for prompts to come."""
         return self.peak.cache + self.kept
+
+    @property
+    def marks(self) -> int:
+        """Places that a quantized cache can be trimmed back to, as far as there is room for them.
+
+        A full one needs none.
+        """
+        if not self.scheme.quantized:
+            return 0
+        fitting = self.kept // 4 // self._mark_bytes
+        return min(_MOST_MARKS, fitting) if fitting >= _FEWEST_MARKS else 0
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of one sequence's caches with room for `tokens`, or for the context if that is
+        shorter, and with their marks."""
+        text, float_bytes = self.model.config.text, self.traits.float_bytes
+        caches = cache_bytes(text, self.scheme, min(tokens, self.context), float_bytes)
+        return caches + self.marks * self._mark_bytes
+
+    @property
+    def _mark_bytes(self) -> int:
+        return mark_bytes(self.model.config.text, self.scheme, self.traits.float_bytes)
 
     @property
     def total(self) -> int:

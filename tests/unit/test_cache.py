@@ -161,9 +161,66 @@ def test_a_quantized_cache_is_as_small_as_its_scheme_says() -> None:
     inputs = Inputs(4096)
     full, small = make_cache(KVScheme()), make_cache(KVScheme.parse("4/4").without_window())
     for cache in (full, small):
+        cache.reserve(4096)
         feed_in_chunks(inputs, cache, [4096])
-    # 4.5 to 5 bits a value (scales are float32 here) against 32.
-    assert small.nbytes < full.nbytes * 0.2
+    # 4.5 to 5 bits a value (scales are float32 here) against 32, and 256 plain tokens of 4,096.
+    assert small.nbytes < full.nbytes * 0.23
+
+
+# What a token gets depends on what stands before it alone
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scheme=st.sampled_from([SHORT, replace(SHORT, value_bits=4), *QUANTIZED]),
+    chunks=st.lists(st.integers(1, 200), min_size=1, max_size=5),
+)
+def test_chunks_of_any_size_give_what_single_tokens_give(
+    scheme: KVScheme, chunks: list[int]
+) -> None:
+    ends = [int(end) for end in np.cumsum(chunks)]
+    inputs, singly = Inputs(ends[-1]), []
+    cache = make_cache(scheme)
+    singly = np.concatenate([inputs.feed(cache, n, n + 1) for n in range(ends[-1])], axis=2)
+    start, cache = 0, make_cache(scheme)
+    for end in ends:
+        np.testing.assert_allclose(
+            inputs.feed(cache, start, end), singly[:, :, start:end], rtol=1e-4, atol=1e-5
+        )
+        start = end
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scheme=st.sampled_from([KVScheme(), SHORT, *QUANTIZED]),
+    ends=st.lists(st.integers(1, 150), min_size=2, max_size=7),
+    wanted=st.integers(1, 600),
+    copied=st.booleans(),
+)
+def test_a_cache_goes_on_from_where_it_is_trimmable_as_if_it_had_never_gone_further(
+    scheme: KVScheme, ends: list[int], wanted: int, copied: bool
+) -> None:
+    ends = [int(end) for end in np.cumsum(ends)]
+    inputs = Inputs(ends[-1])
+    cache, start = make_cache(scheme), 0
+    for end in ends:
+        inputs.feed(cache, start, end)
+        cache.mark(3)
+        start = end
+    length = cache.trimmable(min(wanted, ends[-1]))
+    marked = [end for end in ends[-2:] if end <= wanted]  # the last two are always kept
+    assert length >= max([*marked, 0]) and length <= min(wanted, ends[-1])
+    if copied:
+        saved, cache = cache.save(length), make_cache(scheme)
+        cache.restore(saved, length)
+    cache.trim(length)
+    straight = make_cache(scheme)
+    if length:
+        feed_in_chunks(inputs, straight, [length])
+    for n in range(length, min(length + 80, ends[-1])):
+        np.testing.assert_allclose(
+            inputs.feed(cache, n, n + 1), inputs.feed(straight, n, n + 1), rtol=1e-4, atol=1e-5
+        )
 
 
 # Trimming
