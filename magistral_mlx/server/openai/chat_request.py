@@ -11,12 +11,10 @@ from magistral_mlx.server.openai.message_schemas import message_dict
 from magistral_mlx.server.openai.sampling_schemas import sampling_options
 from magistral_mlx.server.openai.tool_schemas import (
     AllowedChoice,
-    Choice,
     JSONFormat,
     NamedChoice,
     SchemaFormat,
-    chosen_tools,
-    typed_tool,
+    tool_options,
 )
 from magistral_mlx.server.refusals import BadRequest
 
@@ -51,23 +49,18 @@ def chat_options(request: ChatRequest) -> Options:
 
 
 def _tool_options(request: ChatRequest) -> dict[str, Any]:
-    given = request.tools or []
-    names: list[str] | None = None
-    choice: Choice = "auto"
+    functions = [tool.function for tool in request.tools or ()]
     match request.tool_choice:
         case NamedChoice(function=function):
-            names, choice = [function.name], "required"
+            return tool_options(functions, "required", [function.name])
         case AllowedChoice(allowed_tools=allowed):
-            names, choice = [tool.function.name for tool in allowed.tools], allowed.mode
+            names = [tool.function.name for tool in allowed.tools]
+            return tool_options(functions, allowed.mode, names)
         case "required" | "any":
-            choice = "required"
+            return tool_options(functions, "required")
         case "none":
-            choice = "none"
-    tools = chosen_tools([typed_tool(tool.function) for tool in given], names)
-    if not given and choice != "required":
-        return {}
-    strict = any(tool.function.strict for tool in given)
-    return {"tools": tools, "tool_choice": choice, "strict_tools": strict}
+            return tool_options(functions, "none")
+    return tool_options(functions, "auto")
 
 
 def _answer_options(request: ChatRequest) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -97,26 +98,32 @@ class SchemaFormat(Request):
 FormatIn = Annotated[TextFormat | JSONFormat | SchemaFormat, Field(discriminator="type")]
 
 
-def typed_tool(function: FunctionIn) -> Tool:
-    """The tool that a function of a request is."""
-    schema = {} if function.parameters is None else {"parameters": function.parameters}
-    return Tool(function.name, function.description or "", **schema)
-
-
-def chosen_tools(tools: list[Tool], names: list[str] | None) -> list[Tool]:
-    """The tools of these names; all of them for None.
+def tool_options(
+    functions: Sequence[FunctionIn] | None, choice: Choice, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The fields of `Options` for these functions, or for those of them that are named.
 
     Raises:
-        BadRequest: a name that none has.
+        BadRequest: a name that none of them has.
     """
-    if names is None:
-        return tools
-    known = [tool.name for tool in tools]
-    for name in names:
+    functions = functions or ()
+    known = [function.name for function in functions]
+    for name in names or ():
         if name not in known:
             raise BadRequest(
                 f"tool_choice names the function {name[:100]!r}, and the tools hold "
                 f"{', '.join(known) or 'none'}.",
                 param="tool_choice",
             )
-    return [tool for tool in tools if tool.name in names]
+    if not functions and choice != "required":
+        return {}
+    return {
+        "tools": [_tool(each) for each in functions if names is None or each.name in names],
+        "tool_choice": choice,
+        "strict_tools": any(each.strict for each in functions),
+    }
+
+
+def _tool(function: FunctionIn) -> Tool:
+    schema = {} if function.parameters is None else {"parameters": function.parameters}
+    return Tool(function.name, function.description or "", **schema)

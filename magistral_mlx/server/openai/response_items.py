@@ -1,0 +1,146 @@
+"""The items of a response as they are written, each with its events in the official order."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from magistral_mlx.events import TokenLogprob
+from magistral_mlx.server.openai.chat_answer import new_id
+from magistral_mlx.server.openai.figures import logprobs_of
+from magistral_mlx.server.openai.response_object import (
+    FunctionCallOut,
+    MessageOut,
+    OutputItem,
+    ReasoningOut,
+    ReasoningTextOut,
+    Status,
+    SummaryOut,
+    TextOut,
+)
+
+Fields = tuple[str, dict[str, Any]]  # an event's type and fields, but for what all of an item have
+
+
+class Writing(Protocol):
+    """An item that is being written."""
+
+    @property
+    def item(self) -> OutputItem: ...
+
+    def begin(self) -> list[Fields]: ...
+
+    def end(self, status: Status) -> list[Fields]: ...
+
+
+class WritingText:
+    """A message with one part of text."""
+
+    def __init__(self) -> None:
+        self._part = TextOut(type="output_text", text="", annotations=[], logprobs=[])
+        self.item = MessageOut(
+            type="message",
+            id=new_id("msg_"),
+            role="assistant",
+            status="in_progress",
+            content=[],
+        )
+
+    def begin(self) -> list[Fields]:
+        part = self._part.model_copy()
+        return [("response.content_part.added", {"content_index": 0, "part": part})]
+
+    def add(self, text: str, logprobs: list[TokenLogprob]) -> list[Fields]:
+        found = logprobs_of(logprobs).content
+        self._part.text += text
+        self._part.logprobs.extend(found)
+        fields = {"content_index": 0, "delta": text, "logprobs": found}
+        return [("response.output_text.delta", fields)]
+
+    def end(self, status: Status) -> list[Fields]:
+        part = self._part
+        self.item.content = [part]
+        self.item.status = status
+        done = {"content_index": 0, "text": part.text, "logprobs": part.logprobs}
+        return [
+            ("response.output_text.done", done),
+            ("response.content_part.done", {"content_index": 0, "part": part}),
+        ]
+
+
+class WritingThoughts:
+    """A reasoning item with one part: its content, or its summary."""
+
+    def __init__(self, *, summary: bool) -> None:
+        self._summary = summary
+        self._text = ""
+        self.item = ReasoningOut(
+            type="reasoning", id=new_id("rs_"), status="in_progress", summary=[], content=[]
+        )
+
+    def begin(self) -> list[Fields]:
+        return [(self._event("added"), self._with_part())]
+
+    def add(self, text: str) -> list[Fields]:
+        self._text += text
+        return [(self._text_event("delta"), {self._index: 0, "delta": text})]
+
+    def end(self, status: Status) -> list[Fields]:
+        part = self._part
+        if isinstance(part, SummaryOut):
+            self.item.summary = [part]
+        else:
+            self.item.content = [part]
+        self.item.status = status
+        return [
+            (self._text_event("done"), {self._index: 0, "text": self._text}),
+            (self._event("done"), self._with_part()),
+        ]
+
+    @property
+    def _part(self) -> SummaryOut | ReasoningTextOut:
+        if self._summary:
+            return SummaryOut(type="summary_text", text=self._text)
+        return ReasoningTextOut(type="reasoning_text", text=self._text)
+
+    def _with_part(self) -> dict[str, Any]:
+        return {self._index: 0, "part": self._part}
+
+    @property
+    def _index(self) -> str:
+        return "summary_index" if self._summary else "content_index"
+
+    def _event(self, what: str) -> str:
+        kind = "reasoning_summary_part" if self._summary else "content_part"
+        return f"response.{kind}.{what}"
+
+    def _text_event(self, what: str) -> str:
+        kind = "reasoning_summary_text" if self._summary else "reasoning_text"
+        return f"response.{kind}.{what}"
+
+
+class WritingCall:
+    """A call to a function."""
+
+    def __init__(self, name: str, call_id: str | None) -> None:
+        self.item = FunctionCallOut(
+            type="function_call",
+            id=new_id("fc_"),
+            call_id=call_id or new_id("call_"),
+            name=name,
+            arguments="",
+            status="in_progress",
+        )
+
+    def begin(self) -> list[Fields]:
+        return []
+
+    def add(self, arguments: str) -> list[Fields]:
+        if not arguments:
+            return []
+        self.item.arguments += arguments
+        return [("response.function_call_arguments.delta", {"delta": arguments})]
+
+    def end(self, status: Status) -> list[Fields]:
+        self.item.status = status
+        fields = {"name": self.item.name, "arguments": self.item.arguments}
+        return [("response.function_call_arguments.done", fields)]

@@ -1,0 +1,204 @@
+"""What a request for a response may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from magistral_mlx.server.efforts import DESCRIPTION, Effort
+from magistral_mlx.server.openai.chat_schemas import Thinking
+from magistral_mlx.server.openai.tool_schemas import FunctionIn, JSONFormat, TextFormat
+from magistral_mlx.server.schema import JSONObject, Request
+
+
+class InputText(Request):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class InputImage(Request):
+    """A picture: a data URL, or a web address where the server fetches them."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+
+
+class Refusal(Request):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class InputMessage(Request):
+    """A turn of somebody's."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]]
+
+
+class ReasoningText(Request):
+    type: str | None = None
+    text: str
+
+
+class ReasoningItem(Request):
+    """What the model thought before what follows. It should come back, as it was trained."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[ReasoningText] | None = None
+    content: list[ReasoningText] | None = None
+
+
+class FunctionCallItem(Request):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    id: str | None = None
+    call_id: str
+    name: str
+    arguments: str
+
+
+class FunctionOutputItem(Request):
+    """What the function returned."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[Annotated[InputText | InputImage, Field(discriminator="type")]]
+
+
+def _kind(item: Any) -> Any:
+    """A message need not say that it is one."""
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return "message" if kind is None else kind
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionOutputItem, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+
+
+class FunctionTool(FunctionIn):
+    """A function that the model may call. There are no other kinds of tools here."""
+
+    type: Literal["function"] = "function"
+
+
+class FunctionChoice(Request):
+    """This function must be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTool(Request):
+    type: Literal["function"] = "function"
+    name: str
+
+
+class AllowedTools(Request):
+    """Some of the tools may or must be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[AllowedTool]
+
+
+class ResponseSchemaFormat(Request):
+    """JSON that a schema describes. It is always kept to, whatever `strict` says."""
+
+    type: Literal["json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[JSONObject, Field(alias="schema")]
+    strict: bool | None = None
+
+
+class TextSettings(Request):
+    """What the text must look like."""
+
+    format: (
+        Annotated[TextFormat | JSONFormat | ResponseSchemaFormat, Field(discriminator="type")]
+        | None
+    ) = None
+    verbosity: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+
+
+class Reasoning(Request):
+    """How to think, and where the thinking goes."""
+
+    effort: Annotated[Effort | None, Field(description=DESCRIPTION)] = None
+    summary: Annotated[
+        Literal["auto", "concise", "detailed"] | None,
+        Field(
+            description="Put the thinking, all of it, into the summary of the reasoning item, "
+            "which more clients show, instead of into its content."
+        ),
+    ] = None
+
+
+class ResponseRequest(Request):
+    """Something to respond to. The fields that OpenAI's API lacks say so."""
+
+    model: Annotated[
+        str | None,
+        Field(description="As /v1/models lists it; the first one there where this is left out."),
+    ] = None
+    input: str | Annotated[list[Item], Field(min_length=1)]
+    instructions: Annotated[
+        str | None, Field(description="The system prompt. It is not carried over.")
+    ] = None
+    previous_response_id: Annotated[
+        str | None, Field(description="Go on after a response that this server still remembers.")
+    ] = None
+    store: Annotated[
+        bool | None,
+        Field(description="Remember it, so that another may follow. In memory, the last few 100."),
+    ] = None
+    stream: bool | None = None
+    max_output_tokens: Annotated[
+        int | None, Field(ge=1, description="Tokens to produce at most, thinking included.")
+    ] = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    include: Annotated[
+        list[str] | None,
+        Field(description="message.output_text.logprobs counts; the others are ignored."),
+    ] = None
+    reasoning: Reasoning | None = None
+    text: TextSettings | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    truncation: Annotated[
+        Literal["auto", "disabled"] | None,
+        Field(description="auto leaves out the oldest turns where the context is too small."),
+    ] = None
+    background: Annotated[bool | None, Field(description="Refused if true.")] = None
+    conversation: Annotated[Any, Field(description="Refused: use previous_response_id.")] = None
+    metadata: Annotated[
+        dict[str, str] | None, Field(description="Comes back with the response.")
+    ] = None
+    user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+    seed: Annotated[
+        int | None, Field(description="The same one gives the same tokens. Not in OpenAI's API.")
+    ] = None
+    thinking: Annotated[
+        Thinking | None,
+        Field(
+            description='"on", "off", or the most tokens of thinking. It overrides '
+            "reasoning.effort. Not in OpenAI's API."
+        ),
+    ] = None
