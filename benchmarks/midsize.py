@@ -1,10 +1,11 @@
-"""A random model of this architecture, large enough that weights and not Python take the time.
+"""Random models of this architecture, large enough that weights and not Python take the time.
 
-    python -m benchmarks.midsize FOLDER [--layers 12]
+    python -m benchmarks.midsize FOLDER [--layers 12] [--full-size]
 
 0.36 billion parameters with 12 layers, 4 bits in groups of 64, the decoder 1280 wide; a tower of
-512 wide and 6 layers in bfloat16. Weights are random, so that what runtimes answer tells whether
-they compute the same; written as our converter writes them, so that mlx-lm and mlx-vlm read them.
+512 wide and 6 layers in bfloat16. Or all 24 billion, for a GPU: 14 GB in memory and on disk.
+Weights are random, so that what runtimes answer tells whether they compute the same; written as our
+converter writes them, so that mlx-lm and mlx-vlm read them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sparse import CONFIG
+from benchmarks.sparse import RANKS as ALL_RANKS
 from magistral_convert.spelling import output_name
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
@@ -55,19 +57,33 @@ def config(layers: int = 12) -> dict[str, Any]:
     return values
 
 
+def full_config(layers: int) -> dict[str, Any]:
+    """config.json of Magistral Small 1.2, with so many layers."""
+    values = json.loads(json.dumps(CONFIG))
+    values["text_config"]["num_hidden_layers"] = layers
+    return values
+
+
 def midsize(layers: int = 12) -> Path:
     """The folder of the model, written the first time."""
     folder = FOLDER / f"midsize-{layers}"
     if not (folder / "config.json").exists():
-        write_midsize(folder, layers)
+        write_random(folder, config(layers), RANKS)
     return folder
 
 
-def write_midsize(folder: Path, layers: int = 12, seed: int = 0) -> None:
-    """Write the model; the folder takes its name when it is complete."""
+def full_size(layers: int = 40) -> Path:
+    """The folder of a model of Magistral Small's size, written the first time."""
+    folder = FOLDER / f"full-size-{layers}"
+    if not (folder / "config.json").exists():
+        write_random(folder, full_config(layers), ALL_RANKS)
+    return folder
+
+
+def write_random(folder: Path, values: dict[str, Any], ranks: int, seed: int = 0) -> None:
+    """Write the model of a config.json; the folder takes its name when it is complete."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     partial.mkdir(parents=True)
-    values = config(layers)
     rng = np.random.default_rng(seed)
     tensors: dict[str, mx.array] = {}
     for name, shape in expected_tensors(ModelConfig.from_hf(values)).items():
@@ -76,7 +92,7 @@ def write_midsize(folder: Path, layers: int = 12, seed: int = 0) -> None:
     quantization = {"group_size": SCHEME.group_size, "bits": SCHEME.bits, "mode": SCHEME.mode}
     values |= {"quantization": quantization}
     (partial / "config.json").write_text(json.dumps(values, indent=2))
-    write_tekken(partial / "tekken.json", RANKS)
+    write_tekken(partial / "tekken.json", ranks)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -110,8 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--full-size", action="store_true", help="as wide as Magistral Small")
     options = parser.parse_args()
-    write_midsize(options.folder, options.layers)
+    if options.full_size:
+        write_random(options.folder, full_config(options.layers), ALL_RANKS)
+    else:
+        write_random(options.folder, config(options.layers), RANKS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tokens per second against context: ours, mlx-lm and mlx-vlm on the same 4-bit weights.
 
-    python -m benchmarks.tokens_per_second [--full] [--model midsize|demo|FOLDER]
+    python -m benchmarks.tokens_per_second [--full] [--model midsize|demo|full-size|FOLDER]
 
 Each runtime runs in a process of its own and they take turns; the peers run twice, as installed and
 with the OpenBLAS that ours finds. Before anything is timed, every runtime has to give the greedy
@@ -11,11 +11,14 @@ Decoding starts from caches that are filled with random keys and values, the sam
 peer's prefill of 8,000 tokens would take an hour on a CPU. Prefill runs on random tokens; in the
 quick run the peers get a shorter prompt than ours. The third table is what a step costs the host:
 the time to build its graph, and the operations in it, one for each that is one kernel on Metal.
+
+`--model full-size` is for a GPU: 24 billion random parameters at 4 bits, 14 GB.
 """
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from benchmarks.common import (
     runtimes,
     show,
 )
-from benchmarks.midsize import FOLDER, midsize
+from benchmarks.midsize import FOLDER, full_size, midsize
 from magistral_mlx.backend import DTYPES, backend
 from magistral_mlx.bench.bandwidth import measure_bandwidth
 from magistral_mlx.bench.compare import decode_rate, equal_start
@@ -43,12 +46,15 @@ from magistral_mlx.cache.scheme import FULL
 from magistral_mlx.checkpoint.folder import Checkpoint
 
 Figures = dict[int, dict[str, Figure]]
+Peaks = dict[int, dict[str, int]]
 
 
 def checkpoint_of(model: str) -> Checkpoint:
     """The 4-bit checkpoint that a name stands for; made if need be."""
     if model == "midsize":
         return Checkpoint.open(midsize())
+    if model == "full-size":
+        return Checkpoint.open(full_size())
     if model != "demo":
         return Checkpoint.open(Path(model))
     folder = FOLDER / "demo-4bit"
@@ -81,21 +87,23 @@ def same_tokens(workers: dict[str, Worker], vocabulary: int, exact: bool) -> dic
 
 def decode(
     workers: dict[str, Worker], contexts: list[int], count: int, vocabulary: int, most: int
-) -> Figures:
-    """Context -> label -> decoded tokens per second."""
+) -> tuple[Figures, Peaks]:
+    """Context -> label -> decoded tokens per second, and MLX's peak."""
+    peaks: Peaks = {}
 
-    def once(worker: Worker, context: int) -> float:
-        answer = worker.ask(
+    def once(label: str, context: int) -> float:
+        answer = workers[label].ask(
             "generate", prompt=1, filled=context - 1, count=count, vocabulary=vocabulary
         )
+        peaks.setdefault(context, {})[label] = answer["peak"]
         return decode_rate(answer)
 
     figures: Figures = {}
     for context in contexts:
         console.print(f"decode at {context:,}", style="dim")
-        turns = {k: lambda w=w: once(w, context) for k, w in workers.items()}  # noqa: B023
+        turns = {label: partial(once, label, context) for label in workers}
         figures[context] = interleave(turns, most)
-    return figures
+    return figures, peaks
 
 
 def prefill(
@@ -122,7 +130,7 @@ def prefill(
     return figures
 
 
-def show_decode(figures: Figures, limits: dict[int, float]) -> None:
+def show_decode(figures: Figures, limits: dict[int, float], peaks: Peaks) -> None:
     rows = []
     for context, by_label in figures.items():
         mine = by_label[OURS]
@@ -131,8 +139,10 @@ def show_decode(figures: Figures, limits: dict[int, float]) -> None:
             share = f"{figure.median / limits[context]:.1%}"
             limit = f"{limits[context]:.1f}"
             speed = f"{figure.median:.2f}"
-            rows.append([label, f"{context:,}", speed, f"{figure.spread:.0%}", ratio, limit, share])
-    header = ["runtime", "context", "tokens/s", "spread", "ours / theirs", "limit", "share of it"]
+            peak = f"{peaks[context][label] / 1e9:.2f} GB"
+            spread = f"{figure.spread:.0%}"
+            rows.append([label, f"{context:,}", speed, spread, ratio, limit, share, peak])
+    header = ["runtime", "context", "tokens/s", "spread", "ours / theirs", "limit", "share", "peak"]
     show("Decode", header, rows)
 
 
@@ -191,7 +201,7 @@ def draw(record: Record, out: Path, figures: Figures, fast: Figures, limits: Any
 
 def main() -> None:
     given = options(
-        __doc__ or "", model={"default": "midsize", "help": "midsize, demo or a folder"}
+        __doc__ or "", model={"default": "midsize", "help": "midsize, demo, full-size or a folder"}
     )
     checkpoint = checkpoint_of(given.model)
     text = checkpoint.config.text
@@ -217,12 +227,12 @@ def main() -> None:
         equal = same_tokens(workers, text.vocab_size, exact)
         for label in workers:
             lengths.setdefault(label, [128, 512] if given.full else [32])
-        decoded = decode(workers, contexts, count, text.vocab_size, given.rounds)
+        decoded, peaks = decode(workers, contexts, count, text.vocab_size, given.rounds)
         most = given.rounds if given.full else 1
         filled = prefill(workers, lengths, text.vocab_size, most)
         graphs = {k: worker.ask("graph", filled=127) for k, worker in workers.items()}
     record.facts["model"] = given.model
-    show_decode(decoded, limits)
+    show_decode(decoded, limits, peaks)
     show_prefill(filled)
     show_host(graphs)
     console.print(f"Memory read at {bandwidth / 1e9:.1f} GB/s; computed in {names[dtype]}.")
@@ -234,6 +244,7 @@ def main() -> None:
         equal_tokens=equal,
         limits=limits,
         decode=decoded,
+        peaks=peaks,
         prefill=filled,
         graph=graphs,
     )
