@@ -1,9 +1,7 @@
 """A live server: uvicorn on a free port of 127.0.0.1, in a thread of its own.
 
-    from tests.serving import live_server, server  # noqa: F401  (a fixture)
-
-`server` is shared by the whole session and answers with the demo model; a test that needs other
-settings starts its own with `live_server`.
+The fixture `server` is shared by the whole session and answers with the demo model (the tests in
+tests/e2e/server have it); a test that needs other settings starts its own with `live_server`.
 """
 
 from __future__ import annotations
@@ -13,19 +11,24 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from magistral_mlx.api import Magistral
 from magistral_mlx.server.app import create_app
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.settings import Settings
+from tests.scripted import write_scripted_checkpoint
+
+CHAT = "/v1/chat/completions"
 
 
 @dataclass
@@ -47,6 +50,31 @@ class Server:
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         """Status and body; `body` is sent as JSON, or as it is if it is bytes."""
         return self.request("POST", path, body, **headers)
+
+    def ask(self, prompt: str, **fields: Any) -> tuple[int, Any]:
+        """A chat completion, greedy unless `fields` say otherwise."""
+        messages = [{"role": "user", "content": prompt}]
+        return self.post(CHAT, {"messages": messages, "temperature": 0} | fields)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a sample of /metrics; 0 if it is not there."""
+        text = self.get("/metrics")[1]
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == name and sample.labels == labels:
+                    return sample.value
+        return 0.0
+
+    @contextmanager
+    def streaming(self, prompt: str, **fields: Any) -> Iterator[Iterator[Any]]:
+        """The chunks of a streamed chat completion, as they come; leaving hangs up."""
+        messages = [{"role": "user", "content": prompt}]
+        body = {"messages": messages, "temperature": 0, "stream": True} | fields
+        request = urllib.request.Request(
+            self.url + CHAT, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            yield _chunks(response)
 
     def request(self, method: str, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -93,6 +121,11 @@ def server() -> Iterator[Server]:
         yield running
 
 
+def write_endless_checkpoint(folder: Path) -> Path:
+    """A model that says "on" until it is stopped, or its context is full."""
+    return write_scripted_checkpoint(folder, ["[/INST]", " on", " on"], context=4096)
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Return when `condition` holds; fail if it does not within `seconds`."""
     tick = threading.Event()
@@ -109,6 +142,12 @@ def _is_ready(server: Server) -> bool:
         return server.get("/ready")[0] == 200
     except OSError:  # it does not listen yet
         return False
+
+
+def _chunks(response: Iterable[bytes]) -> Iterator[Any]:
+    for line in response:
+        if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+            yield json.loads(line[6:])
 
 
 def _parsed(response: Any) -> Any:

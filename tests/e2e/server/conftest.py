@@ -1,0 +1,5 @@
+"""The live server that the tests of this folder share."""
+
+from tests.serving import server
+
+__all__ = ["server"]
