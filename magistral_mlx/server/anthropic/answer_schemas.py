@@ -1,0 +1,115 @@
+"""Messages and the events of their streams. A field that was not set is left out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from magistral_mlx.server.openai.chat_answer_schemas import Notes
+from magistral_mlx.server.openai.figures import Progress, Timings
+
+StopReason = Literal[
+    "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
+]
+
+
+class TextOut(BaseModel):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ThinkingOut(BaseModel):
+    """The thinking. Its signature is a checksum: clients send it back, and nobody checks it."""
+
+    type: Literal["thinking"] = "thinking"
+    thinking: str
+    signature: str
+
+
+class ToolUseOut(BaseModel):
+    """A call to a tool."""
+
+    type: Literal["tool_use"] = "tool_use"
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+BlockOut = Annotated[TextOut | ThinkingOut | ToolUseOut, Field(discriminator="type")]
+
+
+class OutputDetails(BaseModel):
+    thinking_tokens: int
+
+
+class UsageOut(BaseModel):
+    """Tokens; input_tokens are those that were not in the cache already."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int
+    output_tokens_details: OutputDetails | None = None
+
+
+class MessageOut(BaseModel):
+    """The model's turn."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[BlockOut]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: UsageOut
+    timings: Annotated[Timings | None, Field(description="Not in Anthropic's API.")] = None
+    notes: Notes = []
+
+
+class DeltaOut(BaseModel):
+    """More of a block, or how the message ended."""
+
+    type: Literal["text_delta", "thinking_delta", "signature_delta", "input_json_delta"] | None = (
+        None
+    )
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    partial_json: str = ""
+    stop_reason: StopReason | None = None
+    stop_sequence: str | None = None
+
+
+class StreamedEvent(BaseModel):
+    """An event of a stream. Its type says which of the fields it has; its name is the type.
+
+    `ping` comes with `progress` while a long prompt is being read.
+    """
+
+    type: Literal[
+        "message_start",
+        "content_block_start",
+        "ping",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "error",
+    ]
+    message: MessageOut | None = None
+    index: int = 0
+    content_block: BlockOut | None = None
+    delta: DeltaOut | None = None
+    usage: UsageOut | None = None
+    error: dict[str, str] | None = None
+    progress: Progress | None = None
+    timings: Timings | None = None
+    notes: Notes = []
+
+
+class TokenCount(BaseModel):
+    """Tokens of the prompt that a request would make."""
+
+    input_tokens: int

@@ -1,0 +1,198 @@
+"""What a request for a message may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from magistral_mlx.server.schema import JSONObject, Request
+
+
+class TextBlock(Request):
+    type: Literal["text"]
+    text: str
+
+
+class Base64Source(Request):
+    """The picture itself."""
+
+    type: Literal["base64"]
+    media_type: str
+    data: str
+
+
+class URLSource(Request):
+    """Where a picture is: fetched if the server was started with --allow-remote-images."""
+
+    type: Literal["url"]
+    url: str
+
+
+class ImageBlock(Request):
+    """A picture."""
+
+    type: Literal["image"]
+    source: Annotated[Base64Source | URLSource, Field(discriminator="type")]
+
+
+class TextSource(Request):
+    type: Literal["text"]
+    media_type: str = "text/plain"
+    data: str
+
+
+class DocumentBlock(Request):
+    """A document of plain text."""
+
+    type: Literal["document"]
+    title: str | None = None
+    source: TextSource
+
+
+class ThinkingBlock(Request):
+    """What the model thought. It should come back, as it was trained; the signature is ignored."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class RedactedThinkingBlock(Request):
+    """Another model's hidden thinking, which is left out."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+
+
+class ToolUseBlock(Request):
+    """A call that the model made."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: JSONObject
+
+
+class ToolResultBlock(Request):
+    """What a tool returned."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: (
+        str
+        | list[Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]]
+        | None
+    ) = None
+    is_error: bool | None = None
+
+
+Block = Annotated[
+    TextBlock
+    | ImageBlock
+    | DocumentBlock
+    | ThinkingBlock
+    | RedactedThinkingBlock
+    | ToolUseBlock
+    | ToolResultBlock,
+    Field(discriminator="type"),
+]
+
+
+class MessageIn(Request):
+    """A turn."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class Tool(Request):
+    """A tool that the model may call. Tools that the server would run are refused."""
+
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: JSONObject
+    strict: bool | None = None
+
+
+class ToolChoice(Request):
+    """any: one must be called. tool: this one must."""
+
+    type: Literal["auto", "any", "none", "tool"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingEnabled(Request):
+    """Think, for `budget_tokens` at most."""
+
+    type: Literal["enabled"]
+    budget_tokens: Annotated[int, Field(ge=1)]
+
+
+class ThinkingDisabled(Request):
+    """Answer at once."""
+
+    type: Literal["disabled"]
+
+
+class ThinkingAdaptive(Request):
+    """Think, as long as output_config.effort allows."""
+
+    type: Literal["adaptive"]
+
+
+class SchemaFormat(Request):
+    """JSON that a schema describes."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[JSONObject, Field(alias="schema")]
+
+
+class OutputConfig(Request):
+    effort: Annotated[
+        Literal["low", "medium", "high", "xhigh", "max"] | None,
+        Field(description="Thinking tokens with adaptive thinking: low 2,048, medium 8,192."),
+    ] = None
+    format: SchemaFormat | None = None
+
+
+class CountRequest(Request):
+    """A conversation whose tokens are counted."""
+
+    model: Annotated[
+        str | None,
+        Field(description="As /v1/models lists it; the first one there where this is left out."),
+    ] = None
+    messages: Annotated[list[MessageIn], Field(min_length=1)]
+    system: str | list[TextBlock] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Annotated[
+        Annotated[
+            ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive, Field(discriminator="type")
+        ]
+        | None,
+        Field(description="Where this is left out the model does not think."),
+    ] = None
+    output_config: OutputConfig | None = None
+
+
+class MessageRequest(CountRequest):
+    """A conversation to answer. The fields that Anthropic's API lacks say so."""
+
+    max_tokens: Annotated[
+        int | None,
+        Field(ge=1, description="Tokens to produce at most, thinking included."),
+    ] = None
+    stop_sequences: Annotated[list[str] | None, Field(max_length=16)] = None
+    stream: bool | None = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
+    metadata: Annotated[Any, Field(description="Accepted and ignored.")] = None
+    seed: Annotated[
+        int | None,
+        Field(description="The same one gives the same tokens. Not in Anthropic's API."),
+    ] = None

@@ -1,0 +1,163 @@
+"""Events as the events of a message's stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from sse_starlette import ServerSentEvent
+
+from magistral_mlx.events import (
+    Event,
+    Finished,
+    MalformedCall,
+    Prefill,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolCallPart,
+)
+from magistral_mlx.server.answers import note_of
+from magistral_mlx.server.anthropic.answer import signature_of, stopped, usage_of
+from magistral_mlx.server.anthropic.answer_schemas import (
+    DeltaOut,
+    MessageOut,
+    StreamedEvent,
+    TextOut,
+    ThinkingOut,
+    ToolUseOut,
+    UsageOut,
+)
+from magistral_mlx.server.exchange import Exchange
+from magistral_mlx.server.failures import failure_of
+from magistral_mlx.server.openai.chat_answer import new_id
+from magistral_mlx.server.openai.figures import Progress, timings_of
+from magistral_mlx.server.sse import data
+
+
+class MessageStream:
+    """The state of a stream between its events."""
+
+    def __init__(self, exchange: Exchange, max_tokens: int | None) -> None:
+        self._model = exchange.model
+        self._max_tokens = max_tokens
+        self._started = False
+        self._open: str | None = None  # the kind of the block that is being written
+        self._index = 0
+        self._thought = ""
+        self._called = False
+        self._notes: list[str] = []
+
+    async def write(self, events: AsyncIterator[Event]) -> AsyncIterator[ServerSentEvent]:
+        """All of the stream. What goes wrong on the way becomes an event that clients raise."""
+        try:
+            async for event in events:
+                for sent in self.feed(event):
+                    yield data(sent, sent.type)
+        except Exception as error:
+            yield data(StreamedEvent(**failure_of(error).anthropic()), "error")
+
+    def feed(self, event: Event) -> Iterator[StreamedEvent]:
+        """What is sent for the next event."""
+        note = note_of(event)
+        if note:
+            self._notes.append(note)
+        if not self._started:
+            self._started = True
+            yield self._start(event)
+        match event:
+            case Prefill(done, total, left) if done < total:
+                progress = Progress(prompt_tokens=total, done_tokens=done, seconds_left=left)
+                yield StreamedEvent(type="ping", progress=progress)
+            case Thinking(text):
+                yield from self._begin("thinking")
+                self._thought += text
+                yield self._delta(DeltaOut(type="thinking_delta", thinking=text))
+            case Text(text):
+                yield from self._text(text)
+            case ToolCallPart(_, name, arguments, id):
+                yield from self._call(name, arguments, id)
+            case ToolCall(name, arguments, id):
+                self._called = True
+                if self._open != "tool_use":
+                    yield from self._call(name, arguments, id)
+                yield from self._end()
+            case MalformedCall(text):
+                if self._open == "tool_use":
+                    yield from self._end()
+                else:
+                    yield from self._text(text)
+            case Finished():
+                yield from self._finish(event)
+
+    def _start(self, event: Event) -> StreamedEvent:
+        """The message without content. The first event tells how long the prompt is."""
+        tokens = event.total if isinstance(event, Prefill) else 0
+        message = MessageOut(
+            id=new_id("msg_"),
+            type="message",
+            role="assistant",
+            model=self._model,
+            content=[],
+            stop_reason=None,
+            stop_sequence=None,
+            usage=UsageOut(
+                input_tokens=tokens,
+                output_tokens=0,
+                cache_read_input_tokens=0,
+                cache_creation_input_tokens=0,
+            ),
+        )
+        return StreamedEvent(type="message_start", message=message)
+
+    def _text(self, text: str) -> Iterator[StreamedEvent]:
+        yield from self._begin("text")
+        yield self._delta(DeltaOut(type="text_delta", text=text))
+
+    def _call(self, name: str, arguments: str, id: str | None) -> Iterator[StreamedEvent]:
+        yield from self._begin("tool_use", name=name, id=id or "")
+        if arguments:
+            yield self._delta(DeltaOut(type="input_json_delta", partial_json=arguments))
+
+    def _begin(self, kind: str, **call: str) -> Iterator[StreamedEvent]:
+        """Open a block of that kind, unless one is open."""
+        if self._open == kind:
+            return
+        yield from self._end()
+        self._open = kind
+        block: TextOut | ThinkingOut | ToolUseOut
+        if kind == "text":
+            block = TextOut(type="text", text="")
+        elif kind == "thinking":
+            block = ThinkingOut(type="thinking", thinking="", signature="")
+        else:
+            block = ToolUseOut(type="tool_use", input={}, **call)
+        yield StreamedEvent(type="content_block_start", index=self._index, content_block=block)
+
+    def _end(self) -> Iterator[StreamedEvent]:
+        """Close the block that is open."""
+        if self._open is None:
+            return
+        if self._open == "thinking":
+            signature = signature_of(self._thought)
+            yield self._delta(DeltaOut(type="signature_delta", signature=signature))
+            self._thought = ""
+        yield StreamedEvent(type="content_block_stop", index=self._index)
+        self._index += 1
+        self._open = None
+
+    def _delta(self, delta: DeltaOut) -> StreamedEvent:
+        return StreamedEvent(type="content_block_delta", index=self._index, delta=delta)
+
+    def _finish(self, end: Finished) -> Iterator[StreamedEvent]:
+        yield from self._end()
+        reason, sequence = stopped(end, self._called, self._max_tokens)
+        more: dict[str, Any] = {"notes": self._notes} if self._notes else {}
+        yield StreamedEvent(
+            type="message_delta",
+            delta=DeltaOut(stop_reason=reason, stop_sequence=sequence),
+            usage=usage_of(end.stats),
+            timings=timings_of(end.stats),
+            **more,
+        )
+        yield StreamedEvent(type="message_stop")
