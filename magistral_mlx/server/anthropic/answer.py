@@ -8,25 +8,24 @@ import json
 from magistral_mlx.events import Finished, Stats
 from magistral_mlx.server.answers import Answer
 from magistral_mlx.server.anthropic.answer_schemas import (
+    AnthropicMessage,
     BlockOut,
-    MessageOut,
-    OutputDetails,
+    MessageOutputDetails,
+    MessageUsage,
     StopReason,
-    TextOut,
-    ThinkingOut,
-    ToolUseOut,
-    UsageOut,
+    TextBlockOut,
+    ThinkingBlockOut,
+    ToolUseBlockOut,
 )
 from magistral_mlx.server.exchange import Exchange
-from magistral_mlx.server.openai.chat_answer import new_id
-from magistral_mlx.server.openai.figures import timings_of
+from magistral_mlx.server.figures import new_id, timings_of
 
 
-def message_of(exchange: Exchange, answer: Answer, max_tokens: int | None) -> MessageOut:
+def message_of(exchange: Exchange, answer: Answer, max_tokens: int | None) -> AnthropicMessage:
     """The answer as a whole message."""
     assert answer.end is not None
     stop_reason, stop_sequence = stopped(answer.end, bool(answer.calls), max_tokens)
-    message = MessageOut(
+    message = AnthropicMessage(
         id=new_id("msg_"),
         type="message",
         role="assistant",
@@ -54,13 +53,13 @@ def stopped(end: Finished, called: bool, max_tokens: int | None) -> tuple[StopRe
     return ("model_context_window_exceeded" if full else "max_tokens"), None
 
 
-def usage_of(stats: Stats) -> UsageOut:
-    return UsageOut(
+def usage_of(stats: Stats) -> MessageUsage:
+    return MessageUsage(
         input_tokens=stats.prompt_tokens - stats.cached_tokens,
         output_tokens=stats.completion_tokens,
         cache_read_input_tokens=stats.cached_tokens,
         cache_creation_input_tokens=0,
-        output_tokens_details=OutputDetails(thinking_tokens=stats.thinking_tokens),
+        output_tokens_details=MessageOutputDetails(thinking_tokens=stats.thinking_tokens),
     )
 
 
@@ -73,12 +72,14 @@ def _blocks(answer: Answer) -> list[BlockOut]:
     blocks: list[BlockOut] = []
     if answer.thinking:
         signature = signature_of(answer.thinking)
-        blocks.append(ThinkingOut(type="thinking", thinking=answer.thinking, signature=signature))
+        blocks.append(
+            ThinkingBlockOut(type="thinking", thinking=answer.thinking, signature=signature)
+        )
     if answer.text:
-        blocks.append(TextOut(type="text", text=answer.text))
+        blocks.append(TextBlockOut(type="text", text=answer.text))
     for call in answer.calls:
         arguments = json.loads(call.arguments)
         blocks.append(
-            ToolUseOut(type="tool_use", id=call.id or "", name=call.name, input=arguments)
+            ToolUseBlockOut(type="tool_use", id=call.id or "", name=call.name, input=arguments)
         )
     return blocks

@@ -6,20 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from magistral_mlx.server.openai.chat_answer_schemas import Notes
-from magistral_mlx.server.openai.figures import Progress, Timings
+from magistral_mlx.server.figures import Notes, Progress, Timings
 
 StopReason = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
 ]
 
 
-class TextOut(BaseModel):
+class TextBlockOut(BaseModel):
     type: Literal["text"] = "text"
     text: str
 
 
-class ThinkingOut(BaseModel):
+class ThinkingBlockOut(BaseModel):
     """The thinking. Its signature is a checksum: clients send it back, and nobody checks it."""
 
     type: Literal["thinking"] = "thinking"
@@ -27,7 +26,7 @@ class ThinkingOut(BaseModel):
     signature: str
 
 
-class ToolUseOut(BaseModel):
+class ToolUseBlockOut(BaseModel):
     """A call to a tool."""
 
     type: Literal["tool_use"] = "tool_use"
@@ -36,24 +35,24 @@ class ToolUseOut(BaseModel):
     input: dict[str, Any]
 
 
-BlockOut = Annotated[TextOut | ThinkingOut | ToolUseOut, Field(discriminator="type")]
+BlockOut = Annotated[TextBlockOut | ThinkingBlockOut | ToolUseBlockOut, Field(discriminator="type")]
 
 
-class OutputDetails(BaseModel):
+class MessageOutputDetails(BaseModel):
     thinking_tokens: int
 
 
-class UsageOut(BaseModel):
+class MessageUsage(BaseModel):
     """Tokens; input_tokens are those that were not in the cache already."""
 
     input_tokens: int
     output_tokens: int
     cache_read_input_tokens: int
     cache_creation_input_tokens: int
-    output_tokens_details: OutputDetails | None = None
+    output_tokens_details: MessageOutputDetails | None = None
 
 
-class MessageOut(BaseModel):
+class AnthropicMessage(BaseModel):
     """The model's turn."""
 
     id: str
@@ -63,7 +62,7 @@ class MessageOut(BaseModel):
     content: list[BlockOut]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: UsageOut
+    usage: MessageUsage
     timings: Annotated[Timings | None, Field(description="Not in Anthropic's API.")] = None
     notes: Notes = []
 
@@ -82,7 +81,7 @@ class DeltaOut(BaseModel):
     stop_sequence: str | None = None
 
 
-class StreamedEvent(BaseModel):
+class MessageEvent(BaseModel):
     """An event of a stream. Its type says which of the fields it has; its name is the type.
 
     `ping` comes with `progress` while a long prompt is being read.
@@ -98,11 +97,11 @@ class StreamedEvent(BaseModel):
         "message_stop",
         "error",
     ]
-    message: MessageOut | None = None
+    message: AnthropicMessage | None = None
     index: int = 0
     content_block: BlockOut | None = None
     delta: DeltaOut | None = None
-    usage: UsageOut | None = None
+    usage: MessageUsage | None = None
     error: dict[str, str] | None = None
     progress: Progress | None = None
     timings: Timings | None = None

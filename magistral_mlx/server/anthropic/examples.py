@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
-from magistral_mlx.server.openai.chat_examples import RED_CIRCLE
+from magistral_mlx.server.example_picture import RED_CIRCLE
 
 _SUM = {"role": "user", "content": "What is 37 + 85?"}
 _ADD = {

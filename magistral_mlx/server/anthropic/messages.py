@@ -10,7 +10,7 @@ from sse_starlette import ServerSentEvent
 
 from magistral_mlx.server.answers import whole_answers
 from magistral_mlx.server.anthropic.answer import message_of
-from magistral_mlx.server.anthropic.answer_schemas import MessageOut, StreamedEvent, TokenCount
+from magistral_mlx.server.anthropic.answer_schemas import AnthropicMessage, MessageEvent, TokenCount
 from magistral_mlx.server.anthropic.examples import COUNT_EXAMPLES, MESSAGE_EXAMPLES
 from magistral_mlx.server.anthropic.request import conversation, options_of
 from magistral_mlx.server.anthropic.schemas import CountRequest, MessageRequest
@@ -34,8 +34,8 @@ router = APIRouter(
 @router.post(
     PATH,
     summary="Answer a conversation, as Anthropic's API does",
-    response_model=MessageOut,
-    responses={200: stream_response(StreamedEvent, "The message; with `stream`, its events")},
+    response_model=AnthropicMessage,
+    responses={200: stream_response(MessageEvent, "The message; with `stream`, its events")},
 )
 async def messages(
     request: Request, body: Annotated[MessageRequest, Body(openapi_examples=MESSAGE_EXAMPLES)]
@@ -79,4 +79,4 @@ async def count_tokens(
 
 
 def _ping() -> ServerSentEvent:
-    return data(StreamedEvent(type="ping"), "ping")
+    return data(MessageEvent(type="ping"), "ping")

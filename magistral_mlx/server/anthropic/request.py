@@ -14,18 +14,18 @@ from magistral_mlx.server.anthropic.schemas import (
     ImageBlock,
     MessageIn,
     MessageRequest,
+    MessageTool,
     RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
     ThinkingDisabled,
     ThinkingEnabled,
-    Tool,
     ToolResultBlock,
     ToolUseBlock,
 )
 from magistral_mlx.server.efforts import thinking_of
-from magistral_mlx.server.openai.sampling_schemas import stop_option, top_p_option
-from magistral_mlx.server.openai.tool_schemas import Choice, FunctionIn, tool_options
+from magistral_mlx.server.functions import Choice, FunctionIn, tool_options
+from magistral_mlx.server.option_values import seed_option, stop_option, top_p_option
 from magistral_mlx.server.refusals import BadRequest
 from magistral_mlx.server.turns import Part, Turns, picture_part, text_part
 
@@ -71,7 +71,7 @@ def options_of(request: CountRequest) -> Options:
             "temperature": request.temperature,
             "top_p": top_p_option(request.top_p),
             "top_k": request.top_k,
-            "seed": None if request.seed is None else request.seed % 2**32,
+            "seed": seed_option(request.seed),
         }
     return Options(**{name: value for name, value in options.items() if value is not None}).seeded()
 
@@ -98,7 +98,7 @@ def _tool_options(request: CountRequest) -> dict[str, Any]:
     return tool_options(functions, names.get(chosen.type, "auto") if chosen else "auto")
 
 
-def _function(tool: Tool) -> FunctionIn:
+def _function(tool: MessageTool) -> FunctionIn:
     return FunctionIn(
         name=tool.name,
         description=tool.description,

@@ -106,7 +106,7 @@ class MessageIn(Request):
     content: str | list[Block]
 
 
-class Tool(Request):
+class MessageTool(Request):
     """A tool that the model may call. Tools that the server would run are refused."""
 
     type: Literal["custom"] | None = None
@@ -116,7 +116,7 @@ class Tool(Request):
     strict: bool | None = None
 
 
-class ToolChoice(Request):
+class MessageToolChoice(Request):
     """any: one must be called. tool: this one must."""
 
     type: Literal["auto", "any", "none", "tool"]
@@ -143,7 +143,7 @@ class ThinkingAdaptive(Request):
     type: Literal["adaptive"]
 
 
-class SchemaFormat(Request):
+class OutputFormat(Request):
     """JSON that a schema describes."""
 
     type: Literal["json_schema"]
@@ -155,7 +155,7 @@ class OutputConfig(Request):
         Literal["low", "medium", "high", "xhigh", "max"] | None,
         Field(description="Thinking tokens with adaptive thinking: low 2,048, medium 8,192."),
     ] = None
-    format: SchemaFormat | None = None
+    format: OutputFormat | None = None
 
 
 class CountRequest(Request):
@@ -167,8 +167,8 @@ class CountRequest(Request):
     ] = None
     messages: Annotated[list[MessageIn], Field(min_length=1)]
     system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = None
-    tool_choice: ToolChoice | None = None
+    tools: list[MessageTool] | None = None
+    tool_choice: MessageToolChoice | None = None
     thinking: Annotated[
         Annotated[
             ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive, Field(discriminator="type")

@@ -20,18 +20,17 @@ from magistral_mlx.events import (
 from magistral_mlx.server.answers import note_of
 from magistral_mlx.server.anthropic.answer import signature_of, stopped, usage_of
 from magistral_mlx.server.anthropic.answer_schemas import (
+    AnthropicMessage,
     DeltaOut,
-    MessageOut,
-    StreamedEvent,
-    TextOut,
-    ThinkingOut,
-    ToolUseOut,
-    UsageOut,
+    MessageEvent,
+    MessageUsage,
+    TextBlockOut,
+    ThinkingBlockOut,
+    ToolUseBlockOut,
 )
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.failures import failure_of
-from magistral_mlx.server.openai.chat_answer import new_id
-from magistral_mlx.server.openai.figures import Progress, timings_of
+from magistral_mlx.server.figures import new_id, progress_of, timings_of
 from magistral_mlx.server.sse import data
 
 
@@ -55,9 +54,9 @@ class MessageStream:
                 for sent in self.feed(event):
                     yield data(sent, sent.type)
         except Exception as error:
-            yield data(StreamedEvent(**failure_of(error).anthropic()), "error")
+            yield data(MessageEvent(**failure_of(error).anthropic()), "error")
 
-    def feed(self, event: Event) -> Iterator[StreamedEvent]:
+    def feed(self, event: Event) -> Iterator[MessageEvent]:
         """What is sent for the next event."""
         note = note_of(event)
         if note:
@@ -66,9 +65,8 @@ class MessageStream:
             self._started = True
             yield self._start(event)
         match event:
-            case Prefill(done, total, left) if done < total:
-                progress = Progress(prompt_tokens=total, done_tokens=done, seconds_left=left)
-                yield StreamedEvent(type="ping", progress=progress)
+            case Prefill(done, total) if done < total:
+                yield MessageEvent(type="ping", progress=progress_of(event))
             case Thinking(text):
                 yield from self._begin("thinking")
                 self._thought += text
@@ -90,10 +88,10 @@ class MessageStream:
             case Finished():
                 yield from self._finish(event)
 
-    def _start(self, event: Event) -> StreamedEvent:
+    def _start(self, event: Event) -> MessageEvent:
         """The message without content. The first event tells how long the prompt is."""
         tokens = event.total if isinstance(event, Prefill) else 0
-        message = MessageOut(
+        message = AnthropicMessage(
             id=new_id("msg_"),
             type="message",
             role="assistant",
@@ -101,40 +99,40 @@ class MessageStream:
             content=[],
             stop_reason=None,
             stop_sequence=None,
-            usage=UsageOut(
+            usage=MessageUsage(
                 input_tokens=tokens,
                 output_tokens=0,
                 cache_read_input_tokens=0,
                 cache_creation_input_tokens=0,
             ),
         )
-        return StreamedEvent(type="message_start", message=message)
+        return MessageEvent(type="message_start", message=message)
 
-    def _text(self, text: str) -> Iterator[StreamedEvent]:
+    def _text(self, text: str) -> Iterator[MessageEvent]:
         yield from self._begin("text")
         yield self._delta(DeltaOut(type="text_delta", text=text))
 
-    def _call(self, name: str, arguments: str, id: str | None) -> Iterator[StreamedEvent]:
+    def _call(self, name: str, arguments: str, id: str | None) -> Iterator[MessageEvent]:
         yield from self._begin("tool_use", name=name, id=id or "")
         if arguments:
             yield self._delta(DeltaOut(type="input_json_delta", partial_json=arguments))
 
-    def _begin(self, kind: str, **call: str) -> Iterator[StreamedEvent]:
+    def _begin(self, kind: str, **call: str) -> Iterator[MessageEvent]:
         """Open a block of that kind, unless one is open."""
         if self._open == kind:
             return
         yield from self._end()
         self._open = kind
-        block: TextOut | ThinkingOut | ToolUseOut
+        block: TextBlockOut | ThinkingBlockOut | ToolUseBlockOut
         if kind == "text":
-            block = TextOut(type="text", text="")
+            block = TextBlockOut(type="text", text="")
         elif kind == "thinking":
-            block = ThinkingOut(type="thinking", thinking="", signature="")
+            block = ThinkingBlockOut(type="thinking", thinking="", signature="")
         else:
-            block = ToolUseOut(type="tool_use", input={}, **call)
-        yield StreamedEvent(type="content_block_start", index=self._index, content_block=block)
+            block = ToolUseBlockOut(type="tool_use", input={}, **call)
+        yield MessageEvent(type="content_block_start", index=self._index, content_block=block)
 
-    def _end(self) -> Iterator[StreamedEvent]:
+    def _end(self) -> Iterator[MessageEvent]:
         """Close the block that is open."""
         if self._open is None:
             return
@@ -142,22 +140,22 @@ class MessageStream:
             signature = signature_of(self._thought)
             yield self._delta(DeltaOut(type="signature_delta", signature=signature))
             self._thought = ""
-        yield StreamedEvent(type="content_block_stop", index=self._index)
+        yield MessageEvent(type="content_block_stop", index=self._index)
         self._index += 1
         self._open = None
 
-    def _delta(self, delta: DeltaOut) -> StreamedEvent:
-        return StreamedEvent(type="content_block_delta", index=self._index, delta=delta)
+    def _delta(self, delta: DeltaOut) -> MessageEvent:
+        return MessageEvent(type="content_block_delta", index=self._index, delta=delta)
 
-    def _finish(self, end: Finished) -> Iterator[StreamedEvent]:
+    def _finish(self, end: Finished) -> Iterator[MessageEvent]:
         yield from self._end()
         reason, sequence = stopped(end, self._called, self._max_tokens)
         more: dict[str, Any] = {"notes": self._notes} if self._notes else {}
-        yield StreamedEvent(
+        yield MessageEvent(
             type="message_delta",
             delta=DeltaOut(stop_reason=reason, stop_sequence=sequence),
             usage=usage_of(end.stats),
             timings=timings_of(end.stats),
             **more,
         )
-        yield StreamedEvent(type="message_stop")
+        yield MessageEvent(type="message_stop")

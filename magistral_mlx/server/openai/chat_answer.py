@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
-
 from magistral_mlx.events import Finished, ToolCall
 from magistral_mlx.server.answers import Answer, fingerprint
 from magistral_mlx.server.exchange import Exchange
+from magistral_mlx.server.figures import new_id, timings_of
 from magistral_mlx.server.openai.chat_answer_schemas import (
     Called,
     CallOut,
@@ -18,12 +17,7 @@ from magistral_mlx.server.openai.chat_answer_schemas import (
     TextChunk,
     ThinkingChunk,
 )
-from magistral_mlx.server.openai.figures import logprobs_of, timings_of, usage_of
-
-
-def new_id(kind: str) -> str:
-    """An id that nothing else has, such as chatcmpl-…"""
-    return kind + secrets.token_hex(12)
+from magistral_mlx.server.openai.figures import logprobs_of, usage_of
 
 
 def finish_reason(end: Finished, called: bool) -> FinishReason:

@@ -6,13 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from magistral_mlx.server.openai.figures import Logprobs, Progress, Timings, Usage
+from magistral_mlx.server.figures import Notes, Progress, Timings
+from magistral_mlx.server.openai.figures import Logprobs, Usage
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-Notes = Annotated[
-    list[str],
-    Field(description="What a person should know of the answer. Not in OpenAI's API."),
-]
 Reasoning = Annotated[str, Field(description="The thinking, as far as there is any.")]
 
 

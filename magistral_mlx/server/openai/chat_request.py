@@ -6,6 +6,7 @@ from typing import Any
 
 from magistral_mlx.api import Options
 from magistral_mlx.server.efforts import thinking_of
+from magistral_mlx.server.functions import tool_options
 from magistral_mlx.server.openai.chat_schemas import ChatRequest
 from magistral_mlx.server.openai.message_schemas import message_dict
 from magistral_mlx.server.openai.sampling_schemas import sampling_options
@@ -14,7 +15,6 @@ from magistral_mlx.server.openai.tool_schemas import (
     JSONFormat,
     NamedChoice,
     SchemaFormat,
-    tool_options,
 )
 from magistral_mlx.server.refusals import BadRequest
 

@@ -24,7 +24,8 @@ from magistral_mlx.events import (
 from magistral_mlx.server.answers import fingerprint, note_of
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.failures import failure_of
-from magistral_mlx.server.openai.chat_answer import finish_reason, new_id, thinking_chunk
+from magistral_mlx.server.figures import new_id, progress_of, timings_of
+from magistral_mlx.server.openai.chat_answer import finish_reason, thinking_chunk
 from magistral_mlx.server.openai.chat_answer_schemas import (
     CalledPart,
     CallPart,
@@ -32,7 +33,7 @@ from magistral_mlx.server.openai.chat_answer_schemas import (
     ChunkChoice,
     Delta,
 )
-from magistral_mlx.server.openai.figures import Progress, logprobs_of, timings_of, usage_of
+from magistral_mlx.server.openai.figures import logprobs_of, usage_of
 from magistral_mlx.server.sse import data
 
 DONE = "[DONE]"
@@ -112,10 +113,8 @@ class ChatStream:
         """Nobody waits in the dark for a long prompt, nor hangs up."""
         if event.done >= event.total:
             return []
-        progress = Progress(
-            prompt_tokens=event.total, done_tokens=event.done, seconds_left=event.seconds_left
-        )
-        return [self._chunk([self._choice(Delta(), logprobs=False)], progress=progress)]
+        beat = self._choice(Delta(), logprobs=False)
+        return [self._chunk([beat], progress=progress_of(event))]
 
     def _delta(self, event: Event) -> Delta | None:
         match event:

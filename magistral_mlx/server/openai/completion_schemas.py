@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from magistral_mlx.chat.messages import RawPrompt
-from magistral_mlx.server.openai.chat_answer_schemas import Notes
+from magistral_mlx.server.figures import Notes, Progress, Timings
 from magistral_mlx.server.openai.chat_schemas import StreamOptions
-from magistral_mlx.server.openai.figures import Progress, Timings, Usage
+from magistral_mlx.server.openai.figures import Usage
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 
 Ids = Annotated[list[int], Field(min_length=1)]

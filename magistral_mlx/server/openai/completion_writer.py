@@ -18,13 +18,13 @@ from magistral_mlx.events import (
 )
 from magistral_mlx.server.answers import fingerprint, note_of
 from magistral_mlx.server.exchange import Exchange
-from magistral_mlx.server.openai.chat_answer import new_id
+from magistral_mlx.server.figures import new_id, progress_of, timings_of
 from magistral_mlx.server.openai.completion_schemas import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
 )
-from magistral_mlx.server.openai.figures import Progress, text_of, timings_of
+from magistral_mlx.server.openai.figures import text_of
 
 
 class CompletionWriter:
@@ -64,8 +64,9 @@ class CompletionWriter:
                 self._start(index)
             case TokenLogprob():
                 self._logprobs.append(event)
-            case Prefill(done, total, left):
-                return self._beat(done, total, left)
+            case Prefill(done, total) if done < total:
+                beat = self._choice("", logprobs=False)
+                return [self.chunk([beat], progress=progress_of(event))]
             case Finished():
                 return [self._last(event)]
             case _ if text := _text_in(event):
@@ -85,12 +86,6 @@ class CompletionWriter:
     def _echoed(self, text: str) -> str:
         text, self._waiting = self._waiting + text, ""
         return text
-
-    def _beat(self, done: int, total: int, left: float | None) -> list[Completion]:
-        if done >= total:
-            return []
-        progress = Progress(prompt_tokens=total, done_tokens=done, seconds_left=left)
-        return [self.chunk([self._choice("", logprobs=False)], progress=progress)]
 
     def _last(self, end: Finished) -> Completion:
         self.stats[-1].append(end.stats)

@@ -1,4 +1,4 @@
-"""Token counts, times and log probabilities, as OpenAI's API reports them and beyond."""
+"""Token counts and log probabilities, as OpenAI's API reports them."""
 
 from __future__ import annotations
 
@@ -30,24 +30,6 @@ class Usage(BaseModel):
     total_tokens: int
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
-
-
-class Timings(BaseModel):
-    """Seconds and speeds of one answer. Not in OpenAI's API."""
-
-    prefill_seconds: float
-    first_token_seconds: float
-    decode_seconds: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-
-
-class Progress(BaseModel):
-    """How much of the prompt has been read. Not in OpenAI's API."""
-
-    prompt_tokens: int
-    done_tokens: int
-    seconds_left: float | None
 
 
 class TopLogprob(BaseModel):
@@ -89,11 +71,6 @@ def usage_of(*prompts: Sequence[Stats]) -> Usage:
         prompt_tokens_details=PromptDetails(cached_tokens=cached),
         completion_tokens_details=CompletionDetails(reasoning_tokens=reasoning),
     )
-
-
-def timings_of(stats: Stats) -> Timings:
-    figures = stats.as_dict()
-    return Timings(**{name: figures[name] for name in Timings.model_fields})
 
 
 def logprobs_of(tokens: Iterable[TokenLogprob]) -> Logprobs:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from magistral_mlx.events import TokenLogprob
-from magistral_mlx.server.openai.chat_answer import new_id
+from magistral_mlx.server.figures import new_id
 from magistral_mlx.server.openai.figures import logprobs_of
 from magistral_mlx.server.openai.response_object import (
-    FunctionCallOut,
-    MessageOut,
+    OutputFunctionCall,
     OutputItem,
-    ReasoningOut,
+    OutputMessage,
+    OutputReasoning,
+    OutputText,
     ReasoningTextOut,
     Status,
     SummaryOut,
-    TextOut,
 )
 
 Fields = tuple[str, dict[str, Any]]  # an event's type and fields, but for what all of an item have
@@ -36,8 +36,8 @@ class WritingText:
     """A message with one part of text."""
 
     def __init__(self) -> None:
-        self._part = TextOut(type="output_text", text="", annotations=[], logprobs=[])
-        self.item = MessageOut(
+        self._part = OutputText(type="output_text", text="", annotations=[], logprobs=[])
+        self.item = OutputMessage(
             type="message",
             id=new_id("msg_"),
             role="assistant",
@@ -73,7 +73,7 @@ class WritingThoughts:
     def __init__(self, *, summary: bool) -> None:
         self._summary = summary
         self._text = ""
-        self.item = ReasoningOut(
+        self.item = OutputReasoning(
             type="reasoning", id=new_id("rs_"), status="in_progress", summary=[], content=[]
         )
 
@@ -122,7 +122,7 @@ class WritingCall:
     """A call to a function."""
 
     def __init__(self, name: str, call_id: str | None) -> None:
-        self.item = FunctionCallOut(
+        self.item = OutputFunctionCall(
             type="function_call",
             id=new_id("fc_"),
             call_id=call_id or new_id("call_"),

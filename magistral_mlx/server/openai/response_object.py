@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from magistral_mlx.server.openai.chat_answer_schemas import Notes
-from magistral_mlx.server.openai.figures import Logprob, Progress, Timings
+from magistral_mlx.server.figures import Notes, Progress, Timings
+from magistral_mlx.server.openai.figures import Logprob
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class TextOut(BaseModel):
+class OutputText(BaseModel):
     """The answer's text."""
 
     type: Literal["output_text"] = "output_text"
@@ -21,14 +21,14 @@ class TextOut(BaseModel):
     logprobs: list[Logprob]
 
 
-class MessageOut(BaseModel):
+class OutputMessage(BaseModel):
     """The answer."""
 
     type: Literal["message"] = "message"
     id: str
     role: Literal["assistant"] = "assistant"
     status: Status
-    content: list[TextOut]
+    content: list[OutputText]
 
 
 class ReasoningTextOut(BaseModel):
@@ -41,7 +41,7 @@ class SummaryOut(BaseModel):
     text: str
 
 
-class ReasoningOut(BaseModel):
+class OutputReasoning(BaseModel):
     """The thinking: in the content, or in the summary if one was asked for."""
 
     type: Literal["reasoning"] = "reasoning"
@@ -51,7 +51,7 @@ class ReasoningOut(BaseModel):
     content: list[ReasoningTextOut]
 
 
-class FunctionCallOut(BaseModel):
+class OutputFunctionCall(BaseModel):
     """A call. What the function returns goes into a `function_call_output` of the same call_id."""
 
     type: Literal["function_call"] = "function_call"
@@ -62,23 +62,23 @@ class FunctionCallOut(BaseModel):
     status: Status
 
 
-OutputItem = ReasoningOut | MessageOut | FunctionCallOut
+OutputItem = OutputReasoning | OutputMessage | OutputFunctionCall
 
 
-class InputDetails(BaseModel):
+class ResponseInputDetails(BaseModel):
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
-class OutputDetails(BaseModel):
+class ResponseOutputDetails(BaseModel):
     reasoning_tokens: int
 
 
 class ResponseUsage(BaseModel):
     input_tokens: int
-    input_tokens_details: InputDetails
+    input_tokens_details: ResponseInputDetails
     output_tokens: int
-    output_tokens_details: OutputDetails
+    output_tokens_details: ResponseOutputDetails
     total_tokens: int
 
 
@@ -124,7 +124,7 @@ class ResponseObject(BaseModel):
     notes: Notes = []
 
 
-class StreamedEvent(BaseModel):
+class ResponseEvent(BaseModel):
     """An event of a stream. Its type says which of the fields it has; its name is the type.
 
     `response.in_progress` comes again, with `progress`, while a long prompt is being read.
@@ -159,7 +159,7 @@ class StreamedEvent(BaseModel):
     item_id: str = ""
     content_index: int = 0
     summary_index: int = 0
-    part: TextOut | ReasoningTextOut | SummaryOut | None = None
+    part: OutputText | ReasoningTextOut | SummaryOut | None = None
     delta: str = ""
     text: str = ""
     name: str = ""

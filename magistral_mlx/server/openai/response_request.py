@@ -7,6 +7,7 @@ from typing import Any
 
 from magistral_mlx.api import Options
 from magistral_mlx.server.efforts import thinking_of
+from magistral_mlx.server.functions import tool_options
 from magistral_mlx.server.openai.response_schemas import (
     AllowedTools,
     FunctionCallItem,
@@ -21,8 +22,8 @@ from magistral_mlx.server.openai.response_schemas import (
     ResponseRequest,
     ResponseSchemaFormat,
 )
-from magistral_mlx.server.openai.sampling_schemas import top_p_option
-from magistral_mlx.server.openai.tool_schemas import JSONFormat, tool_options
+from magistral_mlx.server.openai.tool_schemas import JSONFormat
+from magistral_mlx.server.option_values import seed_option, top_p_option
 from magistral_mlx.server.refusals import BadRequest
 from magistral_mlx.server.turns import Part, Turns, picture_part, text_part
 
@@ -66,7 +67,7 @@ def response_options(request: ResponseRequest) -> Options:
         "max_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": top_p_option(request.top_p),
-        "seed": None if request.seed is None else request.seed % 2**32,
+        "seed": seed_option(request.seed),
         "thinking": thinking_of(effort) if request.thinking is None else request.thinking,
         "logprobs": LOGPROBS in (request.include or ()),
         "top_logprobs": request.top_logprobs,

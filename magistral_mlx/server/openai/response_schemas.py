@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from magistral_mlx.server.efforts import DESCRIPTION, Effort
+from magistral_mlx.server.functions import FunctionIn
 from magistral_mlx.server.openai.chat_schemas import Thinking
-from magistral_mlx.server.openai.tool_schemas import FunctionIn, JSONFormat, TextFormat
+from magistral_mlx.server.openai.tool_schemas import JSONFormat, TextFormat
 from magistral_mlx.server.schema import JSONObject, Request
 
 

@@ -20,7 +20,7 @@ from magistral_mlx.events import (
 )
 from magistral_mlx.server.answers import note_of
 from magistral_mlx.server.failures import Failure
-from magistral_mlx.server.openai.figures import Progress, timings_of
+from magistral_mlx.server.figures import progress_of, timings_of
 from magistral_mlx.server.openai.response_items import (
     Fields,
     Writing,
@@ -30,13 +30,13 @@ from magistral_mlx.server.openai.response_items import (
 )
 from magistral_mlx.server.openai.response_object import (
     IncompleteDetails,
-    InputDetails,
-    OutputDetails,
+    ResponseEvent,
     ResponseFailure,
+    ResponseInputDetails,
     ResponseObject,
+    ResponseOutputDetails,
     ResponseUsage,
     Status,
-    StreamedEvent,
 )
 
 
@@ -53,12 +53,12 @@ class ResponseWriter:
         self._notes: list[str] = []
         self._number = 0
 
-    def begin(self) -> Iterator[StreamedEvent]:
+    def begin(self) -> Iterator[ResponseEvent]:
         """What comes before anything else."""
         yield self._event("response.created", response=self._snapshot())
         yield self._event("response.in_progress", response=self._snapshot())
 
-    def feed(self, event: Event) -> Iterator[StreamedEvent]:
+    def feed(self, event: Event) -> Iterator[ResponseEvent]:
         """What is sent for the next event."""
         note = note_of(event)
         if note:
@@ -67,10 +67,9 @@ class ResponseWriter:
             case TokenLogprob():
                 if self._wants_logprobs and not event.thinking:
                     self._logprobs.append(event)
-            case Prefill(done, total, left) if done < total:
-                progress = Progress(prompt_tokens=total, done_tokens=done, seconds_left=left)
-                snapshot = self._snapshot()
-                yield self._event("response.in_progress", response=snapshot, progress=progress)
+            case Prefill(done, total) if done < total:
+                beat = {"response": self._snapshot(), "progress": progress_of(event)}
+                yield self._event("response.in_progress", **beat)
             case Thinking(text):
                 yield from self._thoughts(text)
             case Text(text):
@@ -89,7 +88,7 @@ class ResponseWriter:
             case Finished():
                 yield from self._finish(event)
 
-    def fail(self, failure: Failure) -> Iterator[StreamedEvent]:
+    def fail(self, failure: Failure) -> Iterator[ResponseEvent]:
         """What is sent when the answer fails on its way."""
         response, code = self.response, failure.code or "server_error"
         response.status = "failed"
@@ -97,26 +96,26 @@ class ResponseWriter:
         yield self._event("error", code=code, message=failure.message, param=failure.param)
         yield self._event("response.failed", response=self._snapshot())
 
-    def _thoughts(self, text: str) -> Iterator[StreamedEvent]:
+    def _thoughts(self, text: str) -> Iterator[ResponseEvent]:
         if not isinstance(self._writing, WritingThoughts):
             yield from self._open(WritingThoughts(summary=self._summary))
         assert isinstance(self._writing, WritingThoughts)
         yield from self._of_item(self._writing.add(text))
 
-    def _text(self, text: str) -> Iterator[StreamedEvent]:
+    def _text(self, text: str) -> Iterator[ResponseEvent]:
         if not isinstance(self._writing, WritingText):
             yield from self._open(WritingText())
         assert isinstance(self._writing, WritingText)
         logprobs, self._logprobs = self._logprobs, []
         yield from self._of_item(self._writing.add(text, logprobs))
 
-    def _call_part(self, name: str, arguments: str, id: str | None) -> Iterator[StreamedEvent]:
+    def _call_part(self, name: str, arguments: str, id: str | None) -> Iterator[ResponseEvent]:
         if not isinstance(self._writing, WritingCall):
             yield from self._open(WritingCall(name, id))
         assert isinstance(self._writing, WritingCall)
         yield from self._of_item(self._writing.add(arguments))
 
-    def _finish(self, end: Finished) -> Iterator[StreamedEvent]:
+    def _finish(self, end: Finished) -> Iterator[ResponseEvent]:
         response = self.response
         whole = end.reason == "stop"
         yield from self._close("completed" if whole else "incomplete")
@@ -133,13 +132,13 @@ class ResponseWriter:
 
     # Items
 
-    def _open(self, writing: Writing) -> Iterator[StreamedEvent]:
+    def _open(self, writing: Writing) -> Iterator[ResponseEvent]:
         yield from self._close("completed")
         self._writing = writing
         yield self._item_event("response.output_item.added")
         yield from self._of_item(writing.begin())
 
-    def _close(self, status: Status) -> Iterator[StreamedEvent]:
+    def _close(self, status: Status) -> Iterator[ResponseEvent]:
         """The item that is being written is done."""
         if self._writing is None:
             return
@@ -148,13 +147,13 @@ class ResponseWriter:
         self.response.output = [*self.response.output, self._writing.item]
         self._writing = None
 
-    def _of_item(self, all_fields: list[Fields]) -> Iterator[StreamedEvent]:
+    def _of_item(self, all_fields: list[Fields]) -> Iterator[ResponseEvent]:
         assert self._writing is not None
         for name, fields in all_fields:
             place = {"item_id": self._writing.item.id, "output_index": len(self.response.output)}
             yield self._event(name, **place, **fields)
 
-    def _item_event(self, name: str) -> StreamedEvent:
+    def _item_event(self, name: str) -> ResponseEvent:
         assert self._writing is not None
         item = self._writing.item.model_copy()
         return self._event(name, output_index=len(self.response.output), item=item)
@@ -162,16 +161,18 @@ class ResponseWriter:
     def _snapshot(self) -> ResponseObject:
         return self.response.model_copy()
 
-    def _event(self, kind: str, /, **fields: Any) -> StreamedEvent:
+    def _event(self, kind: str, /, **fields: Any) -> ResponseEvent:
         number, self._number = self._number, self._number + 1
-        return StreamedEvent(type=kind, sequence_number=number, **fields)  # type: ignore[arg-type]
+        return ResponseEvent(type=kind, sequence_number=number, **fields)  # type: ignore[arg-type]
 
 
 def _usage(stats: Stats) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=stats.prompt_tokens,
-        input_tokens_details=InputDetails(cached_tokens=stats.cached_tokens, cache_write_tokens=0),
+        input_tokens_details=ResponseInputDetails(
+            cached_tokens=stats.cached_tokens, cache_write_tokens=0
+        ),
         output_tokens=stats.completion_tokens,
-        output_tokens_details=OutputDetails(reasoning_tokens=stats.thinking_tokens),
+        output_tokens_details=ResponseOutputDetails(reasoning_tokens=stats.thinking_tokens),
         total_tokens=stats.prompt_tokens + stats.completion_tokens,
     )

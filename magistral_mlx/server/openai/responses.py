@@ -15,13 +15,10 @@ from magistral_mlx.events import Event
 from magistral_mlx.server.documented import stream_response
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.failures import failure_of
+from magistral_mlx.server.figures import new_id
 from magistral_mlx.server.openai.chat import ERRORS
-from magistral_mlx.server.openai.chat_answer import new_id
 from magistral_mlx.server.openai.response_examples import RESPONSE_EXAMPLES
-from magistral_mlx.server.openai.response_object import (
-    ResponseObject,
-    StreamedEvent,
-)
+from magistral_mlx.server.openai.response_object import ResponseEvent, ResponseObject
 from magistral_mlx.server.openai.response_request import (
     input_items,
     response_messages,
@@ -44,7 +41,7 @@ router = APIRouter(tags=["OpenAI"], responses=ERRORS)
     PATH,
     summary="Respond",
     response_model=ResponseObject,
-    responses={200: stream_response(StreamedEvent, "The response; with `stream`, its events")},
+    responses={200: stream_response(ResponseEvent, "The response; with `stream`, its events")},
 )
 async def responses(
     request: Request, body: Annotated[ResponseRequest, Body(openapi_examples=RESPONSE_EXAMPLES)]

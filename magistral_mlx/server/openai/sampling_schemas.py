@@ -6,10 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from magistral_mlx.server.refusals import BadRequest
+from magistral_mlx.server.option_values import Stop, seed_option, stop_option, top_p_option
 from magistral_mlx.server.schema import Request
-
-Stop = str | list[str]
 
 
 class DryFields(Request):
@@ -80,27 +78,10 @@ def sampling_options(request: SamplingFields) -> dict[str, Any]:
     options = {name: getattr(request, name) for name in names}
     options["top_k"] = None if request.top_k is None else max(0, request.top_k)
     options["top_p"] = top_p_option(request.top_p)
-    options["seed"] = None if request.seed is None else request.seed % 2**32
+    options["seed"] = seed_option(request.seed)
     options["stop"] = stop_option(request.stop)
     options["dry"] = _dry(request.dry)
     return {name: value for name, value in options.items() if value is not None}
-
-
-def top_p_option(top_p: float | None) -> float | None:
-    """OpenAI allows 0, which leaves the likeliest token alone."""
-    return 1e-6 if top_p == 0 else top_p
-
-
-def stop_option(stop: Stop | None) -> tuple[str, ...] | None:
-    """The stop texts; an empty list or text is none.
-
-    Raises:
-        BadRequest: more than 16.
-    """
-    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(texts) > 16:
-        raise BadRequest(f"stop holds {len(texts)} texts; it may hold 16.", param="stop")
-    return tuple(text for text in texts if text) or None
 
 
 def _dry(dry: bool | DryFields | None) -> Any:
