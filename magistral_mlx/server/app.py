@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from magistral_mlx import __version__
 from magistral_mlx.api import Magistral
 from magistral_mlx.api.progress import OnProgress
+from magistral_mlx.server.anthropic import messages
+from magistral_mlx.server.anthropic.answer_schemas import MessageEvent
+from magistral_mlx.server.documented import describe
 from magistral_mlx.server.failures import install_handlers
 from magistral_mlx.server.guard import HostGuard, KeyGuard
 from magistral_mlx.server.health import router as health
 from magistral_mlx.server.intake import BodyLimit, LastResort
 from magistral_mlx.server.metrics import CountRequests
 from magistral_mlx.server.metrics import router as metrics
+from magistral_mlx.server.openai import chat, completions, models, responses
+from magistral_mlx.server.openai.chat_answer_schemas import ChatChunk
+from magistral_mlx.server.openai.response_object import ResponseEvent
 from magistral_mlx.server.page import STATIC, mount_page
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.shelf import Load
 
-_PROTOCOLS = (
-    "openai.chat",
-    "openai.completions",
-    "openai.responses",
-    "openai.models",
-    "anthropic.messages",
-)
+_PROTOCOLS = (chat, completions, responses, models, messages)
+_STREAMED = (ChatChunk, ResponseEvent, MessageEvent)  # what the protocols' streams send
 
 
 def create_app(
@@ -65,10 +64,16 @@ def create_app(
     install_handlers(app)
     app.include_router(health)
     app.include_router(metrics)
-    for router in _protocols():
-        app.include_router(router)
+    for protocol in _PROTOCOLS:
+        app.include_router(protocol.router)
     if STATIC.is_dir():
         mount_page(app)
+    describe(
+        app,
+        model=serving.catalog.first.id,
+        events=_STREAMED,
+        keyed=settings.api_key is not None,
+    )
     _guard(app, serving)
     return app
 
@@ -90,16 +95,3 @@ def _guard(app: FastAPI, serving: Serving) -> None:
         )
     app.add_middleware(HostGuard, settings=settings)
     app.add_middleware(CountRequests, metrics=serving.metrics)
-
-
-def _protocols() -> list[APIRouter]:
-    routers = []
-    for name in _PROTOCOLS:
-        full = f"magistral_mlx.server.{name}"
-        try:
-            found = importlib.util.find_spec(full) is not None
-        except ModuleNotFoundError:
-            found = False
-        if found:
-            routers.append(importlib.import_module(full).router)
-    return routers

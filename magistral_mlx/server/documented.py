@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
+_REF = "#/components/schemas/{model}"
 _KEY = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
 _RETRY = {
     "Retry-After": {
@@ -45,11 +49,58 @@ def error_responses(
     return found
 
 
-def stream_response(chunk: type[BaseModel] | dict[str, Any], description: str) -> dict[str, Any]:
-    """For `responses[200]` of a route that may stream: what each event's data is."""
-    schema = chunk if isinstance(chunk, dict) else chunk.model_json_schema(mode="serialization")
+def stream_response(event: type[BaseModel], description: str) -> dict[str, Any]:
+    """For `responses[200]` of a route that may stream: what the data of each event is.
+
+    `describe` puts the schemas of such events into the document.
+    """
+    schema = {"$ref": _REF.format(model=event.__name__)}
     return {
         "description": description,
         "headers": _STREAM_HEADERS,
-        "content": {"text/event-stream": {"itemSchema": schema, "schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": schema}},
     }
+
+
+def describe(app: FastAPI, *, model: str, events: Sequence[type[BaseModel]], keyed: bool) -> None:
+    """Complete the OpenAPI document of `app` when it is asked for.
+
+    Args:
+        model: a name for the examples that need one.
+        events: what streams send.
+        keyed: whether requests need a key.
+    """
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()  # which keeps it as well
+            _add_events(document, events)
+            _fill_in_model(document, model)
+            if keyed:
+                _add_keys(document)
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_events(document: dict[str, Any], events: Sequence[type[BaseModel]]) -> None:
+    _, found = models_json_schema([(event, "serialization") for event in events], ref_template=_REF)
+    schemas = document["components"]["schemas"]
+    document["components"]["schemas"] = found.get("$defs", {}) | schemas
+
+
+def _fill_in_model(document: dict[str, Any], model: str) -> None:
+    for path, operations in document["paths"].items():
+        if path == "/v1/models/{id}":
+            for parameter in operations["get"]["parameters"]:
+                parameter["example"] = model
+
+
+def _add_keys(document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    document["security"] = [{"bearer": []}, {"key": []}]
