@@ -11,7 +11,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +51,13 @@ class Server:
         """Status and body; `body` is sent as JSON, or as it is if it is bytes."""
         return self.request("POST", path, body, **headers)
 
-    def ask(self, prompt: str, **fields: Any) -> tuple[int, Any]:
+    def ask(
+        self, prompt: str, headers: Mapping[str, str] | None = None, **fields: Any
+    ) -> tuple[int, Any]:
         """A chat completion, greedy unless `fields` say otherwise."""
         messages = [{"role": "user", "content": prompt}]
-        return self.post(CHAT, {"messages": messages, "temperature": 0} | fields)
+        body = {"messages": messages, "temperature": 0} | fields
+        return self.post(CHAT, body, **(headers or {}))
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a sample of /metrics; 0 if it is not there."""

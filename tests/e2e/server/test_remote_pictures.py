@@ -1,0 +1,256 @@
+"""Fetching pictures from the web, with a web that stands on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from magistral_mlx.errors import PictureError
+from magistral_mlx.server import remote_pictures
+from magistral_mlx.server.remote_pictures import fetch_picture, is_public
+from magistral_mlx.server.settings import Settings
+from tests.serving import CHAT, live_server
+
+ALLOWED = Settings(allow_remote_images=True)
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (28, 28), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+class Web(ThreadingHTTPServer):
+    """Answers each path with a status, headers and a body; counts what was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Page)
+        self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.asked: list[str] = []
+        self.hosts: list[str | None] = []
+        self.stuck = threading.Event()
+
+    def url(self, path: str, host: str = "pictures.example") -> str:
+        return f"http://{host}:{self.server_port}{path}"
+
+
+class _Page(BaseHTTPRequestHandler):
+    server: Web
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.server.hosts.append(self.headers["Host"])
+        if self.path == "/stuck":
+            self.server.stuck.wait(60)
+            return
+        status, headers, body = self.server.pages[self.path]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """pictures.example leads to a server on 127.0.0.1, which passes for public."""
+    with Web() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        monkeypatch.setattr(socket, "getaddrinfo", names({"pictures.example": "127.0.0.1"}))
+        monkeypatch.setattr(
+            remote_pictures,
+            "is_public",
+            lambda address: address == "127.0.0.1" or is_public(address),
+        )
+        yield running
+        running.stuck.set()
+        running.shutdown()
+        thread.join()
+
+
+def names(known: dict[str, str]) -> Callable[..., list[tuple[object, ...]]]:
+    """A `getaddrinfo` that knows these names, and addresses."""
+
+    def getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known.get(host, host), port))]
+
+    return getaddrinfo
+
+
+def fetch(url: str, settings: Settings = ALLOWED) -> bytes:
+    return asyncio.run(fetch_picture(url, settings))
+
+
+def test_nothing_is_fetched_unless_that_was_allowed(web: Web):
+    with pytest.raises(PictureError, match="--allow-remote-images"):
+        fetch(web.url("/cat.png"), Settings())
+    assert web.asked == []
+
+
+def test_the_bytes_come_and_the_host_is_named(web: Web):
+    web.pages["/a%20cat.png?size=1"] = (200, {}, picture())
+    assert fetch(web.url("/a cat.png?size=1")) == picture()
+    assert web.hosts == [f"pictures.example:{web.server_port}"]
+
+
+def test_a_redirect_is_followed(web: Web):
+    web.pages["/old"] = (302, {"Location": "/new"}, b"")
+    web.pages["/new"] = (200, {}, picture())
+    assert fetch(web.url("/old")) == picture()
+
+
+def test_a_circle_of_redirects_ends(web: Web):
+    web.pages["/round"] = (302, {"Location": "/round"}, b"")
+    with pytest.raises(PictureError, match="more than 3 redirects"):
+        fetch(web.url("/round"))
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.2/", "http://[::1]/", "http://169.254.169.254/latest/meta-data"]
+)
+def test_a_redirect_to_a_private_address_is_not_followed(web: Web, target: str):
+    web.pages["/trap"] = (302, {"Location": target}, b"")
+    with pytest.raises(PictureError, match="not a public address"):
+        fetch(web.url("/trap"))
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://pictures.example/x", "gopher://x"])
+def test_a_redirect_to_another_protocol_is_not_followed(web: Web, target: str):
+    web.pages["/trap"] = (302, {"Location": target}, b"")
+    with pytest.raises(PictureError, match="http:// or https://"):
+        fetch(web.url("/trap"))
+
+
+def test_the_address_that_was_checked_is_connected_to_whatever_the_name_says_later(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+):
+    answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
+
+    def rebinding(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        address = host if host.startswith("127.") else next(answers)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    web.pages["/cat.png"] = (200, {}, picture())
+    assert fetch(web.url("/cat.png")) == picture()
+    with pytest.raises(PictureError, match="not a public address"):
+        fetch(web.url("/cat.png"))
+
+
+def test_a_name_with_a_private_address_among_public_ones_is_refused(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+):
+    def both(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in ("127.0.0.1", "10.0.0.1")
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with pytest.raises(PictureError, match="not a public address"):
+        fetch(web.url("/cat.png"))
+    assert web.asked == []
+
+
+def test_a_picture_that_is_too_large_is_cut_off(web: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote_pictures, "_MOST_BYTES", 1 << 20)
+    web.pages["/large"] = (200, {}, bytes(2 << 20))
+    with pytest.raises(PictureError, match="more than 1 MiB"):
+        fetch(web.url("/large"))
+
+
+def test_a_server_that_keeps_silent_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote_pictures, "_SECONDS", 0.1)
+    with pytest.raises(PictureError, match="did not arrive within"):
+        fetch(web.url("/stuck"))
+
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        ((404, {}, b""), "answers 404"),
+        ((200, {"Content-Length": "99"}, b"short"), "cannot be fetched"),
+        ((200, {"Content-Encoding": "gzip"}, b""), "compressed"),
+    ],
+)
+def test_what_else_goes_wrong_is_said(
+    web: Web, page: tuple[int, dict[str, str], bytes], problem: str
+):
+    web.pages["/cat.png"] = page
+    with pytest.raises(PictureError, match=f"image_url.*{problem}"):
+        fetch(web.url("/cat.png"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:secret@pictures.example/",
+        "http:///x",
+        "http://pictures.example:99999/",
+        "http://[::1/",
+    ],
+)
+def test_addresses_that_make_no_sense_are_refused(url: str):
+    with pytest.raises(PictureError, match="image_url") as caught:
+        fetch(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.0.1",
+        "::",
+        "::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:192.168.0.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "2001:0:7f00:1::",
+    ],
+)
+def test_no_form_of_a_private_address_passes_for_public(address: str):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111"])
+def test_public_addresses_do(address: str):
+    assert is_public(address)
+
+
+def test_the_model_sees_a_picture_from_the_web(web: Web):
+    web.pages["/red.png"] = (200, {}, picture())
+    settings = Settings(models=("demo",), allow_remote_images=True)
+    content = [
+        {"type": "image_url", "image_url": {"url": web.url("/red.png")}},
+        {"type": "text", "text": "What is in the picture?"},
+    ]
+    with live_server(settings) as running:
+        status, body = running.post(CHAT, {"messages": [{"role": "user", "content": content}]})
+    assert status == 200
+    assert body["choices"][0]["message"]["content"]
+    assert web.asked == ["/red.png"]
