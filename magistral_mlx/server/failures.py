@@ -6,7 +6,7 @@ OpenAI's shape everywhere, Anthropic's under /v1/messages. Never a traceback: th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
@@ -28,10 +28,10 @@ from magistral_mlx.errors import (
     PromptError,
 )
 from magistral_mlx.server.refusals import Refusal
+from magistral_mlx.server.validation import problem_of
 
 _log = logging.getLogger("magistral_mlx.server")
 _ANTHROPIC_PATH = "/v1/messages"
-_SHOWN = 200  # characters of what a client sent, in a message
 
 # What a client did wrong, by kind: status and code. The first that fits counts.
 _KINDS: tuple[tuple[type[MagistralError], int, str | None], ...] = (
@@ -142,7 +142,7 @@ def failure_of(error: BaseException) -> Failure:
         case Refusal():
             return Failure(error.status, str(error), error.param, error.code, error.headers)
         case RequestValidationError():
-            return _of_validation(error.errors())
+            return _of_validation(error)
         case HTTPException():
             return _of_http(error)
         case MagistralError():
@@ -180,27 +180,10 @@ def _of_http(error: HTTPException) -> Failure:
     return Failure(status, message, code=code, headers=error.headers or {})
 
 
-def _of_validation(errors: Sequence[Any]) -> Failure:
-    """The first problem in one line, and how many more there are."""
-    first = errors[0]
-    param = _path(first["loc"])
+def _of_validation(error: RequestValidationError) -> Failure:
+    first = error.errors()[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])
         return Failure(400, f"the body is not JSON: {reason}.", code="invalid_json")
-    where = param or "the body"
-    given = first.get("input")
-    shown = f" (it is {given!r:.{_SHOWN}})" if isinstance(given, str | int | float | bool) else ""
-    message = f"{where}: {first['msg']}{shown}."
-    more = len(errors) - 1
-    if more:
-        message += f" {more} more {'problem' if more == 1 else 'problems'} follow."
+    param, message = problem_of(error)
     return Failure(400, message, param=param)
-
-
-def _path(location: Sequence[str | int]) -> str | None:
-    """("body", "messages", 0, "content") -> messages[0].content"""
-    parts = [part for part in location if part not in ("body", "query", "path", "header")]
-    text = ""
-    for part in parts:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text or None

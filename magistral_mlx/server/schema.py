@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+import math
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-_DEEPEST = 64  # far below what the JSON of a schema needs, and what a parser's stack bears
+_DEEPEST = 64  # far beyond what a request needs, and far below what a parser's stack bears
+
+JSONObject = dict[str, Any]
 
 
 class Request(BaseModel):
     """A part of a request. Fields that nobody knows are left alone, as clients send many."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore")
 
 
-def _checked(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what would only fail later, far from where it can be named."""
-    level: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        level = [inner for outer in level for inner in _inner(outer)]
-        if not level:
-            break
-    else:
-        raise ValueError(f"must not be nested deeper than {_DEEPEST} levels")
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode: it holds half of a surrogate pair") from None
-    except ValueError:
-        raise ValueError("must not hold NaN or Infinity") from None
-    return value
+class RequestBody(Request):
+    """A whole one. What is no text, no number or nested too deeply is refused here.
+
+    JSON as Python reads it may hold half of a surrogate pair, which cannot be encoded again, and
+    NaN. Either would fail far from where it can be named.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_no_json(cls, value: Any) -> Any:
+        level = [value]
+        for _ in range(_DEEPEST):
+            level = [inner for outer in level for inner in _inner(outer)]
+            if not level:
+                return value
+        raise ValueError(f"it must not be nested deeper than {_DEEPEST} levels")
 
 
 def _inner(value: Any) -> list[Any]:
-    values = value.values() if isinstance(value, dict) else value
-    return [inner for inner in values if isinstance(inner, dict | list)]
+    """What `value` holds, after a look at itself."""
+    match value:
+        case str():
+            _check_text(value)
+        case float():
+            if not math.isfinite(value):
+                raise ValueError("it must not hold NaN or Infinity")
+        case dict():
+            return [*value, *value.values()]
+        case list():
+            return value
+    return []
 
 
-JSONObject = Annotated[dict[str, Any], AfterValidator(_checked)]
+def _check_text(text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ValueError(
+            f"it must be Unicode text, and {half} is half of a surrogate pair"
+        ) from None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from magistral_mlx.server.schema import JSONObject, Request
+from magistral_mlx.server.schema import JSONObject, Request, RequestBody
 
 
 class TextBlock(Request):
@@ -158,7 +158,7 @@ class OutputConfig(Request):
     format: OutputFormat | None = None
 
 
-class CountRequest(Request):
+class CountRequest(RequestBody):
     """A conversation whose tokens are counted."""
 
     model: Annotated[

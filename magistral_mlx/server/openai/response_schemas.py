@@ -10,7 +10,7 @@ from magistral_mlx.server.efforts import DESCRIPTION, Effort
 from magistral_mlx.server.functions import FunctionIn
 from magistral_mlx.server.openai.chat_schemas import Thinking
 from magistral_mlx.server.openai.tool_schemas import JSONFormat, TextFormat
-from magistral_mlx.server.schema import JSONObject, Request
+from magistral_mlx.server.schema import JSONObject, Request, RequestBody
 
 
 class InputText(Request):
@@ -145,7 +145,7 @@ class Reasoning(Request):
     ] = None
 
 
-class ResponseRequest(Request):
+class ResponseRequest(RequestBody):
     """Something to respond to. The fields that OpenAI's API lacks say so."""
 
     model: Annotated[

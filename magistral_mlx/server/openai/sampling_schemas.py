@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from magistral_mlx.server.option_values import Stop, seed_option, stop_option, top_p_option
-from magistral_mlx.server.schema import Request
+from magistral_mlx.server.schema import Request, RequestBody
 
 
 class DryFields(Request):
@@ -19,7 +19,7 @@ class DryFields(Request):
     range: Annotated[int, Field(ge=1)] | None = None
 
 
-class SamplingFields(Request):
+class SamplingFields(RequestBody):
     """Sampling and length. What is left out or null has the model card's default."""
 
     temperature: Annotated[
