@@ -114,11 +114,11 @@ def measure_masks() -> dict[str, float]:
         compiled.append((time.perf_counter() - began) * 1e3)
         mask = GrammarMask(grammar, len(vocabulary.tokens))
         for token in [*full_tokenizer().encode(answer_for(schema, small)), None]:
-            before = mask.seconds
+            before = mask.cost.seconds
             mask.next()
             if token is not None:
                 mask.accept(token)
-            masks.append((mask.seconds - before) * 1e6)
+            masks.append((mask.cost.seconds - before) * 1e6)
     masks.sort()
     return {
         "compiler, s": built,

@@ -6,6 +6,7 @@ millisecond, on the host, while the device computes the logits.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
@@ -137,6 +138,14 @@ class GrammarCompiler:
         return Grammar(start, self._vocab_size)
 
 
+@dataclass
+class MaskCost:
+    """Seconds that a grammar has taken on the host, and masks that were computed in them."""
+
+    seconds: float = 0.0
+    masks: int = 0
+
+
 class GrammarMask:
     """How far one generation has come in its grammar. Once it is complete only eos is allowed."""
 
@@ -145,8 +154,14 @@ class GrammarMask:
         self._matcher = grammar.start.deep_copy()
         self._words = -(-grammar.vocab_size // 32)
         self._bits = np.zeros(max(self._words, -(-vocab_size // 32)), np.uint32)
-        self.seconds = 0.0  # spent here
-        self.count = 0  # masks computed
+        self.cost = MaskCost()
+
+    def copy(self) -> GrammarMask:
+        """One that goes its own way from here. What it takes counts for both."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        other._bits = self._bits.copy()
+        return other
 
     def next(self, also: int | None = None) -> NDArray[np.uint32]:
         """The ids that may come next, one bit each, the lowest first in each word.
@@ -161,8 +176,8 @@ class GrammarMask:
         self._check()
         if also is not None:
             self._bits[also // 32] |= np.uint32(1 << also % 32)
-        self.count += 1
-        self.seconds += time.perf_counter() - start
+        self.cost.masks += 1
+        self.cost.seconds += time.perf_counter() - start
         return self._bits
 
     def accept(self, token: int) -> None:
@@ -170,7 +185,7 @@ class GrammarMask:
         start = time.perf_counter()
         self._matcher.consume_token(token)
         self._check()
-        self.seconds += time.perf_counter() - start
+        self.cost.seconds += time.perf_counter() - start
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -6,6 +6,7 @@ at this one.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -33,6 +34,14 @@ class Control:
         self._answering = False  # whether a token outside of the trace has come
         self._tokens = np.array(prompt, np.int32) if dry else np.empty(0, np.int32)
         self._length = len(self._tokens)
+
+    def copy(self) -> Control:
+        """One that goes its own way from here, to look ahead with."""
+        other = copy.copy(self)
+        other.thinking = self.thinking.copy() if self.thinking else None
+        other.mask = self.mask.copy() if self.mask else None
+        other._tokens = self._tokens.copy()
+        return other
 
     def observe(self, token: int) -> None:
         """The token that came."""

@@ -16,11 +16,13 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, RESERVED, KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarMask
 from magistral_mlx.engine.control import Control
-from magistral_mlx.engine.decode import Row, Token, advance
+from magistral_mlx.engine.decode import advance
 from magistral_mlx.engine.pictures import PictureKey
 from magistral_mlx.engine.prefill import Prefilled, SeenPictures, prefill, see_after
+from magistral_mlx.engine.row import Row, Token
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
 from magistral_mlx.engine.thinking import Thinking, ThinkingControl
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
@@ -44,6 +46,7 @@ class Request:
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
     vocabulary: lets the trace be cut at the end of a sentence, and tells prose from numbers.
     seen: features of pictures seen before, by `picture_keys`, one a picture.
+    speculation: how tokens are guessed while this generation decodes alone; None is not at all.
     marks: places in the prompt that quantized caches can be trimmed back to, later.
     """
 
@@ -61,6 +64,7 @@ class Request:
     vocabulary: Vocabulary | None = None
     picture_keys: Sequence[PictureKey] = ()
     seen: SeenPictures | None = None
+    speculation: Speculation | None = None
     marks: int = 0
 
 
@@ -109,6 +113,7 @@ class Generation(Iterator[Prefill | Token]):
         self._filling: Generator[Prefill, None, mx.array] | None
         self._filling = _fill(model, request, self.caches, start)
         self._row: Row | None = None
+        self._speculator: Speculator | None = None
         self._error: Exception | None = None
         self._given = 0  # tokens
         self._ready: deque[Token] = deque()  # of these, what the iterator has still to give
@@ -142,12 +147,27 @@ class Generation(Iterator[Prefill | Token]):
     @property
     def mask_seconds(self) -> float:
         """Seconds that the grammar has taken on the host."""
-        return self._mask.seconds if self._mask else 0.0
+        return self._mask.cost.seconds if self._mask else 0.0
 
     @property
     def masks(self) -> int:
         """Masks that the grammar has computed."""
-        return self._mask.count if self._mask else 0
+        return self._mask.cost.masks if self._mask else 0
+
+    @property
+    def passes(self) -> int:
+        """Passes over the weights since the first token, which the prompt's gave."""
+        return self._row.passes if self._row else 0
+
+    @property
+    def drafted(self) -> int:
+        """Guesses that were checked."""
+        return self._speculator.drafted if self._speculator else 0
+
+    @property
+    def accepted(self) -> int:
+        """Guesses that were right."""
+        return self._speculator.accepted if self._speculator else 0
 
     def fill(self) -> Prefill:
         """Put one chunk of the prompt into the caches -> how far that is.
@@ -198,15 +218,17 @@ class Generation(Iterator[Prefill | Token]):
         if self._row or self.ended:
             return self._row
         assert self.prefilled and self.prefilled.logits is not None, "fill comes first"
-        request = self._request
+        request, vocab_size = self._request, self._model.config.text.vocab_size
         try:
+            self._speculator = _speculator(request, vocab_size)
             self._row = Row(
                 self.caches,
                 self.prefilled.logits,
-                _sampler(request, self._model.config.text.vocab_size),
+                _sampler(request, request.sampling, vocab_size, request.logprobs),
                 request.limit,
                 stop=request.stop_tokens,
                 control=self._control(),
+                speculator=self._speculator,
             )
         except Exception as error:
             self._error = error
@@ -241,15 +263,26 @@ def decode_together(
     return [given.get(generation, ()) for generation in generations]
 
 
-def _sampler(request: Request, vocab_size: int) -> Sampler:
+def _sampler(
+    request: Request, sampling: Sampling, vocab_size: int, top_logprobs: int | None
+) -> Sampler:
     thinking = request.thinking
     return Sampler(
-        request.sampling,
+        sampling,
         request.tokens,
         vocab_size,
-        top_logprobs=request.logprobs,
+        top_logprobs=top_logprobs,
         banned=frozenset(() if thinking is None or thinking.enabled else (thinking.open,)),
     )
+
+
+def _speculator(request: Request, vocab_size: int) -> Speculator | None:
+    if request.speculation is None:
+        return None
+    # A draft model draws as the request does, but for what depends on earlier tokens.
+    sampling = request.sampling.without_penalties()
+    sampler = _sampler(request, sampling, vocab_size, None)
+    return Speculator(request.speculation, request.tokens.tolist(), request.scheme, sampler)
 
 
 def _fill(
@@ -265,9 +298,7 @@ def _fill(
     if logits is not None:
         yield Prefill(held, held)
         return logits
-    features = see_after(
-        model, tokens, request.pictures, held, request.picture_keys, request.seen
-    )
+    features = see_after(model, tokens, request.pictures, held, request.picture_keys, request.seen)
     return (yield from prefill(model, caches, tokens, features, request.chunk, request.marks))
 
 

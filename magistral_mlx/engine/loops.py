@@ -10,6 +10,7 @@ loop: code, tables, lists of numbers and arithmetic done digit by digit stay cle
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -54,6 +55,12 @@ class LoopDetector:
         self._trace = np.empty(2 * rule.window, np.int32)
         self._length = 0
         self._since_check = 0
+
+    def copy(self) -> LoopDetector:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other._trace = self._trace.copy()
+        return other
 
     def add(self, token: int) -> bool:
         """The next token of the trace -> whether it now ends in a loop."""

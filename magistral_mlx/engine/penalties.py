@@ -34,6 +34,9 @@ def penalise_use(logits: mx.array, counts: mx.array, presence: float, frequency:
     return logits - counts * frequency - (counts > 0) * presence
 
 
+PenaltyMemory = tuple[mx.array | None, mx.array | None]
+
+
 class Penalties:
     """The tokens of one generation, as far as its penalties ask about them."""
 
@@ -46,6 +49,15 @@ class Penalties:
             self._recent = mx.array(prompt if window is None else prompt[-window:])
         if sampling.presence_penalty or sampling.frequency_penalty:
             self._counts = mx.zeros((1, vocab_size), mx.float32)
+
+    @property
+    def memory(self) -> PenaltyMemory:
+        """What `add` has been told so far. Set it to an earlier one to forget what came since."""
+        return self._recent, self._counts
+
+    @memory.setter
+    def memory(self, memory: PenaltyMemory) -> None:
+        self._recent, self._counts = memory
 
     def apply(self, logits: mx.array) -> mx.array:
         """(1, vocab_size) float32 logits, penalised."""

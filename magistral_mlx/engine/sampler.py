@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.filters import keep_likely
 from magistral_mlx.engine.logprobs import Logprobs, logprobs
-from magistral_mlx.engine.penalties import Penalties
+from magistral_mlx.engine.penalties import Penalties, PenaltyMemory
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Forced
 
@@ -36,6 +36,14 @@ class Steer:
     forced: tuple[int, Forced] | None = None
     allowed: NDArray[np.uint32] | None = None
     bias: Mapping[int, float] = field(default_factory=dict)
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` may be drawn."""
+        if self.forced:
+            return self.forced[0] == token
+        if self.allowed is not None and not self.allowed[token // 32] >> token % 32 & 1:
+            return False
+        return self.bias.get(token, 0) > -math.inf
 
 
 FREE = Steer()
@@ -100,6 +108,16 @@ class Sampler:
         if self._top_logprobs is None:
             return Draw(token, None)
         return Draw(token, logprobs(logits, token, self._top_logprobs))
+
+    @property
+    def memory(self) -> PenaltyMemory | None:
+        """What the penalties remember, to go back to: set it, and later draws never were."""
+        return self._penalties.memory if self._penalties else None
+
+    @memory.setter
+    def memory(self, memory: PenaltyMemory | None) -> None:
+        if self._penalties and memory:
+            self._penalties.memory = memory
 
     def _choose(self, logits: mx.array, position: int, steer: Steer) -> mx.array:
         sampling = self._sampling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.errors import InvalidOption
@@ -71,6 +71,12 @@ class Sampling:
             raise InvalidOption(
                 f"logit_bias names token {largest}; this model's ids end at {vocab_size - 1}."
             )
+
+    def without_penalties(self) -> Sampling:
+        """The same with nothing in it that depends on earlier tokens."""
+        return replace(
+            self, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, dry=None
+        )
 
     @property
     def penalises(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 from magistral_mlx.engine.loops import LoopDetector, LoopRule
@@ -78,6 +79,13 @@ class ThinkingControl:
         self._reason: Forced | None = None
         self.inside = thinking.inside
         self.end: ThinkingEnd | None = None
+
+    def copy(self) -> ThinkingControl:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other._forced = self._forced.copy()
+        other._loops = self._loops.copy() if self._loops else None
+        return other
 
     @property
     def may_open(self) -> bool:

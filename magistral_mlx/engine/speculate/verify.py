@@ -1,0 +1,84 @@
+"""One pass over the pending token and the guesses that follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from magistral_mlx.backend import mx
+from magistral_mlx.engine.penalties import PenaltyMemory
+from magistral_mlx.engine.row import Row, Token
+from magistral_mlx.engine.sampler import FREE, Draw, Steer, dispatch
+from magistral_mlx.model.magistral import MagistralModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A draw that counts if all guesses before it are right, and what the penalties know then."""
+
+    draw: Draw
+    steer: Steer
+    memory: PenaltyMemory | None
+
+
+def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, ...]:
+    """Give out the pending token, and the guesses up to the first that is wrong.
+
+    Each position is drawn as if the guesses before it were right, with all that has a say in it,
+    so that all draws are one graph. What comes after a wrong guess is thrown away, and the caches
+    are trimmed to what was given out.
+    """
+    start = row.position
+    logits = _logits(model, row, guesses)  # (guesses + 1, vocab_size)
+    if row.control:
+        mx.async_eval(logits)  # the device works while the control looks ahead
+    given = [row.give()]
+    row.observe(given[0])
+    ahead = _look_ahead(row, logits, guesses) if not row.ended else []
+    dispatch([one.draw for one in ahead])
+    # The last draw has no guess to confirm: it is the next pending token if all are right.
+    for guess, one in zip([*guesses[: len(ahead) - 1], None], ahead, strict=True):
+        row.go_to(one.draw, one.steer)
+        row.sampler.memory = one.memory
+        if one.draw.value != guess:
+            break
+        given.append(row.give())
+        row.observe(given[-1])
+        if row.ended:
+            break
+    for cache in row.caches:
+        cache.trim(start + len(given))
+    row.passes += 1
+    if row.speculator:
+        row.speculator.learn(len(guesses), len(given) - 1)
+    return tuple(given)
+
+
+def _logits(model: MagistralModel, row: Row, guesses: list[int]) -> mx.array:
+    """Put the pending token and the guesses into the caches -> (guesses + 1, vocab_size)."""
+    pending = row.pending.token
+    tokens = mx.concatenate([pending, mx.array(guesses, pending.dtype)])
+    return model.logits(model(model.embed(tokens[None]), row.caches))[0]
+
+
+def _look_ahead(row: Row, logits: mx.array, guesses: Sequence[int]) -> list[_Ahead]:
+    """The draw after the pending token, and those after each guess that may be right.
+
+    What the control or the sampler raises is the row's error at the first draw only; later it is
+    that of a future which may never come.
+    """
+    control = row.control.copy() if row.control else None
+    ahead: list[_Ahead] = []
+    try:
+        for n in range(len(logits)):
+            steer = control.steer() if control else FREE
+            draw = row.sampler.draw(logits[n : n + 1], row.position + 1 + n, steer)
+            ahead.append(_Ahead(draw, steer, row.sampler.memory))
+            if n == len(guesses) or not steer.allows(guesses[n]):
+                break
+            if control:
+                control.observe(guesses[n])
+    except Exception as error:
+        if not ahead:
+            row.error = error
+    return ahead

@@ -1,0 +1,289 @@
+"""Speculation: the tokens of plain decoding, several a pass where guesses are right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.engine import generate as engine
+from magistral_mlx.engine.constraint import GrammarCompiler
+from magistral_mlx.engine.dry import Dry
+from magistral_mlx.engine.generate import Prefilled, Token, decode_together
+from magistral_mlx.engine.loops import LoopRule
+from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.speculate.costs import PLAIN, PassCosts, choose
+from magistral_mlx.engine.speculate.drafter import Drafter
+from magistral_mlx.engine.speculate.ngram import Suffixes
+from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
+from magistral_mlx.engine.thinking import Thinking
+from tests.engine_models import GREEDY, TableModel, ids_of, start, tiny_model, tokens_of
+from tests.engine_models import tiny_vocabulary as vocabulary
+
+WARM = Sampling(temperature=0.7, seed=3)
+SHORT = replace(KVScheme.parse("8/4"), window=32, first=2)  # ages early, so that tests stay small
+FREE_ROWS = PassCosts(((1, 1.0), (16, 1.0)))  # every guess is worth checking
+FROM_TEXT = Speculation(FREE_ROWS)
+SCHEMA = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 6, "maxItems": 9}
+THINKING = Thinking(34, 35, inside=True, budget=25, closing=(1100, 1101, 1102))
+
+
+def prompt(seed: int, length: int = 40) -> list[int]:
+    """Random tokens of which some stretches come again."""
+    rng = np.random.default_rng(seed)
+    fresh = rng.integers(1000, 1280, length).tolist()
+    return fresh + fresh[length // 4 : length // 2] + fresh[:3]
+
+
+class Knowing(Speculator):
+    """Guesses what will come, to some point, and rubbish from there."""
+
+    coming: Sequence[int] = ()
+    rng = random.Random(0)
+
+    def in_sight(self, position: int, most: int) -> bool:
+        return self.rng.random() < 0.8
+
+    def guesses(self, pending: int, position: int, most: int) -> list[int]:
+        most = self._most(position, most)
+        at = self._given + 1
+        right = list(self.coming[at : at + self.rng.randrange(0, 12)])
+        wrong = [self.rng.randrange(1000, 1280) for _ in range(self.rng.randrange(0, 4))]
+        return [*right, *wrong][:most]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"sampling": WARM},
+    "hot": {"sampling": Sampling(temperature=1.2, top_p=1.0, seed=9)},
+    "filtered": {"sampling": Sampling(temperature=1, top_p=0.8, top_k=40, min_p=0.01, seed=2)},
+    "8/8": {"scheme": KVScheme.parse("8/8"), "sampling": WARM},
+    "an early 8/4": {"scheme": SHORT, "sampling": WARM},
+    "an early 8/4, greedy": {"scheme": SHORT},
+    "no window": {"scheme": KVScheme.parse("8/8").without_window()},
+    "penalties": {
+        "sampling": replace(WARM, repetition_penalty=1.2, frequency_penalty=0.3, logit_bias={7: 2})
+    },
+    "DRY": {"sampling": replace(GREEDY, dry=Dry())},
+    "log-probabilities": {"sampling": WARM, "logprobs": 3},
+    "a budget": {"thinking": THINKING, "vocabulary": vocabulary(), "sampling": WARM},
+    "a budget, greedy": {"thinking": THINKING, "scheme": SHORT},
+    "a minimum": {"thinking": replace(THINKING, minimum=9), "sampling": WARM},
+    "a loop": {"thinking": replace(THINKING, budget=None, loops=LoopRule(2, 20, 32, 64))},
+    "a grammar": {
+        "grammar": GrammarCompiler(vocabulary()).json_schema(SCHEMA),
+        "stop_tokens": {2},
+        "sampling": WARM,
+    },
+    "all of it": {
+        "grammar": GrammarCompiler(vocabulary()).json_schema(SCHEMA),
+        "stop_tokens": {2},
+        "thinking": THINKING,
+        "sampling": replace(WARM, dry=Dry(), presence_penalty=0.5, repetition_penalty=1.1),
+        "scheme": SHORT,
+        "logprobs": 1,
+    },
+    "stop tokens": {"stop_tokens": set(range(1000, 1020)), "sampling": WARM},
+}
+
+
+def assert_same(tokens: Sequence[Token], expected: Sequence[Token]) -> None:
+    """Log-probabilities differ where another rounding takes a key to its next quantized level."""
+    assert [(t.id, t.forced) for t in tokens] == [(t.id, t.forced) for t in expected]
+    for token, other in zip(tokens, expected, strict=True):
+        assert (token.logprob is None) == (other.logprob is None)
+        if token.logprob is not None:
+            assert token.logprob == pytest.approx(other.logprob, abs=2e-3)
+            assert [id_ for id_, _ in token.top] == [id_ for id_, _ in other.top]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_tokens_are_those_of_plain_decoding(
+    case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With guesses from the text, and with some that are right for longer than those ever are."""
+    for seed in range(2):
+        given = {"prompt": prompt(seed), "limit": 70} | case
+        plain = start(tiny_model(), **given)
+        expected = tokens_of(plain)
+        guessing = start(tiny_model(), **given, speculation=FROM_TEXT)
+        assert_same(tokens_of(guessing), expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(Knowing, "coming", [token.id for token in expected])
+            patch.setattr(engine, "Speculator", Knowing)
+            knowing = start(tiny_model(), **given, speculation=FROM_TEXT)
+            assert_same(tokens_of(knowing), expected)
+        for other in (guessing, knowing):
+            assert (other.finish, other.thinking_end) == (plain.finish, plain.thinking_end)
+            assert other.caches[0].length == plain.caches[0].length
+        if case is not CASES["no window"]:
+            assert knowing.passes < plain.passes == len(expected) - 1
+
+
+def test_text_that_repeats_itself_takes_fewer_passes() -> None:
+    circle = TableModel.successors({20: 0})
+    plain = start(circle, [0], limit=200)
+    guessing = start(circle, [0], limit=200, speculation=FROM_TEXT)
+    assert ids_of(guessing) == ids_of(plain)
+    assert (plain.passes, plain.drafted) == (199, 0)
+    assert guessing.passes < 60
+    assert guessing.accepted == 199 - guessing.passes
+    assert guessing.drafted >= guessing.accepted
+
+
+def test_guessing_stops_where_checking_costs_more_than_it_gives() -> None:
+    """Half of the guesses are right, and a pass over two tokens costs as much as two passes."""
+    table = np.zeros((64, 64), np.float32)
+    table[:, :2] = 20
+    coin = TableModel(table)
+    sampling = Sampling(temperature=1, top_p=1, seed=1)
+    dear = Speculation(PassCosts(((1, 1.0), (2, 2.0), (8, 8.0))))
+    generation = start(coin, [0, 1], limit=300, sampling=sampling, speculation=dear)
+    assert ids_of(generation) == ids_of(start(coin, [0, 1], limit=300, sampling=sampling))
+    assert generation.drafted == 0
+    cheap = start(coin, [0, 1], limit=300, sampling=sampling, speculation=FROM_TEXT)
+    tokens_of(cheap)
+    assert cheap.drafted > 100
+
+
+@pytest.mark.parametrize("scheme", ["full", "8/4"])
+def test_a_draft_model_that_is_right_leaves_few_passes(scheme: str) -> None:
+    caches = tiny_model().make_caches(KVScheme.parse(scheme))
+    speculation = Speculation(
+        FREE_ROWS, ngrams=False, drafter=Drafter(tiny_model(), caches, 0.1, 16)
+    )
+    for sampling in (WARM, GREEDY):
+        given: dict[str, Any] = {"sampling": sampling, "limit": 60}
+        plain = tokens_of(start(tiny_model(), prompt(5, 100), **given))
+        generation = start(tiny_model(), prompt(5, 100), **given, speculation=speculation)
+        assert_same(tokens_of(generation), plain)
+        assert generation.passes < 30
+        assert generation.accepted > 0.9 * generation.drafted
+
+
+def test_a_draft_model_that_is_wrong_is_left_alone_and_tried_again_now_and_then() -> None:
+    """It goes from one sequence to another and back, each of them decoding for a while."""
+    costs = PassCosts(((1, 1.0), (2, 1.5), (8, 3.0)))
+    drafter = Drafter(tiny_model(1), tiny_model(1).make_caches(), 0.3, 16)
+    sampling = Sampling(temperature=1.5, top_p=1, seed=5)
+    given: dict[str, Any] = {"sampling": sampling, "limit": 200}
+    plain = [tokens_of(start(tiny_model(), prompt(seed), **given)) for seed in (1, 2)]
+    speculation = Speculation(costs, ngrams=False, drafter=drafter)
+    generations = [
+        start(tiny_model(), prompt(seed), **given, speculation=speculation) for seed in (1, 2)
+    ]
+    for generation in generations:
+        while generation.filling:
+            generation.fill()
+    given_out: list[list[Token]] = [[], []]
+    while not all(generation.ended for generation in generations):
+        for n, generation in enumerate(generations):
+            for _ in range(70):
+                given_out[n] += decode_together(tiny_model(), [generation])[0]
+    for n, generation in enumerate(generations):
+        assert_same(given_out[n], plain[n])
+        assert 0 < generation.drafted < 60
+
+
+def test_a_row_of_a_batch_guesses_nothing_and_one_that_is_left_alone_does() -> None:
+    given: dict[str, Any] = {"speculation": FROM_TEXT, "prompt": prompt(1)}
+    pair = [start(tiny_model(), **given, limit=limit) for limit in (20, 150)]
+    expected = tokens_of(start(tiny_model(), prompt(1), limit=150))
+    for generation in pair:
+        while generation.filling:
+            generation.fill()
+    tokens: list[Token] = []
+    while not pair[1].ended:
+        assert not pair[1].drafted or pair[0].ended
+        tokens += decode_together(tiny_model(), pair)[1]
+    assert_same(tokens, expected)
+    assert pair[0].drafted == 0 < pair[1].accepted
+
+
+def test_a_generation_that_is_stopped_between_two_tokens_of_a_pass_holds_what_it_gave() -> None:
+    circle = [1100, 1101, 1102, 1103] * 10
+    for taken in range(1, 30, 4):
+        first = start(tiny_model(), circle, limit=80, speculation=FROM_TEXT, scheme=SHORT)
+        tokens = []
+        while len(tokens) < taken:
+            step = next(first)
+            tokens += [step] if isinstance(step, Token) else []
+        first.close()
+        so_far = [*circle, *(token.id for token in tokens)]
+        assert first.caches[0].length == len(so_far)
+        again = Prefilled(first.caches, len(so_far))
+        rest = start(tiny_model(), so_far, limit=10, start=again, scheme=SHORT)
+        assert ids_of(rest) == ids_of(start(tiny_model(), so_far, limit=10, scheme=SHORT))
+
+
+# Where guesses come from, and how many
+
+
+def longest_match(tokens: Sequence[int], end: int) -> int:
+    """Tokens that end the first `end` of them and stand earlier among these as well."""
+    return max(
+        (
+            length
+            for place in range(1, end)
+            for length in range(1, place + 1)
+            if tokens[place - length : place] == tokens[end - length : end]
+        ),
+        default=0,
+    )
+
+
+@pytest.mark.parametrize("vocabulary_size", [2, 5, 30])
+def test_the_index_finds_the_longest_match(vocabulary_size: int) -> None:
+    rng = random.Random(vocabulary_size)
+    tokens: list[int] = []
+    one_by_one = Suffixes()
+    for _ in range(60):
+        tokens.append(rng.randrange(vocabulary_size))
+        one_by_one.add(tokens[-1])
+        at_once = Suffixes()
+        at_once.extend(tokens)
+        for index in (one_by_one, at_once):
+            length, place = index.length, index.place
+            assert tokens[place - length : place] == tokens[len(tokens) - length :]
+            assert place < len(tokens) or not length
+            if vocabulary_size > 2:  # where places are few enough for all to be looked at
+                assert length == longest_match(tokens, len(tokens))
+
+
+def test_a_guess_goes_round_where_the_text_does() -> None:
+    index = Suffixes()
+    index.extend([7, 1, 2, 3, 1, 2, 3])
+    assert index.expected == 1
+    assert index.guess(8) == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert index.guess(0) == []
+
+
+def test_the_newest_of_equal_matches_is_taken() -> None:
+    index = Suffixes()
+    index.extend([1, 2, 8, 1, 2, 9, 1, 2])
+    assert index.guess(1) == [9]
+
+
+def test_as_many_guesses_are_checked_as_pay() -> None:
+    costs = PassCosts(((1, 1.0), (2, 2.0), (4, 2.5), (8, 6.5)))
+    assert [costs(rows) for rows in (1, 2, 3, 4, 5, 8, 99)] == [1, 2, 2.25, 2.5, 3.5, 6.5, 6.5]
+    assert choose([0.9] * 20, costs).guesses == 3
+    assert choose([0.9] * 20, costs).gain == pytest.approx((1 + 0.9 + 0.81 + 0.729) / 2.5)
+    assert choose([0.3] * 20, costs) is PLAIN
+    assert choose([0.9] * 2, costs).guesses == 2
+    assert choose([0.9] * 20, costs, each=0.5) is PLAIN
+    assert choose([], costs) is PLAIN
+
+
+def test_a_quantized_cache_is_not_filled_past_what_ages_in_between() -> None:
+    for length in range(300):
+        together = SHORT.together(length)
+        assert together is not None and together >= 1
+        assert SHORT.packed(length + together - 1) == SHORT.packed(length)
+        assert SHORT.packed(length + together) > SHORT.packed(length)
+    assert KVScheme().together(5) is None
