@@ -31,6 +31,7 @@ class Loading:
     name: str | Path | None
     dtype: str | None
     tokenizer: str | Path | None
+    parallel: int
     on_plan: Callable[[Plan], None] | None
     on_progress: OnProgress | None
 
@@ -38,13 +39,19 @@ class Loading:
         self, context: int | None, kv: str | None, pictures: int, memory_limit: int | None
     ) -> tuple[Checkpoint, Plan, Composer, Session]:
         """Find it, plan it, load it. Raises what `Magistral.load` raises."""
-        _check_whole(context=context, pictures=pictures, memory_limit=memory_limit)
+        _check_whole(
+            context=context, pictures=pictures, memory_limit=memory_limit, parallel=self.parallel
+        )
+        if self.parallel < 1:
+            raise InvalidOption(f"parallel is {self.parallel}; it must be 1 or more.")
         wish = Wish(context, kv, pictures, memory_limit)
         _check_dtype(self.dtype)
         name = None if self.name is None else str(self.name)
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
         plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, self.dtype)
-        session = Session(Runtime(checkpoint, plan, self.dtype))  # whose end releases the plan
+        session = Session(
+            Runtime(checkpoint, plan, self.dtype), self.parallel
+        )  # whose end releases the plan
         try:
             composer = self._load(checkpoint, plan, session)
         except BaseException:

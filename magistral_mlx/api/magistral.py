@@ -31,15 +31,18 @@ if TYPE_CHECKING:
     from magistral_mlx.events import Event
     from magistral_mlx.memory.plan import Plan
 
+PARALLEL = 16  # answers at once; more would make each of them slow
 KVName = Literal["full", "8/8", "8/4", "4/4"]
 
 
 class Magistral:
     """A loaded model with its tokenizer. Make one with `Magistral.load`.
 
-    Every method may be called from any thread. All of MLX's work happens on one worker thread;
-    calls from several threads are answered in the order in which they come. `close` it when done,
-    or use it in a `with` statement.
+    Every method may be called from any thread. All of MLX's work happens on one worker thread,
+    which answers several calls at once: each token of all of them takes one pass over the weights,
+    and what each one gets is what it would get alone. Calls that do not fit into memory beside
+    those that run wait for their turn, in the order in which they came. `close` it when done, or
+    use it in a `with` statement.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Magistral:
         tokenizer: str | Path | None = None,
         pictures: int = 1,
         memory_limit: int | None = None,
+        parallel: int = PARALLEL,
         on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
@@ -82,6 +86,8 @@ class Magistral:
                 lacks it.
             pictures: how many of the largest size to keep memory for; 0 if none will come.
             memory_limit: bytes to stay within, instead of what the machine recommends.
+            parallel: calls to answer at once at most, as far as memory allows; 1 answers them one
+                after the other.
             on_plan: called in this thread with what was planned, before weights are read.
             on_progress: called in this thread while files are downloaded and read.
 
@@ -91,7 +97,7 @@ class Magistral:
         """
         from magistral_mlx.api.loading import Loading
 
-        loading = Loading(name_or_dir, dtype, tokenizer, on_plan, on_progress)
+        loading = Loading(name_or_dir, dtype, tokenizer, parallel, on_plan, on_progress)
         return cls(*loading.run(context, kv, pictures, memory_limit))
 
     @classmethod
@@ -105,6 +111,7 @@ class Magistral:
         tokenizer: str | Path | None = None,
         pictures: int = 1,
         memory_limit: int | None = None,
+        parallel: int = PARALLEL,
         on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
@@ -127,6 +134,7 @@ class Magistral:
                 tokenizer=tokenizer,
                 pictures=pictures,
                 memory_limit=memory_limit,
+                parallel=parallel,
                 on_plan=on_plan,
                 on_progress=report,
             )

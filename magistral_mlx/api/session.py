@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from magistral_mlx.api.answer import Answer
 from magistral_mlx.api.progress import LoadProgress, OnProgress
+from magistral_mlx.api.scheduler import Scheduler
 from magistral_mlx.api.worker import Worker
 from magistral_mlx.errors import ModelClosed
 
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """The worker thread of one model, and the answers that queue for it."""
+    """The worker thread of one model, and the answers that it gives."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, parallel: int) -> None:
+        """`parallel`: answers that are generated at once at most."""
         self._runtime = runtime
+        self._scheduler = Scheduler(runtime, parallel)
         self._lock = threading.RLock()
         self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
         self._closed = False
         self._abort = threading.Event()
-        self._worker = Worker("magistral-mlx", weakref.WeakMethod(self.close))
+        self._worker = Worker("magistral-mlx", self._scheduler.step, weakref.WeakMethod(self.close))
 
     @property
     def closed(self) -> bool:
@@ -68,11 +71,11 @@ class Session:
         Raises:
             ModelClosed: the model has been closed.
         """
-        runtime = self._runtime
         with self._lock:
             self.check_open()
             self._answers.add(answer)
-            self._worker.submit(lambda: runtime.run(job, answer, tokenizer))
+            self._scheduler.submit(job, answer, tokenizer)
+            self._worker.wake()
 
     def check_open(self) -> None:
         """Raises ModelClosed if the model has been closed."""
@@ -81,11 +84,9 @@ class Session:
 
     def release(self) -> None:
         """Free what comes back by itself, within a token if one is being generated."""
-        runtime = self._runtime
         with self._lock:
             self.check_open()
-            runtime.pressure.set()
-            self._worker.call(runtime.release)
+            self._worker.call(self._runtime.release)
 
     def interrupt(self) -> None:
         """Stop loading, and every answer that runs or queues."""
@@ -102,6 +103,7 @@ class Session:
                 return
             self._closed = True
             self.interrupt()
+            self._worker.call(self._scheduler.close)
             self._worker.call(self._runtime.close)
             self._worker.stop()
 

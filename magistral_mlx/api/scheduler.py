@@ -1,0 +1,287 @@
+"""Who is answered when: several answers in one pass, prompts in between.
+
+A step lets in who fits into memory, reads one part of one prompt, and gives everybody whose prompt
+has been read the next token. So an answer joins and leaves at any token, and nobody waits longer
+than for a part of another's prompt. Everything but what is said to be for any thread runs on the
+worker thread.
+
+Memory. An answer with `max_tokens` is let in when all of it fits, and comes to its end. One
+without is let in with room for some thousand tokens; when it needs more than there is, it stands
+still until another one ends. If all that run stand still, the newest of these ends for "memory".
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec
+
+from magistral_mlx.api.running import Run
+from magistral_mlx.backend import mx
+from magistral_mlx.engine.generate import decode_together
+from magistral_mlx.errors import DeviceError
+from magistral_mlx.events import FinishReason
+from magistral_mlx.memory.share import Budget, Claim
+
+if TYPE_CHECKING:
+    from magistral_mlx.api.answer import Answer
+    from magistral_mlx.api.composer import Job
+    from magistral_mlx.api.runtime import Runtime
+    from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.engine.prefill import Prefilled
+
+P = ParamSpec("P")
+
+
+class Scheduler:
+    """The answers that run and those that wait for their turn."""
+
+    def __init__(self, runtime: Runtime, parallel: int) -> None:
+        """`parallel`: answers that run at once at most."""
+        self._runtime, self._parallel = runtime, parallel
+        self._budget = Budget(runtime.plan)
+        self._lock = threading.Lock()  # of `_waiting`
+        self._waiting: deque[Run] = deque()  # in the order in which they came
+        self._running: list[Run] = []  # likewise
+        self._filling: deque[Run] = deque()  # of those, whose prompts are being read, next first
+        self._short = False  # somebody stands still for want of memory
+
+    # For any thread
+
+    def submit(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> None:
+        """Let a job wait for its turn; a step must follow."""
+        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in job.prompt.pictures]
+        asked = job.options.max_tokens is not None
+        claim = self._budget.claim(len(job.prompt), job.limit, sizes, asked=asked)
+        run = Run(job, answer, tokenizer, self._runtime.plan, claim)
+        with self._lock:
+            self._waiting.append(run)
+
+    @property
+    def running(self) -> int:
+        """Answers that are being generated."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for their turn."""
+        with self._lock:
+            return sum(not run.answer.done for run in self._waiting)
+
+    # On the worker
+
+    def step(self) -> bool:
+        """Go on with everybody by a token -> whether there is more to do."""
+        try:
+            self._admit()
+            self._end_cancelled()
+            self._fill()
+            self._end_cancelled()
+            self._decode()
+            self._keep_within_memory()
+        except BaseException as error:
+            self._fail(error)
+        return bool(self._running or self._waiting)
+
+    def close(self) -> None:
+        """End everything, all of which has been cancelled."""
+        try:
+            self._end_cancelled()
+        except BaseException as error:
+            self._fail(error)
+        with self._lock:
+            self._waiting.clear()
+
+    # Coming in
+
+    def _admit(self) -> None:
+        """Let in those who fit, in the order in which they came."""
+        while len(self._running) < self._parallel and not self._short:
+            with self._lock:
+                while self._waiting and self._waiting[0].answer.done:
+                    self._waiting.popleft()
+                first = self._waiting[0] if self._waiting else None
+            if first is None:
+                return
+            if self._running and not self._budget.fits([*self._claims(), first.claim]):
+                return
+            with self._lock:
+                self._waiting.popleft()
+            if first.answer.begin():
+                self._join(first)
+
+    def _join(self, run: Run) -> None:
+        self._running.append(run)
+        self._filling.append(run)
+        if run.job.dropped:
+            run.answer.put(run.job.dropped)
+        self._for_one(run, self._runtime.check_pictures, run.job)
+
+    # Prompts
+
+    def _fill(self) -> None:
+        """Read a part of the prompt whose turn it is."""
+        if not self._filling:
+            return
+        run = self._filling.popleft()
+        self._for_one(run, self._fill_one, run)
+        if run in self._running:
+            if run.filling:
+                self._filling.append(run)
+            else:
+                run.claim = run.claim.filled()
+
+    def _fill_one(self, run: Run) -> None:
+        if run.generation is None:
+            self._begin(run)
+            run.fill()  # which looks at the pictures
+            if run.job.prompt.pictures:
+                return
+        if run.filling:
+            run.fill()
+
+    def _begin(self, run: Run) -> None:
+        """Begin its first sample, with what is in the caches already."""
+        runtime = self._runtime
+        run.pictures = runtime.look_at(run.job.prompt.pictures)
+        room = self._budget.running(self._claims())
+        prefilled = runtime.prefixes.take(run.job.prompt.tokens, run.pictures, room)
+        if prefilled is not None:
+            held = sum(cache.nbytes for cache in prefilled.caches)
+            run.claim = run.claim.holding(self._budget.tokens(held))
+        self._begin_sample(run, prefilled)
+
+    def _begin_sample(self, run: Run, prefilled: Prefilled | None) -> None:
+        self._mark_peak()
+        run.begin(self._runtime.generate(run.job, run.index, run.pictures, prefilled))
+
+    # Tokens
+
+    def _decode(self) -> None:
+        """A token for everybody whose prompt has been read, as far as memory allows."""
+        ready = [run for run in self._running if not run.filling]
+        going = [run for run in ready if self._has_room(run)]
+        self._short = len(going) < len(ready)
+        if not going:
+            if self._short and not self._filling:
+                self._end_newest(ready)
+            return
+        start = time.perf_counter()
+        generations = [run.generation for run in going if run.generation]
+        passed = decode_together(self._runtime.model, generations)
+        seconds = time.perf_counter() - start
+        for run, tokens in zip(going, passed, strict=True):
+            self._for_one(run, run.feed, tokens, seconds)
+            if run in self._running:
+                self._look_for_end(run)
+
+    def _look_for_end(self, run: Run) -> None:
+        if run.error is not None:
+            self._end(run, run.error)
+        elif run.reason is not None:
+            self._finish(run, run.reason)
+
+    def _finish(self, run: Run, reason: FinishReason) -> None:
+        """End a sample, and begin the next one if there is to be one."""
+        run.saw_peak(mx.get_peak_memory())
+        run.finish(reason)
+        run.index += 1
+        if run.generation is None or run.index >= run.job.options.n or run.answer.cancelled:
+            self._end(run)
+            return
+        self._for_one(run, self._begin_sample, run, run.generation.prefilled)
+        if run in self._running and run not in self._filling:
+            self._filling.append(run)
+
+    # Memory
+
+    def _claims(self) -> list[Claim]:
+        return [run.claim for run in self._running]
+
+    def _has_room(self, run: Run) -> bool:
+        """Whether its next token has room, letting its caches grow if they must and may."""
+        if not run.claim.short(run.length):
+            return True
+        grown = run.claim.grown()
+        claims = [grown if other is run else other.claim for other in self._running]
+        if len(claims) > 1 and not self._budget.fits(claims):
+            return False
+        run.claim = grown
+        self._runtime.prefixes.make_room(self._budget.running(claims))
+        return True
+
+    def _end_newest(self, runs: list[Run]) -> None:
+        """Nobody can go on: end the newest one to which no length was promised."""
+        open_ended = [run for run in runs if not run.claim.asked]
+        self._finish((open_ended or runs)[-1], "memory")
+        self._short = False
+
+    def _keep_within_memory(self) -> None:
+        """End the newest one if something else in this process has taken the memory."""
+        begun = [run for run in self._running if run.generation is not None]
+        if begun and self._runtime.short_of_memory():
+            self._finish(begun[-1], "memory")
+
+    def _mark_peak(self) -> None:
+        """Begin to measure the peak anew, for a sample that begins."""
+        peak = mx.get_peak_memory()
+        for run in self._running:
+            run.saw_peak(peak)
+        mx.reset_peak_memory()
+
+    # Going
+
+    def _end_cancelled(self) -> None:
+        for run in [run for run in self._running if run.answer.cancelled]:
+            self._finish(run, "cancelled")
+
+    def _end(self, run: Run, error: BaseException | None = None) -> None:
+        """The answer is over: keep its caches for prompts to come."""
+        self._leave(run)
+        run.answer.end(_told(error))
+        generation = run.generation
+        if generation is not None:
+            generation.close()
+            # It may take as long as a token, and nobody waits for it.
+            room = self._budget.running(self._claims())
+            self._runtime.prefixes.put(
+                run.tokens, run.pictures, generation.caches, generation.prefilled, room
+            )
+
+    def _leave(self, run: Run) -> None:
+        self._running.remove(run)
+        if run in self._filling:
+            self._filling.remove(run)
+
+    def _for_one(self, run: Run, work: Callable[P, None], *args: P.args, **more: P.kwargs) -> None:
+        """Do something for one answer, which alone is ended by what goes wrong in it.
+
+        Raises:
+            RuntimeError: the device failed.
+        """
+        try:
+            work(*args, **more)
+        except RuntimeError:
+            raise
+        except BaseException as error:
+            self._end(run, error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Work for all of them failed, and nobody knows what their caches hold."""
+        for run in list(self._running):
+            self._leave(run)
+            run.answer.end(_told(error))
+        self._short = False
+
+
+def _told(error: BaseException | None) -> BaseException | None:
+    """The error as its reader gets it."""
+    if not isinstance(error, RuntimeError):
+        return error
+    # The traceback of the first one would keep the caches alive in whoever holds the error.
+    return DeviceError(
+        f"MLX failed while it generated: {' '.join(str(error).split())}. The model can be asked "
+        "again; a shorter prompt or a smaller context needs less memory."
+    )

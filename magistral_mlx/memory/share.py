@@ -1,0 +1,129 @@
+"""Which answers fit into memory together: arithmetic over what each one may still need.
+
+Answers are kept in the order in which they came. They fit if each of them could go on to what it
+was promised while those after it stood still, those before it having ended: then the first one can
+always go on, and when it ends the next one can, so that all of them come to their end.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from magistral_mlx.cache.buffer import rounded
+from magistral_mlx.cache.scheme import RESERVED
+from magistral_mlx.memory.peak import Shape, fill_bytes, row_bytes
+from magistral_mlx.memory.plan import Plan
+
+_OPEN = 4 * RESERVED  # tokens promised to an answer that may fill the context, if it likes
+_AHEAD = 64  # tokens of room below which caches are about to grow
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one answer takes, in tokens of context.
+
+    held: what its caches have room for. promised: what it may rely on. most: prompt and answer at
+    their longest. filling: bytes that reading its prompt takes in passing, until it has been read.
+    asked: somebody asked for that length, so all of it is promised.
+    """
+
+    held: int
+    promised: int
+    most: int
+    filling: int = 0
+    asked: bool = False
+
+    def short(self, length: int) -> bool:
+        """Whether the caches, `length` tokens long, are about to grow."""
+        return self.held < self.most and length + _AHEAD > self.held
+
+    def grown(self) -> Claim:
+        """With caches that have grown as they do, by an eighth."""
+        held = min(rounded(self.held + self.held // 8), rounded(self.most))
+        return replace(self, held=held, promised=max(held, self.promised))
+
+    def holding(self, tokens: int) -> Claim:
+        """With caches that have room for `tokens` at least."""
+        held = max(self.held, tokens)
+        return replace(self, held=held, promised=max(held, self.promised))
+
+    def filled(self) -> Claim:
+        """With the prompt read."""
+        return replace(self, filling=0)
+
+
+class Budget:
+    """The memory of a plan, shared by the answers that run at once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._text = plan.model.config.text
+
+    @cached_property
+    def _total(self) -> int:
+        """Bytes for all caches and all work in flight."""
+        peak = self._plan.peak
+        return self._plan.total - peak.weights - peak.vision
+
+    def claim(
+        self, prompt: int, limit: int, pictures: Sequence[tuple[int, int]] = (), *, asked: bool
+    ) -> Claim:
+        """What an answer of `limit` tokens at most takes as it begins.
+
+        Args:
+            prompt: tokens of the prompt. pictures: their sizes in pixels (height, width).
+            asked: `limit` was asked for; otherwise it is all that the context holds.
+        """
+        plan = self._plan
+        shape = Shape(prompt, 0, plan.chunk, tuple(pictures))
+        filling = fill_bytes(plan.model.config, plan.scheme, shape, plan.traits)
+        if pictures and not plan.peak.vision:
+            filling += plan.model.weights.vision  # nobody planned for the tower
+        held = prompt + min(limit, RESERVED)
+        promised = prompt + (limit if asked else min(limit, _OPEN))
+        return Claim(held, promised, prompt + limit, filling, asked)
+
+    def fits(self, claims: Sequence[Claim]) -> bool:
+        """Whether answers with these claims, the first one first, can all come to their end."""
+        passing = self._passing(claims)
+        after = 0
+        for claim in reversed(claims):
+            if passing + self._running(claim.promised) + after > self._total:
+                return False
+            after += self._running(claim.held)
+        return True
+
+    def running(self, claims: Sequence[Claim]) -> int:
+        """Bytes that nothing else may take of what is there for caches: `Prefixes` stays below.
+
+        Work in flight counts as far as it goes beyond what is planned for a single answer.
+        """
+        caches = sum(self.cache(claim.held) for claim in claims)
+        if len(claims) < 2:
+            return caches
+        in_flight = self._passing(claims) + sum(self._row(claim.held) for claim in claims)
+        return caches + max(0, in_flight - self._plan.peak.workspace)
+
+    def cache(self, tokens: int) -> int:
+        """Bytes of one answer's caches with room for `tokens`."""
+        return self._plan.cache_bytes(tokens)
+
+    def tokens(self, nbytes: int) -> int:
+        """What caches of so many bytes have room for."""
+        return bisect_left(range(self._plan.context), nbytes, key=self.cache)
+
+    def _running(self, tokens: int) -> int:
+        return self.cache(tokens) + self._row(tokens)
+
+    def _row(self, tokens: int) -> int:
+        plan = self._plan
+        return row_bytes(self._text, plan.scheme, min(tokens, plan.context), plan.traits)
+
+    def _passing(self, claims: Sequence[Claim]) -> int:
+        """The largest piece of work beside a pass: a part of a prompt, or a layer that grows."""
+        growing = max((self.cache(claim.promised) for claim in claims), default=0)
+        layer = growing // self._text.num_hidden_layers
+        return max([layer, *(claim.filling for claim in claims)])
