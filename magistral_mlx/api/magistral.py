@@ -20,6 +20,7 @@ from magistral_mlx.chat.prompt import encode_raw
 from magistral_mlx.errors import PromptError
 
 if TYPE_CHECKING:
+    from magistral_mlx.api.activity import Activity
     from magistral_mlx.api.composer import Composer
     from magistral_mlx.api.conversation import Conversation
     from magistral_mlx.api.result import Result
@@ -212,6 +213,14 @@ class Magistral:
     @property
     def closed(self) -> bool:
         return self._session.closed
+
+    @property
+    def activity(self) -> Activity:
+        """What it is at: answers that run and wait, prompts so far, memory by kind.
+
+        It is cheap, and does not wait for the model: for a status line, or a server's metrics.
+        """
+        return self._session.activity
 
     @property
     def default_system(self) -> System | None:

@@ -9,6 +9,7 @@ from threading import Event as Flag
 import numpy as np
 from numpy.typing import NDArray
 
+from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.api.composer import Job
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -16,7 +17,7 @@ from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Request, generate
 from magistral_mlx.engine.pictures import PictureKey
 from magistral_mlx.engine.prefill import Prefilled, picture_keys
-from magistral_mlx.engine.prefixes import Prefixes
+from magistral_mlx.engine.prefixes import Counts, Prefixes
 from magistral_mlx.errors import MagistralError, OutOfMemory
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.peak import Shape, predict
@@ -86,6 +87,26 @@ class Runtime:
         """What is kept of earlier prompts."""
         assert self._prefixes is not None, "it is loaded first"
         return self._prefixes
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What it holds, the caches of what runs apart; any thread may ask."""
+        model, prefixes = self._model, self._prefixes
+        if model is None or prefixes is None:
+            return MemoryUse()
+        weights = self.plan.model.weights
+        return MemoryUse(
+            weights=weights.decoder + (weights.vision if model.sees else 0),
+            kept=prefixes.nbytes,
+            buffers=mx.get_cache_memory(),
+            limit=self.plan.limit,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the prompts so far; any thread may ask."""
+        prefixes = self._prefixes
+        return Counts() if prefixes is None else prefixes.counts
 
     def generate(
         self, job: Job, index: int, pictures: Sequence[PictureKey], start: Prefilled | None

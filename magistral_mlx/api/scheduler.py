@@ -16,8 +16,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec
 
+from magistral_mlx.api.activity import Activity
 from magistral_mlx.api.running import Run
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.generate import decode_together
@@ -69,6 +71,24 @@ class Scheduler:
         """Answers that wait for their turn."""
         with self._lock:
             return sum(not run.answer.done for run in self._waiting)
+
+    @property
+    def activity(self) -> Activity:
+        """What goes on."""
+        runtime = self._runtime
+        caches = sum(self._budget.cache(run.claim.held) for run in list(self._running))
+        counts = runtime.counts
+        return Activity(
+            running=self.running,
+            waiting=self.waiting,
+            prompts=counts.prompts,
+            hits=counts.hits,
+            prompt_tokens=counts.tokens,
+            reused_tokens=counts.reused,
+            pictures=counts.pictures,
+            seen_pictures=counts.seen,
+            memory=replace(runtime.memory, caches=caches),
+        )
 
     # On the worker
 

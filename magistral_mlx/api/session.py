@@ -13,6 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from magistral_mlx.api.activity import Activity
 from magistral_mlx.api.answer import Answer
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.api.scheduler import Scheduler
@@ -41,6 +42,11 @@ class Session:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def activity(self) -> Activity:
+        """What goes on; all is zero once it has been closed."""
+        return Activity() if self._closed else self._scheduler.activity
 
     def load(self) -> Callable[[OnProgress | None], None]:
         """Begin to load. What is returned waits for the end and reports progress meanwhile.
