@@ -15,8 +15,7 @@ export class Answer extends EventTarget {
   constructor(message) {
     super();
     this.message = message;
-    this.progress = null; // { done, total } while the prompt is read
-    this.promptTokens = null; // once the server has told
+    this.progress = null; // while the prompt is read, as the server tells it
     this.begun = performance.now();
     this.thinkingBegun = null;
     this.recent = []; // times of the last tokens
@@ -62,12 +61,12 @@ export class Answer extends EventTarget {
     }
   }
 
-  #take({ model, progress, thinking, text, reason, usage, timings }) {
+  #take({ model, progress, thinking, text, reason, notes, usage, timings }) {
     const message = this.message;
     if (model) message.model = model;
     if (progress) {
       this.progress = progress;
-      this.promptTokens = progress.total;
+      message.promptTokens = progress.prompt_tokens;
     }
     if (thinking || text) {
       this.progress = null;
@@ -84,6 +83,7 @@ export class Answer extends EventTarget {
       message.answerTokens += 1;
     }
     if (reason) message.reason = reason;
+    if (notes) message.notes = notes;
     if (timings) message.timings = timings;
     if (usage) {
       message.usage = usage;

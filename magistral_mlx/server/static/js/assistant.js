@@ -4,7 +4,8 @@ import { Blocks } from "./blocks.js";
 import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
 import { onceAFrame } from "./frames.js";
-import { number, say, t } from "./i18n.js";
+import { duration, number, say, t } from "./i18n.js";
+import { reachScrollers } from "./scrollers.js";
 import { announce, Speaker } from "./speech.js";
 import { ThinkingFold } from "./thinking.js";
 import { versionSwitch } from "./versions.js";
@@ -30,8 +31,8 @@ export class AssistantView {
       copyButton("message.copy", () => message.text),
       iconButton("retry", "message.retry", () => actions.retry(message)),
       versionSwitch(versions, actions.choose), this.facts);
-    this.element = h("article", { class: "message assistant", label: "message.assistant" },
-      this.waiting, this.fold.element, this.body, this.note, this.tools);
+    this.element = h("article", { class: "message assistant" },
+      h("h2", { class: "hidden", t: "message.assistant" }), this.waiting, this.fold.element, this.body, this.note, this.tools);
     if (answer) this.#follow();
     else this.#settle();
     this.language = () => (this.answer ? this.#draw() : this.#words());
@@ -74,10 +75,11 @@ export class AssistantView {
     const { message, answer } = this;
     this.waiting.hidden = Boolean(message.thinking || message.text);
     if (this.waiting.hidden) return;
-    const { done, total } = answer.progress ?? {};
+    const { prompt_tokens: total, done_tokens: done, seconds_left: left } = answer.progress ?? {};
     const words = this.waiting.lastChild;
-    if (total) say(words, "t", "waiting.prompt", number(Math.floor((100 * done) / total)), number(total));
-    else say(words, "t", "waiting");
+    if (!total) return say(words, "t", "waiting");
+    const percent = number(Math.floor((100 * done) / total));
+    say(words, "t", "waiting.prompt", percent, number(total), left > 1 ? duration(left) : null);
   }
 
   #end() {
@@ -94,10 +96,11 @@ export class AssistantView {
   #settle() {
     const { message } = this;
     this.waiting.hidden = true;
-    this.tools.hidden = false;
+    this.tools.hidden = !message.text && !message.thinking;
     if (message.text) (this.blocks ?? new Blocks(this.body)).finish(message.text);
     else this.body.replaceChildren();
     this.#words();
+    reachScrollers(this.element);
   }
 
   // What is said in the language of the page.
@@ -121,18 +124,20 @@ export class AssistantView {
     this.note.className = `note ${kind}`;
     if (!kind) return;
     this.note.replaceChildren(
-      h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null),
-      h("button", { type: "button", t: "retry", on: { click: () => this.actions.retry(message) } }),
-    );
+      h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null));
+    if (kind === "hint") return;
+    this.note.append(
+      h("button", { type: "button", t: "retry", on: { click: () => this.actions.retry(message) } }));
   }
 }
 
 // How an answer ended, if not simply so: [class, words, the server's words].
-function ending({ state, reason, error }) {
+function ending({ state, reason, error, notes = [] }) {
   if (state === "failed") {
     return ["error", t(`error.${error.kind}`, error.wait), error.detail];
   }
   if (state === "stopped") return ["plain", t("answer.stopped")];
-  if (reason === "length" || reason === "memory") return ["plain", t(`answer.${reason}`)];
-  return [""];
+  const said = notes.join(" ");
+  if (reason === "length") return ["plain", said || t("answer.length")];
+  return said ? ["hint", said] : [""];
 }

@@ -5,6 +5,8 @@ import { codeFrame } from "./code.js";
 import { h } from "./dom.js";
 import { lastBlockLine, render } from "./markdown.js";
 
+// A table whose second line has not come is but bars.
+const HALF_TABLE = /^\|[^\n]*(\n[-:| ]*)?$/;
 const FENCE = /^ {0,3}(`{3,}|~{3,})([^\n]*)\n/;
 
 export class Blocks {
@@ -26,19 +28,21 @@ export class Blocks {
     if (this.fence && !this.#growFence()) return;
     this.#settle();
     this.#openFence();
-    if (!this.fence) this.live.replaceChildren(render(this.text.slice(this.settled), this.env));
+    if (this.fence) return;
+    const tail = this.text.slice(this.settled);
+    this.live.replaceChildren(HALF_TABLE.test(tail) ? "" : render(tail, { ...this.env }));
   }
 
   /** Show `text` as a whole: nothing follows. */
   finish(text) {
     this.finished = true;
     this.text = text;
-    const env = {};
     const wanted = this.env.references && Object.keys(this.env.references).length > 0;
     if (wanted) {
       this.settled = 0; // a link may be defined at the very end
       this.container.replaceChildren(this.live);
     }
+    const env = wanted ? {} : { level: this.env.level };
     this.live.replaceWith(render(text.slice(this.settled), env));
     this.fence = null;
   }
@@ -54,7 +58,9 @@ export class Blocks {
 
   #settleTo(end) {
     const finished = this.text.slice(this.settled, end);
-    this.live.before(render(finished, { ...this.env, streaming: false }));
+    this.env.streaming = false;
+    this.live.before(render(finished, this.env));
+    this.env.streaming = true;
     this.settled = end;
   }
 
@@ -64,7 +70,7 @@ export class Blocks {
     if (!found || (found[1][0] === "`" && found[2].includes("`"))) return;
     const code = document.createTextNode("");
     const frame = codeFrame(found[2].trim().split(/\s+/)[0], () => code.data);
-    frame.append(h("pre", { tabindex: "0" }, h("code", {}, code)));
+    frame.append(h("pre", {}, h("code", {}, code)));
     this.live.replaceChildren(frame);
     const body = this.settled + found[0].length;
     this.fence = {

@@ -4,7 +4,7 @@ import { newId } from "./dom.js";
 import * as store from "./store.js";
 import { newestLeaf, path, versions } from "./tree.js";
 
-const TITLE_LENGTH = 60;
+const TITLE_LENGTH = 80;
 
 /** Events: "show" when another path is on the screen, "list" when the list of conversations changes. */
 export class Chat extends EventTarget {
@@ -75,8 +75,8 @@ export class Chat extends EventTarget {
   async #ask(conversation, messages, question) {
     const message = {
       ...blank(conversation, "assistant", question.id),
-      thinking: "", thinkingTokens: 0, thinkingSeconds: null, answerTokens: 0, state: "running",
-      reason: null, usage: null, timings: null, error: null, model: null, open: false,
+      promptTokens: null, thinking: "", thinkingTokens: 0, thinkingSeconds: null, answerTokens: 0, state: "running",
+      reason: null, notes: [], usage: null, timings: null, error: null, model: null, open: false,
     };
     messages.push(message);
     Object.assign(conversation, { leaf: message.id, updated: Date.now() });

@@ -12,7 +12,6 @@ export function dressCode(root, plain = false) {
   for (const pre of root.querySelectorAll("pre")) {
     const code = pre.firstElementChild;
     const language = pre.dataset.language ?? "";
-    pre.tabIndex = 0; // so that keys can scroll it
     if (!plain) colour(code, language);
     const frame = codeFrame(language, () => code.textContent);
     pre.replaceWith(frame);

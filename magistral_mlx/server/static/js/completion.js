@@ -34,16 +34,20 @@ function wire({ role, text, thinking, pictures }) {
   return { role, content: text ? [...shown, { type: "text", text }] : shown };
 }
 
-/** What a chunk brings: any of progress, thinking, text, reason, usage, timings, model. */
+/**
+ * What a chunk brings: any of model, progress ({ prompt_tokens, done_tokens, seconds_left }),
+ * thinking, text, reason, notes (what the server has to say), usage, timings.
+ */
 export function meaning(chunk) {
   const choice = chunk.choices?.[0];
   return {
     model: chunk.model,
-    progress: chunk.progress ?? null, // { done, total } of the prompt's tokens
+    progress: chunk.progress ?? null,
     thinking: choice?.delta?.reasoning_content ?? "",
     text: choice?.delta?.content ?? "",
     reason: choice?.finish_reason ?? null,
+    notes: choice?.notes ?? null,
     usage: chunk.usage ?? null,
-    timings: chunk.timings ?? null,
+    timings: choice?.timings ?? null,
   };
 }

@@ -1,6 +1,7 @@
 // Where a message is written: text, pictures, send and stop.
 import { $ } from "./dom.js";
 import { onFiles } from "./drops.js";
+import { sees } from "./models.js";
 import { ACCEPT, Tray } from "./pictures.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
 import { toast } from "./toast.js";
@@ -40,7 +41,8 @@ export class Composer {
       this.area.focus();
     });
     onFiles(async (files) => {
-      await this.tray.add(files);
+      if (sees()) await this.tray.add(files);
+      else toast("error.blind");
       this.area.focus();
     });
     this.#update();

@@ -9,8 +9,8 @@ const ALLOWED = {
   ALLOWED_TAGS: (
     "p br hr h3 h4 h5 h6 ul ol li blockquote pre code table thead tbody tr th td em strong s a div span"
   ).split(" "),
-  ALLOWED_ATTR: "href title start class data-language data-math data-align data-task".split(" "),
-  ADD_URI_SAFE_ATTR: "start data-language data-math data-align data-task".split(" "),
+  ALLOWED_ATTR: "href title start class data-language data-math data-align data-task data-level".split(" "),
+  ADD_URI_SAFE_ATTR: "start data-language data-math data-align data-task data-level".split(" "),
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
@@ -43,10 +43,16 @@ rules.th_open = rules.td_open = (tokens, index) => {
   return `<${tokens[index].tag}${align ? ` data-align="${align}"` : ""}>`;
 };
 
-// The page has h1 and h2 itself.
-rules.heading_open = (tokens, index) => `<${headingTag(tokens[index])}>`;
-rules.heading_close = (tokens, index) => `</${headingTag(tokens[index])}>\n`;
-const headingTag = (token) => `h${Math.min(6, Number(token.tag[1]) + 2)}`;
+// The page has h1 and h2 itself; and a list of headings has no gaps, whatever a model leaves out.
+md.core.ruler.push("headings", ({ tokens, env }) => {
+  for (const token of tokens.filter(({ type }) => type === "heading_open" || type === "heading_close")) {
+    if (token.nesting === 1) {
+      token.attrSet("data-level", token.tag[1]); // how it looks
+      env.level = Math.min(6, Number(token.tag[1]) + 2, (env.level ?? 2) + 1);
+    }
+    token.tag = `h${env.level}`;
+  }
+});
 
 // "- [x] done" as a list of tasks.
 md.core.ruler.after("inline", "tasks", ({ tokens }) => {
@@ -59,7 +65,7 @@ md.core.ruler.after("inline", "tasks", ({ tokens }) => {
   });
 });
 
-/** The elements for a piece of Markdown. `env` carries link references from piece to piece. */
+/** The elements for a piece of Markdown. `env` carries references and levels from piece to piece. */
 export function render(text, env) {
   const fragment = DOMPurify.sanitize(md.render(text, env), ALLOWED);
   for (const link of fragment.querySelectorAll("a[href]")) {
@@ -69,7 +75,6 @@ export function render(text, env) {
   for (const table of fragment.querySelectorAll("table")) {
     const frame = document.createElement("div");
     frame.className = "table";
-    frame.tabIndex = 0; // so that keys can scroll it
     table.replaceWith(frame);
     frame.append(table);
   }

@@ -1,6 +1,8 @@
 // The conversation on the screen, and where the reader is in it.
 import { AssistantView } from "./assistant.js";
 import { $ } from "./dom.js";
+import { onceAFrame } from "./frames.js";
+import { reachScrollers } from "./scrollers.js";
 import { UserView } from "./user.js";
 
 const NEAR = 60; // pixels from the end that count as the end
@@ -18,6 +20,7 @@ export class Messages {
     $("#jump").addEventListener("click", () => this.toEnd());
     // Formulas and pictures change their height after they are put in.
     new ResizeObserver(() => this.#grown()).observe(this.element);
+    addEventListener("resize", onceAFrame(() => this.views.forEach(({ element }) => reachScrollers(element))));
   }
 
   /** Show the path of the conversation. Messages that stay keep their place on the screen. */
@@ -34,6 +37,7 @@ export class Messages {
     for (const view of old.values()) view.leave();
     this.element.replaceChildren(...this.views.map((view) => view.element));
     $("#empty").hidden = this.views.length > 0;
+    for (const { element } of this.views) reachScrollers(element);
   }
 
   /** Go to the end, and stay there while it grows. */

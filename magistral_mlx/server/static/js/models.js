@@ -3,15 +3,24 @@ import * as api from "./api.js";
 import { $, h } from "./dom.js";
 import { settings } from "./settings.js";
 
+let found = [];
+
+/** Whether the model that answers can be shown pictures; so it is until the server tells. */
+export const sees = () => (found.find(({ id }) => id === settings.model) ?? found[0])?.vision ?? true;
+
 /** Ask the server for its models and show them. Throws Failure. */
 export async function showModels() {
-  const found = (await api.models()).map(({ id }) => id);
-  if (!found.includes(settings.model)) settings.model = null;
+  found = await api.models();
+  if (!found.some(({ id }) => id === settings.model)) settings.model = null;
   const several = found.length > 1;
   $("#model-choice").hidden = !several;
-  $("#model-name").textContent = several ? "" : (found[0] ?? "");
-  $("#model-name").title = found[0] ?? "";
-  $("#model").replaceChildren(...found.map((id) => h("option", { value: id }, id)));
-  $("#model").value = settings.model ?? found[0];
-  $("#model").onchange = ({ target }) => { settings.model = target.value; };
+  $("#model-name").textContent = several ? "" : found[0].id;
+  $("#model-name").title = found[0].id;
+  $("#model").replaceChildren(...found.map(({ id }) => h("option", { value: id }, id)));
+  $("#model").value = settings.model ?? found[0].id;
+  $("#model").onchange = ({ target }) => {
+    settings.model = target.value;
+    $("#attach").disabled = !sees();
+  };
+  $("#attach").disabled = !sees();
 }

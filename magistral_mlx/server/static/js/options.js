@@ -83,7 +83,8 @@ function numberField(name, { min, max, step }) {
 function systemPrompt() {
   const area = h("textarea", { rows: "5", placeholder: "options.system.default", value: settings.system });
   area.addEventListener("input", () => { settings.system = area.value; });
-  return h("label", { class: "field" }, h("span", { t: "options.system" }), area);
+  return h("label", { class: "field" }, h("span", { t: "options.system" }), area,
+    h("small", { t: "options.system.hint" }));
 }
 
 function languageField() {

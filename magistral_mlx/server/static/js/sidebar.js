@@ -54,8 +54,10 @@ export class Sidebar {
 
   async #search() {
     const needle = $("#search").value.trim();
-    this.found = needle ? await store.containing(needle) : null;
-    if (needle === $("#search").value.trim()) this.draw();
+    const found = needle ? await store.containing(needle) : null;
+    if (needle !== $("#search").value.trim()) return; // typed on meanwhile
+    this.found = found;
+    this.draw();
   }
 
   draw() {

@@ -53,8 +53,10 @@ export const conversations = async () =>
 
 export const conversation = (id) => read("conversations", (store) => store.get(id));
 
-export const messages = (id) =>
-  read("messages", (store) => store.index("conversation").getAll(id));
+/** All messages of a conversation, oldest first; a question comes before its answer. */
+export const messages = async (id) =>
+  (await read("messages", (store) => store.index("conversation").getAll(id)))
+    .sort((a, b) => a.created - b.created || (a.role === "user" ? -1 : 1));
 
 export const message = (id) => read("messages", (store) => store.get(id));
 

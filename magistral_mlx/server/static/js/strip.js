@@ -42,7 +42,7 @@ export class Strip {
   draw() {
     const items = [this.#memory(), this.#speed(), this.#context(), this.#queue()];
     this.element.replaceChildren(...items.filter(Boolean).map(([name, value, share]) =>
-      h("div", {}, h("dt", {}, t(name)), h("dd", {}, value), share === undefined ? null : meter(share))));
+      h("div", {}, h("dt", {}, t(name)), h("dd", {}, value, share === undefined ? null : meter(share)))));
   }
 
   #memory() {
@@ -71,11 +71,11 @@ export class Strip {
     return ["strip.context", t("of", number(used), number(most)), used / most];
   }
 
-  // Before the usage comes at the end: the turns before, and what was counted since.
+  // Before the usage comes at the end: the prompt or the turns before, and what was counted since.
   #growing(last) {
-    const before = this.chat.path.findLast((message) => message.usage)?.usage.total_tokens ?? 0;
-    const prompt = this.chat.answer?.promptTokens ?? before;
-    return prompt + last.thinkingTokens + last.answerTokens;
+    const before = this.chat.path.findLast((message) => message.usage)?.usage.total_tokens ?? null;
+    const prompt = last.promptTokens ?? before;
+    return prompt === null ? null : prompt + last.thinkingTokens + last.answerTokens;
   }
 
   #queue() {

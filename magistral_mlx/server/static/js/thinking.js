@@ -2,6 +2,7 @@
 import { Blocks } from "./blocks.js";
 import { h } from "./dom.js";
 import { duration, number, say, t } from "./i18n.js";
+import { reachScrollers } from "./scrollers.js";
 import { settings } from "./settings.js";
 
 export class ThinkingFold {
@@ -18,7 +19,10 @@ export class ThinkingFold {
     this.thinks = false; // the trace is being written
     // A click is the user's own; "toggle" would come of our own opening and closing as well.
     this.summary.addEventListener("click", () => this.#chosen(!this.element.open));
-    this.element.addEventListener("toggle", () => this.#render());
+    this.element.addEventListener("toggle", () => {
+      this.#render();
+      reachScrollers(this.body);
+    });
   }
 
   /** Show what there is; `seconds` counts while `thinks`. */

@@ -15,8 +15,9 @@ export class UserView {
       versionSwitch(versions, actions.choose),
       copyButton("message.copy", () => message.text),
       iconButton("edit", "message.edit", () => this.#edit()));
-    this.shown = [this.#pictures(), message.text ? this.text : null, this.tools].filter(Boolean);
-    this.element = h("article", { class: "message user", label: "message.user" }, ...this.shown);
+    this.heading = h("h2", { class: "hidden", t: "message.user" });
+    this.shown = [this.heading, this.#pictures(), message.text ? this.text : null, this.tools].filter(Boolean);
+    this.element = h("article", { class: "message user" }, ...this.shown);
   }
 
   leave() {}
@@ -46,7 +47,7 @@ export class UserView {
     });
     sendsOnEnter(area, form);
     this.element.classList.add("editing");
-    this.element.replaceChildren(...[this.#pictures(), form].filter(Boolean));
+    this.element.replaceChildren(...[this.heading, this.#pictures(), form].filter(Boolean));
     autosize(area);
     area.focus();
   }

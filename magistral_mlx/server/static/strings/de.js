@@ -67,14 +67,14 @@ export default {
   "code.copy": "Code kopieren",
 
   "waiting": "Warten auf das Modell",
-  "waiting.prompt": (percent, total) => `${total} Token werden gelesen, ${percent} % geschafft`,
+  "waiting.prompt": (percent, total, left) =>
+    `${total} Token werden gelesen: ${percent} %${left ? `, noch etwa ${left}` : ""}`,
   "thinking.now": "Denkt nach",
   "thinking.done": "Nachgedacht",
   "answer.end": "Die Antwort ist vollständig.",
   "answer.failed": "Die Antwort ist fehlgeschlagen.",
   "answer.stopped": "Angehalten.",
   "answer.length": "Die Höchstzahl an Token ist erreicht.",
-  "answer.memory": "Der Speicher wurde knapp, daher endet die Antwort hier.",
 
   "options.title": "Einstellungen",
   "options.scope": "Für die nächsten Nachrichten, in allen Chats.",
@@ -94,6 +94,7 @@ export default {
   "options.seed.hint": "Der gleiche Startwert gibt die gleiche Antwort.",
   "options.system": "Systemprompt",
   "options.system.default": "Der des Modells",
+  "options.system.hint": "Er ersetzt den des Modells, der es zuerst nachdenken lässt.",
   "options.page": "Seite",
   "options.theme": "Farben",
   "theme.system": "System",
@@ -132,6 +133,7 @@ export default {
   "error.server": "Der Server konnte nicht antworten.",
   "error.page": "Auf dieser Seite ist etwas schiefgegangen.",
   "error.storage": (detail) => `Der Browser konnte die Unterhaltung nicht speichern: ${detail}`,
+  "error.blind": "Dieses Modell liest nur Text.",
   "error.picture": (name) => `${name} ist kein lesbares Bild.`,
   "error.import": (name) => `${name} enthält keine exportierten Unterhaltungen.`,
 };

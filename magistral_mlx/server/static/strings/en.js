@@ -67,14 +67,14 @@ export default {
   "code.copy": "Copy code",
 
   "waiting": "Waiting for the model",
-  "waiting.prompt": (percent, total) => `Reading ${total} tokens, ${percent} % done`,
+  "waiting.prompt": (percent, total, left) =>
+    `Reading ${total} tokens: ${percent} %${left ? `, about ${left} left` : ""}`,
   "thinking.now": "Thinking",
   "thinking.done": "Thought",
   "answer.end": "The answer is complete.",
   "answer.failed": "The answer has failed.",
   "answer.stopped": "Stopped.",
   "answer.length": "The token limit is reached.",
-  "answer.memory": "Memory ran short, so the answer ends here.",
 
   "options.title": "Options",
   "options.scope": "For your next messages, in every chat.",
@@ -94,6 +94,7 @@ export default {
   "options.seed.hint": "The same seed gives the same answer.",
   "options.system": "System prompt",
   "options.system.default": "The model’s own",
+  "options.system.hint": "It takes the place of the model’s own, which asks it to think first.",
   "options.page": "Page",
   "options.theme": "Theme",
   "theme.system": "System",
@@ -132,6 +133,7 @@ export default {
   "error.server": "The server could not answer.",
   "error.page": "Something went wrong on this page.",
   "error.storage": (detail) => `The browser could not store the conversation: ${detail}`,
+  "error.blind": "This model reads text only.",
   "error.picture": (name) => `${name} is not a picture that can be read.`,
   "error.import": (name) => `${name} holds no exported conversations.`,
 };

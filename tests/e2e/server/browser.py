@@ -1,0 +1,92 @@
+"""A headless Chromium that lets the page talk to its own server alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Route,
+    expect,
+    sync_playwright,
+)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The machine's Chromium, or Playwright's own."""
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for a module, not for the session: while it runs, its event loop does too."""
+    with chromium() as running:
+        yield running
+
+
+@dataclass
+class Visit:
+    """A page that was opened, and what it did that a page must not do."""
+
+    page: Page
+    context: BrowserContext
+    foreign: list[str] = field(default_factory=list)  # requests to other origins
+    errors: list[str] = field(default_factory=list)  # exceptions of the page's scripts
+    dialogs: list[str] = field(default_factory=list)  # alert() and the like
+
+    @property
+    def harm(self) -> tuple[list[str], list[str], list[str]]:
+        return self.foreign, self.errors, self.dialogs
+
+    def ask(self, text: str) -> None:
+        """Type a message and send it."""
+        self.page.locator("#message").fill(text)
+        self.page.locator("#message").press("Enter")
+
+    def answered(self, count: int = 1) -> Locator:
+        """The last of `count` answers, once it is complete."""
+        answer = self.page.locator(".message.assistant:not([aria-busy])")
+        expect(answer).to_have_count(count)
+        return answer.last
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
+    """Open the page in a profile of its own, and wait until it can be used."""
+    options = {"locale": "en-GB", "viewport": {"width": 1180, "height": 800}} | context
+    with browser.new_context(**options) as profile:
+        profile.set_default_timeout(15_000)
+        visit = Visit(profile.new_page(), profile)
+        origin = urlsplit(url)[:2]
+
+        def judge(route: Route) -> None:
+            parts = urlsplit(route.request.url)
+            if parts[:2] == origin or parts.scheme in ("data", "blob"):
+                route.continue_()
+            else:
+                visit.foreign.append(route.request.url)
+                route.abort()
+
+        profile.route("**/*", judge)
+        visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
+        visit.page.on(
+            "dialog", lambda dialog: (visit.dialogs.append(dialog.message), dialog.dismiss())
+        )
+        visit.page.goto(url)
+        visit.page.locator("body[data-ready]").wait_for()
+        yield visit
+        assert visit.harm == ([], [], [])

@@ -1,0 +1,190 @@
+"""A picture of each state of the page, for people to look at.
+
+Usage: python -m tests.e2e.server.screenshots DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+from tests.e2e.server.browser import chromium, visiting
+from tests.e2e.server.replay import (
+    Ended,
+    Gate,
+    Reading,
+    Refused,
+    Replay,
+    Said,
+    Thought,
+    replaying,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+PICTURE = ROOT / "examples" / "circle.png"
+
+QUESTION = "Why is the square root of 2 irrational? Then show me how to approximate it in Python."
+TRACE = (
+    "I should prove that $\\sqrt{2}$ is irrational. The classic way is by contradiction: assume "
+    "$\\sqrt{2} = p/q$ in lowest terms.\n\nThen $p^2 = 2q^2$, so $p$ is even. Write $p = 2k$; "
+    "then $4k^2 = 2q^2$, so $q^2 = 2k^2$ and $q$ is even too. That contradicts lowest terms.\n\n"
+    "For the approximation, Newton's iteration converges quadratically:\n\n"
+    "- start with 1\n- replace $x$ by the mean of $x$ and $2/x$\n- five steps are plenty\n\n"
+    "Let me check the digits: 1, 1.5, 1.41667, 1.414216, 1.41421356"
+)
+ANSWER = """\
+Suppose that $\\sqrt{2} = \\frac{p}{q}$ with $p$ and $q$ in lowest terms. Squaring gives
+
+$$p^2 = 2q^2 \\quad\\Longrightarrow\\quad p = 2k \\quad\\Longrightarrow\\quad q^2 = 2k^2,$$
+
+so **both** $p$ and $q$ are even, which cannot be. Hence $\\sqrt{2}$ is irrational. ∎
+
+### Approximating it
+
+Newton's method doubles the number of correct digits with every step:
+
+```python
+def sqrt2(steps: int = 5) -> float:
+    \"\"\"The square root of 2 by Newton's method.\"\"\"
+    x = 1.0
+    for _ in range(steps):
+        x = (x + 2 / x) / 2  # the mean of x and 2/x
+    return x
+```
+
+| step | value | error |
+|-----:|------:|:------|
+| 1 | 1.5 | $8.6 \\cdot 10^{-2}$ |
+| 2 | 1.4166667 | $2.5 \\cdot 10^{-3}$ |
+| 3 | 1.4142157 | $2.1 \\cdot 10^{-6}$ |
+"""
+
+
+class Camera:
+    """Takes the pictures of one run into a folder."""
+
+    def __init__(self, folder: Path, browser: Browser, replay: Replay) -> None:
+        self.folder = folder
+        self.browser = browser
+        self.replay = replay
+
+    def shoot(self, page: Page, name: str) -> None:
+        page.screenshot(path=self.folder / f"{name}.png", animations="disabled")
+
+    def ask(self, page: Page, text: str, *script: object) -> None:
+        self.replay.next(*script)
+        page.locator("#message").fill(text)
+        page.keyboard.press("Enter")
+
+    def history(self, page: Page) -> None:
+        for text in ("Plan a week of vegetarian dinners", "Explain rotary embeddings", "Haiku"):
+            page.locator("#new-chat").click()
+            self.ask(page, text, Said("Here it is."), Ended())
+            page.locator(".assistant .tools").wait_for()
+        page.locator("#new-chat").click()
+
+    def states(self, prefix: str = "", **context: object) -> None:
+        """The states of a conversation."""
+        with visiting(self.browser, self.replay.url, **context) as visit:
+            page = visit.page
+            self.shoot(page, f"{prefix}empty")
+            narrow = page.viewport_size["width"] < 800
+            if not narrow:
+                self.history(page)
+            reading, thinking, answering = Gate(), Gate(), Gate()
+            head, tail = ANSWER[:620], ANSWER[620:]
+            self.ask(
+                page, QUESTION, Reading(96, 412), reading, Thought(TRACE), thinking,
+                Said(head), answering, Said(tail), Ended(),
+            )  # fmt: skip
+            page.get_by_text("412").first.wait_for()
+            self.shoot(page, f"{prefix}reading")
+            reading.open()
+            page.locator(".thinking-body").get_by_text("1.41421356").wait_for()
+            self.shoot(page, f"{prefix}thinking")
+            thinking.open()
+            page.locator(".answer pre").wait_for()
+            self.shoot(page, f"{prefix}answering")
+            answering.open()
+            page.locator(".assistant .tools").wait_for()
+            self.shoot(page, f"{prefix}answered")
+
+    def pictures(self, prefix: str = "", **context: object) -> None:
+        with visiting(self.browser, self.replay.url, **context) as visit:
+            page = visit.page
+            page.locator("#files").set_input_files([PICTURE, PICTURE])
+            page.locator("#tray img").nth(1).wait_for()
+            page.locator("#message").fill("What is in the picture?")
+            self.shoot(page, f"{prefix}picture-attached")
+            self.replay.next(Thought("I see a red circle."), Said("A red circle."), Ended())
+            page.keyboard.press("Enter")
+            page.locator(".assistant .tools").wait_for()
+            self.shoot(page, f"{prefix}picture")
+            page.locator(".user-pictures button").first.click()
+            self.shoot(page, f"{prefix}picture-large")
+
+    def ends(self, prefix: str = "", **context: object) -> None:
+        with visiting(self.browser, self.replay.url, **context) as visit:
+            page = visit.page
+            self.ask(page, "Count to a million.", Said("One, two, three, four, five, "), Gate())
+            page.get_by_text("five").wait_for()
+            page.keyboard.press("Escape")
+            page.locator(".note").wait_for()
+            self.shoot(page, f"{prefix}stopped")
+            words = "the queue is full: 128 requests wait already."
+            self.ask(page, "And now?", Refused(429, words, {"Retry-After": "5"}))
+            page.locator(".note.error").wait_for()
+            self.shoot(page, f"{prefix}error")
+            page.locator(".user").first.hover()
+            page.locator(".user").first.get_by_role("button").last.click()
+            self.shoot(page, f"{prefix}editing")
+
+    def dialogs(self, prefix: str = "", **context: object) -> None:
+        with visiting(self.browser, self.replay.url, **context) as visit:
+            page = visit.page
+            page.locator("#options-open").click()
+            page.locator("#options input[value=budget]").check(force=True)
+            self.shoot(page, f"{prefix}options")
+            page.keyboard.press("Escape")
+            self.ask(page, "Hello", Refused(401, "a valid API key is missing."))
+            page.locator("#key-field").wait_for()
+            self.shoot(page, f"{prefix}key")
+
+    def list(self) -> None:
+        with visiting(self.browser, self.replay.url) as visit:
+            page = visit.page
+            self.history(page)
+            page.locator(".conversation").nth(1).hover()
+            self.shoot(page, "list")
+            page.locator(".conversation").nth(1).get_by_label("Delete").click()
+            page.locator(".toast").wait_for()
+            page.evaluate("document.querySelector('#drop').hidden = false")
+            self.shoot(page, "deleted-and-drop")
+            page.evaluate("document.querySelector('#drop').hidden = true")
+            page.set_viewport_size({"width": 360, "height": 740})
+            page.locator("#sidebar-open").click()
+            self.shoot(page, "narrow-list")
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replaying() as replay, chromium() as browser:
+        camera = Camera(folder, browser, replay)
+        camera.states()
+        camera.states("dark-", color_scheme="dark")
+        camera.states("german-", locale="de-DE")
+        narrow = {"width": 360, "height": 740}
+        camera.states("narrow-", viewport=narrow, has_touch=True)
+        camera.pictures()
+        camera.pictures("narrow-dark-", viewport=narrow, color_scheme="dark", has_touch=True)
+        camera.ends()
+        camera.ends("german-dark-", locale="de-DE", color_scheme="dark")
+        camera.dialogs()
+        camera.dialogs("german-narrow-", locale="de-DE", viewport=narrow)
+        camera.list()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
