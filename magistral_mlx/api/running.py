@@ -30,7 +30,8 @@ _NOTHING = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0)
 class Run:
     """A request that is being answered: its samples, one after the other.
 
-    claim: what it may take of the memory. pictures: what tells its pictures from others.
+    claim: what it may take of the memory. pictures, keys: what tells its pictures, and its
+    prompt's tokens, from those of others.
     generation: the present sample's; None before the prompt's turn has come.
     """
 
@@ -44,6 +45,7 @@ class Run:
     ) -> None:
         self.job, self.answer, self.claim = job, answer, claim
         self.pictures: Sequence[PictureKey] = ()
+        self.keys: NDArray[np.int64] = np.zeros(0, np.int64)
         self.generation: Generation | None = None
         self.index = 0  # of the sample
         self._tokenizer, self._plan = tokenizer, plan

@@ -15,7 +15,7 @@ from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Request, generate
-from magistral_mlx.engine.pictures import PictureKey
+from magistral_mlx.engine.pictures import PictureKey, keyed
 from magistral_mlx.engine.prefill import Prefilled, picture_keys
 from magistral_mlx.engine.prefixes import Counts, Prefixes
 from magistral_mlx.errors import MagistralError, OutOfMemory
@@ -120,15 +120,20 @@ class Runtime:
         request = replace(request, picture_keys=pictures, seen=self.prefixes)
         return generate(self.model, request, start)
 
-    def look_at(self, pictures: Sequence[NDArray[np.float32]]) -> tuple[PictureKey, ...]:
-        """Make ready for pictures, (3, H, W) each -> what tells them from others.
+    def keys(self, job: Job) -> tuple[tuple[PictureKey, ...], NDArray[np.int64]]:
+        """What tells a job's pictures, and its prompt's tokens, (L,), from those of others."""
+        config, prompt = self.model.config, job.prompt
+        pictures = picture_keys(config, prompt.pictures)
+        return pictures, keyed(prompt.tokens, pictures, config.image_token_id)
+
+    def see(self) -> None:
+        """Have the vision tower in memory.
 
         Raises:
-            CheckpointError: the vision tower cannot be read.
+            CheckpointError: it cannot be read.
         """
-        if pictures and not self.model.sees:
+        if not self.model.sees:
             self._load_vision(self.model)
-        return picture_keys(self.model.config, pictures)
 
     def short_of_memory(self) -> bool:
         """Whether there is too little memory even without what is kept of earlier prompts."""

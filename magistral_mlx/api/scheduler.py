@@ -23,9 +23,13 @@ from magistral_mlx.api.activity import Activity
 from magistral_mlx.api.running import Run
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.generate import decode_together
+from magistral_mlx.engine.pictures import common
+from magistral_mlx.engine.prefixes import InUse
 from magistral_mlx.errors import DeviceError
 from magistral_mlx.events import FinishReason
 from magistral_mlx.memory.share import Budget, Claim
+
+_WORTH_WAITING = 64  # tokens
 
 if TYPE_CHECKING:
     from magistral_mlx.api.answer import Answer
@@ -135,17 +139,22 @@ class Scheduler:
     def _join(self, run: Run) -> None:
         self._running.append(run)
         self._filling.append(run)
+        self._for_one(run, self._look_at, run)
+
+    def _look_at(self, run: Run) -> None:
         if run.job.dropped:
             run.answer.put(run.job.dropped)
-        self._for_one(run, self._runtime.check_pictures, run.job)
+        self._runtime.check_pictures(run.job)
+        run.pictures, run.keys = self._runtime.keys(run.job)
 
     # Prompts
 
     def _fill(self) -> None:
         """Read a part of the prompt whose turn it is."""
-        if not self._filling:
+        run = next((run for run in self._filling if not self._can_wait(run)), None)
+        if run is None:
             return
-        run = self._filling.popleft()
+        self._filling.remove(run)
         self._for_one(run, self._fill_one, run)
         if run in self._running:
             if run.filling:
@@ -157,17 +166,38 @@ class Scheduler:
         if run.generation is None:
             self._begin(run)
             run.fill()  # which looks at the pictures
-            if run.job.prompt.pictures:
+            if run.pictures:
                 return
         if run.filling:
             run.fill()
 
+    def _can_wait(self, run: Run) -> bool:
+        """Whether another one is about to read the same beginning, which can then be copied."""
+        if run.generation is not None:
+            return False
+        held: int | None = None
+        for other in self._filling:
+            if other.generation is None or not other.filling:
+                continue
+            shared = common(run.keys, other.keys)
+            if other.generation.caches[0].length < shared:
+                held = self._runtime.prefixes.longest(run.keys) if held is None else held
+                if shared - held >= _WORTH_WAITING:
+                    return True
+        return False
+
     def _begin(self, run: Run) -> None:
-        """Begin its first sample, with what is in the caches already."""
+        """Begin its first sample, with what is in caches already, be they kept or in use."""
         runtime = self._runtime
-        run.pictures = runtime.look_at(run.job.prompt.pictures)
+        if run.pictures:
+            runtime.see()
         room = self._budget.running(self._claims())
-        prefilled = runtime.prefixes.take(run.job.prompt.tokens, run.pictures, room)
+        in_use = [
+            InUse(other.keys, other.generation.caches)
+            for other in self._running
+            if other.generation is not None
+        ]
+        prefilled = runtime.prefixes.take(run.job.prompt.tokens, run.pictures, room, in_use)
         if prefilled is not None:
             held = sum(cache.nbytes for cache in prefilled.caches)
             run.claim = run.claim.holding(self._budget.tokens(held))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,13 @@ class _Held:
         return self.caches[0].trimmable(shared)
 
 
+class InUse(NamedTuple):
+    """The caches of a prompt, `keyed`, that somebody goes on with."""
+
+    keys: NDArray[np.int64]
+    caches: Sequence[KVCache]
+
+
 @dataclass(frozen=True, eq=False)
 class _Seen:
     """The features of a picture, (n, D)."""
@@ -105,8 +113,17 @@ class Prefixes:
 
     # Caches
 
+    def longest(self, keys: NDArray[np.int64]) -> int:
+        """How many leading tokens of a prompt with these `keyed` tokens are held."""
+        held, length = self._longest(keys)
+        return 0 if held is None else length
+
     def take(
-        self, tokens: NDArray[np.int32], pictures: Sequence[PictureKey] = (), running: int = 0
+        self,
+        tokens: NDArray[np.int32],
+        pictures: Sequence[PictureKey] = (),
+        running: int = 0,
+        in_use: Sequence[InUse] = (),
     ) -> Prefilled | None:
         """The caches that hold the longest beginning of a prompt, for `generate` to go on from.
 
@@ -116,6 +133,7 @@ class Prefixes:
         Args:
             tokens: (L,) the whole prompt; pictures: those in it, in order.
             running: bytes of the caches that are in use from now on, this prompt's among them.
+            in_use: caches that others go on with, to be copied from where they hold more.
         """
         self._running = running
         keys = keyed(tokens, pictures, self._image_token)
@@ -123,6 +141,10 @@ class Prefixes:
         self.counts.tokens += len(keys)
         held, length = self._longest(keys)
         prefilled = None
+        for other in in_use:
+            shared = _Held(other.keys, other.caches)
+            if (more := shared.reusable(keys)) > length:
+                held, length = shared, more
         if held is not None:
             self.counts.hits += 1
             self.counts.reused += length
@@ -173,6 +195,8 @@ class Prefixes:
     def _hand_out(self, held: _Held, length: int, *, whole: bool) -> Prefilled:
         """The caches themselves, or a copy of what is shared."""
         logits = held.logits if whole else None
+        if held not in self._kept:  # somebody else's
+            return Prefilled(self._copy(held.caches, length), length)
         spare = len(held.keys) - length
         if spare > length // 8 and self.nbytes + self._running <= self.budget:
             self._kept.move_to_end(held)
