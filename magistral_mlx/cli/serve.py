@@ -96,7 +96,6 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     from magistral_mlx.server.running import serve as run
 
     settings = _settings(models, options)
-    _log_to_stderr()
     with ExitStack() as bar:
 
         def on_ready() -> None:
@@ -154,6 +153,7 @@ def _tell(urls: list[str], catalog: Catalog, settings: Settings) -> None:
     """Where it listens, and what of each model fits."""
     from magistral_mlx.memory.plan import gib
 
+    _log_to_stderr()
     for url in urls:
         _say(f"{url}/ is the page, {url}/v1 the API{_needs_key(settings)}.")
     for model in catalog:
