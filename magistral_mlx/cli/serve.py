@@ -71,6 +71,13 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     help="What to compute in. Default: what is fastest here.",
 )
 @click.option(
+    "--parallel",
+    type=int,
+    default=16,
+    show_default=True,
+    help="Answers at once at most, as far as memory allows.",
+)
+@click.option(
     "--max-body", default="64MiB", show_default=True, metavar="SIZE", help="Of one request."
 )
 @click.option(
@@ -132,7 +139,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             queue=options["max_queue"],
         ),
         load=LoadOptions(
-            **{name: options[name] for name in ("context", "kv", "dtype", "tokenizer")},
+            **{name: options[name] for name in ("context", "kv", "dtype", "tokenizer", "parallel")},
             pictures=options["images"],
             memory_limit=parse_size(options["memory_limit"]),
         ),

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from magistral_mlx.backend import mx
+from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.events import Finished
 
 if TYPE_CHECKING:
@@ -137,19 +137,16 @@ class _Present(Collector):
         yield memory
 
     def _memory(self) -> dict[str, int]:
-        """Bytes: weights, the cache of keys and values with what runs, freed buffers, the peak.
-
-        MLX counts what is in use in one sum; all of it beyond the weights is there for answers.
-        """
-        used = mx.get_active_memory()
-        weights = min(used, self._serving.shelf.weight_bytes)
-        limit = self._serving.shelf.limit_bytes
+        """Bytes by kind; all but the peak are 0 while no model is loaded."""
+        resident = self._serving.shelf.resident
+        use = MemoryUse() if resident is None else resident.activity.memory
         return {
-            "weights": weights,
-            "kv_cache": used - weights,
-            "buffers": mx.get_cache_memory(),
+            "weights": use.weights,
+            "kv_cache": use.caches,
+            "kept_cache": use.kept,
+            "buffers": use.buffers,
             "peak": self._metrics.peak_memory,
-            "limit": limit,
+            "limit": use.limit,
         }
 
 
@@ -174,10 +171,11 @@ class CountRequests:
         await self._app(scope, receive, counted)
 
     def _endpoint(self, scope: Scope) -> str:
-        """The path as it was declared, such as /v1/models/{model}."""
+        """The path as it was declared, such as /v1/models/{id}."""
         if not self._known:
             paths = ["/", "/openapi.json", *scope["app"].openapi()["paths"]]
-            self._known = [(compile_path(path)[0], path) for path in paths]
+            # A parameter may hold slashes, as the names of models do.
+            self._known = [(compile_path(path.replace("}", ":path}"))[0], path) for path in paths]
         for pattern, path in self._known:
             if pattern.match(scope["path"]):
                 return path

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from magistral_mlx.api.magistral import PARALLEL
 from magistral_mlx.errors import InvalidOption
 
 MIB = 1 << 20
@@ -49,6 +50,7 @@ class LoadOptions:
     tokenizer: str | None = None
     pictures: int = 1
     memory_limit: int | None = None
+    parallel: int = PARALLEL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,21 +60,6 @@ class Shelf:
         return self._resident.magistral if self._resident else None
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of the resident model's weights; 0 if none is loaded."""
-        return self._resident.plan.peak.weights if self._resident else 0
-
-    @property
-    def limit_bytes(self) -> int:
-        """Bytes that the resident model may use in all; 0 if none is loaded."""
-        return self._resident.plan.limit if self._resident else 0
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a model."""
-        return len(self._waiting)
-
-    @property
     def loading(self) -> bool:
         return self._loading
 

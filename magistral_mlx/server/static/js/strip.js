@@ -48,7 +48,7 @@ export class Strip {
   #memory() {
     const bytes = (kind) => this.figures("magistral_memory_bytes", kind);
     if (bytes("weights") === null) return null;
-    const used = bytes("weights") + bytes("kv_cache") + bytes("buffers");
+    const used = bytes("weights") + bytes("kv_cache") + bytes("kept_cache") + bytes("buffers");
     const limit = bytes("limit");
     if (!limit) return ["strip.memory", gigabytes(used)];
     return ["strip.memory", t("of", gigabytes(used), gigabytes(limit)), used / limit];
