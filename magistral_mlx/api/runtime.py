@@ -167,7 +167,8 @@ class Runtime:
         try:
             load_vision(model, self._checkpoint)
         except BaseException:
-            model.drop_vision()  # half a tower must not pass for one
+            if model.sees:
+                model.drop_vision()  # half a tower must not pass for one
             raise
 
 

@@ -1,0 +1,118 @@
+"""Several answers at once, with every event of all of them in the order in which they came."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from magistral_mlx import Event, Finished, Magistral, Prefill, Result
+from magistral_mlx.api.answer import Answer, End
+from magistral_mlx.api.options import Options
+from magistral_mlx.backend import mx
+
+PATIENCE = 60.0  # seconds after which something that should happen has not
+Seen = Callable[[str, Event], None]
+
+
+@dataclass
+class Together:
+    """Asks under names, and what comes of it.
+
+    log: (name, event) of all answers. seen: called in the worker's thread with each of them.
+    """
+
+    magistral: Magistral
+    seen: Seen | None = None
+    log: list[tuple[str, Event]] = field(default_factory=list)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    _news: threading.Condition = field(default_factory=threading.Condition)
+
+    def ask(self, name: str, prompt: Any, images: Any = (), **options: Any) -> None:
+        def sink(item: Event | End) -> None:
+            if isinstance(item, End):
+                return
+            with self._news:
+                self.log.append((name, item))
+                self._news.notify_all()
+            if self.seen:
+                self.seen(name, item)
+
+        answer = self.magistral._start(prompt, images, Options(), options, sink)
+        self.answers[name] = answer
+
+    def wait_for(self, kind: type[Event], answers: int, each: int = 1) -> None:
+        """Until so many answers have had so many events of a kind each."""
+
+        def there() -> bool:
+            names = self.names(kind)
+            return sum(names.count(name) >= each for name in set(names)) >= answers
+
+        with self._news:
+            assert self._news.wait_for(there, PATIENCE)
+
+    def results(self) -> dict[str, Result]:
+        """Wait for all. Raises what the first one that failed raises."""
+        return {name: self.result(name) for name in list(self.answers)}
+
+    def result(self, name: str) -> Result:
+        answer = self.answers[name]
+        assert answer._done.wait(PATIENCE)
+        return answer.wait()
+
+    def names(self, kind: type[Event] | tuple[type[Event], ...]) -> list[str]:
+        """Whose events of a kind came, in order."""
+        return [name for name, event in self.log if isinstance(event, kind)]
+
+    def begun(self) -> list[str]:
+        """Whose turn came, in order: those that were cancelled before it are left out."""
+        begun = [name for name, event in self.log if not isinstance(event, Finished)]
+        return list(dict.fromkeys(begun))
+
+    def most_at_once(self) -> int:
+        """Answers that were between their first event and their last at the same moment."""
+        running: set[str] = set()
+        most = 0
+        for name, event in self.log:
+            if isinstance(event, Prefill):
+                running.add(name)
+            most = max(most, len(running))
+            if isinstance(event, Finished):
+                running.discard(name)
+        return most
+
+
+@contextmanager
+def held(magistral: Magistral):
+    """Let what is asked inside come at once: the worker waits for the end of the block."""
+    gate = threading.Event()
+    magistral._session._worker.submit(lambda: gate.wait(PATIENCE) and None)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def settled(magistral: Magistral) -> int:
+    """Bytes in use when all that comes back by itself has been freed."""
+    magistral.release_memory()
+    magistral._session._worker.call(lambda: None).result(PATIENCE)
+    return int(mx.get_active_memory())
+
+
+def told(result: Result) -> Any:
+    """What an answer says, without its times."""
+    samples = [
+        (
+            one.thinking,
+            one.text,
+            one.finish_reason,
+            one.tool_calls,
+            [entry.id for entry in one.logprobs],
+            one.usage,
+        )
+        for one in result.samples or (result,)
+    ]
+    return samples, result.seed
