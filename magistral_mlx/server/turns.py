@@ -84,6 +84,14 @@ class Turns:
             self._messages.append({"role": "user", "content": pictures})
 
 
+def left_open(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`messages`, where a last one of the model's is to be continued, as clients expect it."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant" or last.get("tool_calls") or "prefix" in last:
+        return messages
+    return [*messages[:-1], last | {"prefix": True}]
+
+
 def text_part(text: str) -> Part:
     return {"type": "text", "text": text}
 

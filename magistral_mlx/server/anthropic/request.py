@@ -27,7 +27,7 @@ from magistral_mlx.server.efforts import thinking_of
 from magistral_mlx.server.functions import Choice, FunctionIn, tool_options
 from magistral_mlx.server.option_values import seed_option, stop_option, top_p_option
 from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.turns import Part, Turns, picture_part, text_part
+from magistral_mlx.server.turns import Part, Turns, left_open, picture_part, text_part
 
 Shown = TextBlock | ImageBlock | DocumentBlock
 
@@ -43,11 +43,7 @@ def conversation(request: CountRequest) -> list[dict[str, Any]]:
         turns.system(request.system if isinstance(request.system, str) else _parts(request.system))
     for n, message in enumerate(request.messages):
         _add(turns, message, f"messages[{n}]")
-    messages = turns.messages()
-    last = messages[-1] if messages else None
-    if last and last["role"] == "assistant" and not last.get("tool_calls"):
-        last["prefix"] = True  # in Anthropic's API the model goes on with such a one
-    return messages
+    return left_open(turns.messages())
 
 
 def options_of(request: CountRequest) -> Options:

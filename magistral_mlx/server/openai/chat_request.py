@@ -17,11 +17,12 @@ from magistral_mlx.server.openai.tool_schemas import (
     SchemaFormat,
 )
 from magistral_mlx.server.refusals import BadRequest
+from magistral_mlx.server.turns import left_open
 
 
 def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
     """The messages as `to_messages` reads them."""
-    return [message_dict(message) for message in request.messages]
+    return left_open([message_dict(message) for message in request.messages])
 
 
 def chat_options(request: ChatRequest) -> Options:

@@ -93,7 +93,10 @@ class AssistantMessage(Request):
     tool_calls: list[CallIn] | None = None
     prefix: Annotated[
         bool | None,
-        Field(description="As the last message: it is left open, and the model goes on with it."),
+        Field(
+            description="As the last message: it is left open, and the model goes on with it. So "
+            "it is where this is left out; false is refused."
+        ),
     ] = None
 
 

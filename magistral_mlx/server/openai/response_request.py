@@ -25,7 +25,7 @@ from magistral_mlx.server.openai.response_schemas import (
 from magistral_mlx.server.openai.tool_schemas import JSONFormat
 from magistral_mlx.server.option_values import seed_option, top_p_option
 from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.turns import Part, Turns, picture_part, text_part
+from magistral_mlx.server.turns import Part, Turns, left_open, picture_part, text_part
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -52,7 +52,7 @@ def response_messages(items: Sequence[Item], instructions: str | None) -> list[d
                 turns.call(item.name, item.arguments, item.call_id)
             case FunctionOutputItem():
                 turns.result(_parts(item.output), item.call_id)
-    return turns.messages()
+    return left_open(turns.messages())
 
 
 def response_options(request: ResponseRequest) -> Options:

@@ -192,7 +192,7 @@ class ResponseRequest(RequestBody):
     metadata: Annotated[
         dict[str, str] | None, Field(description="Comes back with the response.")
     ] = None
-    user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+    user: Annotated[Any, Field(description="Accepted and ignored.")] = None
     seed: Annotated[
         int | None, Field(description="The same one gives the same tokens. Not in OpenAI's API.")
     ] = None

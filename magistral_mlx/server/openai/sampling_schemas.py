@@ -57,7 +57,7 @@ class SamplingFields(RequestBody):
         bool | DryFields | None,
         Field(description="Prevent repetitions as they begin. Not in OpenAI's API."),
     ] = None
-    user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+    user: Annotated[Any, Field(description="Accepted and ignored.")] = None
 
 
 def sampling_options(request: SamplingFields) -> dict[str, Any]:

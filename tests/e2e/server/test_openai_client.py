@@ -156,8 +156,9 @@ def test_thinking_may_come_back_in_either_style(client: openai.OpenAI):
 
 
 def test_an_open_turn_of_the_model_is_continued(client: openai.OpenAI):
-    turn = {"role": "assistant", "content": "12", "prefix": True, "reasoning_content": THOUGHT}
-    assert ask(client, [*SUM, turn]).choices[0].message.content == "2"
+    turn = {"role": "assistant", "content": "12", "reasoning_content": THOUGHT}
+    for prefix in ({}, {"prefix": True}):
+        assert ask(client, [*SUM, turn | prefix]).choices[0].message.content == "2"
 
 
 # Pictures and structure

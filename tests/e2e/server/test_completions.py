@@ -1,0 +1,117 @@
+"""Completions of raw text and the list of models, asked with OpenAI's own client."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.library import locate
+from tests.serving import Server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def complete(client: openai.OpenAI, prompt: Any = "I see a", **options: Any) -> Any:
+    options = {"model": "demo", "temperature": 0, "prompt": prompt} | options
+    return client.completions.create(**options)
+
+
+def test_text_goes_on(client: openai.OpenAI):
+    completion = complete(client)
+    [choice] = completion.choices
+    assert choice.text and completion.object == "text_completion"
+    assert completion.usage.prompt_tokens == 1 + len(tokenizer().encode("I see a"))
+    assert completion.usage.completion_tokens <= 16
+    streamed = list(complete(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(piece.choices[0].text for piece in streamed[:-1]) == choice.text
+    assert streamed[-1].choices == [] and streamed[-1].usage == completion.usage.model_copy(
+        update={"prompt_tokens_details": streamed[-1].usage.prompt_tokens_details}
+    )
+
+
+def test_token_ids_are_taken_as_they_are(client: openai.OpenAI):
+    ids = [tokenizer().special.bos, *tokenizer().encode("I see a")]
+    assert complete(client, ids).choices[0].text == complete(client).choices[0].text
+    assert complete(client, ids).usage.prompt_tokens == len(ids)
+    with pytest.raises(openai.BadRequestError, match="go from 0 to"):
+        complete(client, [10**6])
+
+
+def test_several_prompts_have_several_completions_each(client: openai.OpenAI):
+    prompts = ["I see a", "1 + 1 ="]
+    options: dict[str, Any] = {"n": 2, "max_tokens": 4, "seed": 5, "temperature": 1}
+    completion = complete(client, prompts, **options)
+    assert [choice.index for choice in completion.choices] == [0, 1, 2, 3]
+    assert [choice.seed for choice in completion.choices] == [5, 6, 5, 6]
+    alone = complete(client, prompts[1], **options)
+    assert [c.text for c in completion.choices[2:]] == [c.text for c in alone.choices]
+    texts = dict.fromkeys(range(4), "")
+    for piece in complete(client, prompts, stream=True, **options):
+        for choice in piece.choices:
+            texts[choice.index] += choice.text
+    assert list(texts.values()) == [choice.text for choice in completion.choices]
+
+
+def test_an_echo_comes_before_the_text(client: openai.OpenAI):
+    text = complete(client).choices[0].text
+    assert complete(client, echo=True).choices[0].text == "I see a" + text
+    assert "".join(piece.choices[0].text for piece in complete(client, echo=True, stream=True)) == (
+        "I see a" + text
+    )
+
+
+def test_log_probabilities_have_the_old_shape(client: openai.OpenAI):
+    choice = complete(client, logprobs=2).choices[0]
+    found = choice.logprobs
+    assert "".join(found.tokens) == choice.text
+    assert found.text_offset == [sum(map(len, found.tokens[:n])) for n in range(len(found.tokens))]
+    assert all(
+        len(top) == 2 and max(top.values()) >= p
+        for top, p in zip(found.top_logprobs, found.token_logprobs, strict=True)
+    )
+
+
+def test_a_stop_text_ends_it(client: openai.OpenAI):
+    text = complete(client, max_tokens=16).choices[0].text
+    stop = text[3:5]
+    stopped = complete(client, max_tokens=16, stop=stop).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "prompt": [1, 1050]}, "echo"),
+        ({"prompt": ["a"] * 100, "n": 2}, "prompt"),
+        ({"prompt": []}, "prompt"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_not_supported_is_refused_in_words(
+    client: openai.OpenAI, options: dict[str, Any], param: str
+):
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, **options)
+    assert refused.value.param == param
+
+
+def test_the_models_are_listed(client: openai.OpenAI):
+    [model] = client.models.list().data
+    assert (model.id, model.object, model.owned_by) == ("demo", "model", "magistral-mlx")
+    assert client.models.retrieve("demo") == model
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("mistralai/nothing")
+    assert missing.value.code == "model_not_found"
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(locate("demo"))

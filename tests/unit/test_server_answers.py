@@ -1,0 +1,223 @@
+"""Events as answers of each API, where a real model would not bring them about."""
+
+import json
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from magistral_mlx.events import (
+    Event,
+    Finished,
+    FinishReason,
+    MalformedCall,
+    Notice,
+    Prefill,
+    Stats,
+    Text,
+    Thinking,
+    TokenLogprob,
+    ToolCall,
+    ToolCallPart,
+    TurnsDropped,
+)
+from magistral_mlx.server.answers import Answer
+from magistral_mlx.server.anthropic.answer import message_of, stopped
+from magistral_mlx.server.anthropic.stream import MessageStream
+from magistral_mlx.server.openai.chat_answer import chat_completion
+from magistral_mlx.server.openai.chat_stream import ChatStream
+from magistral_mlx.server.openai.figures import logprobs_of
+from magistral_mlx.server.turns import Turns, left_open, picture_part, text_part
+
+EXCHANGE = cast(Any, SimpleNamespace(model="m", created=1))
+STATS = Stats(100, 3, 7, 0.5, 1.0, 0.5, 0, cached_tokens=60)
+
+
+def end(reason: FinishReason = "stop", stopped_by: str | None = None) -> Finished:
+    return Finished(reason, STATS, stopped_by)
+
+
+def answer_of(events: Iterable[Event]) -> Answer:
+    answer = Answer()
+    for event in events:
+        answer.add(event)
+    return answer
+
+
+def choice_of(*events: Event) -> dict[str, Any]:
+    answers = [answer_of(events)]
+    completion = chat_completion(EXCHANGE, answers, seed=1, logprobs=False, mistral=False)
+    return completion.model_dump(exclude_unset=True)["choices"][0]
+
+
+def chunks_of(*events: Event) -> list[dict[str, Any]]:
+    stream = ChatStream(EXCHANGE, seed=1, logprobs=False, mistral=False, usage=False)
+    chunks = [chunk for event in events for chunk in stream.chunks(event)]
+    return [chunk.model_dump(exclude_unset=True)["choices"][0] for chunk in chunks]
+
+
+def message_events(*events: Event) -> list[dict[str, Any]]:
+    stream = MessageStream(EXCHANGE, None)
+    sent = [found for event in events for found in stream.feed(event)]
+    return [found.model_dump(exclude_unset=True) for found in sent]
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"), [("memory", "no memory"), ("cancelled", "stopped by the server")]
+)
+def test_an_end_that_openai_has_no_word_for_is_a_length_with_a_note(reason: Any, word: str):
+    choice = choice_of(Text("So"), end(reason))
+    assert choice["finish_reason"] == "length" and word in choice["notes"][0]
+    [*_, last] = chunks_of(Text("So"), end(reason))
+    assert last["finish_reason"] == "length" and last["notes"] == choice["notes"]
+
+
+def test_what_a_person_should_know_is_noted():
+    choice = choice_of(TurnsDropped(2, 5), Notice("Long."), Text("So"), end())
+    assert choice["notes"] == [
+        "The oldest 2 turns were left out: the context could not hold them.",
+        "Long.",
+    ]
+    assert "notes" not in choice_of(Text("So"), end())
+
+
+def test_a_call_that_is_none_becomes_text_with_a_note():
+    events = (MalformedCall("[TOOL_CALLS]f", "it has no arguments"), end())
+    choice = choice_of(*events)
+    assert choice["message"]["content"] == "[TOOL_CALLS]f" and choice["finish_reason"] == "stop"
+    assert choice["notes"] == ["What the model wrote as a tool call is none: it has no arguments."]
+    assert [chunk["delta"].get("content") for chunk in chunks_of(*events)[1:]] == [
+        "[TOOL_CALLS]f",
+        None,
+    ]
+
+
+def test_a_call_that_was_streamed_and_is_none_is_not_told_again():
+    events = (ToolCallPart(0, "f", "", "a"), ToolCallPart(0, "f", "{"), MalformedCall("…", "cut"))
+    deltas = [chunk["delta"] for chunk in chunks_of(*events, end("length"))]
+    assert sum("tool_calls" in delta for delta in deltas) == 2
+    assert not any(delta.get("content") for delta in deltas)
+
+
+def test_calls_that_come_whole_are_streamed_whole_and_counted_on():
+    deltas = [
+        chunk["delta"]
+        for chunk in chunks_of(ToolCall("f", "{}", "a"), ToolCall("g", '{"x":1}', "b"), end())
+    ]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [(call["index"], call["id"], call["function"]["name"]) for call in calls] == [
+        (0, "a", "f"),
+        (1, "b", "g"),
+    ]
+
+
+def test_tokens_without_text_have_no_log_probability():
+    found = logprobs_of([TokenLogprob(2, b"", -1.0), TokenLogprob(9, b"\xc3", -0.5)])
+    assert [(token.token, token.bytes) for token in found.content] == [("�", [0xC3])]
+
+
+# Anthropic's API
+
+
+@pytest.mark.parametrize(
+    ("finished", "called", "most", "expected"),
+    [
+        (end(), False, 50, ("end_turn", None)),
+        (end(), True, 50, ("tool_use", None)),
+        (end(stopped_by="x"), False, 50, ("stop_sequence", "x")),
+        (end("length"), False, 10, ("max_tokens", None)),
+        (end("length"), False, 50, ("model_context_window_exceeded", None)),
+        (end("length"), False, None, ("model_context_window_exceeded", None)),
+        (end("memory"), False, 50, ("max_tokens", None)),
+    ],
+)
+def test_why_a_message_ended(finished: Finished, called: bool, most: Any, expected: Any):
+    assert stopped(finished, called, most) == expected
+
+
+def test_blocks_follow_each_other_with_an_index_each():
+    sent = message_events(
+        Prefill(0, 100),
+        Thinking("hm"),
+        Text("So: "),
+        ToolCallPart(0, "f", "", "a"),
+        ToolCallPart(0, "f", "{}"),
+        ToolCall("f", "{}", "a"),
+        ToolCall("g", '{"x":1}', "b"),
+        end(),
+    )
+    starts = [event for event in sent if event["type"] == "content_block_start"]
+    assert [(event["index"], event["content_block"]["type"]) for event in starts] == [
+        (0, "thinking"),
+        (1, "text"),
+        (2, "tool_use"),
+        (3, "tool_use"),
+    ]
+    stops = [event["index"] for event in sent if event["type"] == "content_block_stop"]
+    assert stops == [0, 1, 2, 3]
+    pieces = [event["delta"].get("partial_json") for event in sent if event.get("delta")]
+    assert [json.loads(piece) for piece in pieces if piece] == [{}, {"x": 1}]
+    assert sent[0]["message"]["usage"]["input_tokens"] == 100
+    [*_, delta, stop] = sent
+    assert delta["delta"]["stop_reason"] == "tool_use" and stop == {"type": "message_stop"}
+
+
+def test_tokens_that_were_in_the_cache_are_counted_apart():
+    message = message_of(EXCHANGE, answer_of([Text("So"), end()]), None)
+    assert (message.usage.input_tokens, message.usage.cache_read_input_tokens) == (40, 60)
+
+
+# Conversations that come in pieces
+
+
+def test_a_turn_of_the_model_is_put_together_from_its_pieces():
+    turns = Turns()
+    turns.system("Be brief.")
+    turns.user("Go")
+    turns.thinking("h")
+    turns.thinking("m")
+    turns.text("So: ")
+    turns.call("f", "{}", "a")
+    turns.result([text_part("1")], "a")
+    turns.thinking("aha")
+    turns.call("g", "{}", "b")
+    first, second = [turn for turn in turns.messages() if turn["role"] == "assistant"]
+    assert (first["reasoning_content"], first["content"]) == ("hm", "So: ")
+    assert [call["id"] for call in first["tool_calls"]] == ["a"]
+    assert second["reasoning_content"] == "aha" and second["tool_calls"][0]["id"] == "b"
+    assert [turn["role"] for turn in turns.messages()] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+
+
+def test_pictures_that_tools_returned_are_shown_after_all_results():
+    turns = Turns()
+    turns.call("f", "{}", "a")
+    turns.call("f", "{}", "b")
+    turns.result([picture_part("data:1")], "a")
+    turns.result([text_part("two"), picture_part("data:2")], "b")
+    turns.user("And?")
+    _, one, two, user = turns.messages()
+    assert [part["text"] for part in one["content"]] == ["(see the picture)"]
+    assert [part["text"] for part in two["content"]] == ["two"]
+    assert user["content"] == [picture_part("data:1"), picture_part("data:2"), text_part("And?")]
+
+
+def test_thinking_without_an_answer_is_kept():
+    turns = Turns()
+    turns.thinking("hm")
+    turns.user("And?")
+    assert turns.messages()[0] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+
+
+def test_a_last_turn_of_the_model_is_left_open():
+    said = {"role": "assistant", "content": "1"}
+    assert left_open([said]) == [said | {"prefix": True}]
+    for other in (said | {"prefix": False}, said | {"tool_calls": [{}]}, {"role": "user"}):
+        assert left_open([other]) == [other]
+    assert left_open([]) == []
