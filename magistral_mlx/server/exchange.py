@@ -109,7 +109,7 @@ class Exchange(AsyncIterator[Event]):
             begun.result()
         except BaseException:
             self.cancel()
-            if self._stream is None:
+            if not begun.done():
                 task.cancel()
             raise
         return self

@@ -1,0 +1,99 @@
+"""`magistral-mlx traces`: what recorded exchanges amount to, as a table, JSON or a plot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_PIPE_WIDTH = 120
+# What a row shows of, and how one of its figures is written.
+_ROWS = (
+    ("prompt tokens", "prompt_tokens", "{:,.0f}"),
+    ("thinking tokens", "thinking_tokens", "{:,.0f}"),
+    ("answer tokens", "answer_tokens", "{:,.0f}"),
+    ("waited", "waited_seconds", "{:.2f} s"),
+    ("first token", "first_token_seconds", "{:.2f} s"),
+    ("all of it", "total_seconds", "{:.2f} s"),
+    ("prefill", "prefill_tokens_per_second", "{:,.1f}/s"),
+    ("decode", "decode_tokens_per_second", "{:,.1f}/s"),
+)
+
+
+@click.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures, each answer's too.")
+@click.option("--plot", metavar="FILE", help="Draw them into a .png, .svg or .pdf.")
+def traces(folder: str, as_json: bool, plot: str | None) -> None:
+    """Summarise what `magistral-mlx serve --record DIR` wrote."""
+    from magistral_mlx.server import traces as recorded_traces
+
+    recorded = recorded_traces.read_traces(Path(folder).expanduser())
+    if recorded.damaged:
+        names = ", ".join(recorded.damaged[:3])
+        click.echo(f"{len(recorded.damaged)} files are no exchanges: {names}.", err=True)
+    if plot:
+        from magistral_mlx.cli.traces_plot import draw
+
+        draw(recorded, Path(plot).expanduser())
+        click.echo(f"drawn into {plot}.", err=True)
+    if as_json:
+        click.echo(recorded_traces.as_json(recorded))
+    else:
+        _show(recorded_traces.summarise(recorded))
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    console = Console(width=width, highlight=False, markup=False)
+    for line in _lines(facts):
+        console.print(line, soft_wrap=True)
+    if facts["answers"]:
+        console.print(_table(facts["percentiles"]))
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    failed = sum(facts["failed"].values())
+    lines = [
+        f"{facts['exchanges']:,} exchanges, {facts['answers']:,} answers"
+        + (f", {failed:,} failed ({_counts(facts['failed'])})" if failed else "")
+    ]
+    if not facts["answers"]:
+        return lines
+    tokens = facts["tokens"]
+    lines += [
+        f"from {facts['from'][:19]} to {facts['to'][:19]} UTC",
+        f"endpoints: {_counts(facts['endpoints'])}",
+        f"models: {_counts(facts['models'])}",
+        f"ended by: {_counts(facts['finish_reasons'])}",
+        f"tokens: {tokens['prompt']:,} of prompts ({tokens['cached']:,} of them cached), "
+        f"{tokens['thinking']:,} of thinking, {tokens['answer']:,} of answers",
+        f"thinking: {facts['thought']:,} answers thought"
+        + (f", {facts['thinking_share']:.0%} of all tokens" if facts["thinking_share"] else "")
+        + f"; {facts['loops']:,} loops found, {facts['budgets_spent']:,} budgets spent",
+    ]
+    return lines
+
+
+def _table(percentiles: dict[str, dict[str, float | None]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("an answer")
+    for name in next(iter(percentiles.values())):
+        table.add_column(name, justify="right")
+    for label, name, style in _ROWS:
+        values = percentiles[name].values()
+        table.add_row(label, *("–" if value is None else style.format(value) for value in values))
+    return table
+
+
+def _counts(counted: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counted.items())

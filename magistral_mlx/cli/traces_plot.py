@@ -1,0 +1,81 @@
+"""Recorded answers as a picture: where the time and the tokens go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.errors import InvalidOption, StorageError
+from magistral_mlx.requirements import check_extra
+from magistral_mlx.server.traces import Recorded, known, percentiles
+
+_KINDS = (".png", ".svg", ".pdf")
+_BINS = 30
+_INK, _THINKING, _ANSWER = "#30343f", "#8d99ae", "#e4572e"
+
+
+def draw(recorded: Recorded, file: Path) -> None:
+    """Draw four panels into `file`, whole or not at all.
+
+    Raises:
+        InvalidOption: a kind of file that is not drawn.
+        MissingExtra: matplotlib is not installed.
+        StorageError: it cannot be written.
+    """
+    if file.suffix.lower() not in _KINDS:
+        raise InvalidOption(f"a plot is drawn into {', '.join(_KINDS)}, not into {file.name}.")
+    check_extra("--plot", "bench", "matplotlib")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, ((first, speed), (tokens, share)) = pyplot.subplots(
+        2, 2, figsize=(11, 7), layout="constrained"
+    )
+    traces = recorded.traces
+    _histogram(first, known(t.first_token for t in traces), "Time to first token", "seconds")
+    _histogram(speed, [t.decode_speed for t in traces if t.decode_speed], "Decode", "tokens/s")
+    _tokens(tokens, recorded)
+    shares = [
+        t.thinking_tokens / (t.thinking_tokens + t.answer_tokens)
+        for t in traces
+        if t.thinking_tokens + t.answer_tokens
+    ]
+    _histogram(share, [100 * each for each in shares], "Thinking", "% of an answer's tokens")
+    figure.suptitle(f"{len(traces):,} answers in {recorded.exchanges:,} exchanges")
+    _save(figure, file)
+    pyplot.close(figure)
+
+
+def _histogram(axes: Any, values: list[float], title: str, unit: str) -> None:
+    axes.set(title=title, xlabel=unit, ylabel="answers")
+    if not values:
+        return
+    axes.hist(values, bins=_BINS, color=_THINKING)
+    for (name, value), style in zip(percentiles(values).items(), ("-", "--", ":"), strict=True):
+        axes.axvline(value, color=_INK, linestyle=style, linewidth=1, label=f"{name} {value:.3g}")
+    axes.legend(frameon=False)
+
+
+def _tokens(axes: Any, recorded: Recorded) -> None:
+    """Each answer's tokens, in the order in which they were given."""
+    axes.set(title="Tokens", xlabel="answers in order", ylabel="tokens")
+    thinking = [trace.thinking_tokens for trace in recorded.traces]
+    answer = [trace.answer_tokens for trace in recorded.traces]
+    positions = range(len(thinking))
+    axes.bar(positions, thinking, width=1.0, color=_THINKING, label="thinking")
+    axes.bar(positions, answer, width=1.0, bottom=thinking, color=_ANSWER, label="answer")
+    axes.legend(frameon=False)
+
+
+def _save(figure: Any, file: Path) -> None:
+    partial = file.with_name(f".{os.getpid()}.{file.name}")
+    try:
+        figure.savefig(partial, dpi=150)
+        partial.replace(file)
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""What a folder of recorded exchanges amounts to."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magistral_mlx.errors import StorageError
+from magistral_mlx.server.record import FORMAT, VERSION
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One answer of a recorded exchange. Times are in seconds, speeds in tokens per second.
+
+    `waited`, `first_token` and `total` count from the request; None if it did not come so far, or
+    for a further answer to the same request.
+    """
+
+    time: str
+    endpoint: str
+    model: str
+    finish_reason: str
+    thinking_end: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    thinking_tokens: int
+    answer_tokens: int
+    waited: float | None
+    first_token: float | None
+    total: float | None
+    prefill_speed: float
+    decode_speed: float
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was read: answers in the order in which they were given, and the rest.
+
+    exchanges: files that were read. failed: those of them with an error in place of an answer, by
+    its kind. damaged: files that are no exchanges.
+    """
+
+    exchanges: int
+    traces: tuple[Trace, ...]
+    failed: dict[str, int]
+    damaged: tuple[str, ...]
+
+
+def read_traces(folder: Path) -> Recorded:
+    """Read what `serve --record` wrote.
+
+    Raises:
+        StorageError: the folder cannot be read, or holds no exchange.
+    """
+    traces: list[Trace] = []
+    failed: Counter[str] = Counter()
+    damaged: list[str] = []
+    exchanges = 0
+    for file in _files(folder):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            _check(content)
+            found = list(_traces(content))
+            error = content["error"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged.append(file.name)
+            continue
+        exchanges += 1
+        traces += found
+        if error:
+            failed[error["type"]] += 1
+    if not exchanges:
+        raise StorageError(
+            f"{folder} holds no recorded exchanges. `magistral-mlx serve --record {folder}` writes "
+            "them."
+        )
+    return Recorded(exchanges, tuple(traces), dict(failed), tuple(damaged))
+
+
+def summarise(recorded: Recorded) -> dict[str, Any]:
+    """Counts, sums and percentiles as JSON types; a percentile of nothing is None."""
+    traces = recorded.traces
+    prompt, cached, thinking, answer = (
+        sum(getattr(trace, f"{kind}_tokens") for trace in traces)
+        for kind in ("prompt", "cached", "thinking", "answer")
+    )
+    written = thinking + answer
+    return {
+        "exchanges": recorded.exchanges,
+        "answers": len(traces),
+        "from": traces[0].time if traces else None,
+        "to": traces[-1].time if traces else None,
+        "failed": recorded.failed,
+        "damaged_files": len(recorded.damaged),
+        "endpoints": _counted(trace.endpoint for trace in traces),
+        "models": _counted(trace.model for trace in traces),
+        "finish_reasons": _counted(trace.finish_reason for trace in traces),
+        "tokens": {
+            "prompt": prompt,
+            "cached": cached,
+            "thinking": thinking,
+            "answer": answer,
+        },
+        "thinking_share": thinking / written if written else None,
+        "thought": sum(trace.thinking_tokens > 0 for trace in traces),
+        "loops": sum(trace.thinking_end == "loop" for trace in traces),
+        "budgets_spent": sum(trace.thinking_end == "budget" for trace in traces),
+        "percentiles": {
+            "prompt_tokens": percentiles([trace.prompt_tokens for trace in traces]),
+            "thinking_tokens": percentiles([trace.thinking_tokens for trace in traces]),
+            "answer_tokens": percentiles([trace.answer_tokens for trace in traces]),
+            "waited_seconds": percentiles(known(trace.waited for trace in traces)),
+            "first_token_seconds": percentiles(known(trace.first_token for trace in traces)),
+            "total_seconds": percentiles(known(trace.total for trace in traces)),
+            "prefill_tokens_per_second": percentiles(
+                [trace.prefill_speed for trace in traces if trace.prefill_speed]
+            ),
+            "decode_tokens_per_second": percentiles(
+                [trace.decode_speed for trace in traces if trace.decode_speed]
+            ),
+        },
+    }
+
+
+def as_json(recorded: Recorded) -> str:
+    """The summary, and every answer's figures."""
+    return json.dumps(
+        summarise(recorded) | {"traces": [asdict(trace) for trace in recorded.traces]}
+    )
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """{"p50": …, "p90": …, "p99": …}, interpolated between neighbours."""
+    if not values:
+        return {f"p{p}": None for p in PERCENTILES}
+    return {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}
+
+
+def known(values: Iterator[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(
+            path for path in folder.iterdir() if path.suffix == ".json" and path.is_file()
+        )
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {error.strerror or error}.") from error
+
+
+def _check(content: dict[str, Any]) -> None:
+    if content["format"] != FORMAT or content["version"] != VERSION:
+        raise ValueError("another format")
+
+
+def _traces(content: dict[str, Any]) -> Iterator[Trace]:
+    """The answers of one exchange. Its times count once: the first answer has them."""
+    seconds = content["seconds"]
+    for n, sample in enumerate(content["samples"]):
+        stats = sample["stats"]
+        yield Trace(
+            time=content["time"],
+            endpoint=content["endpoint"],
+            model=content["model"],
+            finish_reason=sample["finish_reason"],
+            thinking_end=stats["thinking_end"],
+            prompt_tokens=stats["prompt_tokens"],
+            cached_tokens=stats["cached_tokens"],
+            thinking_tokens=stats["thinking_tokens"],
+            answer_tokens=stats["answer_tokens"],
+            waited=None if n else seconds["waited"],
+            first_token=None if n else seconds["first_token"],
+            total=None if n else seconds["total"],
+            prefill_speed=stats["prefill_tokens_per_second"],
+            decode_speed=stats["decode_tokens_per_second"],
+        )
+
+
+def _counted(names: Iterator[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())
