@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from magistral_mlx.server.failures import OpenAIError
+
 _REF = "#/components/schemas/{model}"
 _KEY = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
 _RETRY = {
@@ -49,17 +51,41 @@ def error_responses(
     return found
 
 
-def stream_response(event: type[BaseModel], description: str) -> dict[str, Any]:
-    """For `responses[200]` of a route that may stream: what the data of each event is.
+def stream_response(
+    event: type[BaseModel], description: str, *, done: bool = False
+) -> dict[str, Any]:
+    """For `responses[200]` of a route that may stream: what each event is.
 
-    `describe` puts the schemas of such events into the document.
+    Args:
+        event: what the data of one is, as JSON. `describe` puts it into the document.
+        done: whether the last one says [DONE], and one that tells of a failure has a shape of
+            its own.
     """
-    schema = {"$ref": _REF.format(model=event.__name__)}
+    schema: dict[str, Any] = _ref(event)
+    if done:
+        schema = {"anyOf": [schema, _ref(OpenAIError)]}
+    told: dict[str, Any] = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": schema,
+    }
+    if done:
+        told = {"anyOf": [told, {"const": "[DONE]"}]}
+    each = {
+        "type": "object",
+        "description": "An event of the stream",
+        "properties": {"event": {"type": "string"}, "data": told},
+        "required": ["data"],
+    }
     return {
         "description": description,
         "headers": _STREAM_HEADERS,
-        "content": {"text/event-stream": {"schema": schema}},
+        "content": {"text/event-stream": {"schema": each}},
     }
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}
 
 
 def describe(app: FastAPI, *, model: str, events: Sequence[type[BaseModel]], keyed: bool) -> None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.events import Finished
+from magistral_mlx.server.failures import OPENAI_RESPONSES
 
 if TYPE_CHECKING:
     from magistral_mlx.server.serving import Serving
@@ -24,7 +25,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _SPEEDS = (1, 2, 5, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000)
 _OTHER = "other"  # paths that there are not: a client must not fill the memory with names
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], responses=OPENAI_RESPONSES)
 
 
 @router.get(

@@ -31,7 +31,9 @@ router = APIRouter(tags=["OpenAI"], responses=ERRORS)
     summary="Answer a conversation",
     response_model=ChatCompletion,
     responses={
-        200: stream_response(ChatChunk, "The answers; with `stream`, chunks and then [DONE]")
+        200: stream_response(
+            ChatChunk, "The answers; with `stream`, chunks and then [DONE]", done=True
+        )
     },
 )
 async def chat_completions(

@@ -45,7 +45,9 @@ router = APIRouter(tags=["OpenAI"], responses=ERRORS)
     summary="Go on with a text",
     response_model=Completion,
     responses={
-        200: stream_response(Completion, "The completions; with `stream`, pieces and then [DONE]")
+        200: stream_response(
+            Completion, "The completions; with `stream`, pieces and then [DONE]", done=True
+        )
     },
 )
 async def completions(
