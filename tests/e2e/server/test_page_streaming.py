@@ -181,6 +181,31 @@ def test_screen_readers_hear_whole_sentences(play: Play) -> None:
     )
 
 
+def test_code_and_answers_can_be_copied(play: Play) -> None:
+    visit, replay, page = play
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    replay.next(Said("Run **this**:\n\n```sh\nls -l\n```"), Ended())
+    visit.ask("How?")
+    answer = visit.answered()
+    for button, text in {
+        "Copy code": "ls -l\n",
+        "Copy": "Run **this**:\n\n```sh\nls -l\n```",
+    }.items():
+        answer.get_by_role("button", name=button, exact=True).click()
+        expect(page.locator(".toast").last).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == text
+
+
+def test_a_browser_that_stores_nothing_can_still_talk(play: Play) -> None:
+    visit, replay, page = play
+    page.add_init_script("Object.defineProperty(globalThis, 'indexedDB', { value: undefined })")
+    page.reload()
+    replay.next(Said("Hello."), Ended())
+    visit.ask("Hello")
+    expect(visit.answered().locator(".answer")).to_have_text("Hello.")
+    expect(page.locator("#banner")).to_contain_text("could not store the conversation")
+
+
 FAILURES = {
     "busy": (
         (Refused(429, "the queue is full.", {"Retry-After": "7"}),),

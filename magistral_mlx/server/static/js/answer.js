@@ -56,7 +56,10 @@ export class Answer extends EventTarget {
     } finally {
       removeEventListener("pagehide", leaving);
       this.#endThinking();
-      await store.saveMessage(this.message).then(() => rescue.drop(this.message), () => {});
+      await store.saveMessage(this.message).then(
+        () => rescue.drop(this.message),
+        () => {},
+      );
       this.dispatchEvent(new Event("end"));
     }
   }

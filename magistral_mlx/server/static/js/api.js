@@ -40,7 +40,11 @@ async function refusal(response) {
   const detail = body?.error?.message ?? "";
   const wait = Number(response.headers.get("Retry-After")) || null;
   const kinds = { 401: "key", 413: "large", 429: "busy", 503: "unavailable" };
-  return new Failure(kinds[response.status] ?? (response.status < 500 ? "refused" : "server"), detail, wait);
+  return new Failure(
+    kinds[response.status] ?? (response.status < 500 ? "refused" : "server"),
+    detail,
+    wait,
+  );
 }
 
 /** The models that the server offers, as /v1/models lists them. */

@@ -52,17 +52,25 @@ const text = (value) => typeof value === "string";
 function valid(conversation) {
   const { id, title, updated, leaf, messages } = conversation ?? {};
   return (
-    text(id) && text(title) && text(leaf) && Number.isFinite(updated) &&
-    Array.isArray(messages) && messages.every((message) => validMessage(message, id))
+    text(id) &&
+    text(title) &&
+    text(leaf) &&
+    Number.isFinite(updated) &&
+    Array.isArray(messages) &&
+    messages.every((message) => validMessage(message, id))
   );
 }
 
 function validMessage(message, conversation) {
   const { id, role, created, pictures = [] } = message ?? {};
   return (
-    text(id) && message.conversation === conversation && text(message.text) &&
-    (role === "user" || role === "assistant") && Number.isFinite(created) &&
-    (message.parent === null || text(message.parent)) && Array.isArray(pictures) &&
+    text(id) &&
+    message.conversation === conversation &&
+    text(message.text) &&
+    (role === "user" || role === "assistant") &&
+    Number.isFinite(created) &&
+    (message.parent === null || text(message.parent)) &&
+    Array.isArray(pictures) &&
     pictures.every((picture) => text(picture?.name) && /^data:image\//.test(picture.url))
   );
 }

@@ -19,7 +19,12 @@ export class AssistantView {
    */
   constructor(message, { answer, versions, actions, following, grown }) {
     Object.assign(this, { message, answer, actions, following, grown });
-    this.waiting = h("p", { class: "waiting", hidden: true }, h("span", { class: "dots" }), h("span"));
+    this.waiting = h(
+      "p",
+      { class: "waiting", hidden: true },
+      h("span", { class: "dots" }),
+      h("span"),
+    );
     this.fold = new ThinkingFold(message, (open) => {
       message.open = open;
       actions.save(message);
@@ -27,12 +32,24 @@ export class AssistantView {
     this.body = h("div", { class: "markdown answer" });
     this.note = h("div", { class: "note", hidden: true });
     this.facts = h("span", { class: "facts" });
-    this.tools = h("div", { class: "tools", hidden: true },
+    this.tools = h(
+      "div",
+      { class: "tools", hidden: true },
       copyButton("message.copy", () => message.text),
       iconButton("retry", "message.retry", () => actions.retry(message)),
-      versionSwitch(versions, actions.choose), this.facts);
-    this.element = h("article", { class: "message assistant" },
-      h("h2", { class: "hidden", t: "message.assistant" }), this.waiting, this.fold.element, this.body, this.note, this.tools);
+      versionSwitch(versions, actions.choose),
+      this.facts,
+    );
+    this.element = h(
+      "article",
+      { class: "message assistant" },
+      h("h2", { class: "hidden", t: "message.assistant" }),
+      this.waiting,
+      this.fold.element,
+      this.body,
+      this.note,
+      this.tools,
+    );
     if (answer) this.#follow();
     else this.#settle();
     this.language = () => (this.answer ? this.#draw() : this.#words());
@@ -114,7 +131,9 @@ export class AssistantView {
     this.facts.textContent = [
       tokens ? t("tokens", tokens, number(tokens)) : null,
       speed ? t("speed", number(speed, 1)) : null,
-    ].filter(Boolean).join(" · ");
+    ]
+      .filter(Boolean)
+      .join(" · ");
   }
 
   #ending() {
@@ -124,10 +143,12 @@ export class AssistantView {
     this.note.className = `note ${kind}`;
     if (!kind) return;
     this.note.replaceChildren(
-      h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null));
+      h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null),
+    );
     if (kind === "hint") return;
     this.note.append(
-      h("button", { type: "button", t: "retry", on: { click: () => this.actions.retry(message) } }));
+      h("button", { type: "button", t: "retry", on: { click: () => this.actions.retry(message) } }),
+    );
   }
 }
 

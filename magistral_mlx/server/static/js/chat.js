@@ -6,11 +6,15 @@ import { newestLeaf, path, versions } from "./tree.js";
 
 const TITLE_LENGTH = 80;
 
-/** Events: "show" when another path is on the screen, "list" when the list of conversations changes. */
+/**
+ * Events: "show" when another path is on the screen, "list" when the list of conversations changes,
+ * "key" when an answer needs an API key, "unstored" when the browser did not take something.
+ */
 export class Chat extends EventTarget {
   conversation = null; // null for a new one, which is stored with its first message
   messages = []; // all of the conversation, every branch
   answers = new Map(); // conversation id -> Answer
+  #opening = null;
 
   get path() {
     return this.conversation ? path(this.messages, this.conversation.leaf) : [];
@@ -22,6 +26,7 @@ export class Chat extends EventTarget {
   }
 
   startNew() {
+    this.#opening = null;
     this.conversation = null;
     this.messages = [];
     this.dispatchEvent(new Event("show"));
@@ -29,11 +34,18 @@ export class Chat extends EventTarget {
 
   /** Put a conversation on the screen. False if there is no such one. */
   async open(id) {
-    const [conversation, messages] = await Promise.all([store.conversation(id), store.messages(id)]);
+    this.#opening = id;
+    const [conversation, messages] = await Promise.all([
+      store.conversation(id),
+      store.messages(id),
+    ]);
     if (!conversation) return false;
+    if (this.#opening !== id) return true; // another one was asked for meanwhile
     this.conversation = conversation;
     const running = this.answers.get(id)?.message;
-    this.messages = messages.map((message) => (message.id === running?.id ? running : settled(message)));
+    this.messages = messages.map((message) =>
+      message.id === running?.id ? running : settled(message),
+    );
     this.dispatchEvent(new Event("show"));
     return true;
   }
@@ -41,12 +53,17 @@ export class Chat extends EventTarget {
   /** Send what the user wrote, after `parent` (the end of the path, unless told otherwise). */
   async send(text, pictures, parent = this.conversation?.leaf ?? null) {
     const now = Date.now();
-    this.conversation ??= { id: newId(), title: titleOf(text, pictures), created: now, updated: now };
+    this.conversation ??= {
+      id: newId(),
+      title: titleOf(text, pictures),
+      created: now,
+      updated: now,
+    };
     const { conversation, messages } = this;
     const question = { ...blank(conversation, "user", parent), text, pictures };
     messages.push(question);
     conversation.leaf = question.id;
-    await store.save(conversation, [question]);
+    await this.#save(conversation, [question]);
     await this.#ask(conversation, messages, question);
   }
 
@@ -55,9 +72,13 @@ export class Chat extends EventTarget {
     const { conversation, messages } = this;
     if (!message.text && !message.thinking) {
       messages.splice(messages.indexOf(message), 1);
-      await store.removeMessage(message.id);
+      await store.removeMessage(message.id).catch(() => {});
     }
-    await this.#ask(conversation, messages, messages.find(({ id }) => id === message.parent));
+    await this.#ask(
+      conversation,
+      messages,
+      messages.find(({ id }) => id === message.parent),
+    );
   }
 
   /** The versions of a message, and which one it is. */
@@ -68,26 +89,48 @@ export class Chat extends EventTarget {
 
   async choose(message) {
     this.conversation.leaf = newestLeaf(this.messages, message);
-    await store.save(this.conversation);
+    await this.#save(this.conversation);
     this.dispatchEvent(new Event("show"));
+  }
+
+  // A browser that stores nothing can still talk.
+  async #save(conversation, messages = []) {
+    try {
+      await store.save(conversation, messages);
+    } catch (error) {
+      this.dispatchEvent(new CustomEvent("unstored", { detail: error }));
+    }
   }
 
   async #ask(conversation, messages, question) {
     const message = {
       ...blank(conversation, "assistant", question.id),
-      promptTokens: null, thinking: "", thinkingTokens: 0, thinkingSeconds: null, answerTokens: 0, state: "running",
-      reason: null, notes: [], usage: null, timings: null, error: null, model: null, open: false,
+      promptTokens: null,
+      thinking: "",
+      thinkingTokens: 0,
+      thinkingSeconds: null,
+      answerTokens: 0,
+      state: "running",
+      reason: null,
+      notes: [],
+      usage: null,
+      timings: null,
+      error: null,
+      model: null,
+      open: false,
     };
     messages.push(message);
     Object.assign(conversation, { leaf: message.id, updated: Date.now() });
-    await store.save(conversation, [message]);
+    await this.#save(conversation, [message]);
     const answer = new Answer(message);
     this.answers.get(conversation.id)?.stop();
     this.answers.set(conversation.id, answer);
     answer.addEventListener("end", () => {
       if (this.answers.get(conversation.id) === answer) this.answers.delete(conversation.id);
       store.tell(conversation.id);
-      if (message.error?.kind === "key") this.dispatchEvent(new CustomEvent("key", { detail: message }));
+      if (message.error?.kind === "key") {
+        this.dispatchEvent(new CustomEvent("key", { detail: message }));
+      }
       this.dispatchEvent(new Event("list"));
     });
     answer.run(path(messages, question.id));
@@ -97,7 +140,12 @@ export class Chat extends EventTarget {
 }
 
 const blank = (conversation, role, parent) => ({
-  id: newId(), conversation: conversation.id, parent, role, created: Date.now(), text: "",
+  id: newId(),
+  conversation: conversation.id,
+  parent,
+  role,
+  created: Date.now(),
+  text: "",
 });
 
 // Nobody writes it any more: the page was closed over it.

@@ -21,8 +21,11 @@ export function dressCode(root, plain = false) {
 
 /** The frame with its head; `text` gives what the button copies. */
 export const codeFrame = (language, text) =>
-  h("div", { class: "code" },
-    h("div", { class: "code-head" }, h("span", {}, language), copyButton("code.copy", text)));
+  h(
+    "div",
+    { class: "code" },
+    h("div", { class: "code-head" }, h("span", {}, language), copyButton("code.copy", text)),
+  );
 
 function colour(code, language) {
   if (!highlighter.getLanguage(language) || code.textContent.length > LONGEST_COLOURED) return;

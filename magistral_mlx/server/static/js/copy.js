@@ -1,5 +1,6 @@
 // Copying text, also where the page is not served over https or from this machine.
-import { h, icon } from "./dom.js";
+import { h } from "./dom.js";
+import { icon } from "./icons.js";
 import { toast } from "./toast.js";
 
 async function copy(text) {

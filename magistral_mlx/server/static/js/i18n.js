@@ -47,9 +47,16 @@ export function setLanguage(choice) {
 
 /** Register what index.html names in its data-t attributes. */
 export function adopt(root = document) {
-  for (const [attribute, kind] of [["t", "t"], ["tLabel", "label"], ["tPlaceholder", "placeholder"]]) {
-    const name = attribute.replace("t", "data-t").replace(/([A-Z])/, (letter) => `-${letter.toLowerCase()}`);
-    for (const element of root.querySelectorAll(`[${name}]`)) say(element, kind, element.dataset[attribute]);
+  for (const [attribute, kind] of [
+    ["t", "t"],
+    ["tLabel", "label"],
+    ["tPlaceholder", "placeholder"],
+  ]) {
+    const name = attribute
+      .replace("t", "data-t")
+      .replace(/([A-Z])/, (letter) => `-${letter.toLowerCase()}`);
+    for (const element of root.querySelectorAll(`[${name}]`))
+      say(element, kind, element.dataset[attribute]);
   }
 }
 

@@ -2,9 +2,10 @@
 import { Failure } from "./api.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
-import { $, h, icon } from "./dom.js";
+import { $, h } from "./dom.js";
 import { onceAFrame } from "./frames.js";
 import { adopt, setLanguage, t } from "./i18n.js";
+import { icon } from "./icons.js";
 import { askForKey } from "./key.js";
 import { Messages } from "./messages.js";
 import { showModels } from "./models.js";
@@ -18,7 +19,9 @@ import { Strip } from "./strip.js";
 const EXAMPLES = ["sum", "proof", "code"];
 const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
 
-for (const element of document.querySelectorAll("[data-icon]")) element.prepend(icon(element.dataset.icon));
+for (const element of document.querySelectorAll("[data-icon]")) {
+  element.prepend(icon(element.dataset.icon));
+}
 adopt();
 $("#new-chat kbd").textContent = isMac ? "⌘K" : "Ctrl K";
 setLanguage(settings.language);
@@ -54,8 +57,10 @@ async function attempt(work) {
 
 function banner(words, again = null) {
   $("#banner").hidden = !words;
-  $("#banner").replaceChildren(words ?? "",
-    again ? h("button", { type: "button", t: "retry", on: { click: again } }) : "");
+  $("#banner").replaceChildren(
+    words ?? "",
+    again ? h("button", { type: "button", t: "retry", on: { click: again } }) : "",
+  );
 }
 
 // Where we are stands in the address, so that reloading and going back work.
@@ -109,22 +114,27 @@ chat.addEventListener("list", () => {
 });
 // A key is missing or wrong: ask for it, then ask the model again.
 chat.addEventListener("key", async ({ detail: message }) => {
-  if (await askForKey()) {
-    connect();
-    await attempt(() => chat.retry(message));
-  }
+  if (!(await askForKey())) return;
+  connect();
+  if (chat.path.includes(message)) await attempt(() => chat.retry(message));
 });
+chat.addEventListener("unstored", ({ detail }) => banner(t("error.storage", detail.message)));
 addEventListener("language", showTitle);
 addEventListener("popstate", arrive);
 store.onForeignChange(async (id) => {
   await sidebar.refresh();
-  if (chat.conversation?.id === id && !chat.answer) await arrive();
+  if (chat.conversation?.id === id && !chat.answer && !(await chat.open(id))) await arrive();
 });
 
 for (const id of ["#new-chat", "#new-chat-top"]) $(id).addEventListener("click", () => go(""));
 addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
-  if ((event.ctrlKey || event.metaKey) && !event.shiftKey && !event.altKey && event.key.toLowerCase() === "k") {
+  if (
+    (event.ctrlKey || event.metaKey) &&
+    !event.shiftKey &&
+    !event.altKey &&
+    event.key.toLowerCase() === "k"
+  ) {
     event.preventDefault();
     go("");
   } else if (event.key === "Escape" && chat.answer) chat.answer.stop();
@@ -142,11 +152,20 @@ async function connect() {
   }
 }
 
-$("#examples").append(...EXAMPLES.map((name) =>
-  h("button", {
-    type: "button", t: `example.${name}`,
-    on: { click: () => { composer.write(t(`example.${name}`)); composer.focus(); } },
-  })));
+$("#examples").append(
+  ...EXAMPLES.map((name) =>
+    h("button", {
+      type: "button",
+      t: `example.${name}`,
+      on: {
+        click: () => {
+          composer.write(t(`example.${name}`));
+          composer.focus();
+        },
+      },
+    }),
+  ),
+);
 buildOptions(() => sidebar.refresh());
 connect();
 await attempt(async () => {

@@ -6,10 +6,12 @@ import { dressCode } from "./code.js";
 import { drawMath, mathPlugin } from "./math.js";
 
 const ALLOWED = {
-  ALLOWED_TAGS: (
-    "p br hr h3 h4 h5 h6 ul ol li blockquote pre code table thead tbody tr th td em strong s a div span"
-  ).split(" "),
-  ALLOWED_ATTR: "href title start class data-language data-math data-align data-task data-level".split(" "),
+  ALLOWED_TAGS:
+    "p br hr h3 h4 h5 h6 ul ol li blockquote pre code table thead tbody tr th td em strong s a div span".split(
+      " ",
+    ),
+  ALLOWED_ATTR:
+    "href title start class data-language data-math data-align data-task data-level".split(" "),
   ADD_URI_SAFE_ATTR: "start data-language data-math data-align data-task data-level".split(" "),
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
@@ -45,7 +47,9 @@ rules.th_open = rules.td_open = (tokens, index) => {
 
 // The page has h1 and h2 itself; and a list of headings has no gaps, whatever a model leaves out.
 md.core.ruler.push("headings", ({ tokens, env }) => {
-  for (const token of tokens.filter(({ type }) => type === "heading_open" || type === "heading_close")) {
+  for (const token of tokens.filter(
+    ({ type }) => type === "heading_open" || type === "heading_close",
+  )) {
     if (token.nesting === 1) {
       token.attrSet("data-level", token.tag[1]); // how it looks
       env.level = Math.min(6, Number(token.tag[1]) + 2, (env.level ?? 2) + 1);

@@ -6,7 +6,8 @@ const OPENINGS = [
   { open: "$$", close: "$$" },
   { open: "\\[", close: "\\]" },
 ];
-const ENVIRONMENT = /^\\begin\{((?:equation|align|aligned|alignat|gather|gathered|multline|CD|cases|[pbvVB]?matrix|array)\*?)\}/;
+const ENVIRONMENT =
+  /^\\begin\{((?:equation|align|aligned|alignat|gather|gathered|multline|CD|cases|[pbvVB]?matrix|array)\*?)\}/;
 
 /** Teach a markdown-it about LaTeX. */
 export function mathPlugin(md) {
@@ -14,7 +15,10 @@ export function mathPlugin(md) {
   md.block.ruler.before("fence", "math_block", blockMath, {
     alt: ["paragraph", "reference", "blockquote", "list"],
   });
-  for (const [rule, tag] of [["math", "span"], ["math_block", "div"]]) {
+  for (const [rule, tag] of [
+    ["math", "span"],
+    ["math_block", "div"],
+  ]) {
     md.renderer.rules[rule] = (tokens, index) => {
       const { content, meta } = tokens[index];
       const tex = md.utils.escapeHtml(content);
@@ -39,10 +43,15 @@ function inlineMath(state, silent) {
 }
 
 function inlineAt(text) {
-  for (const [open, close, display] of [["\\(", "\\)", false], ["\\[", "\\]", true], ["$$", "$$", true]]) {
+  for (const [open, close, display] of [
+    ["\\(", "\\)", false],
+    ["\\[", "\\]", true],
+    ["$$", "$$", true],
+  ]) {
     if (!text.startsWith(open)) continue;
     const end = text.indexOf(close, open.length);
-    if (end > open.length) return { tex: text.slice(open.length, end), display, length: end + close.length };
+    if (end > open.length)
+      return { tex: text.slice(open.length, end), display, length: end + close.length };
   }
   // One dollar: no space inside the signs and no digit after them, so that "$5 and $6" is money.
   const dollar = /^\$((?:[^\s$\\]|\\.)(?:(?:[^$\\]|\\.)*?(?:[^\s$\\]|\\.))?)\$(?!\d)/s.exec(text);
@@ -51,7 +60,8 @@ function inlineAt(text) {
 
 function blockMath(state, startLine, endLine, silent) {
   if (state.sCount[startLine] - state.blkIndent >= 4) return false;
-  const line = (at) => state.src.slice(state.bMarks[at] + state.tShift[at], state.eMarks[at]).trimEnd();
+  const line = (at) =>
+    state.src.slice(state.bMarks[at] + state.tShift[at], state.eMarks[at]).trimEnd();
   const first = line(startLine);
   const fence = opening(first);
   if (!fence) return false;
@@ -83,7 +93,8 @@ function opening(line) {
 // The end has not come: plain while more text may follow, else no formula at all.
 function unfinished(state, startLine, endLine, silent) {
   if (!state.env.streaming || endLine < state.lineMax) return false;
-  if (!silent) push(state, "math_pending", startLine, endLine, state.getLines(startLine, endLine, 0, false));
+  if (!silent)
+    push(state, "math_pending", startLine, endLine, state.getLines(startLine, endLine, 0, false));
   return true;
 }
 
@@ -117,7 +128,11 @@ function draw(tex, displayMode) {
   try {
     // Not trusted: no links, pictures, classes or styles out of LaTeX; sizes and macros are bounded.
     katex.render(tex, element, {
-      displayMode, trust: false, strict: "ignore", maxSize: 20, maxExpand: 500,
+      displayMode,
+      trust: false,
+      strict: "ignore",
+      maxSize: 20,
+      maxExpand: 500,
     });
   } catch (error) {
     element.className = "math-error";

@@ -20,7 +20,10 @@ export class Messages {
     $("#jump").addEventListener("click", () => this.toEnd());
     // Formulas and pictures change their height after they are put in.
     new ResizeObserver(() => this.#grown()).observe(this.element);
-    addEventListener("resize", onceAFrame(() => this.views.forEach(({ element }) => reachScrollers(element))));
+    addEventListener(
+      "resize",
+      onceAFrame(() => this.views.forEach(({ element }) => reachScrollers(element))),
+    );
   }
 
   /** Show the path of the conversation. Messages that stay keep their place on the screen. */
@@ -49,8 +52,10 @@ export class Messages {
 
   // Its versions are more than they were, or it is being edited.
   #outdated(view) {
-    return view.versions !== this.chat.versionsOf(view.message).all.length ||
-      view.element.classList.contains("editing");
+    return (
+      view.versions !== this.chat.versionsOf(view.message).all.length ||
+      view.element.classList.contains("editing")
+    );
   }
 
   #view(message) {

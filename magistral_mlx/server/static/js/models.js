@@ -6,7 +6,8 @@ import { settings } from "./settings.js";
 let found = [];
 
 /** Whether the model that answers can be shown pictures; so it is until the server tells. */
-export const sees = () => (found.find(({ id }) => id === settings.model) ?? found[0])?.vision ?? true;
+export const sees = () =>
+  (found.find(({ id }) => id === settings.model) ?? found[0])?.vision ?? true;
 
 /** Ask the server for its models and show them. Throws Failure. */
 export async function showModels() {

@@ -11,9 +11,12 @@ import { toast } from "./toast.js";
 export function buildOptions(imported) {
   const dialog = $("#options");
   dialog.replaceChildren(
-    h("div", { class: "drawer-head" },
+    h(
+      "div",
+      { class: "drawer-head" },
       h("h2", { id: "options-title", t: "options.title" }),
-      iconButton("close", "close", () => dialog.close())),
+      iconButton("close", "close", () => dialog.close()),
+    ),
     h("p", { class: "hint", t: "options.scope" }),
     thinking(),
     numberField("temperature", { min: 0, max: 2, step: 0.05 }),
@@ -21,7 +24,11 @@ export function buildOptions(imported) {
     numberField("seed", { min: 0, max: 2 ** 32 - 1, step: 1 }),
     systemPrompt(),
     h("h3", { t: "options.page" }),
-    choice("theme", { system: "theme.system", light: "theme.light", dark: "theme.dark" }, showTheme),
+    choice(
+      "theme",
+      { system: "theme.system", light: "theme.light", dark: "theme.dark" },
+      showTheme,
+    ),
     languageField(),
     h("h3", { t: "options.data" }),
     h("p", { class: "hint", t: "options.kept" }),
@@ -42,55 +49,110 @@ function showTheme() {
 
 // Radio buttons in a row.
 function choice(name, labels, changed) {
-  return h("fieldset", { class: "choice" }, h("legend", { t: `options.${name}` }),
-    h("div", { class: "segments" }, ...Object.entries(labels).map(([value, label]) =>
-      h("label", {},
-        h("input", {
-          type: "radio", name, value, checked: settings[name] === value,
-          on: { change: () => { settings[name] = value; changed(); } },
-        }),
-        h("span", { t: label })))));
+  return h(
+    "fieldset",
+    { class: "choice" },
+    h("legend", { t: `options.${name}` }),
+    h(
+      "div",
+      { class: "segments" },
+      ...Object.entries(labels).map(([value, label]) =>
+        h(
+          "label",
+          {},
+          h("input", {
+            type: "radio",
+            name,
+            value,
+            checked: settings[name] === value,
+            on: {
+              change: () => {
+                settings[name] = value;
+                changed();
+              },
+            },
+          }),
+          h("span", { t: label }),
+        ),
+      ),
+    ),
+  );
 }
 
 function thinking() {
   const budget = h("input", {
-    type: "number", min: "1", step: "1", required: true, value: String(settings.budget), label: "thinking.tokens",
+    type: "number",
+    min: "1",
+    step: "1",
+    required: true,
+    value: String(settings.budget),
+    label: "thinking.tokens",
   });
   budget.addEventListener("change", () => {
     if (budget.checkValidity()) settings.budget = budget.valueAsNumber;
     else budget.reportValidity();
   });
   const row = h("label", { class: "field budget" }, h("span", { t: "thinking.tokens" }), budget);
-  const show = () => { row.hidden = settings.thinking !== "budget"; };
+  const show = () => {
+    row.hidden = settings.thinking !== "budget";
+  };
   show();
-  return h("div", {},
-    choice("thinking", { on: "thinking.on", budget: "thinking.budget", off: "thinking.off" }, show), row);
+  return h(
+    "div",
+    {},
+    choice("thinking", { on: "thinking.on", budget: "thinking.budget", off: "thinking.off" }, show),
+    row,
+  );
 }
 
 function numberField(name, { min, max, step }) {
   const field = h("input", {
-    type: "number", min, max, step, id: `option-${name}`, placeholder: `options.${name}.default`,
+    type: "number",
+    min,
+    max,
+    step,
+    id: `option-${name}`,
+    placeholder: `options.${name}.default`,
     value: settings[name] === null ? "" : String(settings[name]),
   });
   field.addEventListener("change", () => {
     if (!field.checkValidity()) return field.reportValidity();
     settings[name] = field.value === "" ? null : field.valueAsNumber;
   });
-  return h("label", { class: "field" }, h("span", { t: `options.${name}` }), field,
-    h("small", { t: `options.${name}.hint` }));
+  return h(
+    "label",
+    { class: "field" },
+    h("span", { t: `options.${name}` }),
+    field,
+    h("small", { t: `options.${name}.hint` }),
+  );
 }
 
 function systemPrompt() {
-  const area = h("textarea", { rows: "5", placeholder: "options.system.default", value: settings.system });
-  area.addEventListener("input", () => { settings.system = area.value; });
-  return h("label", { class: "field" }, h("span", { t: "options.system" }), area,
-    h("small", { t: "options.system.hint" }));
+  const area = h("textarea", {
+    rows: "5",
+    placeholder: "options.system.default",
+    value: settings.system,
+  });
+  area.addEventListener("input", () => {
+    settings.system = area.value;
+  });
+  return h(
+    "label",
+    { class: "field" },
+    h("span", { t: "options.system" }),
+    area,
+    h("small", { t: "options.system.hint" }),
+  );
 }
 
 function languageField() {
-  const select = h("select", {},
+  const select = h(
+    "select",
+    {},
     h("option", { value: "auto", t: "language.auto" }),
-    ...Object.entries(languages).map(([tag, name]) => h("option", { value: tag, lang: tag }, name)));
+    ...Object.entries(languages).map(([tag, name]) => h("option", { value: tag, lang: tag }, name)),
+  );
   select.value = settings.language;
   select.addEventListener("change", () => {
     settings.language = select.value;
@@ -100,7 +162,12 @@ function languageField() {
 }
 
 function archive(imported) {
-  const file = h("input", { type: "file", accept: "application/json,.json", hidden: true, id: "import-file" });
+  const file = h("input", {
+    type: "file",
+    accept: "application/json,.json",
+    hidden: true,
+    id: "import-file",
+  });
   file.addEventListener("change", async () => {
     try {
       const count = await importFrom(file.files[0]);
@@ -112,15 +179,31 @@ function archive(imported) {
     file.value = "";
   });
   const day = () => new Date().toISOString().slice(0, 10);
-  return h("div", { class: "buttons" },
+  return h(
+    "div",
+    { class: "buttons" },
     h("button", {
-      type: "button", t: "options.export",
-      on: { click: async () => download(await exported(await store.conversations()), `magistral-${day()}.json`) },
+      type: "button",
+      t: "options.export",
+      on: {
+        click: async () =>
+          download(await exported(await store.conversations()), `magistral-${day()}.json`),
+      },
     }),
     h("button", { type: "button", t: "options.import", on: { click: () => file.click() } }),
     h("button", {
-      type: "button", id: "key-forget", t: "key.forget", hidden: true,
-      on: { click: ({ target }) => { key.forget(); target.hidden = true; toast("key.forgotten"); } },
+      type: "button",
+      id: "key-forget",
+      t: "key.forget",
+      hidden: true,
+      on: {
+        click: ({ target }) => {
+          key.forget();
+          target.hidden = true;
+          toast("key.forgotten");
+        },
+      },
     }),
-    file);
+    file,
+  );
 }

@@ -2,13 +2,15 @@
 import { Failure } from "./api.js";
 import { $, h, iconButton } from "./dom.js";
 
-export const ACCEPT = "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff,image/avif,image/heic,image/heif,.heic,.heif";
+export const ACCEPT =
+  "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff,image/avif,image/heic,image/heif,.heic,.heif";
 const NAMES = /\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|heif)$/i;
 const LARGE_BYTES = 4_000_000; // what a photo may have before it is scaled down
 const LARGEST_SIDE = 3080; // twice what the model sees, so that nothing is lost
 
 /** Whether the server reads such a file. */
-const isPicture = ({ type, name }) => ACCEPT.split(",").includes(type) || (!type && NAMES.test(name));
+const isPicture = ({ type, name }) =>
+  ACCEPT.split(",").includes(type) || (!type && NAMES.test(name));
 
 /** A file as { name, url } with a data URL. Throws Failure for one that is no picture. */
 export async function readPicture(file) {
@@ -40,26 +42,35 @@ async function smaller(file) {
 function dataUrl(blob, name) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => resolve(reader.result.replace(/^data:(?:application\/octet-stream)?;/, `data:${typeOf(name)};`));
+    reader.onload = () =>
+      resolve(
+        reader.result.replace(/^data:(?:application\/octet-stream)?;/, `data:${typeOf(name)};`),
+      );
     reader.onerror = () => reject(new Failure("picture", name));
     reader.readAsDataURL(blob);
   });
 }
 
 // Some systems know no type for a photo's name.
-const typeOf = (name) => `image/${(NAMES.exec(name)?.[1] ?? "png").toLowerCase().replace("jpg", "jpeg").replace(/^tif$/, "tiff")}`;
+const typeOf = (name) =>
+  `image/${(NAMES.exec(name)?.[1] ?? "png").toLowerCase().replace("jpg", "jpeg").replace(/^tif$/, "tiff")}`;
 
 /** A preview; a picture that the browser cannot show is its name. */
 function preview({ name, url }) {
   const image = h("img", { src: url, alt: name });
-  image.addEventListener("error", () => image.replaceWith(h("span", { class: "no-preview" }, name)));
+  image.addEventListener("error", () =>
+    image.replaceWith(h("span", { class: "no-preview" }, name)),
+  );
   return image;
 }
 
 /** A preview that opens the picture at full size. */
 export function pictureButton(picture) {
-  const button = h("button", { type: "button", class: "picture", label: ["pictures.enlarge", picture.name] },
-    preview(picture));
+  const button = h(
+    "button",
+    { type: "button", class: "picture", label: ["pictures.enlarge", picture.name] },
+    preview(picture),
+  );
   button.addEventListener("click", () => {
     const dialog = $("#picture");
     dialog.replaceChildren(
@@ -101,9 +112,16 @@ export class Tray {
 
   #show() {
     this.element.hidden = !this.pictures.length;
-    this.element.replaceChildren(...this.pictures.map((picture) =>
-      h("li", {}, pictureButton(picture),
-        iconButton("close", ["pictures.remove", picture.name], () => this.#remove(picture)))));
+    this.element.replaceChildren(
+      ...this.pictures.map((picture) =>
+        h(
+          "li",
+          {},
+          pictureButton(picture),
+          iconButton("close", ["pictures.remove", picture.name], () => this.#remove(picture)),
+        ),
+      ),
+    );
     this.changed();
   }
 

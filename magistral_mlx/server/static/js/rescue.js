@@ -21,8 +21,9 @@ export async function recover() {
   for (const name of Object.keys(localStorage).filter((name) => name.startsWith(PREFIX))) {
     const kept = JSON.parse(localStorage.getItem(name));
     const stored = await store.message(kept.id);
-    const longer = stored && kept.text.length + kept.thinking.length >=
-      stored.text.length + stored.thinking.length;
+    const longer =
+      stored &&
+      kept.text.length + kept.thinking.length >= stored.text.length + stored.thinking.length;
     if (longer) await store.saveMessage({ ...kept, state: "stopped" });
     localStorage.removeItem(name);
   }

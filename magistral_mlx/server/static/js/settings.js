@@ -24,18 +24,21 @@ function read() {
   }
 }
 
-export const settings = new Proxy({}, {
-  get: (_, name) => values[name],
-  set: (_, name, value) => {
-    values = { ...values, [name]: value };
-    try {
-      localStorage.setItem(KEY, JSON.stringify(values));
-    } catch {
-      // Full, or not allowed: it holds until the page is closed.
-    }
-    return true;
+export const settings = new Proxy(
+  {},
+  {
+    get: (_, name) => values[name],
+    set: (_, name, value) => {
+      values = { ...values, [name]: value };
+      try {
+        localStorage.setItem(KEY, JSON.stringify(values));
+      } catch {
+        // Full, or not allowed: it holds until the page is closed.
+      }
+      return true;
+    },
   },
-});
+);
 
 // Another tab has changed them.
 addEventListener("storage", (event) => {

@@ -23,15 +23,17 @@ export class Sidebar {
     $("#scrim").addEventListener("click", () => this.#show(false));
     NARROW.addEventListener("change", () => this.#show(NARROW.matches ? false : settings.sidebar));
     $("#sidebar").addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && NARROW.matches) this.#show(false, true);
+      if (event.key !== "Escape") return;
+      event.stopPropagation(); // it is not meant for an answer
+      if (NARROW.matches) this.#show(false, true);
     });
     addEventListener("language", () => this.draw());
     this.#show(this.shown);
   }
 
-  /** Read the list again. */
+  /** Read the list again. It is empty where the browser stores nothing. */
   async refresh() {
-    this.all = await store.conversations();
+    this.all = await store.conversations().catch(() => []);
     await this.#search();
   }
 
@@ -54,7 +56,7 @@ export class Sidebar {
 
   async #search() {
     const needle = $("#search").value.trim();
-    const found = needle ? await store.containing(needle) : null;
+    const found = needle ? await store.containing(needle).catch(() => new Set()) : null;
     if (needle !== $("#search").value.trim()) return; // typed on meanwhile
     this.found = found;
     this.draw();
@@ -63,14 +65,23 @@ export class Sidebar {
   draw() {
     const focused = document.activeElement?.closest?.(".conversation")?.dataset.id;
     const needle = $("#search").value.trim().toLocaleLowerCase();
-    const shown = this.all.filter(({ id, title }) =>
-      !this.found || this.found.has(id) || title.toLocaleLowerCase().includes(needle));
+    const shown = this.all.filter(
+      ({ id, title }) =>
+        !this.found || this.found.has(id) || title.toLocaleLowerCase().includes(needle),
+    );
     const groups = Map.groupBy(shown, ({ updated }) => age(updated));
     $("#conversations").replaceChildren(
       ...[...groups].map(([name, conversations]) =>
-        h("section", {}, h("h2", { t: name }),
-          h("ul", {}, ...conversations.map((conversation) => this.#item(conversation))))),
-      ...(shown.length ? [] : [h("p", { class: "nothing", t: needle ? "sidebar.none" : "sidebar.empty" })]),
+        h(
+          "section",
+          {},
+          h("h2", { t: name }),
+          h("ul", {}, ...conversations.map((conversation) => this.#item(conversation))),
+        ),
+      ),
+      ...(shown.length
+        ? []
+        : [h("p", { class: "nothing", t: needle ? "sidebar.none" : "sidebar.empty" })]),
     );
     if (focused) $(`.conversation[data-id="${focused}"] > button`)?.focus();
   }
@@ -79,16 +90,28 @@ export class Sidebar {
     const { id } = conversation;
     const here = id === this.chat.conversation?.id;
     const running = this.chat.answers.has(id);
-    const title = h("button", { type: "button", class: "open", title: conversation.title },
+    const title = h(
+      "button",
+      { type: "button", class: "open", title: conversation.title },
       h("span", { class: "name" }, conversation.title || t("chat.untitled")),
-      running ? h("span", { class: "running", role: "img", label: "sidebar.running" }) : null);
+      running ? h("span", { class: "running", role: "img", label: "sidebar.running" }) : null,
+    );
     if (here) title.setAttribute("aria-current", "page");
     title.addEventListener("click", () => this.open(id));
-    const item = h("li", { class: "conversation", "data-id": id }, title,
-      h("span", { class: "item-tools" },
+    const item = h(
+      "li",
+      { class: "conversation", "data-id": id },
+      title,
+      h(
+        "span",
+        { class: "item-tools" },
         iconButton("edit", "chat.rename", () => this.#rename(item, conversation)),
-        iconButton("export", "chat.export", async () => download(await exported([conversation]), fileName(conversation.title))),
-        iconButton("trash", "chat.delete", () => this.#delete(conversation))));
+        iconButton("export", "chat.export", async () =>
+          download(await exported([conversation]), fileName(conversation.title)),
+        ),
+        iconButton("trash", "chat.delete", () => this.#delete(conversation)),
+      ),
+    );
     return item;
   }
 

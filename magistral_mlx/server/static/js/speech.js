@@ -37,4 +37,7 @@ function lastEnd(text) {
 
 // Without the signs of Markdown, which nobody wants to hear.
 const plain = (text) =>
-  text.replace(/^[#>\s]+|[*_`~]+|^\s*[-+]\s+/gm, "").replace(/\[([^\]]*)\]\([^)]*\)/g, "$1").trim();
+  text
+    .replace(/^[#>\s]+|[*_`~]+|^\s*[-+]\s+/gm, "")
+    .replace(/\[([^\]]*)\]\([^)]*\)/g, "$1")
+    .trim();

@@ -18,6 +18,10 @@ function open() {
       request.result
         .createObjectStore("messages", { keyPath: "id" })
         .createIndex("conversation", "conversation");
+      // Apart, so that a search need not read them.
+      request.result
+        .createObjectStore("pictures", { keyPath: "message" })
+        .createIndex("conversation", "conversation");
     };
     request.onsuccess = () => {
       request.result.onversionchange = () => request.result.close();
@@ -38,9 +42,11 @@ async function read(store, use) {
   return result(use((await open()).transaction(store).objectStore(store)));
 }
 
+// Call `use` with the three stores, and wait until all of it is on the disk, or none.
 async function write(use) {
-  const transaction = (await open()).transaction(["conversations", "messages"], "readwrite");
-  use(transaction.objectStore("conversations"), transaction.objectStore("messages"), transaction);
+  const names = ["conversations", "messages", "pictures"];
+  const transaction = (await open()).transaction(names, "readwrite");
+  use(...names.map((name) => transaction.objectStore(name)));
   await new Promise((resolve, reject) => {
     transaction.oncomplete = resolve;
     transaction.onabort = transaction.onerror = () => reject(transaction.error);
@@ -54,22 +60,40 @@ export const conversations = async () =>
 export const conversation = (id) => read("conversations", (store) => store.get(id));
 
 /** All messages of a conversation, oldest first; a question comes before its answer. */
-export const messages = async (id) =>
-  (await read("messages", (store) => store.index("conversation").getAll(id)))
+export async function messages(id) {
+  const [found, shown] = await Promise.all([ofConversation("messages", id), picturesOf(id)]);
+  return found
+    .map((message) => withPictures(message, shown.get(message.id)))
     .sort((a, b) => a.created - b.created || (a.role === "user" ? -1 : 1));
+}
 
+const ofConversation = (store, id) =>
+  read(store, (store) => store.index("conversation").getAll(id));
+
+const picturesOf = async (id) =>
+  new Map((await ofConversation("pictures", id)).map((entry) => [entry.message, entry.pictures]));
+
+const withPictures = (message, pictures) =>
+  message.role === "user" ? { ...message, pictures: pictures ?? [] } : message;
+
+/** One message, without its pictures. */
 export const message = (id) => read("messages", (store) => store.get(id));
 
 /** Save a conversation, and messages of it, in one go. */
 export async function save(conversation, messages = []) {
-  await write((conversations, all) => {
+  await write((conversations, all, pictures) => {
     conversations.put(conversation);
-    for (const message of messages) all.put(message);
+    for (const { pictures: shown, ...message } of messages) {
+      all.put(message);
+      if (shown?.length) {
+        pictures.put({ message: message.id, conversation: conversation.id, pictures: shown });
+      }
+    }
   });
   tell(conversation.id);
 }
 
-/** Save one message as it is now. Its conversation may be gone meanwhile: then it goes too. */
+/** Save an answer as it is now. Its conversation may be gone meanwhile: then it goes too. */
 export async function saveMessage(message) {
   await write((conversations, all) => {
     conversations.getKey(message.conversation).onsuccess = (event) => {
@@ -83,9 +107,12 @@ export const removeMessage = (id) => write((_, all) => all.delete(id));
 /** Delete a conversation; resolves to its messages, for whoever wants them back. */
 export async function remove(id) {
   const lost = await messages(id);
-  await write((conversations, all) => {
+  await write((conversations, all, pictures) => {
     conversations.delete(id);
-    for (const message of lost) all.delete(message.id);
+    for (const message of lost) {
+      all.delete(message.id);
+      pictures.delete(message.id);
+    }
   });
   tell(id);
   return lost;

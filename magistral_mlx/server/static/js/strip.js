@@ -41,8 +41,18 @@ export class Strip {
 
   draw() {
     const items = [this.#memory(), this.#speed(), this.#context(), this.#queue()];
-    this.element.replaceChildren(...items.filter(Boolean).map(([name, value, share]) =>
-      h("div", {}, h("dt", {}, t(name)), h("dd", {}, value, share === undefined ? null : meter(share)))));
+    this.element.replaceChildren(
+      ...items
+        .filter(Boolean)
+        .map(([name, value, share]) =>
+          h(
+            "div",
+            {},
+            h("dt", {}, t(name)),
+            h("dd", {}, value, share === undefined ? null : meter(share)),
+          ),
+        ),
+    );
   }
 
   #memory() {

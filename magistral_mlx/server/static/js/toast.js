@@ -8,15 +8,27 @@ export function toast(key, { args = [], undo = null } = {}) {
   const note = h("div", { class: "toast" }, h("span", { t: [key, ...args] }));
   let timer = setTimeout(() => note.remove(), (undo ? 2 : 1) * SECONDS * 1000);
   if (undo) {
-    note.append(h("button", {
-      type: "button", class: "link", t: "undo",
-      on: { click: () => { note.remove(); undo(); } },
-    }));
+    note.append(
+      h("button", {
+        type: "button",
+        class: "link",
+        t: "undo",
+        on: {
+          click: () => {
+            note.remove();
+            undo();
+          },
+        },
+      }),
+    );
   }
   // Who is reading it, or on the way to its button, gets all the time there is.
-  for (const enter of ["mouseenter", "focusin"]) note.addEventListener(enter, () => clearTimeout(timer));
+  for (const enter of ["mouseenter", "focusin"])
+    note.addEventListener(enter, () => clearTimeout(timer));
   for (const leave of ["mouseleave", "focusout"]) {
-    note.addEventListener(leave, () => { timer = setTimeout(() => note.remove(), SECONDS * 1000); });
+    note.addEventListener(leave, () => {
+      timer = setTimeout(() => note.remove(), SECONDS * 1000);
+    });
   }
   $("#toasts").append(note);
 }

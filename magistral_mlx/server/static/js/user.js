@@ -11,12 +11,20 @@ export class UserView {
     this.message = message;
     this.actions = actions;
     this.text = h("div", { class: "user-text" }, message.text);
-    this.tools = h("div", { class: "tools" },
+    this.tools = h(
+      "div",
+      { class: "tools" },
       versionSwitch(versions, actions.choose),
       copyButton("message.copy", () => message.text),
-      iconButton("edit", "message.edit", () => this.#edit()));
+      iconButton("edit", "message.edit", () => this.#edit()),
+    );
     this.heading = h("h2", { class: "hidden", t: "message.user" });
-    this.shown = [this.heading, this.#pictures(), message.text ? this.text : null, this.tools].filter(Boolean);
+    this.shown = [
+      this.heading,
+      this.#pictures(),
+      message.text ? this.text : null,
+      this.tools,
+    ].filter(Boolean);
     this.element = h("article", { class: "message user" }, ...this.shown);
   }
 
@@ -25,15 +33,26 @@ export class UserView {
   #pictures() {
     const { pictures } = this.message;
     if (!pictures?.length) return null;
-    return h("div", { class: "user-pictures" }, ...pictures.map((picture) => pictureButton(picture)));
+    return h(
+      "div",
+      { class: "user-pictures" },
+      ...pictures.map((picture) => pictureButton(picture)),
+    );
   }
 
   #edit() {
     const area = h("textarea", { label: "message.edit", value: this.message.text, rows: "1" });
-    const form = h("form", { class: "editor" }, area,
-      h("div", { class: "editor-row" },
+    const form = h(
+      "form",
+      { class: "editor" },
+      area,
+      h(
+        "div",
+        { class: "editor-row" },
         h("button", { type: "button", t: "cancel", on: { click: () => this.#close() } }),
-        h("button", { type: "submit", class: "primary", t: "composer.send" })));
+        h("button", { type: "submit", class: "primary", t: "composer.send" }),
+      ),
+    );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const { pictures } = this.message;

@@ -5,8 +5,11 @@ import { h, iconButton } from "./dom.js";
 export function versionSwitch({ all, index }, choose) {
   if (all.length < 2) return null;
   const step = (by) => () => choose(all[index + by]);
-  return h("span", { class: "versions", role: "group", label: "versions" },
+  return h(
+    "span",
+    { class: "versions", role: "group", label: "versions" },
     iconButton("left", "versions.earlier", step(-1), { disabled: index === 0 }),
     h("span", {}, `${index + 1}/${all.length}`),
-    iconButton("right", "versions.later", step(1), { disabled: index === all.length - 1 }));
+    iconButton("right", "versions.later", step(1), { disabled: index === all.length - 1 }),
+  );
 }

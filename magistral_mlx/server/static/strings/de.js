@@ -38,14 +38,16 @@ export default {
   "chat.deleted": (title) => `„${title}“ wurde gelöscht.`,
 
   "empty.title": "Worüber denken wir nach?",
-  "empty.text": "Magistral läuft auf diesem Rechner. Texte und Bilder verlassen ihn nicht.",
+  "empty.text":
+    "Magistral läuft auf dem eigenen Rechner. Texte und Bilder gehen nirgendwo sonst hin.",
   "example.sum": "Was ist 37 + 85?",
   "example.proof": "Warum ist die Wurzel aus 2 irrational?",
   "example.code": "Schreibe eine Python-Funktion, die die Primzahlen unter n findet.",
 
   "composer.label": "Nachricht",
   "composer.placeholder": "Etwas fragen oder ein Bild ablegen",
-  "composer.help": "Enter sendet, Umschalt und Enter machen eine neue Zeile, Escape hält die Antwort an.",
+  "composer.help":
+    "Enter sendet, Umschalt und Enter machen eine neue Zeile, Escape hält die Antwort an.",
   "composer.send": "Senden",
   "composer.stop": "Anhalten",
 
@@ -85,7 +87,8 @@ export default {
   "thinking.tokens": "Token höchstens",
   "options.temperature": "Temperatur",
   "options.temperature.default": "Vorgabe",
-  "options.temperature.hint": "0 nimmt immer das wahrscheinlichste Token; höher wird es vielfältiger.",
+  "options.temperature.hint":
+    "0 nimmt immer das wahrscheinlichste Token; höher wird es vielfältiger.",
   "options.maxTokens": "Längste Antwort",
   "options.maxTokens.default": "was der Kontext erlaubt",
   "options.maxTokens.hint": "In Token, das Nachdenken eingeschlossen.",
@@ -109,7 +112,8 @@ export default {
   "imported": (count) => `${count} ${one(count, "Unterhaltung", "Unterhaltungen")} importiert.`,
 
   "key.title": "Dieser Server verlangt einen Schlüssel",
-  "key.text": "Er wurde mit einem API-Schlüssel gestartet. Der Schlüssel bleibt, bis dieser Tab geschlossen wird.",
+  "key.text":
+    "Er wurde mit einem API-Schlüssel gestartet. Der Schlüssel bleibt, bis dieser Tab geschlossen wird.",
   "key.wrong": "Der Server hat diesen Schlüssel nicht angenommen.",
   "key.field": "API-Schlüssel",
   "key.use": "Schlüssel verwenden",
@@ -127,7 +131,9 @@ export default {
   "error.key": "Der Server braucht einen API-Schlüssel.",
   "error.large": "Das ist mehr, als der Server in einer Nachricht annimmt.",
   "error.busy": (wait) =>
-    wait ? `Der Server ist ausgelastet. In ${wait} Sekunden noch einmal versuchen.` : "Der Server ist ausgelastet. Gleich noch einmal versuchen.",
+    wait
+      ? `Der Server ist ausgelastet. In ${wait} Sekunden noch einmal versuchen.`
+      : "Der Server ist ausgelastet. Gleich noch einmal versuchen.",
   "error.unavailable": "Das Modell ist noch nicht bereit.",
   "error.refused": "Der Server hat die Anfrage abgelehnt.",
   "error.server": "Der Server konnte nicht antworten.",

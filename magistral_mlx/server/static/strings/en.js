@@ -38,7 +38,8 @@ export default {
   "chat.deleted": (title) => `“${title}” was deleted.`,
 
   "empty.title": "What shall we think through?",
-  "empty.text": "Magistral runs on this machine. What you write, and the pictures you show it, stay here.",
+  "empty.text":
+    "Magistral runs on your own machine. What you write and show to it goes nowhere else.",
   "example.sum": "What is 37 + 85?",
   "example.proof": "Why is the square root of 2 irrational?",
   "example.code": "Write a Python function that finds the primes below n.",
@@ -127,7 +128,9 @@ export default {
   "error.key": "The server needs an API key.",
   "error.large": "This is more than the server takes in one message.",
   "error.busy": (wait) =>
-    wait ? `The server is busy. Try again in ${wait} seconds.` : "The server is busy. Try again in a moment.",
+    wait
+      ? `The server is busy. Try again in ${wait} seconds.`
+      : "The server is busy. Try again in a moment.",
   "error.unavailable": "The model is not ready yet.",
   "error.refused": "The server refused the request.",
   "error.server": "The server could not answer.",
