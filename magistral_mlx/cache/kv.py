@@ -6,6 +6,7 @@ the cache stores, and how, stays in here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from magistral_mlx.backend import mx
@@ -54,6 +55,10 @@ class KVCache(LayerCache, Protocol):
 
     def trimmable(self, length: int) -> int:
         """The longest beginning, of `length` tokens at most, that a trim gives back unchanged."""
+
+    @property
+    def resumable(self) -> Sequence[int]:
+        """Lengths to go on from that are not made of the rows of single tokens alone."""
 
     def mark(self, most: int) -> None:
         """Make this length one that stays `trimmable`, where that takes anything; of such marks
@@ -120,6 +125,10 @@ class FullKVCache:
 
     def trimmable(self, length: int) -> int:
         return min(length, self.length)
+
+    @property
+    def resumable(self) -> Sequence[int]:
+        return ()
 
     def mark(self, most: int) -> None:
         pass  # every length is

@@ -30,6 +30,10 @@ class Marks:
     def state(self) -> list[mx.array]:
         return [array for mark in self._marks for array in (mark.keys, mark.values)]
 
+    @property
+    def lengths(self) -> list[int]:
+        return [mark.length for mark in self._marks]
+
     def add(self, mark: Mark, most: int) -> None:
         """Add one at the end. Beyond `most`, 3 or more, the one goes that costs least to miss:
         the closest to the one before it, never one of the last two."""

@@ -10,6 +10,8 @@ so trimming back by up to that much and writing again leaves no trace.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.attention import WORKSPACE, Packed, Segment, attend
 from magistral_mlx.cache.buffer import Buffer
@@ -108,6 +110,10 @@ class QuantizedKVCache:
     def trimmable(self, length: int) -> int:
         length = min(length, self.length)
         return length if self._in_window(length) else self._marks.longest(length)
+
+    @property
+    def resumable(self) -> Sequence[int]:
+        return [*self._marks.lengths, self.length]
 
     def mark(self, most: int) -> None:
         start = max(self._start, self.scheme.first + self.scheme.packed(self.length - SLACK))

@@ -19,6 +19,11 @@ class PictureKey:
     digest: bytes
     tokens: int
 
+    @property
+    def name(self) -> str:
+        """A name for files."""
+        return f"{self.digest.hex()}-{self.tokens}"
+
     @classmethod
     def of(cls, pixels: NDArray[np.float32], tokens: int) -> PictureKey:
         """The key of a picture, (3, H, W), that has `tokens` picture tokens in a prompt."""

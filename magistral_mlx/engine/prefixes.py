@@ -4,12 +4,14 @@
     put     those of a generation that has ended, its answer included
 
 Everything lives on the worker thread and counts against one budget, which what runs has the first
-claim on. What was used least recently goes first.
+claim on. What was used least recently goes first. With a disk all of it is written there as well,
+when there is time, and read again where memory holds less of a prompt.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
+from magistral_mlx.cache.disk import DiskPrefixes
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.engine.pictures import PictureKey, common, keyed
 from magistral_mlx.engine.prefill import Prefilled
 
 _LEAST = 8  # tokens; fewer are not worth the trouble
+_PATIENCE = 20.0  # seconds that closing waits for the disk
+_WORTH_READING = 64  # tokens that the disk must have beyond what memory holds
 
 
 @dataclass(slots=True)
@@ -30,13 +35,15 @@ class Counts:
     """What has become of the prompts so far.
 
     prompts: looked up. hits: of which some tokens were held. tokens: of all prompts. reused: of
-    which were held. pictures: whose features were looked up. seen: of which were held.
+    which were held. read: of which came from the disk. pictures: whose features were looked up.
+    seen: of which were held.
     """
 
     prompts: int = 0
     hits: int = 0
     tokens: int = 0
     reused: int = 0
+    read: int = 0
     pictures: int = 0
     seen: int = 0
 
@@ -90,7 +97,11 @@ class Prefixes:
     """
 
     def __init__(
-        self, budget: int, make_caches: Callable[[], Sequence[KVCache]], image_token: int
+        self,
+        budget: int,
+        make_caches: Callable[[], Sequence[KVCache]],
+        image_token: int,
+        disk: DiskPrefixes | None = None,
     ) -> None:
         """Nothing is held yet.
 
@@ -98,6 +109,7 @@ class Prefixes:
             budget: bytes that what is held and the caches of what runs may take together.
             make_caches: empty caches of the scheme that all of them have.
             image_token: the id that stands for a part of a picture.
+            disk: where it is kept for later runs; `close` finishes writing.
         """
         self.budget = budget
         self.counts = Counts()
@@ -105,6 +117,8 @@ class Prefixes:
         self._image_token = image_token
         self._kept: OrderedDict[object, _Held | _Seen] = OrderedDict()  # the oldest use first
         self._running = 0
+        self._disk = disk
+        self._unwritten: deque[_Held] = deque()
 
     @property
     def nbytes(self) -> int:
@@ -140,15 +154,16 @@ class Prefixes:
         self.counts.prompts += 1
         self.counts.tokens += len(keys)
         held, length = self._longest(keys)
-        prefilled = None
         for other in in_use:
             shared = _Held(other.keys, other.caches)
             if (more := shared.reusable(keys)) > length:
                 held, length = shared, more
-        if held is not None:
-            self.counts.hits += 1
-            self.counts.reused += length
+        prefilled = self._from_disk(keys, length)
+        if prefilled is None and held is not None:
             prefilled = self._hand_out(held, length, whole=length == len(keys))
+        if prefilled is not None:
+            self.counts.hits += 1
+            self.counts.reused += prefilled.length
         self._evict()
         return prefilled
 
@@ -184,6 +199,10 @@ class Prefixes:
                 del self._kept[name]
         self._kept[held] = held
         self._evict()
+        if self._disk is not None:
+            self._unwritten.append(held)
+            while self.write_some():
+                pass
 
     def _longest(self, keys: NDArray[np.int64]) -> tuple[_Held | None, int]:
         best, most = None, _LEAST - 1
@@ -218,15 +237,62 @@ class Prefixes:
         self.counts.pictures += 1
         seen = self._kept.get(picture)
         if not isinstance(seen, _Seen):
-            return None
+            features = None if self._disk is None else self._disk.features(picture.name)
+            if features is None:
+                return None
+            seen = self._kept[picture] = _Seen(features)
         self.counts.seen += 1
         self._kept.move_to_end(picture)
+        self._evict()
         return seen.features
 
     def keep_features(self, picture: PictureKey, features: mx.array) -> None:
         """Keep the features of a picture, (n, D), evaluated."""
         self._kept[picture] = _Seen(features)
         self._evict()
+        if self._disk is not None:
+            self._disk.keep_features(picture.name, features)
+
+    # The disk
+
+    def _from_disk(self, keys: NDArray[np.int64], held: int) -> Prefilled | None:
+        """What the disk has, if it is clearly more than is `held`."""
+        if self._disk is None or self._disk.find(keys).length < held + _WORTH_READING:
+            return None
+        self._evict()
+        caches = self._make_caches()
+        length = self._disk.load(keys, caches, held)
+        self.counts.read += length
+        return Prefilled(caches, length) if length else None
+
+    def write_some(self) -> bool:
+        """Hand something to the disk that it does not have yet -> whether to go on with that.
+
+        It does not wait: where the disk is busy nothing happens.
+        """
+        if self._disk is None or not self._disk.has_room:
+            return False
+        while self._unwritten:
+            held = self._unwritten[0]
+            if held in self._kept and self._disk.write_some(held.keys, held.caches):
+                return True
+            self._unwritten.popleft()
+        return False
+
+    def take_notes(self) -> list[str]:
+        """What a user should know of the disk, once."""
+        return [] if self._disk is None else self._disk.take_notes()
+
+    def close(self) -> None:
+        """Give up everything once it has been written, as far as that takes some seconds."""
+        if self._disk is not None:
+            end = time.monotonic() + _PATIENCE
+            while self.write_some() or (
+                self._unwritten and self._disk.wait_for_room(end - time.monotonic())
+            ):
+                pass
+            self._disk.close(end - time.monotonic())
+        self.release()
 
     # Room
 
@@ -240,8 +306,9 @@ class Prefixes:
         self._evict()
 
     def release(self) -> None:
-        """Give up everything."""
+        """Give up everything in memory."""
         self._kept.clear()
+        self._unwritten.clear()
 
     def _evict(self) -> None:
         room = self.budget - self._running

@@ -1,0 +1,329 @@
+"""Beginnings of prompts on disk, for later runs: in blocks that prompts share.
+
+A block holds `BLOCK` tokens of all layers. Its name is a digest of all tokens up to its end, so
+two prompts that begin alike have their first blocks in common, and the longest beginning is found
+by looking for one name after the other. A quantized cache has more than rows, its window: that, and
+the rows after the last block, stand in an end of its own, at each length that one may go on from.
+
+A folder stands for a model, a scheme and a version: what belongs to another is never looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_mlx.backend import mx
+from magistral_mlx.cache.blockfile import BlockFile, Damaged, HostArray
+from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.cache.writer import Writer
+
+BLOCK = 256  # tokens
+_FORMAT = 1
+_ROWS = ("keys", "values", "packed_")  # how the names of arrays begin that have a row a token
+_THREADS = 4  # that read
+
+Keys = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the disk has of a prompt: its first `length` tokens."""
+
+    length: int
+    blocks: Sequence[Path] = ()
+    end: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        return [*self.blocks, *([self.end] if self.end else [])]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A file that is to be written: rows of all layers, and with an end what else there is."""
+
+    path: Path
+    length: int  # of the cache that it is a part of
+    start: int
+    stop: int
+    is_end: bool = False
+
+
+@dataclass
+class DiskPrefixes:
+    """What is kept below a folder for one model, scheme and version. Lives on the worker thread.
+
+    root: shared by all models. limit: bytes of all files below it. identity: everything that the
+    arrays depend on but for the tokens.
+    """
+
+    root: Path
+    limit: int
+    identity: str
+    scheme: KVScheme
+    _notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._owner = _digest(f"{self.identity} {self.scheme} format {_FORMAT}".encode())
+        self._folder = self.root / self._owner[:16]
+        self._lock = threading.Lock()
+        self._writer = Writer(self.root, self.limit, self._owner, self._note)
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            self._writer.close(0)
+            self._note(
+                f"Prompts cannot be kept in {self.root}: {error.strerror or error}. Answers are "
+                "not affected."
+            )
+
+    def take_notes(self) -> list[str]:
+        """What a user should know of, once."""
+        with self._lock:
+            notes, self._notes = self._notes, []
+        return notes
+
+    def _note(self, text: str) -> None:
+        with self._lock:
+            self._notes.append(text)
+
+    # Reading
+
+    def find(self, keys: Keys) -> Found:
+        """The longest beginning of a prompt that is here, but for its last token."""
+        keys = keys[:-1]
+        names, blocks = [self._start(keys)], []
+        for name in self._chain(keys):
+            if not (self._folder / name).is_file():
+                break
+            names.append(name)
+            blocks.append(self._folder / name)
+        if not self.scheme.quantized:
+            return Found(len(blocks) * BLOCK, blocks)
+        best = Found(0)
+        for path in self._ends():
+            base, length = path.name.split("-")[1:3]
+            if base not in names or not best.length < int(length) <= len(keys):
+                continue
+            if path.name == self._end_name(base, keys[: int(length)]):
+                best = Found(int(length), blocks[: names.index(base)], path)
+        return best
+
+    def load(self, keys: Keys, caches: Sequence[KVCache], least: int) -> int:
+        """Fill empty caches with the longest beginning of a prompt -> its length.
+
+        It is 0, and the caches are of no use, if there are not more than `least` tokens. Damaged
+        files are removed, and what is left counts.
+        """
+        while (found := self.find(keys)).length > least:
+            try:
+                self._read(found, caches)
+            except _Refused as refused:
+                if not self._remove(refused):
+                    return 0
+                for cache in caches:
+                    cache.trim(0)
+            else:
+                self._writer.used(found.files)
+                return found.length
+        return 0
+
+    def _read(self, found: Found, caches: Sequence[KVCache]) -> None:
+        """Raises _Refused for a file that cannot be used."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            files = list(pool.map(self._open, found.files))
+            for n, cache in enumerate(caches):
+                parts = list(pool.map(_layer, files, repeat(n)))
+                cache.restore(_joined(parts), found.length)
+                mx.eval(cache.state)  # layer by layer, or all would be in memory twice
+
+    def _open(self, path: Path) -> BlockFile:
+        with _refusing(path):
+            return BlockFile(path, self._owner)
+
+    def _remove(self, refused: _Refused) -> bool:
+        """Remove a file that is damaged -> whether it makes sense to look again."""
+        path, why = refused.path, refused.why
+        if isinstance(why, FileNotFoundError):
+            return True  # another process was faster
+        try:
+            if isinstance(why, OSError):
+                raise why
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self._note(f"{path} is of no use: {error.strerror or error}. Its prompt is read anew.")
+            return False
+        self._note(f"{path} was of no use and has been removed: {why}. Its prompt is read anew.")
+        return True
+
+    # Pictures
+
+    def features(self, name: str) -> mx.array | None:
+        """What `keep_features` kept under that name."""
+        path = self._folder / f"picture-{name}"
+        try:
+            with _refusing(path):
+                (features,) = BlockFile(path, self._owner).read(["features"])
+        except _Refused as refused:
+            self._remove(refused)
+            return None
+        self._writer.used([path])
+        return features.to_device()
+
+    def keep_features(self, name: str, features: mx.array) -> None:
+        """Keep the features of a picture, (n, D), evaluated."""
+        path = self._folder / f"picture-{name}"
+        if self._wanted(path) and self._writer.has_room:
+            self._writer.put(path, {"features": HostArray.of(features)})
+
+    # Writing
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory that wait to be written."""
+        return self._writer.nbytes
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more can be written now."""
+        return self._writer.has_room
+
+    def when_room(self, call: Callable[[], None]) -> None:
+        """Have `call` called, from another thread, whenever something has been written."""
+        self._writer.on_room = call
+
+    def write_some(self, keys: Keys, caches: Sequence[KVCache]) -> bool:
+        """Hand one file of what caches hold of these tokens to the writer -> whether there is more.
+
+        The caches are evaluated.
+        """
+        pieces = list(self._pieces(keys, caches[0]))
+        for piece in pieces:
+            if self._wanted(piece.path):
+                self._writer.put(piece.path, _arrays(piece, caches))
+                return True
+        self._writer.used([piece.path for piece in pieces])
+        return False
+
+    def wait_for_room(self, patience: float) -> bool:
+        """Wait until more can be written -> whether it can, within so many seconds."""
+        return self._writer.wait_for_room(patience)
+
+    def close(self, patience: float) -> None:
+        """Finish writing within so many seconds, and drop the rest."""
+        self._writer.close(patience)
+
+    def _wanted(self, path: Path) -> bool:
+        return not (self._writer.failed or self._writer.waits(path) or path.exists())
+
+    def _pieces(self, keys: Keys, cache: KVCache) -> Iterator[_Piece]:
+        """All files that hold what a cache has of these tokens, in the order of their tokens."""
+        rows = self._rows(len(keys))
+        for n, name in enumerate(self._chain(keys)):
+            if (n + 1) * BLOCK <= rows:
+                yield _Piece(self._folder / name, len(keys), n * BLOCK, (n + 1) * BLOCK)
+        for length in cache.resumable if self.scheme.quantized else ():
+            if length <= len(keys):
+                blocks = self._rows(length) // BLOCK
+                base = [self._start(keys), *self._chain(keys[:length])][blocks]
+                path = self._folder / self._end_name(base, keys[:length])
+                yield _Piece(path, length, blocks * BLOCK, self._rows(length), is_end=True)
+
+    # Names
+
+    def _rows(self, length: int) -> int:
+        """Rows that blocks are made of, in a cache of so many tokens."""
+        return self.scheme.packed(length) if self.scheme.quantized else length
+
+    def _start(self, keys: Keys) -> str:
+        return _digest(self._owner.encode() + keys[: self._offset].tobytes())
+
+    @property
+    def _offset(self) -> int:
+        """The token that the first row is of."""
+        return self.scheme.first if self.scheme.quantized else 0
+
+    def _chain(self, keys: Keys) -> Iterator[str]:
+        """The name of each whole block."""
+        name = self._start(keys)
+        for start in range(self._offset, len(keys) - BLOCK + 1, BLOCK):
+            name = _digest(name.encode() + keys[start : start + BLOCK].tobytes())
+            yield name
+
+    def _end_name(self, base: str, keys: Keys) -> str:
+        return f"end-{base}-{len(keys)}-{_digest(keys.tobytes())}"
+
+    def _ends(self) -> list[Path]:
+        try:
+            with os.scandir(self._folder) as entries:
+                names = [entry.name for entry in entries if entry.name.startswith("end-")]
+        except OSError:
+            return []
+        return [self._folder / name for name in names if name.count("-") == 3]
+
+
+class _Refused(Exception):
+    """A file that cannot be used, and why not."""
+
+    def __init__(self, path: Path, why: Damaged | OSError) -> None:
+        super().__init__(path, why)
+        self.path, self.why = path, why
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (Damaged, OSError) as error:
+        raise _Refused(path, error) from error
+
+
+def _layer(file: BlockFile, layer: int) -> dict[str, HostArray]:
+    """The arrays of one layer."""
+    prefix = f"{layer}."
+    names = [name for name in file.names if name.startswith(prefix)]
+    with _refusing(file.path):
+        arrays = file.read(names)
+    return {name.removeprefix(prefix): x for name, x in zip(names, arrays, strict=True)}
+
+
+def _joined(parts: Sequence[Mapping[str, HostArray]]) -> dict[str, mx.array]:
+    """What a cache saved, from its parts in the order of their tokens."""
+    joined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        found = [part[name] for part in parts if name in part]
+        data = np.concatenate([x.data for x in found], axis=2) if len(found) > 1 else found[0].data
+        joined[name] = HostArray(found[0].dtype, data).to_device()
+    return joined
+
+
+def _arrays(piece: _Piece, caches: Sequence[KVCache]) -> dict[str, HostArray]:
+    """What a file holds, layer by layer."""
+    arrays = {}
+    for n, cache in enumerate(caches):
+        for name, x in cache.save(piece.length).items():
+            if name.startswith(_ROWS):
+                x = x[:, :, piece.start : piece.stop]
+            elif not piece.is_end or name.startswith("mark_"):  # those have ends of their own
+                continue
+            if x.size:
+                arrays[f"{n}.{name}"] = x
+    mx.eval(list(arrays.values()))
+    return {name: HostArray.of(x) for name, x in arrays.items()}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

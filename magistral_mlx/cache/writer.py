@@ -1,0 +1,165 @@
+"""Files written in the background, in a folder that several processes share, within a limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from magistral_mlx.cache.blockfile import UNFINISHED, HostArray, write
+
+_PENDING = 128 << 20  # bytes that may wait for the disk
+_ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's any more
+
+
+class Writer:
+    """A thread that writes files and keeps all files below a folder within a limit.
+
+    It never raises: what goes wrong is handed to `note` in a sentence, once, and nothing is
+    written any more.
+    """
+
+    def __init__(self, root: Path, limit: int, owner: str, note: Callable[[str], None]) -> None:
+        """Start the thread.
+
+        Args:
+            limit: bytes that the files below `root` may take together.
+            owner: what is written belongs to.
+        """
+        self._root, self._limit, self._owner, self._note = root, limit, owner, note
+        self.on_room: Callable[[], None] | None = None  # called from this thread
+        self._changed = threading.Condition()
+        self._jobs: deque[Path | Sequence[Path] | None] = deque()
+        self._waiting: dict[Path, Mapping[str, HostArray]] = {}
+        self._pending = 0  # bytes
+        self._failed = False
+        self._known = 0  # bytes below `root`, as far as this process knows
+        self._thread = threading.Thread(target=self._run, name="magistral-mlx-disk", daemon=True)
+        self._thread.start()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that wait to be written."""
+        return self._pending
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes another file; it takes none any more once one has failed."""
+        return self._pending < _PENDING and not self._failed
+
+    @property
+    def failed(self) -> bool:
+        return self._failed
+
+    def waits(self, path: Path) -> bool:
+        """Whether a file is about to be written."""
+        return path in self._waiting
+
+    def put(self, path: Path, arrays: Mapping[str, HostArray]) -> None:
+        """Write a file, soon."""
+        with self._changed:
+            self._waiting[path] = arrays
+            self._pending += _nbytes(arrays)
+            self._jobs.append(path)
+            self._changed.notify_all()
+
+    def used(self, paths: Sequence[Path]) -> None:
+        """Files, the most valuable first, were read: they are the last to go."""
+        with self._changed:
+            self._jobs.append(paths)
+            self._changed.notify_all()
+
+    def wait_for_room(self, patience: float) -> bool:
+        """Wait until it takes another file -> whether it does, within so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.has_room or self._failed, max(0.0, patience))
+        return self.has_room
+
+    def close(self, patience: float) -> None:
+        """Write what waits, for so many seconds; drop the rest."""
+        end = time.monotonic() + patience
+        with self._changed:
+            self._jobs.append(None)
+            self._changed.notify_all()
+        self._thread.join(max(0.0, end - time.monotonic()))
+        self._failed = True
+
+    # On the thread
+
+    def _run(self) -> None:
+        self._shrink()
+        while True:
+            with self._changed:
+                while not self._jobs:
+                    self._changed.wait()
+                job = self._jobs.popleft()
+            if job is None:
+                return
+            if isinstance(job, Path):
+                self._write(job)
+            else:
+                _touch(job)
+
+    def _write(self, path: Path) -> None:
+        arrays = self._waiting[path]
+        if not self._failed:
+            try:
+                if not path.exists() and _nbytes(arrays) <= self._limit:
+                    self._known += write(path, self._owner, arrays)
+            except OSError as error:
+                self._fail(error)
+        with self._changed:
+            del self._waiting[path]
+            self._pending -= _nbytes(arrays)
+            self._changed.notify_all()
+        if self._known > self._limit:
+            self._shrink()
+        if self.on_room:
+            self.on_room()
+
+    def _fail(self, error: OSError) -> None:
+        self._failed = True
+        why = error.strerror or str(error)
+        if error.errno == errno.ENOSPC:
+            why = "the disk is full"
+        self._note(f"Prompts are no longer kept in {self._root}: {why}. Answers are not affected.")
+
+    def _shrink(self) -> None:
+        """Remove what was used least recently, and what a process left unfinished."""
+        files = []
+        for path in self._root.glob("*/*"):
+            try:
+                status = path.stat()
+                if not path.name.endswith(UNFINISHED):
+                    files.append((status.st_mtime_ns, status.st_size, path))
+                elif time.time() - status.st_mtime > _ABANDONED:
+                    path.unlink()
+            except OSError:  # another process was faster
+                continue
+        self._known = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if self._known <= self._limit:
+                return
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self._fail(error)
+                return
+            self._known -= size
+
+
+def _touch(paths: Sequence[Path]) -> None:
+    now = time.time()
+    for n, path in enumerate(paths):
+        try:
+            os.utime(path, (now, now - n / 1000))
+        except OSError:  # it was removed meanwhile
+            continue
+
+
+def _nbytes(arrays: Mapping[str, HostArray]) -> int:
+    return sum(array.data.nbytes for array in arrays.values())
