@@ -61,6 +61,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     help="How long running answers may go on after Ctrl-C or SIGTERM.",
 )
 @click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
+@click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
 @click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
 @click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
@@ -139,7 +140,10 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             queue=options["max_queue"],
         ),
         load=LoadOptions(
-            **{name: options[name] for name in ("context", "kv", "dtype", "tokenizer", "parallel")},
+            **{
+                name: options[name]
+                for name in ("context", "kv", "dtype", "tokenizer", "parallel", "cache_dir")
+            },
             pictures=options["images"],
             memory_limit=parse_size(options["memory_limit"]),
         ),

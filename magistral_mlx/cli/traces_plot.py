@@ -44,6 +44,7 @@ def draw(recorded: Recorded, file: Path) -> None:
         if t.thinking_tokens + t.answer_tokens
     ]
     _histogram(share, [100 * each for each in shares], "Thinking", "% of an answer's tokens")
+    share.set_xlim(0, 100)
     figure.suptitle(f"{len(traces):,} answers in {recorded.exchanges:,} exchanges")
     _save(figure, file)
     pyplot.close(figure)
@@ -67,7 +68,7 @@ def _tokens(axes: Any, recorded: Recorded) -> None:
     positions = range(len(thinking))
     axes.bar(positions, thinking, width=1.0, color=_THINKING, label="thinking")
     axes.bar(positions, answer, width=1.0, bottom=thinking, color=_ANSWER, label="answer")
-    axes.legend(frameon=False)
+    axes.legend(loc="lower right")
 
 
 def _save(figure: Any, file: Path) -> None:

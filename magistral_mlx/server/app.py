@@ -23,7 +23,7 @@ from magistral_mlx.server.metrics import router as metrics
 from magistral_mlx.server.openai import chat, completions, models, responses
 from magistral_mlx.server.openai.chat_answer_schemas import ChatChunk
 from magistral_mlx.server.openai.response_object import ResponseEvent
-from magistral_mlx.server.page import STATIC, mount_page
+from magistral_mlx.server.page import mount_page
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.shelf import Load
@@ -66,8 +66,7 @@ def create_app(
     app.include_router(metrics)
     for protocol in _PROTOCOLS:
         app.include_router(protocol.router)
-    if STATIC.is_dir():
-        mount_page(app)
+    mount_page(app)
     describe(
         app,
         model=serving.catalog.first.id,

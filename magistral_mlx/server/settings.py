@@ -51,6 +51,7 @@ class LoadOptions:
     pictures: int = 1
     memory_limit: int | None = None
     parallel: int = PARALLEL
+    cache_dir: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
