@@ -1,6 +1,7 @@
 """Events as answers of each API, where a real model would not bring them about."""
 
 import json
+import math
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -115,6 +116,11 @@ def test_calls_that_come_whole_are_streamed_whole_and_counted_on():
 def test_tokens_without_text_have_no_log_probability():
     found = logprobs_of([TokenLogprob(2, b"", -1.0), TokenLogprob(9, b"\xc3", -0.5)])
     assert [(token.token, token.bytes) for token in found.content] == [("�", [0xC3])]
+
+
+def test_an_impossible_token_has_a_log_probability_that_json_can_hold():
+    found = logprobs_of([TokenLogprob(9, b"a", -math.inf, ((8, b"b", -math.inf),))])
+    assert found.content[0].logprob == found.content[0].top_logprobs[0].logprob == -9999
 
 
 # Anthropic's API

@@ -24,7 +24,7 @@ from magistral_mlx.server.openai.completion_schemas import (
     CompletionChoice,
     CompletionLogprobs,
 )
-from magistral_mlx.server.openai.figures import text_of
+from magistral_mlx.server.openai.figures import finite, text_of
 
 
 class CompletionWriter:
@@ -110,10 +110,10 @@ class CompletionWriter:
         for text in texts:
             offsets.append(self._offset)
             self._offset += len(text)
-        top = [{text_of(piece): p for _, piece, p in token.top} for token in tokens]
+        top = [{text_of(piece): finite(p) for _, piece, p in token.top} for token in tokens]
         return CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[token.logprob for token in tokens],
+            token_logprobs=[finite(token.logprob) for token in tokens],
             top_logprobs=top if self._top else None,
             text_offset=offsets,
         )

@@ -86,13 +86,18 @@ def logprobs_of(tokens: Iterable[TokenLogprob]) -> Logprobs:
 def _logprob(token: TokenLogprob) -> Logprob:
     return Logprob(
         token=text_of(token.token),
-        logprob=token.logprob,
+        logprob=finite(token.logprob),
         bytes=list(token.token),
         top_logprobs=[
-            TopLogprob(token=text_of(piece), logprob=logprob, bytes=list(piece))
+            TopLogprob(token=text_of(piece), logprob=finite(logprob), bytes=list(piece))
             for _, piece, logprob in token.top
         ],
     )
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity: OpenAI's API has this instead."""
+    return max(logprob, -9999.0)
 
 
 def text_of(token: bytes) -> str:

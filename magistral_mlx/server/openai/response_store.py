@@ -21,7 +21,7 @@ class Remembered:
 class ResponseStore:
     """The least recently used ones are forgotten first; the newest one never is."""
 
-    def __init__(self, most: int = 256, most_bytes: int = 256 * MIB) -> None:
+    def __init__(self, most: int = 256, most_bytes: int = 64 * MIB) -> None:
         """`most_bytes` counts what responses share once for each, so less is held than that."""
         self._most = most
         self._most_bytes = most_bytes

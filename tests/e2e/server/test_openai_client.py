@@ -266,6 +266,16 @@ def test_a_long_prompt_is_told_of_while_it_is_read(client: openai.OpenAI):
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
+def test_the_clients_own_way_to_read_a_stream_takes_all_of_it(client: openai.OpenAI):
+    with client.chat.completions.stream(
+        model="demo", messages=[{"role": "user", "content": "What is 1 + 1?"}], temperature=0
+    ) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+    assert final.choices[0].message.content == "2"
+
+
 def test_a_stream_with_nothing_to_tell_sends_comments(
     server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ):

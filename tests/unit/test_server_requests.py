@@ -1,0 +1,228 @@
+"""What requests ask for, as options of ours."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from magistral_mlx import InvalidOption, Options
+from magistral_mlx.engine.dry import Dry
+from magistral_mlx.server.anthropic.request import conversation, options_of
+from magistral_mlx.server.anthropic.schemas import MessageRequest
+from magistral_mlx.server.openai.chat_request import chat_messages, chat_options
+from magistral_mlx.server.openai.chat_schemas import ChatRequest
+from magistral_mlx.server.openai.response_request import response_options
+from magistral_mlx.server.openai.response_schemas import ResponseRequest
+from magistral_mlx.server.refusals import BadRequest
+
+HELLO = {"role": "user", "content": "Hello"}
+TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
+OTHER = {"type": "function", "function": {"name": "g"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
+
+
+def chat(**fields: Any) -> Options:
+    return chat_options(ChatRequest.model_validate({"messages": [HELLO]} | fields))
+
+
+def message(**fields: Any) -> Options:
+    return options_of(MessageRequest.model_validate({"messages": [HELLO]} | fields))
+
+
+def response(**fields: Any) -> Options:
+    return response_options(ResponseRequest.model_validate({"input": "Hello"} | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"temperature": 0.2, "top_p": 0.5, "top_k": 7}, {"temperature": 0.2, "top_k": 7}),
+        ({"min_p": 0.1, "presence_penalty": -1}, {"min_p": 0.1, "presence_penalty": -1}),
+        ({"frequency_penalty": 1.5, "n": 2}, {"frequency_penalty": 1.5, "n": 2}),
+        ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
+        ({"top_p": 0}, {"top_p": 1e-6}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"seed": -1}, {"seed": 2**32 - 1}),
+        ({"stop": "a"}, {"stop": ("a",)}),
+        ({"stop": ["a", "", "b"]}, {"stop": ("a", "b")}),
+        ({"stop": []}, {"stop": ()}),
+        ({"logit_bias": {"12": -100}}, {"logit_bias": {12: -100.0}}),
+        ({"max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, {"max_tokens": 6}),
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        ({"dry": True}, {"dry": True}),
+        ({"dry": {"base": 2}}, {"dry": Dry(base=2)}),
+        ({"min_thinking": 9, "keep_thinking": False}, {"min_thinking": 9, "keep_thinking": False}),
+        ({"image_tokens": 40}, {"image_tokens": 40}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ({"response_format": {"type": "json_object"}}, {"json_schema": {"type": "object"}}),
+        ({"response_format": SCHEMA}, {"json_schema": {"type": "object"}}),
+        ({"response_format": {"type": "text"}}, {"json_schema": None}),
+        ({"temperature": None, "stop": None, "tools": None}, {"temperature": 0.7}),
+    ],
+    ids=str,
+)
+def test_every_field_of_a_chat_reaches_its_option(fields: Any, expected: Any):
+    options = chat(**fields)
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [
+        ({}, "on"),
+        ({"reasoning_effort": "none"}, "off"),
+        ({"reasoning_effort": "minimal"}, 512),
+        ({"reasoning_effort": "low"}, 2048),
+        ({"reasoning_effort": "medium"}, 8192),
+        ({"reasoning_effort": "high"}, "on"),
+        ({"reasoning_effort": "low", "thinking": 100}, 100),
+        ({"thinking": "off"}, "off"),
+        ({"thinking": False}, "off"),
+    ],
+    ids=str,
+)
+def test_effort_and_thinking(fields: Any, thinking: Any):
+    assert chat(**fields).thinking == thinking
+    effort = {"reasoning": {"effort": fields.pop("reasoning_effort", None)}}
+    assert response(**fields, **effort).thinking == thinking
+
+
+def test_thinking_of_a_message_is_off_unless_it_is_asked_for():
+    assert message().thinking == "off"
+    assert message(thinking={"type": "enabled", "budget_tokens": 99}).thinking == 99
+    adaptive: Any = {"thinking": {"type": "adaptive"}}
+    assert message(**adaptive).thinking == "on"
+    assert message(**adaptive, output_config={"effort": "low"}).thinking == 2048
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "kind"),
+    [
+        (None, ["f", "g"], "auto"),
+        ("required", ["f", "g"], "required"),
+        ("any", ["f", "g"], "required"),
+        ("none", ["f", "g"], "none"),
+        ({"type": "function", "function": {"name": "g"}}, ["g"], "required"),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}},
+            ["f"],
+            "auto",
+        ),
+    ],
+    ids=str,
+)
+def test_the_choice_among_tools(choice: Any, names: list[str], kind: str):
+    options = chat(tools=[TOOL, OTHER], tool_choice=choice)
+    assert [tool.name for tool in options.tools or ()] == names  # type: ignore[union-attr]
+    assert options.tool_choice == kind and options.strict_tools
+
+
+def test_calls_that_are_required_leave_no_room_for_a_form():
+    options = chat(tools=[TOOL], tool_choice="required", response_format=SCHEMA)
+    assert options.json_schema is None and options.tool_choice == "required"
+    assert chat(tools=[TOOL], response_format=SCHEMA).json_schema is not None
+
+
+def test_choices_that_cannot_be_met_are_refused():
+    with pytest.raises(BadRequest, match="tools hold f"):
+        chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "x"}})
+    with pytest.raises(InvalidOption, match="no tools"):
+        chat(tool_choice="required")
+    with pytest.raises(InvalidOption, match="exclude each other"):
+        chat(regex="a", choice=["b"])
+    with pytest.raises(BadRequest, match="it may hold 16"):
+        chat(stop=["a"] * 17)
+    with pytest.raises(BadRequest, match=r"schema is missing"):
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "s"}})
+    with pytest.raises(BadRequest, match=r"tool_choice\.name is missing"):
+        message(tools=[{"name": "f", "input_schema": {}}], tool_choice={"type": "tool"})
+
+
+def test_messages_of_a_chat_keep_their_order_and_parts():
+    request = ChatRequest.model_validate(
+        {
+            "messages": [
+                {"role": "developer", "content": [{"type": "text", "text": "a"}]},
+                {"role": "user", "content": "b", "name": "me"},
+                {
+                    "role": "assistant",
+                    "content": [{"type": "refusal", "refusal": "c"}],
+                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}],
+                },
+                {"role": "tool", "content": "d", "tool_call_id": "1"},
+            ]
+        }
+    )
+    assert chat_messages(request) == [
+        {"role": "developer", "content": [{"type": "text", "text": "a"}]},
+        {"role": "user", "content": "b"},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "c"}],
+            "tool_calls": [
+                {
+                    "id": "1",
+                    "type": "function",
+                    "function": {"name": "f", "arguments": {"x": 1}},
+                }
+            ],
+        },
+        {"role": "tool", "content": "d", "tool_call_id": "1"},
+    ]
+
+
+def test_a_message_with_results_and_words_tells_the_results_first():
+    request = MessageRequest.model_validate(
+        {
+            "system": "s",
+            "messages": [
+                HELLO,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "And?"},
+                        {"type": "tool_result", "tool_use_id": "1", "is_error": True},
+                        {
+                            "type": "document",
+                            "title": "T",
+                            "source": {"type": "text", "data": "d"},
+                        },
+                    ],
+                },
+            ],
+        }
+    )
+    system, _, call, result, user = conversation(request)
+    assert system == {"role": "system", "content": "s"}
+    assert call["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
+    assert result["content"] == [{"type": "text", "text": "Error: "}]
+    assert [part["text"] for part in user["content"]] == ["And?", "T\n\nd"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"metadata": {"\ud800": 1}},
+        {"seed": float("nan")},
+        {"metadata": [[float("inf")]]},
+    ],
+    ids=["text", "key", "nan", "infinity"],
+)
+def test_what_is_no_json_is_refused_before_anything_else(fields: Any):
+    with pytest.raises(ValidationError, match=r"surrogate|NaN"):
+        ChatRequest.model_validate({"messages": [HELLO]} | fields)
+
+
+def test_a_request_that_is_nested_too_deeply_is_refused():
+    nested: Any = "x"
+    for _ in range(100):
+        nested = [nested]
+    with pytest.raises(ValidationError, match="nested deeper than 64"):
+        ChatRequest.model_validate({"messages": [HELLO], "metadata": nested})
