@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magistral_mlx.api.composer import Composer
+from magistral_mlx.api.keeping import Keeping
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.api.runtime import Runtime
 from magistral_mlx.api.session import Session
@@ -32,6 +33,7 @@ class Loading:
     dtype: str | None
     tokenizer: str | Path | None
     parallel: int
+    keeping: Keeping | None
     on_plan: Callable[[Plan], None] | None
     on_progress: OnProgress | None
 
@@ -49,9 +51,8 @@ class Loading:
         name = None if self.name is None else str(self.name)
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
         plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, self.dtype)
-        session = Session(
-            Runtime(checkpoint, plan, self.dtype), self.parallel
-        )  # whose end releases the plan
+        runtime = Runtime(checkpoint, plan, self.dtype, self.keeping)
+        session = Session(runtime, self.parallel)  # whose end releases the plan
         try:
             composer = self._load(checkpoint, plan, session)
         except BaseException:

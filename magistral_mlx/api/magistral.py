@@ -71,6 +71,8 @@ class Magistral:
         pictures: int = 1,
         memory_limit: int | None = None,
         parallel: int = PARALLEL,
+        cache_dir: str | Path | None = None,
+        cache_size: int | None = None,
         on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
@@ -89,6 +91,11 @@ class Magistral:
             memory_limit: bytes to stay within, instead of what the machine recommends.
             parallel: calls to answer at once at most, as far as memory allows; 1 answers them one
                 after the other.
+            cache_dir: a folder to keep beginnings of prompts in, their pictures' features included,
+                so that later runs need not read them again; None keeps them in memory alone.
+                Models and processes may share it. What it holds can be read by this user only.
+            cache_size: bytes that the files in it may take; None is 10 GB. What was used least
+                recently goes first.
             on_plan: called in this thread with what was planned, before weights are read.
             on_progress: called in this thread while files are downloaded and read.
 
@@ -96,9 +103,11 @@ class Magistral:
             MagistralError: no such model, or one that is damaged or of another architecture.
             OutOfMemory: it would not fit into this machine, or not with what is asked for.
         """
+        from magistral_mlx.api.keeping import Keeping
         from magistral_mlx.api.loading import Loading
 
-        loading = Loading(name_or_dir, dtype, tokenizer, parallel, on_plan, on_progress)
+        keeping = Keeping.of(cache_dir, cache_size)
+        loading = Loading(name_or_dir, dtype, tokenizer, parallel, keeping, on_plan, on_progress)
         return cls(*loading.run(context, kv, pictures, memory_limit))
 
     @classmethod
@@ -113,6 +122,8 @@ class Magistral:
         pictures: int = 1,
         memory_limit: int | None = None,
         parallel: int = PARALLEL,
+        cache_dir: str | Path | None = None,
+        cache_size: int | None = None,
         on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Magistral:
@@ -136,6 +147,8 @@ class Magistral:
                 pictures=pictures,
                 memory_limit=memory_limit,
                 parallel=parallel,
+                cache_dir=cache_dir,
+                cache_size=cache_size,
                 on_plan=on_plan,
                 on_progress=report,
             )
@@ -152,7 +165,7 @@ class Magistral:
         await asyncio.to_thread(self.close)
 
     def release_memory(self) -> None:
-        """Free what comes back by itself: MLX's buffers, and the vision tower.
+        """Free what comes back by itself: MLX's buffers, the vision tower, and earlier prompts.
 
         For an app that is told that memory is short. It does not wait: it takes effect within a
         token if something is being generated. The tower is read again with the next picture.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.api.composer import Job
+from magistral_mlx.api.keeping import Keeping
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
@@ -32,10 +33,19 @@ class LoadAborted(MagistralError):
 class Runtime:
     """A model in memory, and what is generated with it."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan, dtype: str | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        dtype: str | None,
+        keeping: Keeping | None = None,
+    ) -> None:
+        """`keeping`: where prompts are kept for later runs."""
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype
+        self._keeping = keeping
+        self.when_idle: Callable[[], None] | None = None  # any thread: `keep_some` has work
         self._model: MagistralModel | None = None
         self._prefixes: Prefixes | None = None
 
@@ -55,14 +65,22 @@ class Runtime:
         dtype = None if self._dtype is None else DTYPES[self._dtype]
         self._model = model = load_model(self._checkpoint, dtype, report)
         plan = self.plan
+        disk = None
+        if self._keeping is not None:
+            disk = self._keeping.open(self._checkpoint, plan, str(model.dtype))
+            if self.when_idle is not None:
+                disk.when_room(self.when_idle)
         self._prefixes = Prefixes(
             plan.caches,
             lambda: model.make_caches(plan.scheme, plan.traits.workspace),
             model.config.image_token_id,
+            disk,
         )
 
     def close(self) -> None:
         """Give the memory back, with nothing left in flight when the thread ends."""
+        if self._prefixes is not None:
+            self._prefixes.close()
         self._model = self._prefixes = None
         mx.synchronize()
         mx.clear_cache()
@@ -76,6 +94,10 @@ class Runtime:
         if self._model is not None and self._model.sees:
             self._model.drop_vision()
         mx.clear_cache()
+
+    def keep_some(self) -> bool:
+        """Hand something to the disk, if there is one -> whether to go on with that."""
+        return self._prefixes is not None and self._prefixes.write_some()
 
     @property
     def model(self) -> MagistralModel:

@@ -26,7 +26,7 @@ from magistral_mlx.engine.generate import decode_together
 from magistral_mlx.engine.pictures import common
 from magistral_mlx.engine.prefixes import InUse
 from magistral_mlx.errors import DeviceError
-from magistral_mlx.events import FinishReason
+from magistral_mlx.events import FinishReason, Notice
 from magistral_mlx.memory.share import Budget, Claim
 
 _WORTH_WAITING = 64  # tokens
@@ -107,7 +107,7 @@ class Scheduler:
             self._keep_within_memory()
         except BaseException as error:
             self._fail(error)
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting) or self._runtime.keep_some()
 
     def close(self) -> None:
         """End everything, all of which has been cancelled."""
@@ -198,6 +198,8 @@ class Scheduler:
             if other.generation is not None
         ]
         prefilled = runtime.prefixes.take(run.job.prompt.tokens, run.pictures, room, in_use)
+        for note in runtime.prefixes.take_notes():
+            run.answer.put(Notice(note))
         if prefilled is not None:
             held = sum(cache.nbytes for cache in prefilled.caches)
             run.claim = run.claim.holding(self._budget.tokens(held))

@@ -38,6 +38,7 @@ class Session:
         self._closed = False
         self._abort = threading.Event()
         self._worker = Worker("magistral-mlx", self._scheduler.step, weakref.WeakMethod(self.close))
+        runtime.when_idle = self._worker.wake
 
     @property
     def closed(self) -> bool:

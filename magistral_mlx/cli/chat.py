@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 @click.option("--context", type=int, help="Tokens of prompt and answer together.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
 @click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
+@click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
+@click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -67,6 +69,8 @@ def chat(**options: Any) -> None:
                 dtype=options["dtype"],
                 tokenizer=options["tokenizer"],
                 memory_limit=parse_size(options["memory_limit"]),
+                cache_dir=options["cache_dir"],
+                cache_size=parse_size(options["cache_size"]),
                 on_plan=warn_if_short,
                 on_progress=on_progress,
             )

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 @click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
 @click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
+@click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
+@click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -91,6 +93,8 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
             tokenizer=options["tokenizer"],
             pictures=len(pictures),
             memory_limit=parse_size(options["memory_limit"]),
+            cache_dir=options["cache_dir"],
+            cache_size=parse_size(options["cache_size"]),
             on_plan=warn_if_short,
             on_progress=on_progress,
         )
