@@ -35,6 +35,17 @@ def test_text_goes_on(client: openai.OpenAI):
     )
 
 
+def test_a_request_that_names_no_model_is_told_which_one_answered(server: Server):
+    for path, body in (
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 1}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
+    ):
+        status, answer = server.post(path, body)
+        assert (status, answer["model"]) == (200, "demo"), path
+
+
 def test_token_ids_are_taken_as_they_are(client: openai.OpenAI):
     ids = [tokenizer().special.bos, *tokenizer().encode("I see a")]
     assert complete(client, ids).choices[0].text == complete(client).choices[0].text

@@ -130,6 +130,26 @@ def test_an_answer_can_be_had_again_and_the_first_one_stays(visit: Visit) -> Non
     expect(visit.answered().locator(".answer")).to_have_text("122")
 
 
+def test_an_answer_that_was_cut_short_goes_on_where_it_ended(visit: Visit) -> None:
+    page = visit.page
+    limit = page.get_by_label("Longest answer")
+    for value in ("10", ""):
+        page.locator("#options-open").click()
+        limit.fill(value)
+        page.keyboard.press("Escape")
+        if value:
+            visit.ask(SUM)
+            expect(visit.answered().locator(".note")).to_contain_text("token limit")
+        else:
+            page.get_by_role("button", name="Continue").click()
+            expect(page.locator(".answer")).to_have_text("122")
+    answer = visit.answered()
+    expect(answer.locator(".note")).to_be_hidden()
+    expect(answer.locator(".tools")).to_contain_text("29 tokens")
+    answer.locator("summary").click()
+    expect(answer.locator(".thinking-body")).to_have_text("7+5+0=2,1; 3+8+1=2,1; 1")
+
+
 def test_conversations_outlast_a_reload(visit: Visit) -> None:
     page = visit.page
     transfer(page, "drop")

@@ -108,9 +108,15 @@ def test_what_has_come_survives_a_reload_in_the_middle(play: Play) -> None:
     page.reload()
     expect(page.locator(".answer")).to_have_text("The first half and")
     expect(page.locator(".note")).to_contain_text("Stopped.")
-    replay.next(Said("All of it."), Ended())
-    page.get_by_role("button", name="Try again").click()
-    expect(visit.answered().locator(".answer")).to_have_text("All of it.")
+    replay.next(Said(" the second."), Ended())
+    page.get_by_role("button", name="Continue").click()
+    expect(visit.answered().locator(".answer")).to_have_text("The first half and the second.")
+    assert replay.requests[-1]["messages"][-1] == {
+        "role": "assistant",
+        "content": "The first half and",
+        "reasoning_content": "Hm.",
+        "prefix": True,
+    }
 
 
 def test_an_answer_goes_on_while_another_conversation_is_on_the_screen(play: Play) -> None:

@@ -185,6 +185,15 @@ def test_a_response_that_is_cut_short_says_so(client: openai.OpenAI):
     assert last.type == "response.incomplete" and last.response.usage.output_tokens == 5
 
 
+def test_a_call_that_was_cut_short_is_not_remembered(client: openai.OpenAI):
+    options: dict[str, Any] = {"tools": [ADD], "tool_choice": "required"}
+    options |= {"extra_body": {"thinking": "off"}, "max_output_tokens": 8}
+    cut = respond(client, **options)
+    assert (cut.output[-1].type, cut.output[-1].status) == ("function_call", "incomplete")
+    after = respond(client, "Sure?", previous_response_id=cut.id, max_output_tokens=1)
+    assert after.status == "incomplete"  # and not refused
+
+
 def test_what_is_not_supported_is_refused_in_words(client: openai.OpenAI):
     for options, param in (
         ({"background": True}, "background"),

@@ -9,16 +9,18 @@ const SPEED_OVER = 3; // seconds
 
 /**
  * Events: "grow" when something came, "end" when nothing more comes. `message` is the record that
- * is saved; the rest is gone with the page.
+ * is saved; the rest is gone with the page. What it holds already is gone on with.
  */
 export class Answer extends EventTarget {
   constructor(message) {
     super();
     this.message = message;
     this.progress = null; // while the prompt is read, as the server tells it
-    this.begun = performance.now();
+    this.before = { ...message }; // what it held
+    if (!message.text) message.thinkingSeconds = null; // its trace goes on
     this.thinkingBegun = null;
     this.recent = []; // times of the last tokens
+    this.received = false; // any token yet
     this.controller = new AbortController();
     this.saved = 0;
   }
@@ -29,7 +31,8 @@ export class Answer extends EventTarget {
 
   get thinkingSeconds() {
     if (this.message.thinkingSeconds !== null) return this.message.thinkingSeconds;
-    return this.thinkingBegun === null ? 0 : (performance.now() - this.thinkingBegun) / 1000;
+    const now = this.thinkingBegun === null ? 0 : (performance.now() - this.thinkingBegun) / 1000;
+    return (this.before.thinkingSeconds ?? 0) + now;
   }
 
   /** Tokens a second, over the last moments; null before there is anything to tell. */
@@ -69,10 +72,11 @@ export class Answer extends EventTarget {
     if (model) message.model = model;
     if (progress) {
       this.progress = progress;
-      message.promptTokens = progress.prompt_tokens;
+      message.promptTokens = progress.prompt_tokens - this.#tokensBefore;
     }
     if (thinking || text) {
       this.progress = null;
+      this.received = true;
       this.recent.push(performance.now());
     }
     if (thinking) {
@@ -93,14 +97,18 @@ export class Answer extends EventTarget {
       // Pieces were counted so far; a token is not always a piece.
       const exact = usage.completion_tokens_details?.reasoning_tokens;
       if (exact !== undefined) {
-        message.thinkingTokens = exact;
-        message.answerTokens = usage.completion_tokens - exact;
+        message.thinkingTokens = this.before.thinkingTokens + exact;
+        message.answerTokens = this.before.answerTokens + usage.completion_tokens - exact;
       }
     }
   }
 
+  get #tokensBefore() {
+    return this.before.thinkingTokens + this.before.answerTokens;
+  }
+
   #endThinking() {
-    if (this.thinkingBegun === null || this.message.thinkingSeconds !== null) return;
+    if (!this.message.thinking || this.message.thinkingSeconds !== null) return;
     this.message.thinkingSeconds = this.thinkingSeconds;
   }
 

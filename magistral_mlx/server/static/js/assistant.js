@@ -10,11 +10,12 @@ import { announce, Speaker } from "./speech.js";
 import { ThinkingFold } from "./thinking.js";
 import { versionSwitch } from "./versions.js";
 
+const SPOKEN_ENDS = { done: "answer.end", stopped: "answer.stopped", failed: "answer.failed" };
 const TICK = 1000; // milliseconds: the seconds go on while no token comes
 
 export class AssistantView {
   /**
-   * `actions`: retry(message), choose(message), save(message); `following()` tells whether the
+   * `actions`: retry(message), resume(message), choose(message), save(message); `following()` tells whether the
    * reader is at the end, and `grown()` is called after each change of height.
    */
   constructor(message, { answer, versions, actions, following, grown }) {
@@ -44,9 +45,9 @@ export class AssistantView {
       "article",
       { class: "message assistant" },
       h("h2", { class: "hidden", t: "message.assistant" }),
-      this.waiting,
       this.fold.element,
       this.body,
+      this.waiting,
       this.note,
       this.tools,
     );
@@ -65,7 +66,7 @@ export class AssistantView {
 
   #follow() {
     this.blocks = new Blocks(this.body);
-    this.speaker = new Speaker();
+    this.speaker = new Speaker(this.message.text.length);
     this.element.setAttribute("aria-busy", "true");
     const draw = onceAFrame(() => this.answer && this.#draw());
     this.answer.addEventListener("grow", draw);
@@ -89,8 +90,8 @@ export class AssistantView {
   }
 
   #drawWaiting() {
-    const { message, answer } = this;
-    this.waiting.hidden = Boolean(message.thinking || message.text);
+    const { answer } = this;
+    this.waiting.hidden = answer.received;
     if (this.waiting.hidden) return;
     const { prompt_tokens: total, done_tokens: done, seconds_left: left } = answer.progress ?? {};
     const words = this.waiting.lastChild;
@@ -102,7 +103,7 @@ export class AssistantView {
   #end() {
     clearInterval(this.timer);
     this.speaker.follow(this.message.text, true);
-    announce(this.message.state === "failed" ? "answer.failed" : "answer.end");
+    announce(SPOKEN_ENDS[this.message.state]);
     if (this.message.text && this.fold.thinks && this.following()) this.fold.collapse();
     this.answer = null;
     this.element.removeAttribute("aria-busy");
@@ -146,9 +147,11 @@ export class AssistantView {
       h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null),
     );
     if (kind === "hint") return;
-    this.note.append(
-      h("button", { type: "button", t: "retry", on: { click: () => this.actions.retry(message) } }),
-    );
+    const begun = message.text || message.thinking;
+    for (const action of begun ? ["resume", "retry"] : ["retry"]) {
+      const click = () => this.actions[action](message);
+      this.note.append(h("button", { type: "button", t: action, on: { click } }));
+    }
   }
 }
 

@@ -81,6 +81,12 @@ export class Chat extends EventTarget {
     );
   }
 
+  /** Go on with an answer that ended too early, inside its thinking or its text. */
+  async resume(message) {
+    Object.assign(message, { state: "running", reason: null, error: null, notes: [], usage: null });
+    this.#run(this.conversation, path(this.messages, message.id), message);
+  }
+
   /** The versions of a message, and which one it is. */
   versionsOf(message) {
     const all = versions(this.messages, message);
@@ -122,6 +128,11 @@ export class Chat extends EventTarget {
     messages.push(message);
     Object.assign(conversation, { leaf: message.id, updated: Date.now() });
     await this.#save(conversation, [message]);
+    this.#run(conversation, path(messages, question.id), message);
+  }
+
+  // Let `message` be answered, or gone on with: `messages` is what the model reads.
+  #run(conversation, messages, message) {
     const answer = new Answer(message);
     this.answers.get(conversation.id)?.stop();
     this.answers.set(conversation.id, answer);
@@ -133,7 +144,7 @@ export class Chat extends EventTarget {
       }
       this.dispatchEvent(new Event("list"));
     });
-    answer.run(path(messages, question.id));
+    answer.run(messages);
     this.dispatchEvent(new Event("list"));
     if (this.conversation === conversation) this.dispatchEvent(new Event("show"));
   }

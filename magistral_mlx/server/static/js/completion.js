@@ -1,12 +1,15 @@
 // What the server is asked, and what its chunks mean.
 import { settings } from "./settings.js";
 
-/** The request for an answer to `messages`, a path of the conversation that ends with the user. */
+/**
+ * The request for an answer to `messages`, a path of the conversation that ends with the user, or
+ * with an answer that is to go on.
+ */
 export function requestBody(messages) {
   const body = {
     messages: [
       ...(settings.system.trim() ? [{ role: "system", content: settings.system }] : []),
-      ...messages.filter(says).map(wire),
+      ...messages.filter(says).map((message) => wire(message, message === messages.at(-1))),
     ],
     stream: true,
     stream_options: { include_usage: true },
@@ -25,9 +28,10 @@ export function requestBody(messages) {
 // An answer that failed before its first word is no part of what the model reads.
 const says = (message) => message.role === "user" || message.text || message.thinking;
 
-function wire({ role, text, thinking, pictures }) {
+function wire({ role, text, thinking, pictures }, last) {
   if (role === "assistant") {
-    return { role, content: text, ...(thinking ? { reasoning_content: thinking } : {}) };
+    const reasoning = thinking ? { reasoning_content: thinking } : {};
+    return { role, content: text, ...reasoning, ...(last ? { prefix: true } : {}) };
   }
   if (!pictures?.length) return { role, content: text };
   const shown = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));

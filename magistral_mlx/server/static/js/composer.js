@@ -69,8 +69,9 @@ export class Composer {
     if (held) (busy ? $("#stop") : this.area).focus();
   }
 
+  /** Put the cursor here, unless that would bring up a keyboard over the screen. */
   focus() {
-    this.area.focus();
+    if (!matchMedia("(hover: none)").matches) this.area.focus();
   }
 
   #sendable() {

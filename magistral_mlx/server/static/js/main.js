@@ -33,7 +33,8 @@ const composer = new Composer({
   stop: () => chat.answer?.stop(),
 });
 const messages = new Messages(chat, {
-  retry: (message) => attempt(() => chat.retry(message)),
+  retry: (message) => again("retry", message),
+  resume: (message) => again("resume", message),
   edit: (message, text, pictures) => say(text, pictures, message.parent),
   choose: (message) => attempt(() => chat.choose(message)),
   save: (message) => attempt(() => store.saveMessage(message)),
@@ -44,6 +45,11 @@ async function say(text, pictures, parent) {
   navigator.storage?.persist?.().catch(() => {}); // ask the browser not to clear this away
   messages.atEnd = true;
   await attempt(() => chat.send(text, pictures, parent));
+}
+
+async function again(how, message) {
+  await attempt(() => chat[how](message));
+  composer.focus(); // the button that had the focus is gone
 }
 
 /** Do what may fail, and put a failure in words. */
@@ -116,7 +122,8 @@ chat.addEventListener("list", () => {
 chat.addEventListener("key", async ({ detail: message }) => {
   if (!(await askForKey())) return;
   connect();
-  if (chat.path.includes(message)) await attempt(() => chat.retry(message));
+  const how = message.text || message.thinking ? "resume" : "retry";
+  if (chat.path.includes(message)) await again(how, message);
 });
 chat.addEventListener("unstored", ({ detail }) => banner(t("error.storage", detail.message)));
 addEventListener("language", showTitle);

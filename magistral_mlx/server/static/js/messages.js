@@ -50,9 +50,10 @@ export class Messages {
     $("#jump").hidden = true;
   }
 
-  // Its versions are more than they were, or it is being edited.
+  // Its versions are more than they were, it is being edited, or it goes on.
   #outdated(view) {
     return (
+      (this.chat.answer?.message === view.message && !view.answer) ||
       view.versions !== this.chat.versionsOf(view.message).all.length ||
       view.element.classList.contains("editing")
     );

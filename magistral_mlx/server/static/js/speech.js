@@ -16,7 +16,10 @@ function speak(text) {
 
 /** Follows one text; call it with all of it each time. */
 export class Speaker {
-  said = 0;
+  /** `said`: how many characters need not be said any more. */
+  constructor(said) {
+    this.said = said;
+  }
 
   /** Say the sentences that have been finished since; with `all` what is left as well. */
   follow(text, all = false) {

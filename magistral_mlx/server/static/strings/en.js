@@ -7,6 +7,7 @@ export default {
   "cancel": "Cancel",
   "close": "Close",
   "retry": "Try again",
+  "resume": "Continue",
   "copied": "Copied",
   "copy.failed": "The browser does not allow copying.",
   "of": (part, whole) => `${part} of ${whole}`,
