@@ -58,8 +58,8 @@ async def completions(
     first = job.exchange(job.prompts[0])
     if body.stream:
         return await stream_of(first, lambda _: job.stream(first), grace=job.serving.settings.grace)
-    writer = job.writer(first)
     async with first:
+        writer = job.writer(first)
         pieces = [piece async for piece in job.pieces(first, writer)]
     whole = writer.chunk(joined(pieces), usage=usage_of(*writer.stats))
     return JSONResponse(whole.model_dump(exclude_unset=True))

@@ -113,6 +113,7 @@ class ResponseWriter:
         if not isinstance(self._writing, WritingCall):
             yield from self._open(WritingCall(name, id))
         assert isinstance(self._writing, WritingCall)
+        self._logprobs = []  # those of a call have no place
         yield from self._of_item(self._writing.add(arguments))
 
     def _finish(self, end: Finished) -> Iterator[ResponseEvent]:

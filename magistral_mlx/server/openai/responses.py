@@ -18,7 +18,12 @@ from magistral_mlx.server.failures import failure_of
 from magistral_mlx.server.figures import new_id
 from magistral_mlx.server.openai.chat import ERRORS
 from magistral_mlx.server.openai.response_examples import RESPONSE_EXAMPLES
-from magistral_mlx.server.openai.response_object import ResponseEvent, ResponseObject
+from magistral_mlx.server.openai.response_object import (
+    OutputFunctionCall,
+    OutputItem,
+    ResponseEvent,
+    ResponseObject,
+)
 from magistral_mlx.server.openai.response_request import (
     input_items,
     response_messages,
@@ -114,10 +119,15 @@ class _Remembering:
         """Remember it with its response, if that is wanted."""
         if self._store is None:
             return
-        said = [item.model_dump() for item in response.output]
+        said = [item.model_dump() for item in response.output if not _is_broken(item)]
         size = self._bytes + sum(len(str(item)) for item in said)
         items = (*self.items, *_ITEMS.validate_python(said))
         self._store.put(response.id, Remembered(items, size))
+
+
+def _is_broken(item: OutputItem) -> bool:
+    """Whether it is a call that was cut short, which no function can have answered."""
+    return isinstance(item, OutputFunctionCall) and item.status != "completed"
 
 
 def _store(request: Request) -> ResponseStore:
