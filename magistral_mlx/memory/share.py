@@ -17,7 +17,7 @@ from magistral_mlx.cache.scheme import RESERVED
 from magistral_mlx.memory.peak import Shape, fill_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan
 
-_OPEN = 4 * RESERVED  # tokens promised to an answer that may fill the context, if it likes
+_OPEN = 4 * RESERVED  # tokens promised to an answer that may fill the context
 _AHEAD = 64  # tokens of room below which caches are about to grow
 
 
@@ -83,7 +83,9 @@ class Budget:
         if pictures and not plan.peak.vision:
             filling += plan.model.weights.vision  # nobody planned for the tower
         held = prompt + min(limit, RESERVED)
-        promised = prompt + (limit if asked else min(limit, _OPEN))
+        # Where the context is small, so is what an answer without a length keeps others from.
+        open_ended = max(RESERVED, min(_OPEN, plan.context // 4))
+        promised = prompt + (limit if asked else min(limit, open_ended))
         return Claim(held, promised, prompt + limit, filling, asked)
 
     def fits(self, claims: Sequence[Claim]) -> bool:

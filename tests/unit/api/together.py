@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from magistral_mlx import Event, Finished, Magistral, Prefill, Result
+from magistral_mlx import Event, Finished, Magistral, Prefill, Result, TokenLogprob
 from magistral_mlx.api.answer import Answer, End
 from magistral_mlx.api.options import Options
 from magistral_mlx.backend import mx
 
-PATIENCE = 60.0  # seconds after which something that should happen has not
+PATIENCE = 300.0  # seconds after which something that should happen has not
 Seen = Callable[[str, Event], None]
 
 
@@ -22,12 +23,14 @@ class Together:
     """Asks under names, and what comes of it.
 
     log: (name, event) of all answers. seen: called in the worker's thread with each of them.
+    tokens: of each that reports logprobs.
     """
 
     magistral: Magistral
     seen: Seen | None = None
     log: list[tuple[str, Event]] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
+    tokens: Counter[str] = field(default_factory=Counter)
     _news: threading.Condition = field(default_factory=threading.Condition)
 
     def ask(self, name: str, prompt: Any, images: Any = (), **options: Any) -> None:
@@ -36,6 +39,7 @@ class Together:
                 return
             with self._news:
                 self.log.append((name, item))
+                self.tokens[name] += isinstance(item, TokenLogprob)
                 self._news.notify_all()
             if self.seen:
                 self.seen(name, item)
