@@ -2,10 +2,12 @@
 
 The rule. The end of the trace is a loop when a span of p tokens fills it at least `repeats` times
 back to back and over at least `tokens` tokens, where the span reads like prose: half of its tokens
-have letters, and two of them differ. Other spans (rows of zeros, rules of a table, a carry that
-goes through all digits of a sum) are something that people write at length, so they must go on
-for `plain_tokens` tokens. Text that changes from one turn to the next, if only by a counter, is no
-loop: code, tables, lists of numbers and arithmetic done digit by digit stay clear of it.
+have letters, and two of them differ. A span shorter than `short` tokens may be a row of a table or
+a line of code, of which many in turn are alike: it must go on for `short_tokens` tokens. Spans of
+figures and signs (rows of zeros, rules of a table, a carry that goes through all digits of a sum)
+are something that people write at length, so they must go on for `plain_tokens` tokens. Text that
+changes from one turn to the next, if only by a counter, is no loop: code, tables, lists of numbers
+and arithmetic done digit by digit stay clear of it.
 """
 
 from __future__ import annotations
@@ -33,15 +35,18 @@ class LoopRule:
 
     repeats: int = 4
     tokens: int = 256
+    short: int = 16
+    short_tokens: int = 1024
     plain_tokens: int = 2048
     window: int = 8192
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
-        if not (self.repeats >= 2 and _PROBE < self.tokens <= self.plain_tokens <= self.window):
+        stretches = (self.tokens, self.short_tokens, self.plain_tokens, self.window)
+        if self.repeats < 2 or self.tokens <= _PROBE or list(stretches) != sorted(stretches):
             raise InvalidOption(
                 f"{self} makes no sense: repeats must be 2 or more, and "
-                f"{_PROBE} < tokens <= plain_tokens <= window."
+                f"{_PROBE} < tokens <= short_tokens <= plain_tokens <= window."
             )
 
 
@@ -83,7 +88,17 @@ class LoopDetector:
             return False
         words = [token for token in span.tolist() if self._is_word(token)]
         is_prose = 2 * len(words) >= len(span) and len(set(words)) >= 2
-        return is_prose or stretch >= rule.plain_tokens
+        if not is_prose:
+            return stretch >= rule.plain_tokens
+        return stretch >= rule.short_tokens or not _repeats(span, rule.short)
+
+
+def _repeats(span: NDArray[np.int32], shorter: int) -> bool:
+    """Whether a span of fewer than `shorter` tokens, over and over, makes up this one."""
+    return any(
+        len(span) % p == 0 and (span.reshape(-1, p) == span[:p]).all()
+        for p in range(1, min(shorter, len(span) + 1))
+    )
 
 
 def repetitions(tokens: NDArray[np.int32]) -> Iterator[tuple[int, int]]:

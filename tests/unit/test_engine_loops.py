@@ -170,6 +170,30 @@ def refrain() -> str:
     return "Row, row, row your boat, gently down the stream. " * 6 + "And so on."
 
 
+def equal_rows_of_html() -> str:
+    return "<table>\n" + "<tr><td></td><td></td></tr>\n" * 40 + "</table>"
+
+
+def equal_rows_of_csv() -> str:
+    return "name,state,seen\n" + "unknown,unknown,false\n" * 60
+
+
+def equal_instructions() -> str:
+    return "loop:\n" + "add rax, rbx\n" * 60 + "ret"
+
+
+def equal_calls() -> str:
+    return 'print("hello")\n' * 70
+
+
+def equal_values() -> str:
+    return "True, False, True, True\n" * 60
+
+
+def coin_tosses() -> str:
+    return "H T " * 200
+
+
 HARMLESS = [
     numbered_code,
     unrolled_assembly,
@@ -193,6 +217,12 @@ HARMLESS = [
     cases_one_by_one,
     draft_written_three_times,
     refrain,
+    equal_rows_of_html,
+    equal_rows_of_csv,
+    equal_instructions,
+    equal_calls,
+    equal_values,
+    coin_tosses,
 ]
 
 
@@ -209,12 +239,11 @@ BEFORE = "Okay, let me think about this problem step by step. We need the smalle
 FORMULA = "\\frac{a}{b} = \\frac{c}{d} \\implies ad = bc, "
 SPANS = {
     "a sentence": "Wait, but the problem says that x must be positive, so that can't be right. ",
-    "two words": " Wait, no.",
     "French": "Attendez, mais le problème dit que x doit être positif, donc c'est impossible. ",
     "Japanese": "しかし、問題文によると x は正の数でなければならないので、これは正しくない。",
     "Arabic": "لكن المسألة تقول إن العدد يجب أن يكون موجبا، لذلك هذا غير صحيح. ",
     "Hindi": "लेकिन प्रश्न कहता है कि संख्या धनात्मक होनी चाहिए, इसलिए यह सही नहीं है। ",
-    "code": "for i in range(n):\n    if a[i] == b[i]:\n        count += 1\n",
+    "lines of code": "for i in range(n):\n    if a[i] == b[i]:\n        count += 1\n",
     "a span that repeats inside": "no, no, no, no, no, no, no, no, no, no, no, no, that is it. ",
 }
 
@@ -227,6 +256,16 @@ def test_a_span_over_and_over_is_a_loop_within_a_few_hundred_tokens(
     alarm = alarm_after(before + again * 200, is_word)
     assert alarm is not None
     assert alarm - len(before) in range(RULE.tokens, RULE.tokens + 100)
+
+
+@pytest.mark.parametrize("span", [" Wait, no.", "Hmm, that is wrong. ", "add rax, rbx\n"])
+def test_a_short_span_is_a_loop_when_no_table_would_go_on_like_that(
+    span: str, is_word: Callable[[int], bool]
+) -> None:
+    before, again = (full_tokenizer().encode(text) for text in (BEFORE, span))
+    alarm = alarm_after(before + again * 500, is_word)
+    assert alarm is not None
+    assert alarm - len(before) in range(RULE.short_tokens, RULE.short_tokens + 100)
 
 
 @pytest.mark.parametrize("length", [300, 1000, 1900])
