@@ -6,7 +6,7 @@ array, so they may cross threads.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "memory", "cancelled"]
@@ -32,9 +32,13 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """A piece of the thinking trace. Pieces never split a character."""
+    """A piece of the thinking trace. Pieces never split a character.
+
+    `tokens` are those of the trace so far, this piece's among them.
+    """
 
     text: str
+    tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ class Result:
         after it closes it. A malformed call stands in its text, so that the model can see it.
         """
         text = self.text + "".join(call.text for call in self.malformed_calls)
-        cut = self.finish_reason in ("length", "cancelled") and not self.tool_calls
+        cut = self.finish_reason in ("length", "memory", "cancelled") and not self.tool_calls
         return Assistant(text, self.thinking or None, self.tool_calls, prefix=cut)
 
 

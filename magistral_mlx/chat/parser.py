@@ -84,7 +84,7 @@ class Parser:
         if self._call:
             self._call.add(text)
             return self._call_part(text)
-        return [Thinking(text) if self._thinking else Text(text)]
+        return [Thinking(text, self.thinking_tokens) if self._thinking else Text(text)]
 
     def _end_call(self) -> list[ParserEvent]:
         """The call that was being written, or that there is none in it."""

@@ -94,19 +94,19 @@ def test_the_prompt_is_counted_while_it_is_read():
 
 
 def test_thinking_leaves_one_line():
-    shown = plain(show(Thinking("secret "), Thinking("thoughts"), Text("Hi"), finished()))
-    assert "thinking · 1 tokens · 0 s · ctrl-t shows it" in shown
-    assert "thought for 2 tokens" in shown and "secret" not in shown
+    shown = plain(show(Thinking("secret ", 1), Thinking("thoughts", 3), Text("Hi"), finished()))
+    assert "thinking · 1 token · 0 s · ctrl-t shows it" in shown
+    assert "thought for 3 tokens" in shown and "secret" not in shown
 
 
 def test_thinking_is_shown_where_it_is_unfolded():
-    events = [Thinking("secret "), Thinking("thoughts"), Text("Hi"), finished()]
+    events = [Thinking("secret ", 1), Thinking("thoughts", 2), Text("Hi"), finished()]
     for shown in (show(*events, unfolded=True), show(*events, toggle_after=0)):
         assert "secret thoughts" in plain(shown)
 
 
 def test_an_answer_that_ends_in_its_thinking_leaves_the_line_as_well():
-    assert "thought for 1 tokens" in plain(show(Thinking("hm"), Finished("cancelled", _STATS)))
+    assert "thought for 1 token, " in plain(show(Thinking("hm", 1), Finished("cancelled", _STATS)))
 
 
 def test_calls_and_dropped_turns_are_told():

@@ -184,6 +184,8 @@ class Room:
             self.say("Stopped. /continue goes on with it.")
         elif finished.reason == "length":
             self.say("Cut at the limit. /continue goes on with it.")
+        elif finished.reason == "memory":
+            self.say("Cut where the memory that was planned for ends. /plan shows it.")
         self._answers.append(finished)
         self._used = stats.prompt_tokens + stats.completion_tokens
 

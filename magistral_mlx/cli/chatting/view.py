@@ -56,7 +56,7 @@ class AnswerView:
         self._drawn = 0.0
         self._status = "reading"
         self._thinking = ""
-        self._thought_pieces = 0
+        self._thought = 0  # tokens
         self._thinking_since: float | None = None
         self._text = ""
         self.finished: Finished | None = None
@@ -93,8 +93,8 @@ class AnswerView:
         match event:
             case Prefill():
                 self._status = _reading(event)
-            case Thinking(text):
-                self._think(text)
+            case Thinking(text, tokens):
+                self._think(text, tokens)
             case Text(text):
                 self._end_thinking()
                 self._write(text)
@@ -123,11 +123,11 @@ class AnswerView:
         if time.monotonic() - self._drawn > _REDRAW:
             self.draw()
 
-    def _think(self, text: str) -> None:
+    def _think(self, text: str, tokens: int) -> None:
         if self._thinking_since is None:
             self._thinking_since = time.monotonic()
         self._thinking += text
-        self._thought_pieces += 1
+        self._thought = tokens
         self._status = "thinking"
 
     def _end_thinking(self) -> None:
@@ -139,7 +139,7 @@ class AnswerView:
         self._status = ""
         if self._unfolded:
             self._print(Styled(self._thinking.strip(), style="dim"))
-        line = f"thought for {self._thought_pieces:,} tokens, {seconds:.1f} s"
+        line = f"thought for {_tokens(self._thought)}, {seconds:.1f} s"
         hint = "" if self._unfolded else " · /think shows it"
         self._print(Styled(line + hint, style="dim italic"))
 
@@ -161,9 +161,7 @@ class AnswerView:
         if self._thinking_since is not None:
             seconds = time.monotonic() - self._thinking_since
             fold = "hides" if self._unfolded else "shows"
-            line = (
-                f"thinking · {self._thought_pieces:,} tokens · {seconds:.0f} s · ctrl-t {fold} it"
-            )
+            line = f"thinking · {_tokens(self._thought)} · {seconds:.0f} s · ctrl-t {fold} it"
             status = Styled(line, style="dim italic", no_wrap=True, overflow="ellipsis")
             if not self._unfolded:
                 return status
@@ -172,6 +170,10 @@ class AnswerView:
         if self._text:
             return Tail(Markdown(self._text), height)
         return Styled(self._status, style="dim italic", no_wrap=True, overflow="ellipsis")
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token{'s' * (count != 1)}"
 
 
 def _reading(event: Prefill) -> str:
