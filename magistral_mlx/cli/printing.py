@@ -119,8 +119,11 @@ def summary(stats: Stats, reason: str) -> str:
         "cancelled": ", stopped",
     }
     end = ends.get(reason, "")
+    known = f", {stats.cached_tokens:,} of them known" if stats.cached_tokens else ""
+    read = stats.prompt_tokens - stats.cached_tokens
+    speed = f" at {stats.prefill_tokens_per_second:,.1f}/s" if read else ""
     return (
-        f"prompt {stats.prompt_tokens:,} tokens at {stats.prefill_tokens_per_second:,.1f}/s · "
+        f"prompt {stats.prompt_tokens:,} tokens{known}{speed} · "
         f"thinking {stats.thinking_tokens:,} + answer {stats.answer_tokens:,} tokens at "
         f"{stats.decode_tokens_per_second:,.1f}/s · first token after "
         f"{stats.first_token_seconds:.2f} s · peak memory {stats.peak_memory / 1e9:.2f} GB{end}"
