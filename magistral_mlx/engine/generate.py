@@ -272,7 +272,9 @@ def _sampler(
         request.tokens,
         vocab_size,
         top_logprobs=top_logprobs,
-        banned=frozenset(() if thinking is None or thinking.enabled else (thinking.open,)),
+        banned=frozenset(
+            () if thinking is None or thinking.enabled else (thinking.open, thinking.close)
+        ),
     )
 
 

@@ -95,6 +95,12 @@ def test_thinking_that_is_off_opens_no_trace() -> None:
     assert OPEN not in tokens
 
 
+def test_thinking_that_is_off_closes_none_either() -> None:
+    writes = {0: 1, 1: CLOSE, CLOSE: 2, 2: EOS}
+    tokens = ids_of(ask(TableModel.successors(writes), thinking(enabled=False)))
+    assert CLOSE not in tokens
+
+
 def test_a_model_that_opens_no_trace_is_left_alone() -> None:
     writes = {0: 1, 5: CLOSE, CLOSE: 6, 9: EOS}
     generation = ask(TableModel.successors(writes), thinking(budget=2, minimum=1))
