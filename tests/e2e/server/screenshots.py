@@ -5,11 +5,13 @@ Usage: python -m tests.e2e.server.screenshots DIR
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
+from magistral_mlx.demo.cases import make_case
 from tests.e2e.server.browser import chromium, visiting
 from tests.e2e.server.replay import (
     Ended,
@@ -21,8 +23,10 @@ from tests.e2e.server.replay import (
     Thought,
     replaying,
 )
+from tests.serving import live_server
 
 ROOT = Path(__file__).resolve().parents[3]
+COVER = 1_000_000_004  # the seed of the pictures of the cover
 PICTURE = ROOT / "examples" / "circle.png"
 
 QUESTION = "Why is the square root of 2 irrational? Then show me how to approximate it in Python."
@@ -168,6 +172,36 @@ class Camera:
             self.shoot(page, "narrow-list")
 
 
+def cover(browser: Browser, path: Path) -> None:
+    """What the page is, for the front page of the project: the demo model, and its own figures."""
+    size = {"width": 1040, "height": 700}
+    with (
+        live_server() as server,
+        visiting(browser, server.url, viewport=size, device_scale_factor=2) as visit,
+    ):
+        page = visit.page
+        for question in ("What is 615 - 268?", "What is 37 + 85?"):
+            page.locator("#new-chat").click()
+            visit.ask(question)
+            visit.answered()
+        page.locator("#new-chat").click()
+        case = make_case("two_pictures", COVER, ((280, 200), (280, 200)))
+        files = []
+        for drawing in case.drawings:
+            png = io.BytesIO()
+            drawing.image.save(png, "png")
+            name = f"{drawing.name}.png"
+            files.append({"name": name, "mimeType": "image/png", "buffer": png.getvalue()})
+        page.locator("#files").set_input_files(files)
+        page.locator("#tray img").nth(1).wait_for()
+        visit.ask(case.question)
+        visit.answered().locator("summary").click()
+        page.locator("#strip").get_by_text("Speed").wait_for()
+        page.locator("#message").blur()
+        page.mouse.move(0, 0)
+        page.screenshot(path=path, animations="disabled")
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replaying() as replay, chromium() as browser:
@@ -184,6 +218,7 @@ def main(folder: Path) -> None:
         camera.dialogs()
         camera.dialogs("german-narrow-", locale="de-DE", viewport=narrow)
         camera.list()
+        cover(browser, folder / "cover.png")
 
 
 if __name__ == "__main__":

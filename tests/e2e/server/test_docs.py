@@ -7,11 +7,9 @@ import io
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import pytest
 
 from magistral_mlx.cli.serve import serve
@@ -36,10 +34,12 @@ class Block:
         return self.code.replace("http://127.0.0.1:8080", server.url)
 
 
-def blocks(language: str) -> Iterator[Block]:
-    for found in _BLOCK.finditer(PAGE):
-        if found[1] == language:
-            yield Block(language, found[2], found[3], PAGE[: found.start()].count("\n") + 1)
+def blocks(language: str) -> list[Block]:
+    return [
+        Block(language, found[2], found[3], PAGE[: found.start()].count("\n") + 1)
+        for found in _BLOCK.finditer(PAGE)
+        if found[1] == language
+    ]
 
 
 @pytest.mark.parametrize("block", blocks("bash"), ids=lambda block: f"line {block.line}")
@@ -77,7 +77,7 @@ def test_python_examples_print_what_is_said(
 
 def test_every_option_of_serve_that_is_named_there_exists():
     known = {name for option in serve.params for name in option.opts}
-    named = set(re.findall(r"--[a-z-]+", PAGE))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE))
     assert named - known == {"--plot", "--json"}, "those are options of traces"
 
 
@@ -92,9 +92,8 @@ def test_defaults_are_as_said():
         "`--max-time` (1 h)",
     ):
         assert said in PAGE
-    assert defaults["max_body"], defaults["grace"] == ("64MiB", "30s")
-    assert defaults["max_time"] == "1h"
-    assert isinstance(serve, click.Command)
+    sizes = (defaults["max_body"], defaults["grace"], defaults["max_time"])
+    assert sizes == ("64MiB", "30s", "1h")
 
 
 def test_the_table_of_errors_holds_each_code_beside_its_status():

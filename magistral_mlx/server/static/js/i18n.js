@@ -63,8 +63,9 @@ export function adopt(root = document) {
 export const number = (value, digits = 0) =>
   value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
-/** 75 -> "1:15 min", 4.2 -> "4 s" */
-export function duration(seconds) {
+/** 75 -> "1:15 min", 4.26 -> "4 s", or "4.3 s" where it is not `counting` up */
+export function duration(seconds, counting = true) {
+  if (seconds < 10 && !counting) return `${number(seconds, 1)} s`;
   const whole = Math.floor(seconds);
   if (whole < 60) return `${whole} s`;
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")} min`;

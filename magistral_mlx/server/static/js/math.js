@@ -109,6 +109,7 @@ function push(state, type, start, end, content) {
 
 const drawn = new Map(); // formulas are drawn again in each frame of the block they stand in
 const MOST_DRAWN = 500;
+const SHORT = 30; // characters of a formula that need not be broken into lines
 
 /** Draw the formulas below `root`. What KaTeX cannot read stays as it was written. */
 export function drawMath(root) {
@@ -120,7 +121,20 @@ export function drawMath(root) {
       drawn.set(id, draw(tex, element.dataset.math === "display"));
     }
     element.replaceChildren(drawn.get(id).cloneNode(true));
+    if (element.dataset.math === "inline" && tex.length <= SHORT) holdPunctuation(element);
   }
+}
+
+// A line must not begin with the comma after a formula.
+function holdPunctuation(element) {
+  const next = element.nextSibling;
+  const mark = next?.nodeType === Node.TEXT_NODE && /^[-.,;:!?)\]…’”]+/.exec(next.data)?.[0];
+  if (!mark) return;
+  next.splitText(mark.length);
+  const held = document.createElement("span");
+  held.className = "held";
+  element.replaceWith(held);
+  held.append(element, next);
 }
 
 function draw(tex, displayMode) {

@@ -20,10 +20,16 @@ export class Messages {
     $("#jump").addEventListener("click", () => this.toEnd());
     // Formulas and pictures change their height after they are put in.
     new ResizeObserver(() => this.#grown()).observe(this.element);
-    addEventListener(
-      "resize",
-      onceAFrame(() => this.views.forEach(({ element }) => reachScrollers(element))),
-    );
+    const fit = () => this.#fit();
+    addEventListener("resize", onceAFrame(fit));
+    fit();
+  }
+
+  #fit() {
+    // What stands below the conversation is in line with it, whatever room scroll bars take.
+    const bars = this.frame.offsetWidth - this.frame.clientWidth;
+    $(".foot").style.paddingInline = `${bars / 2}px`;
+    for (const { element } of this.views) reachScrollers(element);
   }
 
   /** Show the path of the conversation. Messages that stay keep their place on the screen. */

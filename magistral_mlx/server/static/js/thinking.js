@@ -36,7 +36,7 @@ export class ThinkingFold {
     this.thinks = thinks;
     this.element.classList.toggle("thinks", thinks);
     say(this.name, "t", thinks ? "thinking.now" : "thinking.done");
-    this.figures.textContent = `${t("tokens", thinkingTokens, number(thinkingTokens))} · ${duration(seconds)}`;
+    this.figures.textContent = `${t("tokens", thinkingTokens, number(thinkingTokens))} · ${duration(seconds, thinks)}`;
     this.#render();
   }
 
