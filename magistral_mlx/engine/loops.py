@@ -35,18 +35,17 @@ class LoopRule:
 
     repeats: int = 4
     tokens: int = 256
-    short: int = 16
-    short_tokens: int = 1024
     plain_tokens: int = 2048
     window: int = 8192
+    short: int = 16
+    short_tokens: int = 1024
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
-        stretches = (self.tokens, self.short_tokens, self.plain_tokens, self.window)
-        if self.repeats < 2 or self.tokens <= _PROBE or list(stretches) != sorted(stretches):
+        if not (self.repeats >= 2 and _PROBE < self.tokens <= self.plain_tokens <= self.window):
             raise InvalidOption(
                 f"{self} makes no sense: repeats must be 2 or more, and "
-                f"{_PROBE} < tokens <= short_tokens <= plain_tokens <= window."
+                f"{_PROBE} < tokens <= plain_tokens <= window."
             )
 
 
@@ -88,9 +87,9 @@ class LoopDetector:
             return False
         words = [token for token in span.tolist() if self._is_word(token)]
         is_prose = 2 * len(words) >= len(span) and len(set(words)) >= 2
-        if not is_prose:
-            return stretch >= rule.plain_tokens
-        return stretch >= rule.short_tokens or not _repeats(span, rule.short)
+        if stretch >= (rule.short_tokens if is_prose else rule.plain_tokens):
+            return True
+        return is_prose and not _repeats(span, rule.short)
 
 
 def _repeats(span: NDArray[np.int32], shorter: int) -> bool:

@@ -127,7 +127,7 @@ def test_a_budget_holds_for_all_traces_together() -> None:
 
 
 def test_a_trace_that_goes_round_is_closed_and_reported() -> None:
-    writes = {0: OPEN, OPEN: 1, 12: 1, CLOSE: 20, 20: EOS}
+    writes = {0: OPEN, OPEN: 1, 19: 1, CLOSE: 20, 20: EOS}
     generation = ask(TableModel.successors(writes), thinking(), limit=1000)
     tokens = tokens_of(generation)
     assert 256 <= len(tokens) < 320
