@@ -166,7 +166,7 @@ def _tell(urls: list[str], catalog: Catalog, settings: Settings) -> None:
 
     _log_to_stderr()
     for url in urls:
-        _say(f"{url}/ is the page, {url}/v1 the API{_needs_key(settings)}.")
+        _say(f"{url}/ is the page, {url}/v1 the API{_reach(settings)}.")
     for model in catalog:
         plan, info = model.plan, model.info
         skills = [name for name in ("sees", "thinks") if getattr(info, name)]
@@ -179,8 +179,11 @@ def _tell(urls: list[str], catalog: Catalog, settings: Settings) -> None:
             _say(plan.warning)
 
 
-def _needs_key(settings: Settings) -> str:
-    return " (with the key)" if settings.api_key else ""
+def _reach(settings: Settings) -> str:
+    """Who else reaches it, and with what."""
+    if settings.host in ("0.0.0.0", "::"):
+        return ", for other machines too, with the key"
+    return ", with the key" if settings.api_key else ""
 
 
 def _say(text: str) -> None:

@@ -30,9 +30,9 @@ class HostGuard:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._settings = settings
+        self._listens_everywhere = settings.host in _EVERYWHERE
         self._hosts = {name.lower().strip("[]") for name in (*LOOPBACK, *settings.allowed_hosts)}
-        if settings.host not in _EVERYWHERE:
+        if not self._listens_everywhere:
             self._hosts.add(settings.host.lower())
         self._origins = set(settings.cors_origins)
 
@@ -63,10 +63,8 @@ class HostGuard:
         name = _name_in(host)
         if name is None:
             return False
-        if name in self._hosts or "*" in self._hosts:
-            return True
-        # No name, so nothing that could be made to stand for another machine.
-        return self._settings.host in _EVERYWHERE and _is_address(name)
+        # An address is no name that could be made to stand for another machine.
+        return name in self._hosts or (self._listens_everywhere and _is_address(name))
 
     def _may_come_from(self, origin: str, host: str) -> bool:
         if origin in self._origins or "*" in self._origins:

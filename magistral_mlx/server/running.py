@@ -20,6 +20,7 @@ from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.settings import Settings
 
 _BACKLOG = 2048
+_KEEP_CONNECTION = 75  # seconds; longer than clients keep idle ones, so that none is cut in use
 _AFTER_GRACE = 10  # seconds for clients to take the end of their streams
 
 
@@ -55,6 +56,7 @@ def serve(
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_CONNECTION,
             timeout_graceful_shutdown=_timeout(settings.grace),
         )
         on_listening([url_of(listener) for listener in sockets], serving.catalog)
@@ -70,12 +72,23 @@ def listen(host: str, port: int) -> list[socket.socket]:
         InvalidOption: the port is taken or not allowed, or the host is not of this machine.
     """
     sockets: list[socket.socket] = []
+    missing: OSError | None = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in dict.fromkeys((entry[0], entry[4][0]) for entry in found):
             taken = sockets[0].getsockname()[1] if sockets else port
-            listener = socket.create_server((str(address), taken), family=family, backlog=_BACKLOG)
-            sockets.append(listener)
+            try:
+                listener = socket.create_server(
+                    (str(address), taken), family=family, backlog=_BACKLOG
+                )
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error  # a machine without IPv6 knows ::1 as a name of localhost
+            else:
+                sockets.append(listener)
+        if missing is not None and not sockets:
+            raise missing
     except (OSError, UnicodeError) as error:
         for listener in sockets:
             listener.close()
@@ -89,8 +102,9 @@ def _timeout(grace: float) -> int | None:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a socket is reached, without a slash at its end."""
+    """Where a socket is reached from this machine, without a slash at its end."""
     host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
