@@ -73,6 +73,9 @@ class Backend:
     `dequantize_from_rows` is the number of rows from which dequantizing first is faster, None
     for never. `fused_attention` tells whether attention keeps its scores to itself.
     `prefill_chunk` is the number of prompt tokens that go through the model at once.
+    `few_rows` is the number of rows up to which a pass is one graph, and projections of one input
+    are one product. On the CPU more rows than one make dequantized copies of the matrices, of
+    which a graph of all layers would have many in flight.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -80,6 +83,7 @@ class Backend:
     dequantize_from_rows: int | None
     fused_attention: bool
     prefill_chunk: int
+    few_rows: int
 
 
 @cache
@@ -87,9 +91,11 @@ def backend() -> Backend:
     """The backend of MLX's default device."""
     if mx.default_device() == mx.Device(mx.DeviceType.cpu):
         rows = 3 if _HAS_OPENBLAS else None
-        return Backend("cpu", mx.float32, rows, fused_attention=False, prefill_chunk=512)
+        return Backend(
+            "cpu", mx.float32, rows, fused_attention=False, prefill_chunk=512, few_rows=1
+        )
     name: Literal["metal", "cuda"] = "metal" if mx.metal.is_available() else "cuda"
-    return Backend(name, mx.bfloat16, None, fused_attention=True, prefill_chunk=2048)
+    return Backend(name, mx.bfloat16, None, fused_attention=True, prefill_chunk=2048, few_rows=64)
 
 
 def quantized_matmul(
@@ -104,6 +110,8 @@ def quantized_matmul(
     Returns:
         (..., out) in the dtype of x.
     """
+    if backend().name != "cpu":
+        return _quantized_matmul(x, weight, scales, biases, scheme)
     rows = x.size // x.shape[-1]
     threshold = backend().dequantize_from_rows
     if threshold is None or rows < threshold:

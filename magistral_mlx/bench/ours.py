@@ -26,6 +26,8 @@ from magistral_mlx.engine.generate import Prefilled, Request, generate
 from magistral_mlx.engine.prefill import see_pictures
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
+from magistral_mlx.model import linear
+from magistral_mlx.model import text as decoder
 
 _ENDLESS = 1 << 20
 
@@ -72,15 +74,15 @@ class Ours:
     @contextmanager
     def as_on_metal() -> Iterator[None]:
         """Build graphs as for a GPU: one product for a matrix, and one kernel for attention."""
-        fused = replace(backend.backend(), fused_attention=True)
-        changes: list[tuple[Any, str, Any]] = [
-            (backend, "_parts", lambda _: 1),
-            (attention, "backend", lambda: fused),
-        ]
+        here = backend.backend
+        metal = replace(
+            here(), name="metal", dequantize_from_rows=None, fused_attention=True, few_rows=64
+        )
+        users: list[Any] = [backend, attention, linear, decoder]
         with ExitStack() as stack:
-            for module, name, value in changes:
-                stack.callback(setattr, module, name, getattr(module, name))
-                setattr(module, name, value)
+            for module in users:
+                stack.callback(setattr, module, "backend", here)
+                module.backend = lambda: metal
             yield
 
     def _caches(self, filled: int) -> list[KVCache]:

@@ -21,7 +21,7 @@ class Buffer:
 
     def __init__(self) -> None:
         self._array: mx.array | None = None
-        self._reserved = self._most = 0
+        self._capacity = self._reserved = self._most = 0
 
     @property
     def state(self) -> list[mx.array]:
@@ -34,14 +34,14 @@ class Buffer:
 
     def write(self, start: int, x: mx.array) -> None:
         """Put x, (B, H, L, D), at the tokens from `start` on."""
-        self._make_room(x, start + x.shape[2])
+        end = start + x.shape[2]
+        if end > self._capacity:
+            self._make_room(x, end)
         assert self._array is not None
-        self._array[:, :, start : start + x.shape[2]] = x
+        self._array[:, :, start:end] = x
 
     def _make_room(self, x: mx.array, tokens: int) -> None:
-        capacity = 0 if self._array is None else self._array.shape[2]
-        if tokens <= capacity:
-            return
+        capacity = self._capacity
         grown = capacity + capacity // 8
         grown = min(grown, self._most) if self._most else grown
         wanted = rounded(max(tokens, self._reserved, grown))
@@ -52,6 +52,7 @@ class Buffer:
         else:
             self._array = mx.concatenate([self._array, more], axis=2)
             mx.eval(self._array)
+        self._capacity = wanted
 
     def read(self, start: int, end: int) -> mx.array:
         """The tokens from `start` to `end`, a view of (B, H, end - start, D)."""

@@ -1,19 +1,20 @@
 """Weights from a checkpoint folder into the model.
 
-Arrays stay lazy until they are asked for, so memory holds one batch of tensors as they are stored
-beside what has been loaded, never the whole checkpoint twice.
+A parameter of the model is one tensor of the checkpoint, or several one below the other. Arrays
+stay lazy until they are asked for, so memory holds one batch of tensors as they are stored beside
+what has been loaded, never the whole checkpoint twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.checkpoint.folder import Checkpoint, is_channels_last
 from magistral_mlx.checkpoint.names import LANGUAGE, interleaved_heads
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.model.linear import quantize_modules
+from magistral_mlx.model.linear import quantize_modules, stored_as
 from magistral_mlx.model.magistral import MagistralModel
 
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes in all
@@ -59,36 +60,55 @@ def _load(
 ) -> None:
     schemes = {name: q for name, q in checkpoint.quantized.items() if wanted(name)}
     quantize_modules(model, schemes)
-    names = [name for name in checkpoint.tensors if wanted(name)]
+    parameters = {
+        path: names for path, names in stored_as(model).items() if all(map(wanted, names))
+    }
     compact = keeps_scales(checkpoint, model.dtype.size)
-    total = sum(checkpoint.tensors[name].nbytes for name in names)
+    total = sum(_stored_bytes(checkpoint, names) for names in parameters.values())
     done = 0
-    for batch in _batches(checkpoint, names):
+    for batch in _batches(checkpoint, parameters):
+        names = [name for _, held in batch for name in held]
         try:
-            weights = _read(checkpoint, batch, model.dtype, compact)
+            stored = _read(checkpoint, names, model.dtype, compact)
+            weights = [(path, _stack([stored.pop(name) for name in held])) for path, held in batch]
             model.load_weights(weights, strict=False)
             mx.eval([array for _, array in weights])
         except RuntimeError as error:
-            file = checkpoint.tensors[batch[0]].file
+            file = checkpoint.tensors[names[0]].file
             raise CheckpointError(f"cannot read {file}: {error}") from None
-        done += sum(checkpoint.tensors[name].nbytes for name in batch)
+        done += _stored_bytes(checkpoint, names)
         if on_progress:
             on_progress(done, total)
 
 
-def _batches(checkpoint: Checkpoint, names: list[str]) -> Iterator[list[str]]:
-    """Names in the order in which they lie in the files, in batches of `_BATCH_BYTES`."""
+def _batches(
+    checkpoint: Checkpoint, parameters: Mapping[str, Sequence[str]]
+) -> Iterator[list[tuple[str, Sequence[str]]]]:
+    """Parameters with their tensors' names, in the order in which the first of these lie in the
+    files, in batches of `_BATCH_BYTES`."""
     tensors = checkpoint.tensors
-    batch: list[str] = []
+    batch: list[tuple[str, Sequence[str]]] = []
     size = 0
-    for name in sorted(names, key=lambda name: (tensors[name].file, tensors[name].offset)):
-        if batch and size + tensors[name].nbytes > _BATCH_BYTES:
+    for path, names in sorted(
+        parameters.items(),
+        key=lambda item: min((tensors[name].file, tensors[name].offset) for name in item[1]),
+    ):
+        more = _stored_bytes(checkpoint, names)
+        if batch and size + more > _BATCH_BYTES:
             yield batch
             batch, size = [], 0
-        batch.append(name)
-        size += tensors[name].nbytes
+        batch.append((path, names))
+        size += more
     if batch:
         yield batch
+
+
+def _stored_bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    return sum(checkpoint.tensors[name].nbytes for name in names)
+
+
+def _stack(parts: list[mx.array]) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
 def keeps_scales(checkpoint: Checkpoint, float_bytes: int) -> bool:
@@ -111,19 +131,19 @@ def is_scale(name: str) -> bool:
 
 
 def _read(
-    checkpoint: Checkpoint, names: list[str], dtype: mx.Dtype, compact: bool
-) -> list[tuple[str, mx.array]]:
-    """Lazy arrays of one batch, in the layout and the dtype of the model."""
+    checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
+) -> dict[str, mx.array]:
+    """Name -> lazy array in the layout and the dtype of the model."""
     files = {checkpoint.tensors[name].file for name in names}
     stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
-    weights = []
+    found = {}
     for name in names:
         tensor = checkpoint.tensors[name]
         array = _arrange(checkpoint, name, stored[tensor.file][tensor.name])
         if mx.issubdtype(array.dtype, mx.floating) and not (compact and is_scale(name)):
             array = array.astype(dtype)
-        weights.append((name, array))
-    return weights
+        found[name] = array
+    return found
 
 
 def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:

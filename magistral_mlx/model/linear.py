@@ -1,10 +1,19 @@
-"""Matrices of the model, plain or quantized. A module's path is its canonical tensor name."""
+"""Matrices of the model, plain or quantized.
+
+A module's path is its canonical tensor name, but for `Projections`, which holds several tensors in
+one matrix; `stored_as` tells which.
+
+Hot paths read weights and modules as `self["name"]`: through `nn.Module.__getattr__`, as
+`self.name`, each read costs the host as much as a call into MLX.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby
+from typing import cast
 
-from magistral_mlx.backend import dequantize, mx, nn, quantized_matmul
+from magistral_mlx.backend import backend, dequantize, mx, nn, quantized_matmul
 from magistral_mlx.quantization import Quantization
 
 
@@ -20,7 +29,15 @@ class Linear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         y = matmul(x, self)
-        return y + self.bias if "bias" in self else y
+        return y + self["bias"] if "bias" in self else y
+
+    def some(self, x: mx.array, rows: slice) -> mx.array:
+        """The outputs of these rows of W alone."""
+        weight, scheme = self["weight"][rows], self._scheme
+        if scheme is None:
+            return x @ weight.T
+        biases = self["biases"][rows] if scheme.has_biases else None
+        return quantized_matmul(x, weight, self["scales"][rows], biases, scheme)
 
 
 class Embedding(nn.Module):
@@ -34,11 +51,12 @@ class Embedding(nn.Module):
     def __call__(self, tokens: mx.array, dtype: mx.Dtype) -> mx.array:
         """(B, L) token ids -> (B, L, D) in `dtype`."""
         if self._scheme is None:
-            return self.weight[tokens].astype(dtype)
+            embedded: mx.array = self["weight"][tokens].astype(dtype)
+            return embedded
         biases = self.get("biases")
         return dequantize(
-            self.weight[tokens],
-            self.scales[tokens],
+            self["weight"][tokens],
+            self["scales"][tokens],
             None if biases is None else biases[tokens],
             self._scheme,
             dtype,
@@ -48,27 +66,110 @@ class Embedding(nn.Module):
         return matmul(x, self)
 
 
+class Projections(nn.Module):
+    """Projections of the same input: their matrices one below the other, multiplied as one.
+
+    Where quantization schemes differ, neighbours that agree share a matrix.
+    """
+
+    def __init__(self, in_features: int, **sizes: int) -> None:
+        """sizes: output features of each projection, by the last part of its canonical name."""
+        super().__init__()
+        self.in_features = in_features
+        self.names, self.sizes = tuple(sizes), tuple(sizes.values())
+        self.cuts = tuple(accumulate(self.sizes[:-1]))
+        self.arrange([None] * len(sizes))
+
+    def arrange(self, schemes: Sequence[Quantization | None]) -> None:
+        """Make room for matrices of these schemes, one a projection."""
+        numbers = range(len(schemes))
+        groups = tuple(tuple(group) for _, group in groupby(numbers, schemes.__getitem__))
+        self.groups = groups  # the projections of each matrix
+        self.matrices = [self._matrix(group, schemes[group[0]]) for group in groups]
+
+    def _matrix(self, group: Sequence[int], scheme: Quantization | None) -> Linear:
+        matrix = Linear(self.in_features, sum(self.sizes[n] for n in group))
+        if scheme:
+            _make_room(matrix, scheme)
+        return matrix
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(…, in) -> (…, all outputs side by side)"""
+        matrices = self["matrices"]
+        if len(matrices) == 1:
+            y: mx.array = matrices[0](x)
+            return y
+        return mx.concatenate([matrix(x) for matrix in matrices], axis=-1)
+
+    def apart(self, x: mx.array) -> list[mx.array]:
+        """(…, in) -> the outputs of each projection.
+
+        Of one product they are views with gaps, which many rows make slower and keep longer than
+        outputs of their own; so many rows are multiplied by each projection alone.
+        """
+        if x.size // x.shape[-1] <= backend().few_rows:
+            return cast(list[mx.array], mx.split(self(x), self["cuts"], axis=-1))
+        outputs = []
+        for matrix, group in zip(self["matrices"], self["groups"], strict=True):
+            start = 0
+            for size in (self["sizes"][n] for n in group):
+                outputs.append(matrix.some(x, slice(start, start + size)))
+                start += size
+        return outputs
+
+
 def matmul(x: mx.array, module: Linear | Embedding) -> mx.array:
     """`x @ W.T` for the matrix of a module, whatever its form."""
-    if module._scheme is None:
-        return x @ module.weight.T
-    return quantized_matmul(x, module.weight, module.scales, module.get("biases"), module._scheme)
+    scheme = module._scheme
+    if scheme is None:
+        return x @ module["weight"].T
+    return quantized_matmul(x, module["weight"], module["scales"], module.get("biases"), scheme)
 
 
 def quantize_modules(model: nn.Module, schemes: Mapping[str, Quantization]) -> None:
-    """Give the modules named in `schemes` (by `….weight`) room for quantized parts.
+    """Give the modules whose tensors are named in `schemes` (`….weight`) room for quantized parts.
 
     The parts are placeholders until the checkpoint's weights are loaded over them.
     """
-    modules = dict(model.named_modules())
-    for name, scheme in schemes.items():
-        module = modules[name.removesuffix(".weight")]
-        out_features, in_features = module.weight.shape
-        scales = scheme.scales_shape((out_features, in_features))
-        module._scheme = scheme
-        module.weight = mx.zeros(scheme.weight_shape((out_features, in_features)), mx.uint32)
-        if scheme.has_biases:
-            module.scales = mx.zeros(scales)
-            module.biases = mx.zeros(scales)
-        else:
-            module.scales = mx.zeros(scales, mx.uint8)
+    for path, module in model.named_modules():
+        if isinstance(module, Projections):
+            found = [schemes.get(f"{name}.weight") for name in _projection_names(path, module)]
+            if any(found):
+                module.arrange(found)
+        elif isinstance(module, Linear | Embedding) and (scheme := schemes.get(f"{path}.weight")):
+            _make_room(module, scheme)
+
+
+def stored_as(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Path of each parameter -> canonical names of the tensors that it holds, row after row."""
+    stored: dict[str, tuple[str, ...]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Projections):
+            names = _projection_names(path, module)
+            for place, group in enumerate(module.groups):
+                for part in module.matrices[place]:
+                    held = tuple(f"{names[member]}.{part}" for member in group)
+                    stored[f"{path}.matrices.{place}.{part}"] = held
+    for path, module in model.named_modules():
+        for name, value in module.items():
+            if isinstance(value, mx.array):
+                parameter = f"{path}.{name}" if path else name
+                stored.setdefault(parameter, (parameter,))
+    return stored
+
+
+def _projection_names(path: str, module: Projections) -> list[str]:
+    """Canonical names of the projections of a module, which stand beside it."""
+    return [f"{path.rpartition('.')[0]}.{name}" for name in module.names]
+
+
+def _make_room(module: Linear | Embedding, scheme: Quantization) -> None:
+    out_features, in_features = module.weight.shape
+    scales = scheme.scales_shape((out_features, in_features))
+    module._scheme = scheme
+    module.weight = mx.zeros(scheme.weight_shape((out_features, in_features)), mx.uint32)
+    if scheme.has_biases:
+        module.scales = mx.zeros(scales)
+        module.biases = mx.zeros(scales)
+    else:
+        module.scales = mx.zeros(scales, mx.uint8)

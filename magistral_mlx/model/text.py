@@ -6,13 +6,12 @@ Reads top-down from the parts to the whole. L is the number of new tokens, D the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from magistral_mlx.backend import mx, nn
+from magistral_mlx.backend import backend, mx, nn
 from magistral_mlx.cache.kv import LayerCache
 from magistral_mlx.config import TextConfig
-from magistral_mlx.model.linear import Embedding, Linear
-
-FEW_ROWS = 64  # tokens that run through all layers as one graph; more are a chunk of a prompt
+from magistral_mlx.model.linear import Embedding, Linear, Projections
 
 
 class Attention(nn.Module):
@@ -25,29 +24,42 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.rope_theta = config.rope_theta
         width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.q_proj = Linear(config.hidden_size, width)
-        self.k_proj = Linear(config.hidden_size, kv_width)
-        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.qkv_proj = Projections(
+            config.hidden_size, q_proj=width, k_proj=kv_width, v_proj=kv_width
+        )
         self.o_proj = Linear(width, config.hidden_size)
 
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
-        q = self._heads(self.q_proj(x), self.num_heads)  # (B, H, L, head_dim)
-        k = self._heads(self.k_proj(x), self.num_kv_heads)  # (B, H_kv, L, head_dim)
-        v = self._heads(self.v_proj(x), self.num_kv_heads)
-        q, k = self._rope(q, cache.offset), self._rope(k, cache.offset)
+        turning = self.num_heads + self.num_kv_heads
+        qk, v = mx.split(self._heads(self["qkv_proj"](x)), [turning], axis=1)
+        qk = mx.fast.rope(
+            qk,
+            self.head_dim,
+            traditional=False,
+            base=self.rope_theta,
+            scale=1.0,
+            offset=cache.offset,
+        )
+        q, k = mx.split(qk, [self.num_heads], axis=1)
         y = cache.attend(q, k, v, scale=self.head_dim**-0.5)  # (B, H, L, head_dim)
-        batch, _, length, _ = y.shape
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        batch, length, _ = x.shape
+        if length > 1:
+            y = y.transpose(0, 2, 1, 3)
+        o: mx.array = self["o_proj"](y.reshape(batch, length, -1))
+        return o
 
-    def _heads(self, x: mx.array, heads: int) -> mx.array:
+    def _heads(self, x: mx.array) -> mx.array:
         """(B, L, heads * head_dim) -> (B, heads, L, head_dim)"""
         batch, length, _ = x.shape
-        return x.reshape(batch, length, heads, self.head_dim).transpose(0, 2, 1, 3)
+        if length == 1:
+            return x.reshape(batch, -1, 1, self.head_dim)
+        return x.reshape(batch, length, -1, self.head_dim).transpose(0, 2, 1, 3)
 
-    def _rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        return mx.fast.rope(
-            x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
-        )
+
+@partial(mx.compile, shapeless=True)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """One kernel instead of two."""
+    return nn.silu(gate) * up
 
 
 class MLP(nn.Module):
@@ -55,12 +67,15 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(hidden_size, intermediate_size)
-        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.gate_up_proj = Projections(
+            hidden_size, gate_proj=intermediate_size, up_proj=intermediate_size
+        )
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self["gate_up_proj"].apart(x)
+        y: mx.array = self["down_proj"](swiglu(gate, up))
+        return y
 
 
 class Block(nn.Module):
@@ -74,8 +89,9 @@ class Block(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self["self_attn"](self["input_layernorm"](x), cache)
+        y: mx.array = x + self["mlp"](self["post_attention_layernorm"](x))
+        return y
 
 
 class Decoder(nn.Module):
@@ -88,14 +104,15 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def __call__(self, h: mx.array, caches: Sequence[LayerCache]) -> mx.array:
-        is_chunk = h.shape[1] > FEW_ROWS
-        for layer, cache in zip(self.layers, caches, strict=True):
+        is_chunk = h.shape[1] > backend().few_rows
+        for layer, cache in zip(self["layers"], caches, strict=True):
             if is_chunk:
                 # One layer in flight at a time bounds memory, and how long a GPU is kept busy. The
                 # last one stays lazy: a chunk that is not the prompt's last needs no more of it.
                 mx.eval(h)
             h = layer(h, cache)
-        return self.norm(h)
+        y: mx.array = self["norm"](h)
+        return y
 
 
 class LanguageModel(nn.Module):
