@@ -6,8 +6,8 @@ The CPU backend serves Linux, where this project is tested. Four things differ t
   the untuned reference; an OpenBLAS loaded earlier takes its place and is about 50 times faster.
 - The quantized kernel costs the same for every row, so from a few rows on it is cheaper to
   dequantize a block of the matrix and to multiply by that.
-- That kernel runs on one thread for each stream, so the rows of a matrix are shared out over as
-  many streams as there are cores.
+- That kernel, and the one that dequantizes, run on one thread for each stream, so the rows of a
+  matrix are shared out over as many streams as there are cores.
 - `mx.fast.scaled_dot_product_attention` writes all scores out, so queries go in blocks.
 
 On Metal and CUDA the quantized and the fused kernels are the fast ones and are called as they are.
@@ -19,10 +19,10 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +63,7 @@ __all__ = ["DTYPES", "Backend", "backend", "dequantize", "mx", "nn", "quantized_
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 DEQUANTIZED_BYTES = 32 << 20  # a block of a dequantized matrix
+_FEW_ROWS = 64
 _PART_BYTES = 256 << 10  # of a packed matrix, below which another stream costs more than it saves
 
 
@@ -84,6 +85,24 @@ class Backend:
     fused_attention: bool
     prefill_chunk: int
     few_rows: int
+
+    @property
+    def pass_costs(self) -> tuple[tuple[int, float], ...]:
+        """(rows, cost) of a pass over so many tokens, in passes over one, with more not worth it.
+
+        Rough, and rather too high than too low; `magistral-mlx bench` measures them for a model.
+        On the CPU each row of a quantized matrix product costs the same, until from three rows on
+        the matrix is dequantized. On a GPU the matrix is read once for a few rows, but the kernels
+        for them are not as near to the limit of the memory.
+        """
+        if self.name == "cpu":
+            return _CPU_COSTS if self.dequantize_from_rows else _LINEAR_COSTS
+        return _GPU_COSTS
+
+
+_CPU_COSTS = ((1, 1.0), (2, 2.0), (3, 3.0), (32, 3.5))
+_LINEAR_COSTS = ((1, 1.0), (8, 8.0))
+_GPU_COSTS = ((1, 1.0), (2, 1.3), (4, 1.9), (8, 3.2), (16, 4.0), (32, 5.0))
 
 
 @cache
@@ -115,25 +134,17 @@ def quantized_matmul(
     rows = x.size // x.shape[-1]
     threshold = backend().dequantize_from_rows
     if threshold is None or rows < threshold:
-        shares = _parts(weight) if backend().name == "cpu" else 1
-        if shares > 1:
-            return _matmul_in_parts(x, weight, scales, biases, scheme, shares)
-        return _quantized_matmul(x, weight, scales, biases, scheme)
+        return _in_parts(_quantized_matmul, x, weight, scales, biases, scheme)
+    # With few rows dequantizing takes the time; with many the product does, on all cores anyway.
+    multiply = partial(_in_parts, _dequantized) if rows <= _FEW_ROWS else _dequantized
     out_features = weight.shape[0]
     step = max(1, DEQUANTIZED_BYTES // (x.shape[-1] * x.itemsize))
     if out_features <= step:
-        return x @ dequantize(weight, scales, biases, scheme, x.dtype).T
+        return multiply(x, weight, scales, biases, scheme)
     parts = []
     for start in range(0, out_features, step):
-        rows_of = slice(start, start + step)
-        block = dequantize(
-            weight[rows_of],
-            scales[rows_of],
-            None if biases is None else biases[rows_of],
-            scheme,
-            x.dtype,
-        )
-        parts.append(x @ block.T)
+        block = _rows_of(slice(start, start + step), weight, scales, biases)
+        parts.append(multiply(x, *block, scheme))
         # The CPU's stream runs far ahead of its work: without this all blocks would be in memory.
         mx.eval(parts[-1])
     return mx.concatenate(parts, axis=-1)
@@ -154,23 +165,40 @@ def _quantized_matmul(
     )
 
 
-def _matmul_in_parts(
+def _dequantized(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, scheme: Quantization
+) -> mx.array:
+    return x @ dequantize(weight, scales, biases, scheme, x.dtype).T
+
+
+Multiply = Callable[[mx.array, mx.array, mx.array, mx.array | None, Quantization], mx.array]
+
+
+def _in_parts(
+    multiply: Multiply,
     x: mx.array,
     weight: mx.array,
     scales: mx.array,
     biases: mx.array | None,
     scheme: Quantization,
-    parts: int,
 ) -> mx.array:
-    """`_quantized_matmul` with the rows of W shared out; every row is computed as it would be."""
+    """`multiply` with the rows of W shared out; every row is computed as it would be."""
+    parts = _parts(weight) if backend().name == "cpu" else 1
+    if parts == 1:
+        return multiply(x, weight, scales, biases, scheme)
     rows = weight.shape[0]
     found = []
     for part in range(parts):
         some = slice(rows * part // parts, rows * (part + 1) // parts)
         with mx.stream(_other_streams()[part - 1]) if part else nullcontext():
-            own = None if biases is None else biases[some]
-            found.append(_quantized_matmul(x, weight[some], scales[some], own, scheme))
+            found.append(multiply(x, *_rows_of(some, weight, scales, biases), scheme))
     return mx.concatenate(found, axis=-1)
+
+
+def _rows_of(
+    some: slice, weight: mx.array, scales: mx.array, biases: mx.array | None
+) -> tuple[mx.array, mx.array, mx.array | None]:
+    return weight[some], scales[some], None if biases is None else biases[some]
 
 
 def _parts(weight: mx.array) -> int:

@@ -86,6 +86,8 @@ class Stats:
     thinking_end tells how the trace ended; None if there was none, or it is still open.
     mask_seconds is what a grammar cost on the host, most of it while the device works.
     cached_tokens are those of the prompt that an earlier one had left in the caches.
+    passes is how often the weights were read after the prompt, perhaps for other answers as well;
+    drafted is how many tokens were guessed and checked in them, accepted how many were right.
     """
 
     prompt_tokens: int
@@ -98,6 +100,9 @@ class Stats:
     thinking_end: ThinkingEnd | None = None
     mask_seconds: float = 0.0
     cached_tokens: int = 0
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def completion_tokens(self) -> int:
@@ -115,12 +120,18 @@ class Stats:
         steps = self.completion_tokens - 1
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds else 0.0
 
+    @property
+    def tokens_per_pass(self) -> float:
+        """After the first token, which the prompt's pass gives; 1 without speculation."""
+        return (self.completion_tokens - 1) / self.passes if self.passes else 1.0
+
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON types, derived ones included."""
         return asdict(self) | {
             "completion_tokens": self.completion_tokens,
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
             "decode_tokens_per_second": self.decode_tokens_per_second,
+            "tokens_per_pass": self.tokens_per_pass,
         }
 
 

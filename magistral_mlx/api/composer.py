@@ -56,12 +56,21 @@ class Job:
 class Composer:
     """What is known of a loaded model without its weights; safe to use from several threads."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, context: int, *, sees: bool) -> None:
-        """`context`: tokens that prompt and answer have together. `sees`: it has a tower."""
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        context: int,
+        *,
+        sees: bool,
+        drafts: bool = False,
+    ) -> None:
+        """`context`: tokens that prompt and answer have together. `sees`: it has a tower.
+        `drafts`: a draft model was loaded with it."""
         self.folder = folder
         self.tokenizer = tokenizer
         self.context = context
-        self._sees = sees
+        self._sees, self._drafts = sees, drafts
         self._lock = threading.Lock()
 
     @property
@@ -222,6 +231,11 @@ class Composer:
         tokenizer = self.tokenizer
         if options.min_thinking and not tokenizer.thinks:
             raise InvalidOption("min_thinking needs a model that thinks; this one does not.")
+        if options.speculation == "draft" and not self._drafts:
+            raise InvalidOption(
+                "speculation is 'draft', but no draft model was loaded. Load the model with "
+                "draft=NAME (--draft NAME), or leave speculation at 'auto'."
+            )
         for name in ("logit_bias", "stop_token_ids"):
             for id in getattr(options, name):
                 if not 0 <= id < tokenizer.vocab_size:

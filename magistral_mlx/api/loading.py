@@ -13,6 +13,7 @@ from magistral_mlx.api.keeping import Keeping
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.api.runtime import Runtime
 from magistral_mlx.api.session import Session
+from magistral_mlx.api.speculation import check_vocabulary
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption, TokenizerError
@@ -34,6 +35,7 @@ class Loading:
     tokenizer: str | Path | None
     parallel: int
     keeping: Keeping | None
+    draft: str | Path | None
     on_plan: Callable[[Plan], None] | None
     on_progress: OnProgress | None
 
@@ -50,25 +52,32 @@ class Loading:
         _check_dtype(self.dtype)
         name = None if self.name is None else str(self.name)
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
-        plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, self.dtype)
-        runtime = Runtime(checkpoint, plan, self.dtype, self.keeping)
+        draft = None if self.draft is None else Checkpoint.open(locate(str(self.draft)))
+        plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, self.dtype, draft)
+        runtime = Runtime(checkpoint, plan, self.dtype, self.keeping, draft)
         session = Session(runtime, self.parallel)  # whose end releases the plan
         try:
-            composer = self._load(checkpoint, plan, session)
+            composer = self._load(checkpoint, plan, session, draft)
         except BaseException:
             session.close()
             session.wait_closed()
             raise
         return checkpoint, plan, composer, session
 
-    def _load(self, checkpoint: Checkpoint, plan: Plan, session: Session) -> Composer:
+    def _load(
+        self, checkpoint: Checkpoint, plan: Plan, session: Session, draft: Checkpoint | None
+    ) -> Composer:
         if self.on_plan:
             self.on_plan(plan)
         loaded = session.load()
         # While the worker reads weights:
         words = _load_tokenizer(checkpoint, self.tokenizer)
+        if draft:
+            check_vocabulary(draft, checkpoint, words)
         sees = checkpoint.config.vision is not None
-        composer = Composer(checkpoint.folder, words, plan.context, sees=sees)
+        composer = Composer(
+            checkpoint.folder, words, plan.context, sees=sees, drafts=draft is not None
+        )
         composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
         loaded(self.on_progress)
         return composer

@@ -71,6 +71,7 @@ class Magistral:
         pictures: int = 1,
         memory_limit: int | None = None,
         parallel: int = PARALLEL,
+        draft: str | Path | None = None,
         cache_dir: str | Path | None = None,
         cache_size: int | None = None,
         on_plan: Callable[[Plan], None] | None = None,
@@ -91,6 +92,8 @@ class Magistral:
             memory_limit: bytes to stay within, instead of what the machine recommends.
             parallel: calls to answer at once at most, as far as memory allows; 1 answers them one
                 after the other.
+            draft: a smaller model with the same tokenizer, named as a model is, that guesses tokens
+                for this one to check several in one pass; see the option speculation.
             cache_dir: a folder to keep beginnings of prompts in, their pictures' features included,
                 so that later runs need not read them again; None keeps them in memory alone.
                 Models and processes may share it. What it holds can be read by this user only.
@@ -107,7 +110,9 @@ class Magistral:
         from magistral_mlx.api.loading import Loading
 
         keeping = Keeping.of(cache_dir, cache_size)
-        loading = Loading(name_or_dir, dtype, tokenizer, parallel, keeping, on_plan, on_progress)
+        loading = Loading(
+            name_or_dir, dtype, tokenizer, parallel, keeping, draft, on_plan, on_progress
+        )
         return cls(*loading.run(context, kv, pictures, memory_limit))
 
     @classmethod
@@ -122,6 +127,7 @@ class Magistral:
         pictures: int = 1,
         memory_limit: int | None = None,
         parallel: int = PARALLEL,
+        draft: str | Path | None = None,
         cache_dir: str | Path | None = None,
         cache_size: int | None = None,
         on_plan: Callable[[Plan], None] | None = None,
@@ -147,6 +153,7 @@ class Magistral:
                 pictures=pictures,
                 memory_limit=memory_limit,
                 parallel=parallel,
+                draft=draft,
                 cache_dir=cache_dir,
                 cache_size=cache_size,
                 on_plan=on_plan,

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from magistral_mlx.api.inputs import ToolLike
-    from magistral_mlx.api.options import Default, Overflow, ThinkingOption, ToolChoice
+    from magistral_mlx.api.options import (
+        Default,
+        Overflow,
+        SpeculationOption,
+        ThinkingOption,
+        ToolChoice,
+    )
     from magistral_mlx.chat.messages import System
     from magistral_mlx.engine.dry import Dry
 
@@ -43,5 +49,6 @@ class OptionFields(TypedDict, total=False):
     system: System | str | Default | None
     overflow: Overflow
     image_tokens: int | None
+    speculation: SpeculationOption
     logprobs: bool
     top_logprobs: int

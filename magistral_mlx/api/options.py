@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ThinkingOption = Literal["on", "off"] | int
 Overflow = Literal["error", "drop"]
 ToolChoice = Literal["auto", "required", "none"]
+SpeculationOption = Literal["auto", "off", "ngram", "draft"]
 
 
 class Default:
@@ -86,6 +87,10 @@ class Options:
         overflow: what happens when a conversation outgrows its context: "error", or "drop" the
             oldest turns and tell so.
         image_tokens: the most tokens a picture may take; larger ones are scaled down.
+    Speed:
+        speculation: guess tokens and check several in one pass, with the same answer: "ngram"
+            guesses from what has been written, "draft" from the draft model that was loaded,
+            "auto" from what there is. All of them only while it pays; "off" never.
     Figures:
         logprobs: report each token's log probability; top_logprobs: and that many likeliest ones.
     """
@@ -118,6 +123,7 @@ class Options:
     system: System | str | Default | None = DEFAULT
     overflow: Overflow = "error"
     image_tokens: int | None = None
+    speculation: SpeculationOption = "auto"
     logprobs: bool = False
     top_logprobs: int = 0
 
@@ -130,10 +136,18 @@ class Options:
         """
         from magistral_mlx.api.inputs import to_tools
 
-        self._set("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        self._set("stop_token_ids", frozenset(self.stop_token_ids))
+        stop = (self.stop,) if isinstance(self.stop, str) else _several("stop", self.stop)
+        self._set("stop", stop)
+        ids = _several("stop_token_ids", self.stop_token_ids)
+        self._set("stop_token_ids", frozenset(ids))
         self._set("logit_bias", _bias(self.logit_bias))
-        self._set("tools", to_tools(self.tools))
+        self._set(
+            "tools", to_tools(self.tools if self.tools is None else _several("tools", self.tools))
+        )
+        if self.choice is not None:
+            self._set("choice", _several("choice", self.choice))
+            if not all(isinstance(text, str) for text in self.choice):
+                raise InvalidOption("choice holds something that is not text.")
         if isinstance(self.thinking, bool):
             self._set("thinking", "on" if self.thinking else "off")
         if isinstance(self.system, str):
@@ -248,6 +262,8 @@ class Options:
             raise InvalidOption("stop_token_ids must be whole numbers.")
 
     def _check_choices(self) -> None:
+        from magistral_mlx.engine.dry import Dry
+
         if isinstance(self.thinking, int):
             _at_least("thinking", self.thinking, 1, ' (or "on" or "off")')
             if self.min_thinking > self.thinking:
@@ -260,6 +276,7 @@ class Options:
         if self.min_thinking and not self.thinks:
             raise InvalidOption("min_thinking needs thinking, which is off.")
         _one_of("overflow", self.overflow, ("error", "drop"))
+        _one_of("speculation", self.speculation, ("auto", "off", "ngram", "draft"))
         _one_of("tool_choice", self.tool_choice, ("auto", "required", "none"))
         if self.tool_choice == "required" and not self.tools:
             raise InvalidOption("tool_choice is 'required', but there are no tools.")
@@ -268,10 +285,28 @@ class Options:
             raise InvalidOption(f"{' and '.join(given)} exclude each other: give one.")
         if given and self.tool_choice == "required":
             raise InvalidOption(f"{given[0]} and tool_choice='required' exclude each other.")
+        if given and given != ["json_schema"] and self.offered_tools:
+            raise InvalidOption(
+                f"{given[0]} and tools exclude each other: no call could be written. "
+                "tool_choice='none' hides the tools."
+            )
+        if not (self.dry is None or isinstance(self.dry, bool | Dry)):
+            raise InvalidOption(f"dry is {self.dry!r}; it must be True, False or a Dry.")
         if not isinstance(self.system, System | Default | None):
             raise InvalidOption(
                 f"system must be text, a System or None, not {type(self.system).__name__}."
             )
+
+
+def _several(name: str, values: object) -> tuple[Any, ...]:
+    """The values as a tuple.
+
+    Raises:
+        InvalidOption: one value, or a text, where a list is expected.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidOption(f"{name} is {values!r}; it must be a list.")
+    return tuple(values)
 
 
 def _at_least(name: str, value: int | None, least: int, more: str = "") -> None:

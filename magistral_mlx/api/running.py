@@ -150,6 +150,9 @@ class Run:
             peak_memory=self._peak,
             thinking_end=self.generation.thinking_end,
             mask_seconds=self.generation.mask_seconds,
+            passes=self.generation.passes,
+            drafted=self.generation.drafted,
+            accepted=self.generation.accepted,
             cached_tokens=self._cached or 0,
         )
         self.answer.put(Finished(reason, stats, reader.stopped_by))

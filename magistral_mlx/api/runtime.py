@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.api.composer import Job
 from magistral_mlx.api.keeping import Keeping
+from magistral_mlx.api.speculation import Guessing, load_drafter
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
@@ -39,15 +40,18 @@ class Runtime:
         plan: Plan,
         dtype: str | None,
         keeping: Keeping | None = None,
+        draft: Checkpoint | None = None,
     ) -> None:
-        """`keeping`: where prompts are kept for later runs."""
+        """`keeping`: where prompts are kept for later runs. `draft`: a model that guesses."""
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype
         self._keeping = keeping
+        self._draft = draft
         self.when_idle: Callable[[], None] | None = None  # any thread: `keep_some` has work
         self._model: MagistralModel | None = None
         self._prefixes: Prefixes | None = None
+        self._guessing: Guessing | None = None
 
     def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
         """Read the decoder. The vision tower stays on disk until a picture comes.
@@ -65,6 +69,8 @@ class Runtime:
         dtype = None if self._dtype is None else DTYPES[self._dtype]
         self._model = model = load_model(self._checkpoint, dtype, report)
         plan = self.plan
+        drafter = load_drafter(self._draft, model, plan, report) if self._draft else None
+        self._guessing = Guessing(plan, drafter)
         disk = None
         if self._keeping is not None:
             disk = self._keeping.open(self._checkpoint, plan, str(model.dtype))
@@ -81,7 +87,7 @@ class Runtime:
         """Give the memory back, with nothing left in flight when the thread ends."""
         if self._prefixes is not None:
             self._prefixes.close()
-        self._model = self._prefixes = None
+        self._model = self._prefixes = self._guessing = None
         mx.synchronize()
         mx.clear_cache()
         mx.clear_streams()
@@ -138,8 +144,12 @@ class Runtime:
         Raises:
             InvalidOption: an option that this model's vocabulary does not allow.
         """
+        assert self._guessing is not None, "it is loaded first"
+        speculation = self._guessing.speculation(job.options.speculation)
         request = _request(job, index, self.plan)
-        request = replace(request, picture_keys=pictures, seen=self.prefixes)
+        request = replace(
+            request, picture_keys=pictures, seen=self.prefixes, speculation=speculation
+        )
         return generate(self.model, request, start)
 
     def keys(self, job: Job) -> tuple[tuple[PictureKey, ...], NDArray[np.int64]]:

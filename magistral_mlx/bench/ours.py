@@ -24,6 +24,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Prefilled, Request, generate
 from magistral_mlx.engine.prefill import see_pictures
+from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
 from magistral_mlx.model import linear
@@ -69,6 +70,21 @@ class Ours:
             return [mx.argmax(logits, axis=-1), *(a for cache in caches for a in cache.state)]
 
         return build
+
+    def passes(self, filled: int) -> Callable[[int], None]:
+        """What runs a pass over so many tokens and draws after each, as speculation does."""
+        caches = self._caches(filled)
+        sampler = Sampler(Sampling(), np.zeros(1, np.int32), self._model.config.text.vocab_size)
+
+        def run(count: int) -> None:
+            h = self._model(self._model.embed(mx.full((1, count), 1000)), caches)
+            logits = self._model.logits(h)[0]
+            dispatch([sampler.draw(logits[n : n + 1], filled + n) for n in range(count)])
+            mx.synchronize()
+            for cache in caches:
+                cache.trim(filled)
+
+        return run
 
     @staticmethod
     @contextmanager

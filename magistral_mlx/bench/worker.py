@@ -56,6 +56,7 @@ def serve(runtime: Runtime) -> None:
         "generate": generate,
         "pictures": pictures,
         "graph": graph,
+        "passes": passes,
     }
     for line in sys.stdin:
         task = json.loads(line)
@@ -111,6 +112,17 @@ def pictures(runtime: Runtime, count: int, side: int) -> Task:
     runtime.see(count, side)
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "above": mx.get_peak_memory() - held, **memory(mx)}
+
+
+def passes(runtime: Any, filled: int, rows: list[int]) -> Task:
+    """One pass over each number of tokens, draws included -> the seconds of each. Ours only."""
+    run = runtime.passes(filled)
+    seconds = []
+    for count in rows:
+        begin = time.perf_counter()
+        run(count)
+        seconds.append(time.perf_counter() - begin)
+    return {"seconds": seconds}
 
 
 def graph(runtime: Runtime, filled: int, rounds: int = 20) -> Task:

@@ -11,7 +11,7 @@ from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import this_machine
 from magistral_mlx.memory.peak import Traits, loaded_weights
-from magistral_mlx.memory.plan import Model, Plan, Wish
+from magistral_mlx.memory.plan import Draft, Model, Plan, Wish
 
 
 def traits(dtype: str | None = None) -> Traits:
@@ -26,13 +26,23 @@ def traits(dtype: str | None = None) -> Traits:
     )
 
 
-def describe(checkpoint: Checkpoint, source: str, float_bytes: int) -> Model:
-    """What a plan has to know of a checkpoint on this machine."""
-    return Model(source, checkpoint.config, loaded_weights(checkpoint, float_bytes))
+def describe(
+    checkpoint: Checkpoint, source: str, float_bytes: int, draft: Checkpoint | None = None
+) -> Model:
+    """What a plan has to know of a checkpoint on this machine, and of a draft model beside it."""
+    weights = loaded_weights(checkpoint, float_bytes)
+    if draft is None:
+        return Model(source, checkpoint.config, weights)
+    beside = Draft(draft.config.text, loaded_weights(draft, float_bytes).decoder)
+    return Model(source, checkpoint.config, weights, beside)
 
 
 def plan_here(
-    checkpoint: Checkpoint, source: str, wish: Wish | None = None, dtype: str | None = None
+    checkpoint: Checkpoint,
+    source: str,
+    wish: Wish | None = None,
+    dtype: str | None = None,
+    draft: Checkpoint | None = None,
 ) -> Plan:
     """The plan for running a checkpoint on this machine, beside the models that are loaded.
 
@@ -42,14 +52,18 @@ def plan_here(
     here = traits(dtype)
     machine = this_machine()
     machine = replace(machine, limit=machine.limit - PROCESS.planned)
-    return make_plan(describe(checkpoint, source, here.float_bytes), machine, here, wish)
+    return make_plan(describe(checkpoint, source, here.float_bytes, draft), machine, here, wish)
 
 
 def hold_plan(
-    checkpoint: Checkpoint, source: str, wish: Wish | None = None, dtype: str | None = None
+    checkpoint: Checkpoint,
+    source: str,
+    wish: Wish | None = None,
+    dtype: str | None = None,
+    draft: Checkpoint | None = None,
 ) -> Plan:
     """`plan_here`, with MLX's limits set for it; `PROCESS.release` gives its share back."""
     with PROCESS.lock:
-        plan = plan_here(checkpoint, source, wish, dtype)
+        plan = plan_here(checkpoint, source, wish, dtype, draft)
         PROCESS.hold(plan)
     return plan

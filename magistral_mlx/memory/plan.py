@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from magistral_mlx.cache.scheme import KVScheme
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.memory.machine import GIB, Machine
 from magistral_mlx.memory.peak import (
@@ -28,12 +28,25 @@ _MOST_KEPT = 8 * GIB  # more is not worth what other programs could do with it
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A draft model that is loaded beside another one. decoder: bytes of its weights."""
+
+    text: TextConfig
+    decoder: int
+
+    def nbytes(self, scheme: KVScheme, context: int, float_bytes: int) -> int:
+        """Its weights, and the one set of caches that it has."""
+        return self.decoder + cache_bytes(self.text, scheme, context, float_bytes)
+
+
+@dataclass(frozen=True)
 class Model:
     """What a plan has to know of a model. `source` is how a user named it."""
 
     source: str
     config: ModelConfig
     weights: Weights
+    draft: Draft | None = None
 
     @property
     def longest_context(self) -> int:
@@ -165,6 +178,9 @@ def fit(
             ),
             key=lambda peak: peak.total,
         )
+        if model.draft:
+            beside = model.draft.nbytes(scheme, context, traits.float_bytes)
+            peak = replace(peak, weights=peak.weights + beside)
         plan = Plan(machine, model, scheme, context, chunk, pictures, smaller, peak, limit)
         if plan.headroom >= 0:
             break

@@ -22,6 +22,11 @@ class PassCosts:
     def most_rows(self) -> int:
         return self.points[-1][0]
 
+    def up_to(self, rows: int) -> PassCosts:
+        """The same with no pass of more rows."""
+        fewer = [point for point in self.points if point[0] < rows]
+        return PassCosts((*fewer, (rows, self(rows)))) if rows < self.most_rows else self
+
     def __call__(self, rows: int) -> float:
         below, cost = self.points[0]
         for above, next_cost in self.points[1:]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from magistral_mlx.backend import backend
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.speculate.acceptance import Acceptance
@@ -17,6 +18,7 @@ _DRAFT_CHANCE = 0.7  # that a draft model's guess is right, to begin with
 _DRAFT_WEIGHT = 1 / 32  # of the newest one in the running mean
 _RETRY = 64  # tokens after which a draft model that did not pay is tried again
 _TRIAL = 3  # guesses then
+_PACKED_ROWS = 8  # that attention takes with packed keys and values as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,9 @@ class Speculator:
     ) -> None:
         """`scheme`: of the caches. `sampler`: draws from a draft model's logits."""
         self.drafted = self.accepted = 0
-        self._costs = speculation.costs
+        # With more rows a GPU would dequantize all of a quantized cache for each pass.
+        packed = scheme.quantized and backend().fused_attention
+        self._costs = speculation.costs.up_to(_PACKED_ROWS) if packed else speculation.costs
         self._ngrams, self._drafter = speculation.ngrams, speculation.drafter
         self._scheme, self._sampler = scheme, sampler
         self._suffixes = Suffixes()

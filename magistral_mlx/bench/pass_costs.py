@@ -1,0 +1,41 @@
+"""What a pass over several tokens costs here, in passes over one: what speculation goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from magistral_mlx.bench.process import Program, Worker
+from magistral_mlx.bench.rounds import Figure, repeat
+from magistral_mlx.engine.speculate.costs import PassCosts
+from magistral_mlx.engine.speculate.measured import smoothed
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_CONTEXT = 512  # tokens that the caches hold
+_SLOW = 2.0  # seconds of one pass with which the measurement would take too long
+
+
+def measure_pass_costs(
+    program: Program, folder: Path, dtype: str | None, on_round: Callable[[str], None]
+) -> PassCosts | None:
+    """Measure ours with a checkpoint; None where a pass is too slow for it.
+
+    All numbers of rows take turns, so that what slows a round slows all of them.
+
+    Raises:
+        BenchmarkError: the runtime failed.
+    """
+    on_round("the cost of wider passes")
+    with Worker(program) as worker:
+        worker.ask("load", folder=str(folder), dtype=dtype)
+
+        def measure() -> list[float]:
+            seconds: list[float] = worker.ask("passes", filled=_CONTEXT, rows=ROWS)["seconds"]
+            return seconds
+
+        warm = worker.ask("passes", filled=_CONTEXT, rows=[1, 1])["seconds"]
+        if warm[-1] > _SLOW:
+            return None
+        measure()
+        columns = zip(*repeat(measure, most=5), strict=True)
+        return smoothed(ROWS, [Figure.of(values).median for values in columns])

@@ -1,0 +1,78 @@
+"""What passes cost on this machine: as measured by `magistral-mlx bench`, else the backend's guess.
+
+A file in the user's folder holds the measurements, one for each machine, MLX and model.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.backend import backend
+from magistral_mlx.engine.speculate.costs import PassCosts
+from magistral_mlx.places import home_dir
+
+
+def pass_costs(machine: str, decoder_bytes: int) -> PassCosts:
+    """The costs for a model with so many bytes of weights in its decoder, loaded on `machine`."""
+    measured = _read().get(_key(machine, decoder_bytes))
+    return _checked(measured) or PassCosts(backend().pass_costs)
+
+
+def store(machine: str, decoder_bytes: int, costs: PassCosts) -> Path:
+    """Keep what was measured -> the file that holds it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = _path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = _read() | {_key(machine, decoder_bytes): costs.points}
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def smoothed(rows: Sequence[int], seconds: Sequence[float]) -> PassCosts:
+    """Costs from the seconds of passes with so many rows, the first of them one row.
+
+    More rows never cost less than fewer.
+    """
+    points, highest = [], 1.0
+    for count, taken in zip(rows, seconds, strict=True):
+        highest = max(highest, taken / seconds[0])
+        points.append((count, highest))
+    return PassCosts(tuple(points))
+
+
+def _path() -> Path:
+    return home_dir() / "pass-costs.json"
+
+
+def _key(machine: str, decoder_bytes: int) -> str:
+    return f"{machine}, MLX {importlib.metadata.version('mlx')}, {decoder_bytes} bytes"
+
+
+def _read() -> dict[str, Any]:
+    """What the file holds; nothing if there is none, or it is damaged."""
+    try:
+        values = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _checked(points: Any) -> PassCosts | None:
+    """Points that were read, if they make sense."""
+    try:
+        pairs = tuple((int(rows), float(cost)) for rows, cost in points)
+    except (TypeError, ValueError):
+        return None
+    rows = [count for count, _ in pairs]
+    rises = rows == sorted(set(rows)) and all(cost >= 1 for _, cost in pairs)
+    return PassCosts(pairs) if pairs[:1] == ((1, 1.0),) and rises else None
