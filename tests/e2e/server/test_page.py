@@ -205,6 +205,8 @@ def test_conversations_travel_as_json(visit: Visit, tmp_path: Path) -> None:
     expect(conversations(page)).to_have_count(0)
     page.locator("#import-file").set_input_files(file)
     expect(conversations(page)).to_have_text([SUM])
+    page.locator(".conversation .open").click()
+    expect(visit.answered().locator(".tools")).to_contain_text("tokens/s")
     damaged = tmp_path / "damaged.json"
     damaged.write_text(file.read_text().replace('"role"', '"roll"'))
     page.locator("#import-file").set_input_files(damaged)

@@ -1,4 +1,5 @@
 // The server's API: requests with the key, and failures that the page can put in words.
+import * as session from "./session.js";
 import { events } from "./sse.js";
 
 const KEY = "magistral.key";
@@ -16,9 +17,9 @@ export class Failure extends Error {
 }
 
 export const key = {
-  get: () => sessionStorage.getItem(KEY),
-  set: (value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
+  get: () => session.get(KEY),
+  set: (value) => session.set(KEY, value),
+  forget: () => session.set(KEY, null),
 };
 
 async function request(path, options = {}) {

@@ -1,6 +1,7 @@
 // Conversations as a JSON file, out and in.
 import { Failure } from "./api.js";
 import * as store from "./store.js";
+import { blankAnswer, path } from "./tree.js";
 
 const FORMAT = "magistral-mlx conversations";
 
@@ -41,7 +42,7 @@ export async function importFrom(file) {
   for (const { messages, ...conversation } of content.conversations) {
     const here = await store.conversation(conversation.id);
     if (here && here.updated >= conversation.updated) continue;
-    await store.save(conversation, messages);
+    await store.save(conversation, messages.map(completed));
     taken += 1;
   }
   return taken;
@@ -57,7 +58,9 @@ function valid(conversation) {
     text(leaf) &&
     Number.isFinite(updated) &&
     Array.isArray(messages) &&
-    messages.every((message) => validMessage(message, id))
+    messages.every((message) => validMessage(message, id)) &&
+    // No message comes before itself.
+    messages.every(({ id }) => path(messages, id)[0]?.parent === null)
   );
 }
 
@@ -74,3 +77,30 @@ function validMessage(message, conversation) {
     pictures.every((picture) => text(picture?.name) && /^data:image\//.test(picture.url))
   );
 }
+
+// An answer with every field that it needs, and none that is of another type. Why it failed is
+// left out: what is left to do is to go on with it.
+function completed(message) {
+  if (message.role === "user") return message;
+  const fields = Object.entries(blankAnswer).map(([name, blank]) => [
+    name,
+    blank !== null && typeof message[name] === typeof blank ? message[name] : blank,
+  ]);
+  return {
+    ...message,
+    ...Object.fromEntries(fields),
+    thinkingSeconds: figure(message.thinkingSeconds),
+    notes: [],
+    usage: figures(message.usage),
+    timings: figures(message.timings),
+    model: text(message.model) ? message.model : null,
+    reason: message.reason === "length" ? "length" : null,
+    state: message.state === "done" ? "done" : "stopped",
+  };
+}
+
+const figure = (value) => (Number.isFinite(value) ? value : null);
+
+const figures = (object) =>
+  object &&
+  Object.fromEntries(Object.entries(object).filter(([, value]) => Number.isFinite(value)));

@@ -2,7 +2,7 @@
 import { Answer } from "./answer.js";
 import { newId } from "./dom.js";
 import * as store from "./store.js";
-import { newestLeaf, path, versions } from "./tree.js";
+import { blankAnswer, newestLeaf, path, versions } from "./tree.js";
 
 const TITLE_LENGTH = 80;
 
@@ -111,19 +111,7 @@ export class Chat extends EventTarget {
   async #ask(conversation, messages, question) {
     const message = {
       ...blank(conversation, "assistant", question.id),
-      promptTokens: null,
-      thinking: "",
-      thinkingTokens: 0,
-      thinkingSeconds: null,
-      answerTokens: 0,
-      state: "running",
-      reason: null,
-      notes: [],
-      usage: null,
-      timings: null,
-      error: null,
-      model: null,
-      open: false,
+      ...structuredClone(blankAnswer),
     };
     messages.push(message);
     Object.assign(conversation, { leaf: message.id, updated: Date.now() });

@@ -3,6 +3,7 @@ import { $ } from "./dom.js";
 import { onFiles } from "./drops.js";
 import { sees } from "./models.js";
 import { ACCEPT, Tray } from "./pictures.js";
+import * as session from "./session.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
 import { toast } from "./toast.js";
 
@@ -21,7 +22,7 @@ export class Composer {
     autosize(this.area);
     sendsOnEnter(this.area, $("#composer"));
     this.area.addEventListener("input", () => {
-      sessionStorage.setItem(DRAFT + this.id, this.area.value);
+      session.set(DRAFT + this.id, this.area.value || null);
       this.#update();
     });
     $("#composer").addEventListener("submit", (event) => {
@@ -51,7 +52,7 @@ export class Composer {
   /** Take the draft of a conversation ("" for a new one). */
   open(id) {
     this.id = id;
-    this.write(sessionStorage.getItem(DRAFT + id) ?? "");
+    this.write(session.get(DRAFT + id) ?? "");
   }
 
   /** Replace what is typed. */

@@ -57,14 +57,17 @@ async function attempt(work) {
   try {
     await work();
   } catch (error) {
-    banner(error instanceof Failure ? t(`error.${error.kind}`) : t("error.storage", error.message));
+    if (error instanceof Failure) banner([`error.${error.kind}`]);
+    else banner(["error.storage", error.message]);
   }
 }
 
+// `words`: a key of the strings and its arguments; null for nothing to say.
 function banner(words, again = null) {
   $("#banner").hidden = !words;
+  if (!words) return;
   $("#banner").replaceChildren(
-    words ?? "",
+    h("span", { t: words }),
     again ? h("button", { type: "button", t: "retry", on: { click: again } }) : "",
   );
 }
@@ -125,7 +128,7 @@ chat.addEventListener("key", async ({ detail: message }) => {
   const how = message.text || message.thinking ? "resume" : "retry";
   if (chat.path.includes(message)) await again(how, message);
 });
-chat.addEventListener("unstored", ({ detail }) => banner(t("error.storage", detail.message)));
+chat.addEventListener("unstored", ({ detail }) => banner(["error.storage", detail.message]));
 addEventListener("language", showTitle);
 addEventListener("popstate", arrive);
 store.onForeignChange(async (id) => {
@@ -155,7 +158,7 @@ async function connect() {
   } catch (error) {
     if (error.kind === "key") {
       if (await askForKey()) connect();
-    } else banner(t(`error.${error.kind ?? "page"}`, error.wait), connect);
+    } else banner([`error.${error.kind ?? "page"}`, error.wait], connect);
   }
 }
 

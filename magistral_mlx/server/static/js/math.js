@@ -145,6 +145,7 @@ function draw(tex, displayMode) {
       displayMode,
       trust: false,
       strict: "ignore",
+      errorColor: "var(--wrong)",
       maxSize: 20,
       maxExpand: 500,
     });

@@ -14,7 +14,13 @@ export function keep(message) {
 }
 
 /** Forget it: the store has it all. */
-export const drop = (message) => localStorage.removeItem(PREFIX + message.id);
+export function drop(message) {
+  try {
+    localStorage.removeItem(PREFIX + message.id);
+  } catch {
+    // Then it was not kept either.
+  }
+}
 
 /** Move what was kept into the store, and mark answers that nobody writes any more as stopped. */
 export async function recover() {

@@ -1,6 +1,23 @@
 // A conversation is a tree: editing or retrying adds a branch, so nothing is ever lost. Messages
 // know their parent; the conversation knows the leaf that is on the screen.
 
+/** What an answer has besides what every message has, before its first token. */
+export const blankAnswer = {
+  state: "running", // or done, stopped, failed
+  thinking: "",
+  thinkingTokens: 0,
+  thinkingSeconds: null, // once the trace has ended
+  answerTokens: 0,
+  promptTokens: null,
+  reason: null, // as the server names the end
+  notes: [], // what the server had to say, in sentences
+  usage: null,
+  timings: null,
+  error: null, // { kind, detail, wait } if it failed; see Failure
+  model: null,
+  open: false, // whether the fold of its trace is
+};
+
 const byAge = (a, b) => a.created - b.created || (a.id < b.id ? -1 : 1);
 
 const children = (messages, parent) =>
@@ -9,9 +26,9 @@ const children = (messages, parent) =>
 /** From the first message to `leaf`. */
 export function path(messages, leaf) {
   const byId = new Map(messages.map((message) => [message.id, message]));
-  const found = [];
-  for (let at = byId.get(leaf); at; at = byId.get(at.parent)) found.unshift(at);
-  return found;
+  const found = new Set(); // a damaged one might go round in circles
+  for (let at = byId.get(leaf); at && !found.has(at); at = byId.get(at.parent)) found.add(at);
+  return [...found].reverse();
 }
 
 /** The versions of a message, itself among them, oldest first. */
