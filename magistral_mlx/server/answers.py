@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 from magistral_mlx import __version__
 from magistral_mlx.events import (
@@ -22,31 +21,29 @@ from magistral_mlx.events import (
 )
 
 
-@dataclass
 class Answer:
     """One answer as far as it has come; `end` is set once it is whole.
 
     notes: what a person should know of it, a sentence each.
     """
 
-    thinking: str = ""
-    text: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    end: Finished | None = None
+    def __init__(self) -> None:
+        self.calls: list[ToolCall] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.notes: list[str] = []
+        self.end: Finished | None = None
+        self._thinking: list[str] = []
+        self._text: list[str] = []
 
     def add(self, event: Event) -> None:
         """Take in the next event. A call that is none becomes text, so that nothing is lost."""
         match event:
             case Thinking(text):
-                self.thinking += text
-            case Text(text):
-                self.text += text
+                self._thinking.append(text)
+            case Text(text) | MalformedCall(text):
+                self._text.append(text)
             case ToolCall():
                 self.calls.append(event)
-            case MalformedCall(text):
-                self.text += text
             case TokenLogprob():
                 self.logprobs.append(event)
             case Finished():
@@ -54,6 +51,14 @@ class Answer:
         note = note_of(event)
         if note:
             self.notes.append(note)
+
+    @property
+    def thinking(self) -> str:
+        return "".join(self._thinking)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
 
     @property
     def stats(self) -> Stats:

@@ -59,7 +59,7 @@ def chunks_of(*events: Event) -> list[dict[str, Any]]:
 
 
 def message_events(*events: Event) -> list[dict[str, Any]]:
-    stream = MessageStream(EXCHANGE, None)
+    stream = MessageStream(EXCHANGE, 200)
     sent = [found for event in events for found in stream.feed(event)]
     return [found.model_dump(exclude_unset=True) for found in sent]
 
@@ -127,19 +127,18 @@ def test_an_impossible_token_has_a_log_probability_that_json_can_hold():
 
 
 @pytest.mark.parametrize(
-    ("finished", "called", "most", "expected"),
+    ("finished", "called", "context", "expected"),
     [
-        (end(), False, 50, ("end_turn", None)),
-        (end(), True, 50, ("tool_use", None)),
-        (end(stopped_by="x"), False, 50, ("stop_sequence", "x")),
-        (end("length"), False, 10, ("max_tokens", None)),
-        (end("length"), False, 50, ("model_context_window_exceeded", None)),
-        (end("length"), False, None, ("model_context_window_exceeded", None)),
-        (end("memory"), False, 50, ("max_tokens", None)),
+        (end(), False, 200, ("end_turn", None)),
+        (end(), True, 200, ("tool_use", None)),
+        (end(stopped_by="x"), False, 200, ("stop_sequence", "x")),
+        (end("length"), False, 200, ("max_tokens", None)),
+        (end("length"), False, 110, ("model_context_window_exceeded", None)),
+        (end("memory"), False, 200, ("max_tokens", None)),
     ],
 )
-def test_why_a_message_ended(finished: Finished, called: bool, most: Any, expected: Any):
-    assert stopped(finished, called, most) == expected
+def test_why_a_message_ended(finished: Finished, called: bool, context: int, expected: Any):
+    assert stopped(finished, called, context) == expected
 
 
 def test_blocks_follow_each_other_with_an_index_each():
@@ -170,7 +169,7 @@ def test_blocks_follow_each_other_with_an_index_each():
 
 
 def test_tokens_that_were_in_the_cache_are_counted_apart():
-    message = message_of(EXCHANGE, answer_of([Text("So"), end()]), None)
+    message = message_of(EXCHANGE, answer_of([Text("So"), end()]), 200)
     assert (message.usage.input_tokens, message.usage.cache_read_input_tokens) == (40, 60)
 
 

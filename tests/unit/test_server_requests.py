@@ -55,7 +55,6 @@ def response(**fields: Any) -> Options:
         ({"min_thinking": 9, "keep_thinking": False}, {"min_thinking": 9, "keep_thinking": False}),
         ({"image_tokens": 40}, {"image_tokens": 40}),
         ({"regex": "a+"}, {"regex": "a+"}),
-        ({"choice": ["a", "b"]}, {"choice": ["a", "b"]}),
         ({"response_format": {"type": "json_object"}}, {"json_schema": {"type": "object"}}),
         ({"response_format": SCHEMA}, {"json_schema": {"type": "object"}}),
         ({"response_format": {"type": "text"}}, {"json_schema": None}),

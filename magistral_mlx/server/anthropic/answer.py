@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from magistral_mlx.events import Finished, Stats
 from magistral_mlx.server.answers import Answer
@@ -21,10 +22,10 @@ from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.figures import new_id, timings_of
 
 
-def message_of(exchange: Exchange, answer: Answer, max_tokens: int | None) -> AnthropicMessage:
-    """The answer as a whole message."""
+def message_of(exchange: Exchange, answer: Answer, context: int) -> AnthropicMessage:
+    """The answer as a whole message. `context`: the model's, in tokens."""
     assert answer.end is not None
-    stop_reason, stop_sequence = stopped(answer.end, bool(answer.calls), max_tokens)
+    stop_reason, stop_sequence = stopped(answer.end, bool(answer.calls), context)
     message = AnthropicMessage(
         id=new_id("msg_"),
         type="message",
@@ -41,15 +42,13 @@ def message_of(exchange: Exchange, answer: Answer, max_tokens: int | None) -> An
     return message
 
 
-def stopped(end: Finished, called: bool, max_tokens: int | None) -> tuple[StopReason, str | None]:
+def stopped(end: Finished, called: bool, context: int) -> tuple[StopReason, str | None]:
     """Anthropic's word for an end, and the stop sequence that made it."""
     if end.stopped_by is not None:
         return "stop_sequence", end.stopped_by
     if end.reason == "stop":
         return ("tool_use" if called else "end_turn"), None
-    full = end.reason == "length" and (
-        max_tokens is None or end.stats.completion_tokens < max_tokens
-    )
+    full = end.stats.prompt_tokens + end.stats.completion_tokens >= context
     return ("model_context_window_exceeded" if full else "max_tokens"), None
 
 
@@ -63,15 +62,15 @@ def usage_of(stats: Stats) -> MessageUsage:
     )
 
 
-def signature_of(thinking: str) -> str:
-    """Clients want one to send back."""
-    return hashlib.sha256(thinking.encode("utf-8", "replace")).hexdigest()
+def signature_of(pieces: Iterable[str]) -> str:
+    """Of the thinking in these pieces. Clients want one to send back."""
+    return hashlib.sha256("".join(pieces).encode("utf-8", "replace")).hexdigest()
 
 
 def _blocks(answer: Answer) -> list[BlockOut]:
     blocks: list[BlockOut] = []
     if answer.thinking:
-        signature = signature_of(answer.thinking)
+        signature = signature_of([answer.thinking])
         blocks.append(
             ThinkingBlockOut(type="thinking", thinking=answer.thinking, signature=signature)
         )

@@ -16,6 +16,7 @@ from magistral_mlx.server.anthropic.request import conversation, options_of
 from magistral_mlx.server.anthropic.schemas import CountRequest, MessageRequest
 from magistral_mlx.server.anthropic.stream import MessageStream
 from magistral_mlx.server.documented import error_responses, stream_response
+from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.failures import ANTHROPIC_RESPONSES, AnthropicError
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.sse import data, stream_of
@@ -58,13 +59,13 @@ async def messages(
     if body.stream:
         return await stream_of(
             exchange,
-            lambda events: MessageStream(exchange, body.max_tokens).write(events),
+            lambda events: MessageStream(exchange, _context(serving, exchange)).write(events),
             grace=serving.settings.grace,
             ping=_ping,
         )
     async with exchange as events:
         [answer] = await whole_answers(events)
-    message = message_of(exchange, answer, body.max_tokens)
+    message = message_of(exchange, answer, _context(serving, exchange))
     return JSONResponse(message.model_dump(exclude_unset=True))
 
 
@@ -76,6 +77,11 @@ async def count_tokens(
     serving: Serving = request.app.state.serving
     prompt = await with_web_pictures(conversation(body), serving.settings)
     return TokenCount(input_tokens=await serving.count(body.model, prompt, options_of(body)))
+
+
+def _context(serving: Serving, exchange: Exchange) -> int:
+    """Tokens that prompt and answer have together; known for sure once the exchange is entered."""
+    return serving.catalog.find(exchange.model).info.context
 
 
 def _ping() -> ServerSentEvent:

@@ -37,13 +37,14 @@ from magistral_mlx.server.sse import data
 class MessageStream:
     """The state of a stream between its events."""
 
-    def __init__(self, exchange: Exchange, max_tokens: int | None) -> None:
+    def __init__(self, exchange: Exchange, context: int) -> None:
+        """`context`: the model's, in tokens."""
         self._model = exchange.model
-        self._max_tokens = max_tokens
+        self._context = context
         self._started = False
         self._open: str | None = None  # the kind of the block that is being written
         self._index = 0
-        self._thought = ""
+        self._thought: list[str] = []
         self._called = False
         self._notes: list[str] = []
 
@@ -69,7 +70,7 @@ class MessageStream:
                 yield MessageEvent(type="ping", progress=progress_of(event))
             case Thinking(text):
                 yield from self._begin("thinking")
-                self._thought += text
+                self._thought.append(text)
                 yield self._delta(DeltaOut(type="thinking_delta", thinking=text))
             case Text(text):
                 yield from self._text(text)
@@ -139,7 +140,7 @@ class MessageStream:
         if self._open == "thinking":
             signature = signature_of(self._thought)
             yield self._delta(DeltaOut(type="signature_delta", signature=signature))
-            self._thought = ""
+            self._thought.clear()
         yield MessageEvent(type="content_block_stop", index=self._index)
         self._index += 1
         self._open = None
@@ -149,7 +150,7 @@ class MessageStream:
 
     def _finish(self, end: Finished) -> Iterator[MessageEvent]:
         yield from self._end()
-        reason, sequence = stopped(end, self._called, self._max_tokens)
+        reason, sequence = stopped(end, self._called, self._context)
         more: dict[str, Any] = {"notes": self._notes} if self._notes else {}
         yield MessageEvent(
             type="message_delta",

@@ -36,6 +36,7 @@ class WritingText:
     """A message with one part of text."""
 
     def __init__(self) -> None:
+        self._pieces: list[str] = []
         self._part = OutputText(type="output_text", text="", annotations=[], logprobs=[])
         self.item = OutputMessage(
             type="message",
@@ -51,13 +52,14 @@ class WritingText:
 
     def add(self, text: str, logprobs: list[TokenLogprob]) -> list[Fields]:
         found = logprobs_of(logprobs).content
-        self._part.text += text
+        self._pieces.append(text)
         self._part.logprobs.extend(found)
         fields = {"content_index": 0, "delta": text, "logprobs": found}
         return [("response.output_text.delta", fields)]
 
     def end(self, status: Status) -> list[Fields]:
         part = self._part
+        part.text = "".join(self._pieces)
         self.item.content = [part]
         self.item.status = status
         done = {"content_index": 0, "text": part.text, "logprobs": part.logprobs}
@@ -72,38 +74,34 @@ class WritingThoughts:
 
     def __init__(self, *, summary: bool) -> None:
         self._summary = summary
-        self._text = ""
+        self._pieces: list[str] = []
         self.item = OutputReasoning(
             type="reasoning", id=new_id("rs_"), status="in_progress", summary=[], content=[]
         )
 
     def begin(self) -> list[Fields]:
-        return [(self._event("added"), self._with_part())]
+        return [(self._event("added"), {self._index: 0, "part": self._part("")})]
 
     def add(self, text: str) -> list[Fields]:
-        self._text += text
+        self._pieces.append(text)
         return [(self._text_event("delta"), {self._index: 0, "delta": text})]
 
     def end(self, status: Status) -> list[Fields]:
-        part = self._part
+        part = self._part("".join(self._pieces))
         if isinstance(part, SummaryOut):
             self.item.summary = [part]
         else:
             self.item.content = [part]
         self.item.status = status
         return [
-            (self._text_event("done"), {self._index: 0, "text": self._text}),
-            (self._event("done"), self._with_part()),
+            (self._text_event("done"), {self._index: 0, "text": part.text}),
+            (self._event("done"), {self._index: 0, "part": part}),
         ]
 
-    @property
-    def _part(self) -> SummaryOut | ReasoningTextOut:
+    def _part(self, text: str) -> SummaryOut | ReasoningTextOut:
         if self._summary:
-            return SummaryOut(type="summary_text", text=self._text)
-        return ReasoningTextOut(type="reasoning_text", text=self._text)
-
-    def _with_part(self) -> dict[str, Any]:
-        return {self._index: 0, "part": self._part}
+            return SummaryOut(type="summary_text", text=text)
+        return ReasoningTextOut(type="reasoning_text", text=text)
 
     @property
     def _index(self) -> str:
@@ -122,6 +120,7 @@ class WritingCall:
     """A call to a function."""
 
     def __init__(self, name: str, call_id: str | None) -> None:
+        self._pieces: list[str] = []
         self.item = OutputFunctionCall(
             type="function_call",
             id=new_id("fc_"),
@@ -137,10 +136,11 @@ class WritingCall:
     def add(self, arguments: str) -> list[Fields]:
         if not arguments:
             return []
-        self.item.arguments += arguments
+        self._pieces.append(arguments)
         return [("response.function_call_arguments.delta", {"delta": arguments})]
 
     def end(self, status: Status) -> list[Fields]:
+        self.item.arguments = "".join(self._pieces)
         self.item.status = status
         fields = {"name": self.item.name, "arguments": self.item.arguments}
         return [("response.function_call_arguments.done", fields)]
