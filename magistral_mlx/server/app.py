@@ -39,7 +39,8 @@ def create_app(
 
     Args:
         load: what loads a model, as `Magistral.load` does.
-        on_progress: called while weights are read, in another thread.
+        on_progress: called while files are downloaded, and in another thread while weights are
+            read.
 
     Raises:
         MagistralError: a model that is not there, damaged, or does not fit.

@@ -111,6 +111,7 @@ class Exchange(AsyncIterator[Event]):
             self.cancel()
             if not begun.done():
                 task.cancel()
+                self._serving.leave(self)  # which a task that never ran does not
             raise
         return self
 

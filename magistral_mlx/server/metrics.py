@@ -107,6 +107,10 @@ class Metrics:
             self._decode.observe(stats.decode_tokens_per_second)
         self.peak_memory = max(self.peak_memory, stats.peak_memory)
 
+    def failed(self) -> None:
+        """An answer broke off."""
+        self._answers.labels("error").inc()
+
 
 class _Present(Collector):
     """What is so now, asked for when somebody looks."""

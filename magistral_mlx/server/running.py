@@ -36,7 +36,8 @@ def serve(
     Args:
         on_listening: called with the URLs and the models, before the first one is loaded.
         on_ready: called when it has been loaded.
-        on_progress: called while weights are read, in another thread.
+        on_progress: called while files are downloaded, and in another thread while weights are
+            read.
 
     Raises:
         MagistralError: it cannot listen there, or a model cannot be found or loaded.

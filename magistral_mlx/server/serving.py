@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
@@ -20,9 +21,10 @@ from starlette.requests import Request
 
 from magistral_mlx.api import Magistral, Options
 from magistral_mlx.api.inputs import PromptLike, to_messages
-from magistral_mlx.api.progress import OnProgress
+from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.errors import InvalidOption, MagistralError
+from magistral_mlx.hub import Progress
 from magistral_mlx.server.catalog import Catalog, ModelInfo, ServedModel
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.metrics import Metrics
@@ -43,14 +45,19 @@ class Serving:
     def __init__(
         self, settings: Settings, load: Load = Magistral.load, on_progress: OnProgress | None = None
     ) -> None:
-        """Find the models; nothing is loaded yet.
+        """Find the models, downloading what is missing; nothing is loaded yet.
+
+        Args:
+            load: what loads a model, as `Magistral.load` does.
+            on_progress: called while files are downloaded, and in another thread while weights are
+                read.
 
         Raises:
             MagistralError: a model that is not there, damaged, or does not fit; a folder for
                 records that cannot be written to.
         """
         self.settings = settings
-        self.catalog = Catalog(settings)
+        self.catalog = Catalog(settings, _downloading(on_progress))
         self.shelf = Shelf(settings.load, settings.keep_alive, load, on_progress)
         self.metrics = Metrics(self)
         self._recorder = None if settings.record is None else Recorder(settings.record)
@@ -185,6 +192,8 @@ class Serving:
         """Count, log and record an exchange that is over."""
         if exchange.times.first_token is not None:
             self.metrics.first_token(exchange.times.first_token)
+        if exchange.times.began is not None and error is not None:
+            self.metrics.failed()
         log_exchange(exchange, error, prompts=self.settings.log_prompts)
         if self._recorder is not None:
             await self._recorder.write(exchange_record(exchange, error))
@@ -243,3 +252,13 @@ class Serving:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
         await self.shelf.close()
+
+
+def _downloading(report: OnProgress | None) -> Progress | None:
+    """What tells `report` of the files that come from the hub."""
+    if report is None:
+        return None
+    start = time.perf_counter()
+    return lambda done, total: report(
+        LoadProgress("download", done, total, time.perf_counter() - start)
+    )

@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx.api import Magistral
+from magistral_mlx.api import LoadProgress, Magistral
 from magistral_mlx.backend import mx
 from magistral_mlx.cli.main import main
 from magistral_mlx.errors import CheckpointError
+from magistral_mlx.server.app import create_app
 from magistral_mlx.server.settings import Limits, LoadOptions, Settings
+from tests.fake_hub import FakeHub
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import CHAT, Server, live_server, wait_until, write_endless_checkpoint
 
@@ -97,6 +99,18 @@ class TestLoading:
             resident = server.serving.shelf.resident
             assert resident is not None
             assert resident.plan.scheme.name == "8/8"
+
+    def test_a_model_of_the_hub_is_downloaded_first_and_told_of(
+        self, endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        told: list[LoadProgress] = []
+        with FakeHub({"someone/endless-4bit": Path(endless)}) as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.url)
+            monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+            app = create_app(Settings(models=("someone/endless-4bit",)), on_progress=told.append)
+        assert [model.id for model in app.state.serving.models()] == ["someone/endless-4bit"]
+        assert {progress.stage for progress in told} == {"download"}
+        assert told[-1].fraction == 1
 
 
 class TestKeepAlive:
