@@ -104,9 +104,9 @@ class Budget:
         Work in flight counts as far as it goes beyond what is planned for a single answer.
         """
         caches = sum(self.cache(claim.held) for claim in claims)
-        if len(claims) < 2:
-            return caches
-        in_flight = self._passing(claims) + sum(self._row(claim.held) for claim in claims)
+        in_flight = self._passing(claims)
+        if len(claims) > 1:
+            in_flight += sum(self._row(claim.held) for claim in claims)
         return caches + max(0, in_flight - self._plan.peak.workspace)
 
     def cache(self, tokens: int) -> int:
