@@ -91,6 +91,7 @@ def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
             "workspace": peak.workspace,
             "total": peak.total,
             "headroom": best.headroom,
+            "kept": best.kept,
         },
         "computed": {
             "prefill_seconds": prefill_seconds(model.config, best.context, machine.chip),

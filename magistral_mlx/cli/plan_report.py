@@ -86,11 +86,13 @@ def _legend(sizes: dict[str, int]) -> Text:
 
 def _choice(facts: dict[str, Any]) -> str:
     pictures = f", {facts['pictures']} picture(s) of the largest size" if facts["pictures"] else ""
+    kept = facts["bytes"]["kept"]
     alone = "; --images 0 plans for text alone" if facts["pictures"] else ""
     return (
         f"[bold]{facts['context']:,} tokens of context, KV cache {facts['kv']}[/bold], prompts in "
         f"chunks of {facts['prefill_chunk']}{pictures}: {_gib(facts['bytes']['total'])} in all\n"
         f"({facts['why']}{alone})"
+        + (f"\nUp to {_gib(kept)} of the headroom keep what was read before." if kept else "")
     )
 
 
