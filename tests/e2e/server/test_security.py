@@ -71,6 +71,12 @@ class TestKey:
     def test_a_host_of_this_machine_alone_needs_none(self, host: str):
         assert Settings(host=host).api_key is None
 
+    @pytest.mark.parametrize("key", ["", " ", " key", "key\n", "schlüssel"])
+    def test_a_key_that_no_header_could_carry_is_refused(self, key: str):
+        with pytest.raises(InvalidOption, match="ASCII") as caught:
+            Settings(api_key=key)
+        assert key.strip() == "" or key not in str(caught.value)
+
     @pytest.mark.parametrize(
         ("method", "path"),
         [

@@ -16,7 +16,7 @@ export class Sidebar {
     this.open = open;
     this.all = [];
     this.found = null; // ids that the search has found in messages
-    this.shown = NARROW.matches ? false : settings.sidebar;
+    this.renaming = false;
     $("#search").addEventListener("input", () => this.#search());
     $("#sidebar-open").addEventListener("click", () => this.#show(true, true));
     $("#sidebar-close").addEventListener("click", () => this.#show(false, true));
@@ -28,7 +28,7 @@ export class Sidebar {
       if (NARROW.matches) this.#show(false, true);
     });
     addEventListener("language", () => this.draw());
-    this.#show(this.shown);
+    this.#show(NARROW.matches ? false : settings.sidebar);
   }
 
   /** Read the list again. It is empty where the browser stores nothing. */
@@ -63,6 +63,7 @@ export class Sidebar {
   }
 
   draw() {
+    if (this.renaming) return; // it would take the field away
     const focused = document.activeElement?.closest?.(".conversation")?.dataset.id;
     const needle = $("#search").value.trim().toLocaleLowerCase();
     const shown = this.all.filter(
@@ -117,10 +118,10 @@ export class Sidebar {
 
   #rename(item, conversation) {
     const field = h("input", { value: conversation.title, label: "chat.rename", maxlength: "200" });
-    let done = false;
+    this.renaming = true;
     const close = async (keep) => {
-      if (done) return;
-      done = true;
+      if (!this.renaming) return;
+      this.renaming = false;
       const title = field.value.trim();
       if (keep && title) await this.#store(conversation.id, { title });
       await this.refresh();
@@ -152,6 +153,7 @@ export class Sidebar {
     this.chat.answers.get(id)?.stop();
     const messages = await store.remove(id);
     if (this.chat.conversation?.id === id) this.open("");
+    else $("#new-chat").focus(); // the button that had the focus is gone
     await this.refresh();
     toast("chat.deleted", {
       args: [conversation.title],
