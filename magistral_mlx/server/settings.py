@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ from magistral_mlx.api.magistral import PARALLEL
 from magistral_mlx.errors import InvalidOption
 
 MIB = 1 << 20
+_ORIGIN = r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+"  # as browsers send it
+_HOST = r"[^\s/:@]+|\[?[0-9a-fA-F:.]*::?[0-9a-fA-F:.]*\]?"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -89,17 +92,34 @@ class Settings:
         """Raises InvalidOption for a value out of range, or a server open to everybody."""
         if not 0 <= self.port <= 65535:
             raise InvalidOption(f"the port is {self.port}; it must be from 0 to 65535.")
-        if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
-            raise InvalidOption("the API key must be of ASCII characters, and not empty.")
+        if self.api_key is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", self.api_key):
+            raise InvalidOption(
+                "the API key must be of ASCII characters, not empty, and without spaces around it."
+            )
         if self.keep_alive is not None and self.keep_alive < 0:
             raise InvalidOption(f"keep_alive is {self.keep_alive}; it must be 0 or more seconds.")
         if self.grace < 0:
             raise InvalidOption(f"grace is {self.grace}; it must be 0 or more seconds.")
+        self._check_names()
         if not _is_loopback(self.host) and self.api_key is None:
             raise InvalidOption(
                 f"listening on {self.host} lets other machines in, so it needs an API key: give "
                 "--api-key or set MAGISTRAL_MLX_API_KEY, or listen on 127.0.0.1."
             )
+
+    def _check_names(self) -> None:
+        for origin in self.cors_origins:
+            if origin not in ("*", "null") and not re.fullmatch(_ORIGIN, origin):
+                raise InvalidOption(
+                    f"{origin!r} is no origin: give scheme and host, as in https://chat.example or "
+                    "http://localhost:3000, without a path or a slash at its end."
+                )
+        for host in self.allowed_hosts:
+            if not re.fullmatch(_HOST, host):
+                raise InvalidOption(
+                    f"{host!r} is no host: give a name or an address alone, as in my-mac.local, "
+                    "without http:// or a port."
+                )
 
 
 def _is_loopback(host: str) -> bool:
