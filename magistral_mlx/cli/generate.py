@@ -60,6 +60,14 @@ if TYPE_CHECKING:
 @click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
 @click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
+@click.option(
+    "--speculation",
+    type=click.Choice(["auto", "off", "ngram", "draft"]),
+    default="auto",
+    show_default=True,
+    help="Check guesses, several tokens a pass, where that is faster. It changes no answer.",
+)
+@click.option("--draft", metavar="NAME_OR_DIR", help="A small model, same tokenizer, that guesses.")
 @click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
 @click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]")
 @click.option(
@@ -93,6 +101,7 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
             tokenizer=options["tokenizer"],
             pictures=len(pictures),
             memory_limit=parse_size(options["memory_limit"]),
+            draft=options["draft"],
             cache_dir=options["cache_dir"],
             cache_size=parse_size(options["cache_size"]),
             on_plan=warn_if_short,
@@ -107,7 +116,10 @@ def _settings(options: dict[str, Any]) -> Options:
     """Check the options before the model is loaded: a wrong one should not cost half a minute."""
     from magistral_mlx.api import Options
 
-    taken = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "regex")
+    taken = (
+        *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "regex"),
+        "speculation",
+    )
     schema = options["json_schema"]
     return Options(
         **{name: options[name] for name in taken},

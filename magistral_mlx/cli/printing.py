@@ -122,9 +122,10 @@ def summary(stats: Stats, reason: str) -> str:
     known = f", {stats.cached_tokens:,} of them known" if stats.cached_tokens else ""
     read = stats.prompt_tokens - stats.cached_tokens
     speed = f" at {stats.prefill_tokens_per_second:,.1f}/s" if read else ""
+    each = f" ({stats.tokens_per_pass:.2f} a pass)" if stats.drafted else ""
     return (
         f"prompt {stats.prompt_tokens:,} tokens{known}{speed} · "
         f"thinking {stats.thinking_tokens:,} + answer {stats.answer_tokens:,} tokens at "
-        f"{stats.decode_tokens_per_second:,.1f}/s · first token after "
+        f"{stats.decode_tokens_per_second:,.1f}/s{each} · first token after "
         f"{stats.first_token_seconds:.2f} s · peak memory {stats.peak_memory / 1e9:.2f} GB{end}"
     )
