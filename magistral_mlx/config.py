@@ -8,6 +8,7 @@ frozen dataclasses leaves it, and nothing else in the project reads either file.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,52 @@ from typing import Any
 
 from magistral_mlx.errors import CheckpointError, UnsupportedModel
 
-ARCHITECTURES = "mistral3 (Magistral Small, Mistral Small 3.1/3.2, Devstral) and text-only mistral"
+ARCHITECTURES = (
+    "mistral3 (Magistral Small, Mistral Small 3.1/3.2, Devstral, Ministral 3) and text-only "
+    "mistral and ministral3"
+)
+
+_DECODERS = ("mistral", "ministral3")
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """A rope stretched beyond the context that a model was first trained on (arXiv 2309.00071).
+
+    Frequencies that turn fewer than `beta_slow` times in `original_context` tokens are divided by
+    `factor`, those that turn more than `beta_fast` times stay, and between them is a ramp, from
+    whole dimensions to whole ones where `truncate`. `attention_factor` multiplies queries and
+    keys alike; None leaves it to the two mscales.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    @property
+    def query_key_factor(self) -> float:
+        """What queries and keys are both multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._growth(self.mscale) / self._growth(self.mscale_all_dim)
+        return self._growth(1.0)
+
+    def _growth(self, mscale: float) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+@dataclass(frozen=True)
+class QueryScaling:
+    """Queries grow with their position p, by 1 + beta * ln(1 + floor(p / original_context))."""
+
+    beta: float
+    original_context: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +79,8 @@ class TextConfig:
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool = False
+    yarn: Yarn | None = None
+    query_scaling: QueryScaling | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +146,11 @@ class ModelConfig:
             text, vision = raw.get("text_config"), raw.get("vision_config")
             if not isinstance(text, Mapping):
                 raise _Missing("text_config")
-            if text.get("model_type", "mistral") != "mistral":
+            if text.get("model_type", "mistral") not in _DECODERS:
                 raise _unsupported(f"a mistral3 with a {text.get('model_type')!r} decoder")
-        elif model_type == "mistral":
+            tied = {"tie_word_embeddings": raw.get("tie_word_embeddings", False)}
+            text = tied | dict(text)
+        elif model_type in _DECODERS:
             text, vision = raw, None
         else:
             raise _unsupported(f"of type {model_type!r}")
@@ -117,7 +167,7 @@ class ModelConfig:
     @classmethod
     def from_mistral(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Read Mistral's own spelling (`params.json`)."""
-        for key in ("moe", "q_lora_rank", "yarn", "sliding_window"):
+        for key in ("moe", "q_lora_rank", "sliding_window"):
             if raw.get(key):
                 raise _unsupported(f"with {key!r} in params.json")
         text = TextConfig(
@@ -134,6 +184,8 @@ class ModelConfig:
             rms_norm_eps=_float(raw, "norm_eps"),
             rope_theta=_float(raw, "rope_theta"),
             tie_word_embeddings=bool(raw.get("tied_embeddings", False)),
+            yarn=_yarn_from_mistral(raw.get("yarn")),
+            query_scaling=_query_scaling_from_mistral(raw.get("llama_4_scaling")),
         )
         vision = raw.get("vision_encoder")
         if not vision:
@@ -206,14 +258,71 @@ def _float(raw: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def _rope_theta(raw: Mapping[str, Any], default: float | None = None) -> float:
-    """Newer files nest it as `rope_parameters`; scaled ropes are another model."""
-    nested = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = nested.get("rope_type", nested.get("type", "default"))
-    if kind not in ("default", "axial"):
-        raise _unsupported(f"with {kind!r} rope scaling")
+def _rope_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where newer files nest them, `rope_parameters`, or older ones what is not in the open."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _rope_theta(
+    raw: Mapping[str, Any], kinds: tuple[str, ...], default: float | None = None
+) -> float:
+    nested = _rope_settings(raw)
+    if _rope_kind(nested) not in kinds:
+        raise _unsupported(f"with {_rope_kind(nested)!r} rope scaling")
     found = {"rope_theta": raw.get("rope_theta") or nested.get("rope_theta") or default}
     return _float(found, "rope_theta")
+
+
+def _rope_kind(nested: Mapping[str, Any]) -> str:
+    return str(nested.get("rope_type", nested.get("type", "default")))
+
+
+def _yarn_from_hf(raw: Mapping[str, Any]) -> Yarn | None:
+    nested = _rope_settings(raw)
+    if _rope_kind(nested) != "yarn":
+        return None
+    original = _int(nested, "original_max_position_embeddings")
+    stretched = {"factor": nested.get("factor") or raw["max_position_embeddings"] / original}
+    return Yarn(
+        factor=_float(stretched, "factor"),
+        original_context=original,
+        beta_fast=float(nested.get("beta_fast") or 32),
+        beta_slow=float(nested.get("beta_slow") or 1),
+        mscale=nested.get("mscale"),
+        mscale_all_dim=nested.get("mscale_all_dim"),
+        attention_factor=nested.get("attention_factor"),
+        truncate=bool(nested.get("truncate", True)),
+    )
+
+
+def _query_scaling_from_hf(raw: Mapping[str, Any]) -> QueryScaling | None:
+    nested = _rope_settings(raw)
+    if not nested.get("llama_4_scaling_beta"):
+        return None
+    return QueryScaling(
+        _float(nested, "llama_4_scaling_beta"), _int(nested, "original_max_position_embeddings")
+    )
+
+
+def _yarn_from_mistral(raw: Mapping[str, Any] | None) -> Yarn | None:
+    """`alpha` and `beta` are the slow and the fast bound; only with `apply_scale` does the
+    temperature of attention change with the factor."""
+    if not raw:
+        return None
+    return Yarn(
+        factor=_float(raw, "factor"),
+        original_context=_int(raw, "original_max_position_embeddings"),
+        beta_fast=_float(raw, "beta"),
+        beta_slow=_float(raw, "alpha"),
+        mscale=1.0,
+        mscale_all_dim=0.0 if raw.get("apply_scale", True) else 1.0,
+    )
+
+
+def _query_scaling_from_mistral(raw: Mapping[str, Any] | None) -> QueryScaling | None:
+    if not raw:
+        return None
+    return QueryScaling(_float(raw, "beta"), _int(raw, "original_max_position_embeddings"))
 
 
 def _text_from_hf(raw: Mapping[str, Any]) -> TextConfig:
@@ -232,8 +341,10 @@ def _text_from_hf(raw: Mapping[str, Any]) -> TextConfig:
         vocab_size=_int(raw, "vocab_size"),
         max_position_embeddings=_int(raw, "max_position_embeddings"),
         rms_norm_eps=_float(raw, "rms_norm_eps"),
-        rope_theta=_rope_theta(raw),
+        rope_theta=_rope_theta(raw, ("default", "yarn")),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        yarn=_yarn_from_hf(raw),
+        query_scaling=_query_scaling_from_hf(raw),
     )
 
 
@@ -252,5 +363,5 @@ def _vision_from_hf(raw: Mapping[str, Any]) -> VisionConfig:
         image_size=_int(raw, "image_size"),
         patch_size=_int(raw, "patch_size"),
         num_channels=int(raw.get("num_channels", 3)),
-        rope_theta=_rope_theta(raw, default=10000.0),
+        rope_theta=_rope_theta(raw, ("default", "axial"), default=10000.0),
     )

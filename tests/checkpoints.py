@@ -184,6 +184,8 @@ def params_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "max_position_embeddings": text["max_position_embeddings"],
         "tied_embeddings": text["tie_word_embeddings"],
     }
+    if text.get("rope_parameters", {}).get("rope_type") == "yarn":
+        params |= _stretched(text["rope_parameters"])
     if vision:
         params["vision_encoder"] = {
             "hidden_size": vision["hidden_size"],
@@ -204,6 +206,19 @@ def params_of(config: Mapping[str, Any]) -> dict[str, Any]:
             "image_end_token_id": 13,
         }
     return params
+
+
+def _stretched(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of Ministral 3's rope and queries, as params.json has them."""
+    original = {"original_max_position_embeddings": rope["original_max_position_embeddings"]}
+    yarn = {
+        "factor": rope["factor"],
+        "beta": rope["beta_fast"],
+        "alpha": rope["beta_slow"],
+        "apply_scale": not rope["mscale_all_dim"],
+    }
+    scaling = {"beta": rope["llama_4_scaling_beta"]}
+    return {"yarn": original | yarn, "llama_4_scaling": original | scaling}
 
 
 def _parts(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:

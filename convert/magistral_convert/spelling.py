@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from magistral_mlx.checkpoint.names import LANGUAGE, VISION
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config import ModelConfig, TextConfig
 
 DTYPE = "bfloat16"
 
@@ -32,13 +32,13 @@ def output_name(name: str, *, bare: bool) -> str:
 
 
 def is_bare(source: Mapping[str, Any] | None, config: ModelConfig) -> bool:
-    """Whether the output is a text-only `mistral`.
+    """Whether the output is a text-only `mistral` or `ministral3`.
 
     `source` is the source's config.json, None where it has only params.json.
     """
     if source is None:
         return config.vision is None
-    return source.get("model_type") == "mistral"
+    return source.get("model_type") != "mistral3"
 
 
 def output_config(
@@ -88,11 +88,31 @@ def _fill_multimodal(raw: dict[str, Any], config: ModelConfig) -> None:
 
 
 def _fill_text(text: dict[str, Any], config: ModelConfig) -> None:
-    text.setdefault("architectures", ["MistralForCausalLM"])
+    family = "Ministral3" if config.text.query_scaling else "Mistral"
+    text.setdefault("architectures", [f"{family}ForCausalLM"])
     text.setdefault("hidden_act", "silu")
     text.setdefault("sliding_window", None)
     text |= asdict(config.text)
-    text["model_type"] = "mistral"
+    del text["yarn"], text["query_scaling"]  # they stand among the rope's parameters
+    text["model_type"] = family.lower()
+    if config.text.yarn or config.text.query_scaling:
+        text.pop("rope_scaling", None)
+        text["rope_parameters"] = _rope_parameters(config.text)
+
+
+def _rope_parameters(text: TextConfig) -> dict[str, Any]:
+    """The settings of a stretched rope, as transformers and mlx-lm read them."""
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": text.rope_theta}
+    if yarn := text.yarn:
+        values = asdict(yarn)
+        values["original_max_position_embeddings"] = values.pop("original_context")
+        # Where a source is silent, silence says the same: defaults are those of all readers.
+        found |= {key: value for key, value in values.items() if value is not None}
+        found["rope_type"] = "yarn"
+    if scaling := text.query_scaling:
+        found["llama_4_scaling_beta"] = scaling.beta
+        found["original_max_position_embeddings"] = scaling.original_context
+    return found
 
 
 def _set_dtype(raw: dict[str, Any]) -> None:

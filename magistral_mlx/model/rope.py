@@ -1,13 +1,95 @@
-"""Rotary position embedding over the two axes of a picture (RoPE: arXiv 2104.09864).
+"""Rotary position embedding (RoPE: arXiv 2104.09864), and queries that grow with their position.
 
-The decoder's one-dimensional rope is `mx.fast.rope`. A picture's patches have a row and a column:
-of the head_dim / 2 frequencies, those with an even index turn with the row, those with an odd
-index with the column. Source: Pixtral (arXiv 2410.07073) and its reference implementation.
+The decoder turns by the one position of a token, with plain frequencies or YaRN's
+(arXiv 2309.00071). A picture's patches have a row and a column: of the head_dim / 2 frequencies,
+those with an even index turn with the row, those with an odd index with the column. Source: Pixtral
+(arXiv 2410.07073) and its reference implementation.
 """
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from magistral_mlx.backend import mx
+from magistral_mlx.config import QueryScaling, TextConfig, Yarn
+
+
+class Rope:
+    """The decoder's rope."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self._dims = config.head_dim
+        self._base: float | None = config.rope_theta
+        self._wavelengths: mx.array | None = None
+        if config.yarn:
+            self._wavelengths = yarn_wavelengths(config.yarn, config.head_dim, config.rope_theta)
+            self._base = None  # MLX takes one or the other
+
+    def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
+        """Rotate (B, H, L, head_dim) by positions from `offset` on: one for all rows, or (B,)."""
+        return mx.fast.rope(
+            x,
+            self._dims,
+            traditional=False,
+            base=self._base,
+            scale=1.0,
+            offset=offset,
+            freqs=self._wavelengths,
+        )
+
+
+def yarn_wavelengths(yarn: Yarn, head_dim: int, theta: float) -> mx.array:
+    """Positions in which each pair of dimensions turns by one radian: (head_dim / 2,) float32."""
+    plain = np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+
+    def dimension(turns: float) -> float:
+        """The one, as a real number, that turns so often within the original context."""
+        radians = yarn.original_context / (turns * 2 * math.pi)
+        return head_dim * math.log(radians) / (2 * math.log(theta))
+
+    low, high = dimension(yarn.beta_fast), dimension(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = high - low or 0.001
+    stretched = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / width, 0, 1)
+    frequencies = stretched / (yarn.factor * plain) + (1 - stretched) / plain
+    return mx.array((1 / frequencies).astype(np.float32))
+
+
+def score_scale(config: TextConfig) -> float:
+    """What scores are multiplied by: YaRN's factor is of queries and keys, so squared here."""
+    factor = config.yarn.query_key_factor if config.yarn else 1.0
+    return config.head_dim**-0.5 * factor**2
+
+
+def query_growth(
+    scaling: QueryScaling | None, offset: int | mx.array, length: int
+) -> float | mx.array | None:
+    """What queries at the positions from `offset` on are multiplied by.
+
+    Args:
+        offset: of all rows, or (B,).
+
+    Returns:
+        None for nothing, one number where it is the same for all of them, else
+        (B or 1, 1, length, 1) float32.
+    """
+    if scaling is None:
+        return None
+    span = scaling.original_context
+    if isinstance(offset, int):
+        if offset + length <= span:
+            return None
+        if offset // span == (offset + length - 1) // span:
+            return 1.0 + scaling.beta * math.log1p(offset // span)
+        positions = mx.arange(offset, offset + length)[None]
+    else:
+        positions = offset[:, None] + mx.arange(length)  # (B, L)
+    scales = 1.0 + scaling.beta * mx.log1p((positions // span).astype(mx.float32))
+    return scales[:, None, :, None]
 
 
 def picture_angles(height: int, width: int, head_dim: int, theta: float) -> mx.array:

@@ -12,36 +12,33 @@ from magistral_mlx.backend import backend, mx, nn
 from magistral_mlx.cache.kv import LayerCache
 from magistral_mlx.config import TextConfig
 from magistral_mlx.model.linear import Embedding, Linear, Projections
+from magistral_mlx.model.rope import Rope, query_growth, score_scale
 
 
 class Attention(nn.Module):
     """Causal attention; `num_attention_heads` share `num_key_value_heads` keys and values."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, rope: Rope) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.rope_theta = config.rope_theta
+        self.rope = rope
+        self.score_scale = score_scale(config)
         width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         self.qkv_proj = Projections(
             config.hidden_size, q_proj=width, k_proj=kv_width, v_proj=kv_width
         )
         self.o_proj = Linear(width, config.hidden_size)
 
-    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
-        turning = self.num_heads + self.num_kv_heads
-        qk, v = mx.split(self._heads(self["qkv_proj"](x)), [turning], axis=1)
-        qk = mx.fast.rope(
-            qk,
-            self.head_dim,
-            traditional=False,
-            base=self.rope_theta,
-            scale=1.0,
-            offset=cache.offset,
-        )
-        q, k = mx.split(qk, [self.num_heads], axis=1)
-        y = cache.attend(q, k, v, scale=self.head_dim**-0.5)  # (B, H, L, head_dim)
+    def __call__(self, x: mx.array, cache: LayerCache, growth: float | mx.array | None) -> mx.array:
+        """(B, L, D) -> (B, L, D). growth: see `query_growth`."""
+        rotated = self.num_heads + self.num_kv_heads
+        qk, v = mx.split(self._heads(self["qkv_proj"](x)), [rotated], axis=1)
+        q, k = mx.split(self.rope(qk, cache.offset), [self.num_heads], axis=1)
+        if growth is not None:
+            q = q * growth
+        y = cache.attend(q, k, v, scale=self.score_scale)  # (B, H, L, head_dim)
         batch, length, _ = x.shape
         if length > 1:
             y = y.transpose(0, 2, 1, 3)
@@ -81,15 +78,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each on a normed copy and added back."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, rope: Rope) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, rope)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
-        x = x + self["self_attn"](self["input_layernorm"](x), cache)
+    def __call__(self, x: mx.array, cache: LayerCache, growth: float | mx.array | None) -> mx.array:
+        x = x + self["self_attn"](self["input_layernorm"](x), cache, growth)
         y: mx.array = x + self["mlp"](self["post_attention_layernorm"](x))
         return y
 
@@ -100,17 +97,22 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
+        rope = Rope(config)
+        self.layers = [Block(config, rope) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.query_scaling = config.query_scaling
 
     def __call__(self, h: mx.array, caches: Sequence[LayerCache]) -> mx.array:
+        growth = query_growth(self.query_scaling, caches[0].offset, h.shape[1])
+        if isinstance(growth, mx.array):
+            growth = growth.astype(h.dtype)
         is_chunk = h.shape[1] > backend().few_rows
         for layer, cache in zip(self["layers"], caches, strict=True):
             if is_chunk:
                 # One layer in flight at a time bounds memory, and how long a GPU is kept busy. The
                 # last one stays lazy: a chunk that is not the prompt's last needs no more of it.
                 mx.eval(h)
-            h = layer(h, cache)
+            h = layer(h, cache, growth)
         y: mx.array = self["norm"](h)
         return y
 

@@ -112,7 +112,7 @@ def test_a_config_that_lacks_a_size_names_it(folder: Path) -> None:
         {"model_type": "llama"},
         {"text_config__model_type": "mistral4"},
         {"text_config__sliding_window": 4096},
-        {"text_config__rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
+        {"text_config__rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}},
         {"text_config__hidden_act": "gelu"},
         {"vision_config__model_type": "siglip"},
         {"vision_feature_layer": -2},

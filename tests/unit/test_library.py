@@ -182,7 +182,7 @@ def test_a_download_that_has_not_finished_is_listed_by_its_repository(models: An
     [
         ("config.json", '{"model_type": "llama"}'),
         ("config.json", "{"),
-        ("config.json", '{"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}'),
+        ("config.json", '{"model_type": "mistral3", "text_config": {"model_type": "mistral4"}}'),
         ("README.md", "nothing but a card"),
     ],
 )
