@@ -20,11 +20,13 @@ class Status(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Whether the process is alive")
 async def health() -> Status:
     return Status()
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Whether the model can answer")
 async def ready(request: Request) -> Status:
     """503 while the model is being loaded and while the server shuts down.

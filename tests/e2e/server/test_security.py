@@ -44,7 +44,7 @@ def raw(server: Server, *lines: str) -> tuple[int, str]:
     """Send these lines as the head of a request that is otherwise empty."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
-        response = http.client.HTTPResponse(connection)
+        response = http.client.HTTPResponse(connection, method=lines[0].split()[0])
         response.begin()
         return response.status, response.read().decode()
 
@@ -97,6 +97,10 @@ class TestKey:
     @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/openapi.json"])
     def test_the_page_the_document_and_the_probes_need_none(self, locked: Server, path: str):
         assert locked.get(path)[0] == 200
+
+    @pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+    def test_nor_do_probes_that_read_no_body(self, locked: Server, path: str):
+        assert raw(locked, f"HEAD {path} HTTP/1.1", "Host: localhost")[0] == 200
 
     @pytest.mark.parametrize(
         "headers",
