@@ -187,12 +187,14 @@ class Runtime:
         shape = Shape(len(job.prompt), 1, plan.chunk, sizes)
         model = plan.model
         peak = predict(model.config, model.weights, plan.scheme, shape, plan.traits)
-        if peak.total > plan.limit:
+        limit = PROCESS.limit(plan)
+        if peak.total > limit:
+            n = len(sizes)
+            what = f"{n} pictures need" if n > 1 else "a picture of that size needs"
             raise OutOfMemory(
-                f"{len(sizes)} pictures need {gib(peak.total)} with this prompt, and "
-                f"{gib(plan.limit)} are there: memory was planned for {plan.pictures}. Send fewer "
-                f"or smaller pictures, or load the model with pictures={len(sizes)} to plan for "
-                "them."
+                f"{what} {gib(peak.total)} with this prompt, and {gib(limit)} are there: memory "
+                f"was planned for {plan.pictures}. Send fewer or smaller pictures, or load the "
+                f"model with pictures={n} to plan for them."
             )
 
     def _load_vision(self, model: MagistralModel) -> None:

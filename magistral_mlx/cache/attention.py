@@ -6,8 +6,11 @@ Three ways, chosen in `attend` and nowhere else:
   ones dequantized for as many heads at a time as the workspace allows;
 - packed: for a few queries, products with the arrays as they are stored, quantized or plain, in
   which the heads of a group are rows;
-- blocks: where the backend would write all scores out, blocks of keys with an online softmax
-  (arXiv 1805.02867), packed ones dequantized block by block.
+- blocks: where the backend would write all scores out, or where not even one head has room in
+  the workspace: blocks of keys with an online softmax (arXiv 1805.02867), packed ones dequantized
+  block by block.
+
+Each of them keeps what it makes on the way within the workspace, however long the context is.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from magistral_mlx.backend import backend, mx
 WORKSPACE = 256 << 20  # bytes, unless a plan says otherwise
 SCORE_COPIES = 2  # of a block: scores and their exponentials
 DEQUANTIZED_COPIES = 4  # of a block: keys and values, each with one made on the way
-_FEW_QUERIES = 8
-_QUERY_BLOCK = 512
+FEW_QUERIES = 8
+QUERY_BLOCK = 512
+_FEWEST_KEYS = 16  # of a block
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def attend(
         segments: of (B, H_kv, S, D) each. The last L tokens of the last one stand beside the
             queries; their order otherwise does not matter.
         causal: a query sees the tokens up to its own; otherwise it sees all of them.
-        workspace: bytes that dequantized keys and values, or scores, may take at once.
+        workspace: bytes that dequantized keys and values, and scores, may take at once. A block
+            has 16 keys at least.
 
     Returns:
         (B, H, L, D)
@@ -97,13 +102,13 @@ def attend(
         if plain:
             return _fused(q, segments[0], scale, causal)
         # Its mask knows the last segment only: the new tokens have to lie in there together.
-        if length <= min(_FEW_QUERIES, segments[-1].length):
-            return attend_packed(q, segments, scale=scale, causal=causal)
+        if length <= min(FEW_QUERIES, segments[-1].length):
+            return attend_packed(q, segments, scale=scale, causal=causal, workspace=workspace)
         return attend_dequantized(q, segments, scale=scale, causal=causal, workspace=workspace)
-    if plain and q.size // q.shape[3] * total * 4 * SCORE_COPIES <= workspace:
+    if plain and q.size // q.shape[3] * total * score_bytes(q.itemsize) <= workspace:
         if length == 1:
             # MLX's fallback would read keys and values once for every head of a group.
-            return attend_packed(q, segments, scale=scale, causal=False)
+            return attend_packed(q, segments, scale=scale, causal=False, workspace=workspace)
         return _fused(q, segments[0], scale, causal)
     return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
 
@@ -124,9 +129,9 @@ def attend_dequantized(
     kv_heads = _kv_heads(segments)
     group = heads // kv_heads
     total = sum(segment.length for segment in segments)
-    # Keys and values as plain arrays, and once more while they are put together.
-    bytes_a_head = batch * total * head_dim * q.itemsize * 3
-    step = max(1, min(kv_heads, workspace // bytes_a_head))
+    step = min(kv_heads, workspace // (batch * dequantized_bytes(total, head_dim, q.itemsize)))
+    if step == 0:
+        return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
     parts = []
     for start in range(0, kv_heads, step):
         end = min(start + step, kv_heads)
@@ -138,9 +143,31 @@ def attend_dequantized(
 
 
 def attend_packed(
-    q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool
+    q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool, workspace: int
 ) -> mx.array:
-    """Products with the arrays as they are stored. The heads of a group are rows of one product."""
+    """Products with the arrays as they are stored, for a few key-value heads at a time."""
+    batch, heads, length, _ = q.shape
+    kv_heads = _kv_heads(segments)
+    group = heads // kv_heads
+    total = sum(segment.length for segment in segments)
+    bytes_a_head = batch * group * length * total * score_bytes(q.itemsize)
+    step = min(kv_heads, workspace // bytes_a_head)
+    if step == 0:
+        return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
+    if step == kv_heads:
+        return _attend_stored(q, segments, scale, causal)
+    parts = []
+    for start in range(0, kv_heads, step):
+        end = min(start + step, kv_heads)
+        some = [_heads(segment, start, end) for segment in segments]
+        parts.append(_attend_stored(q[:, start * group : end * group], some, scale, causal))
+    return mx.concatenate(parts, axis=1)
+
+
+def _attend_stored(
+    q: mx.array, segments: Sequence[Segment], scale: float, causal: bool
+) -> mx.array:
+    """All heads at once. The heads of a group are rows of one product."""
     batch, heads, length, head_dim = q.shape
     kv_heads = _kv_heads(segments)
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
@@ -164,7 +191,7 @@ def attend_blocks(
 ) -> mx.array:
     """Blocks of queries against blocks of keys, with an online softmax."""
     length = q.shape[2]
-    step = min(length, _QUERY_BLOCK)
+    step = min(length, QUERY_BLOCK)
     parts = []
     for start in range(0, length, step):
         end = min(start + step, length)
@@ -188,10 +215,10 @@ def _attend_query_block(
     batch, heads, length, head_dim = q.shape
     kv_heads = _kv_heads(segments)
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
-    bytes_a_key = rows.size // head_dim * 4 * SCORE_COPIES
+    bytes_a_key = rows.size // head_dim * score_bytes(q.itemsize)
     if any(isinstance(segment.keys, Packed) for segment in segments):
         bytes_a_key += batch * kv_heads * head_dim * 4 * DEQUANTIZED_COPIES
-    block = max(16, workspace // bytes_a_key)
+    block = max(_FEWEST_KEYS, workspace // bytes_a_key)
     peak: mx.array | None = None  # the largest score so far: (B, H_kv, rows, 1)
     for k, v, ahead in _key_blocks(segments, block, later, q.dtype):
         scores = (rows @ k.swapaxes(-1, -2)).astype(mx.float32)
@@ -246,6 +273,25 @@ def _hide_later(scores: mx.array, length: int, keys: int, ahead: int) -> mx.arra
     seen = key <= query  # (length, keys)
     by_head = scores.reshape(*scores.shape[:2], -1, length, keys)
     return mx.where(seen, by_head, -mx.inf).reshape(scores.shape)
+
+
+def score_bytes(float_bytes: int) -> int:
+    """Bytes that a query and a key take in passing: in float32, and as they are multiplied."""
+    return SCORE_COPIES * (4 if float_bytes == 4 else 4 + float_bytes)
+
+
+def dequantized_bytes(tokens: int, head_dim: int, float_bytes: int) -> int:
+    """Bytes of a head's keys and values as plain arrays, one of them being put together."""
+    return 3 * tokens * head_dim * float_bytes
+
+
+def _heads(segment: Segment, start: int, end: int) -> Segment:
+    """The key-value heads from `start` to `end`, as views."""
+    keys, values = (
+        x.heads(start, end) if isinstance(x, Packed) else x[:, start:end]
+        for x in (segment.keys, segment.values)
+    )
+    return Segment(keys, values, segment.length)
 
 
 def _kv_heads(segments: Sequence[Segment]) -> int:

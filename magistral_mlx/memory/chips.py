@@ -7,6 +7,7 @@ an estimate, to be shown as computed and never as measured.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -46,6 +47,12 @@ class Chip:
     def fp16_tflops(self) -> float | None:
         """The fastest published rate for half precision, by matrix units where there are any."""
         return self.matrix_tflops or self.fp32_tflops
+
+    @property
+    def macos(self) -> int | None:
+        """The oldest macOS that it runs, if that gives the GPU another share of the memory."""
+        generation = re.match(r"Apple M(\d+)", self.name)
+        return 26 if generation and int(generation[1]) >= 5 else None
 
 
 @cache

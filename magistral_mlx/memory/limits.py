@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from magistral_mlx.backend import backend, mx
@@ -33,21 +34,31 @@ class _Process:
         self.lock = threading.RLock()  # held while a plan is made and taken into force
         self._held: list[Plan] = []
         self._before: Limits | None = None
+        self._machine = 0  # what all of them may take
 
     @property
     def planned(self) -> int:
         """Bytes that the plans in force may take together."""
         return sum(plan.total for plan in self._held)
 
+    def limit(self, plan: Plan) -> int:
+        """Bytes for the model of a plan in force: its limit, or what the other plans leave."""
+        return min(plan.limit, self._machine - self._others(plan))
+
     def allowed(self, plan: Plan) -> int:
-        """Bytes that may be in use while its model runs: its limit, and the other plans."""
-        return plan.limit + self.planned - plan.total
+        """Bytes that may be in use while its model runs: its own, and those of other plans."""
+        return self.limit(plan) + self._others(plan)
+
+    def _others(self, plan: Plan) -> int:
+        return self.planned - plan.total
 
     def hold(self, plan: Plan) -> None:
         """Raise the limits by what a plan needs, for as long as its model is loaded."""
         with self.lock:
+            if not self._held:
+                self._machine = plan.machine.limit
             self._held.append(plan)
-            before = _set(self._together())
+            before = _set(limits_for(self._held))
             self._before = self._before or before
 
     def release(self, plan: Plan) -> None:
@@ -57,21 +68,24 @@ class _Process:
                 return
             self._held.remove(plan)
             if self._held:
-                _set(self._together())
+                _set(limits_for(self._held))
             elif self._before:
                 _set(self._before)
                 self._before = None
 
-    def _together(self) -> Limits:
-        cache = sum(plan.buffer_cache for plan in self._held)
-        wired = None
-        if backend().name == "metal" and _macos() >= _WIRING_MACOS:
-            recommended = int(mx.device_info()["max_recommended_working_set_size"])
-            wired = min(self.planned, recommended)
-        return Limits(self.planned, cache, wired)
-
 
 PROCESS = _Process()
+
+
+def limits_for(plans: Sequence[Plan]) -> Limits:
+    """MLX's limits while these plans are in force."""
+    planned = sum(plan.total for plan in plans)
+    cache = sum(plan.buffer_cache for plan in plans)
+    wired = None
+    if backend().name == "metal" and _macos() >= _WIRING_MACOS:
+        recommended = int(mx.device_info()["max_recommended_working_set_size"])
+        wired = min(planned, recommended)
+    return Limits(planned, cache, wired)
 
 
 def _set(limits: Limits) -> Limits:

@@ -6,18 +6,17 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.memory.cgroup import memory_groups
 from magistral_mlx.memory.chips import Chip, find_chip, working_set
 
 GIB = 1 << 30
 APPLE_SIZES = (16, 24, 32, 48, 64, 128)  # GiB, of the table for all machines
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 _LINUX_SHARE = 0.9  # of the memory; the rest is for the system
+_NAMED = re.compile(
+    r"\s*(.*?)[\s,]*(\d+)\s*(?:GB|GiB|G)(?:[\s,]+macOS\s*(\d+)(?:\.\d+)*)?\s*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Machine:
     """A machine's memory, in bytes.
 
     limit: what MLX may use of it: on a Mac the working set that Metal recommends.
-    available: what is free right now, None for a machine that is only named.
+    available: what is free right now, None for a machine that is only named. architecture: the
+    GPU's, as Metal names it.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Machine:
     available: int | None = None
     chip: Chip | None = None
     is_mac: bool = True
+    architecture: str | None = None
 
 
 def this_machine() -> Machine:
@@ -48,13 +49,16 @@ def this_machine() -> Machine:
         name, memory = str(info["device_name"]), int(info["memory_size"])
         limit = int(info["max_recommended_working_set_size"])
         chip = find_chip(name, memory_bytes=memory)
-        return Machine(name, memory, limit, available, chip)
+        architecture = str(info["architecture"])
+        return Machine(name, memory, limit, available, chip, architecture=architecture)
     if backend().name == "cuda":
         name, memory = str(info.get("device_name", "GPU")), _gpu_memory(info)
         return Machine(name, memory, int(memory * _LINUX_SHARE), is_mac=False)
-    memory = min([psutil.virtual_memory().total, *_cgroup_limits()])
+    groups = memory_groups()
+    memory = min([psutil.virtual_memory().total, *(group.limit for group in groups)])
+    available = min([available, *(max(0, group.limit - group.used) for group in groups)])
     name = f"{platform.system()} {platform.machine()}"
-    return Machine(name, memory, int(memory * _LINUX_SHARE), min(available, memory), is_mac=False)
+    return Machine(name, memory, int(memory * _LINUX_SHARE), available, is_mac=False)
 
 
 def _gpu_memory(info: Mapping[str, str | int]) -> int:
@@ -64,15 +68,19 @@ def _gpu_memory(info: Mapping[str, str | int]) -> int:
 
 
 def named_machine(name: str) -> Machine:
-    """Another Mac: its memory, and its chip if it matters, as in "32GB" or "M3 Max 64 GB".
+    """Another Mac: its memory, and its chip and system if they matter.
+
+    As in "32GB", "M3 Max 64 GB" or "24GB macOS 26". The system decides how much of the memory the
+    GPU gets; without one it is the least that the chip came with.
 
     Raises:
         InvalidOption: no memory size in it, or a chip that nobody sells.
     """
-    found = re.fullmatch(r"\s*(.*?)[\s,]*(\d+)\s*(?:GB|GiB|G)\s*", name, re.IGNORECASE)
+    found = _NAMED.fullmatch(name)
     if not found or not 8 <= int(found[2]) <= 1024:
         raise InvalidOption(
-            f"{name!r} names no machine: give its memory, as in '32GB' or 'M3 Max 64GB'."
+            f"{name!r} names no machine: give its memory, as in '32GB', 'M3 Max 64GB' or "
+            "'24GB macOS 26'."
         )
     memory = int(found[2]) * GIB
     chip = find_chip(found[1], memory_bytes=memory) if found[1] else None
@@ -82,17 +90,6 @@ def named_machine(name: str) -> Machine:
             "or the memory alone."
         )
     label = f"{chip.name}, {found[2]} GB" if chip else f"{found[2]} GB Mac"
-    return Machine(label, memory, working_set(memory), chip=chip)
-
-
-def _cgroup_limits() -> list[int]:
-    """Memory limits that a container sets; none where there is no container."""
-    limits = []
-    for path in _CGROUP_LIMITS:
-        try:
-            text = path.read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) > 0:
-            limits.append(int(text))
-    return limits
+    macos = int(found[3]) if found[3] else chip.macos if chip else None
+    label += f", macOS {macos}" if macos else ""
+    return Machine(label, memory, working_set(memory, macos), chip=chip)

@@ -10,15 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magistral_mlx.cache.attention import DEQUANTIZED_COPIES, SCORE_COPIES, WORKSPACE
+from magistral_mlx.cache.attention import (
+    DEQUANTIZED_COPIES,
+    FEW_QUERIES,
+    QUERY_BLOCK,
+    WORKSPACE,
+    dequantized_bytes,
+    score_bytes,
+)
 from magistral_mlx.cache.buffer import rounded
-from magistral_mlx.cache.quantized import window_capacity
+from magistral_mlx.cache.quantized import PIECE, window_capacity
 from magistral_mlx.cache.scheme import RESERVED, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, FLOATS
 from magistral_mlx.checkpoint.load import is_scale, keeps_scales
 from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import ModelConfig, TextConfig
+from magistral_mlx.model.vision import WORKSPACE as PICTURE_WORKSPACE
 
 MIB = 1 << 20
 _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
@@ -69,7 +77,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Peak:
-    """The parts of a run's largest footprint, in bytes."""
+    """The parts of a run's largest footprint, in bytes.
+
+    cache: of a full context, whichever stage of the run has the peak. workspace: what that stage
+    takes beyond weights and cache.
+    """
 
     weights: int
     vision: int
@@ -112,7 +124,7 @@ def predict(
         (first_cache, features + _chunk(config.text, scheme, shape, traits)),
         (cache, features + growing + _decode(config.text, scheme, shape, traits)),
     ]
-    cache, workspace = max(stages, key=sum)
+    workspace = max(map(sum, stages)) - cache
     return Peak(weights.decoder, vision, cache, workspace + _FIXED)
 
 
@@ -171,7 +183,7 @@ def _picture(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
     width = vision.num_attention_heads * vision.head_dim
     layer = patches * (6 * vision.hidden_size + 6 * width + 4 * vision.intermediate_size)
     pixels = 3 * size[0] * size[1] * 8  # as float32, and as patches
-    scores = _scores(vision.num_attention_heads * patches * 4, patches, traits)
+    scores = _scores(vision.num_attention_heads, patches, patches, PICTURE_WORKSPACE, traits)
     return pixels + layer * traits.float_bytes + scores
 
 
@@ -208,27 +220,34 @@ def _attention(text: TextConfig, scheme: KVScheme, rows: int, keys: int, traits:
     if traits.fused_attention:
         if not scheme.quantized:
             return 0
-        head = 3 * keys * width * traits.float_bytes  # keys, values, and one being put together
-        return max(head, min(heads * head, traits.workspace))
-    scores = text.num_attention_heads * rows * 4
+        return min(traits.workspace, heads * dequantized_bytes(keys, width, traits.float_bytes))
     if not scheme.quantized:
-        return _scores(scores, keys, traits)
-    token = scores * SCORE_COPIES + heads * width * 4 * DEQUANTIZED_COPIES
+        return _scores(text.num_attention_heads, rows, keys, traits.workspace, traits)
+    queries = text.num_attention_heads * min(rows, scheme.block if scheme.window else PIECE)
+    token = queries * score_bytes(traits.float_bytes) + heads * width * 4 * DEQUANTIZED_COPIES
     return min(traits.workspace, keys * token)
 
 
-def _scores(bytes_a_key: int, keys: int, traits: Traits) -> int:
-    """Scores that are written out: all of them, or what the workspace lets a block have."""
+def _scores(heads: int, rows: int, keys: int, workspace: int, traits: Traits) -> int:
+    """Scores that are written out: all of them, or those of a block of queries."""
     if traits.fused_attention:
         return 0
-    scores = bytes_a_key * keys
-    return traits.workspace if scores * SCORE_COPIES > traits.workspace else scores * 5 // 4
+    a_score = score_bytes(traits.float_bytes)
+    if heads * rows * keys * a_score <= workspace:
+        return heads * rows * keys * a_score * 5 // 8
+    return min(workspace, heads * min(rows, QUERY_BLOCK) * keys * a_score)
 
 
 def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
-    """One token: logits, what sampling sorts, and the attention of the layers in flight."""
-    if traits.fused_attention:
-        attention = 12 * text.num_attention_heads * shape.context * 4
-    else:
+    """One token: logits, what sampling sorts, and the attention of the layers in flight.
+
+    With guesses at the next tokens there are more queries, but fewer layers in flight.
+    """
+    scores = text.num_attention_heads * shape.context * 4
+    if not traits.fused_attention:
         attention = 2 * _attention(text, scheme, 1, shape.context, traits)
+    elif scheme.quantized:
+        attention = max(12 * scores, min(traits.workspace, FEW_QUERIES * 3 * scores))
+    else:
+        attention = 12 * scores
     return 10 * text.vocab_size * 4 + attention

@@ -22,6 +22,7 @@ from magistral_mlx.memory.peak import (
 DEFAULT_CONTEXT = 40_960  # the model's answers may get worse beyond it
 SMALLEST_CONTEXT = 1_024
 _CHUNKS = (2048, 1024, 512, 256, 128)
+_LEAST_LIMIT = 64 * 10**6
 _BUFFER_CACHE = 256 * MIB  # freed buffers that MLX may keep for reuse
 _MOST_MARKS, _FEWEST_MARKS = 6, 3
 _MOST_KEPT = 8 * GIB  # more is not worth what other programs could do with it
@@ -72,8 +73,11 @@ class Wish:
             raise InvalidOption(f"context is {self.context}; it must be 1 or more.")
         if self.pictures < 0:
             raise InvalidOption(f"pictures is {self.pictures}; it must be 0 or more.")
-        if self.memory_limit is not None and self.memory_limit < 64 * MIB:
-            raise InvalidOption("the memory limit must be 64 MB or more.")
+        if self.memory_limit is not None and self.memory_limit < _LEAST_LIMIT:
+            raise InvalidOption(
+                f"the memory limit is {self.memory_limit / 10**6:.0f} MB; it must be "
+                f"{_LEAST_LIMIT // 10**6} MB or more."
+            )
         if self.kv is not None:
             KVScheme.parse(self.kv)
 

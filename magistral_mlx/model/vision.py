@@ -13,6 +13,8 @@ from magistral_mlx.model.linear import Linear
 from magistral_mlx.model.rope import picture_angles, rotate
 from magistral_mlx.model.text import MLP
 
+WORKSPACE = 64 << 20  # bytes of scores at once, where they are written out: more is no faster
+
 
 class PatchConv(nn.Module):
     """A convolution whose stride is its kernel: one matrix product over flattened patches."""
@@ -53,7 +55,13 @@ class VisionAttention(nn.Module):
         q = rotate(self._heads(self.q_proj(x)), angles)  # (1, H, L, head_dim)
         k = rotate(self._heads(self.k_proj(x)), angles)
         v = self._heads(self.v_proj(x))
-        y = attend(q, [Segment(k, v, k.shape[2])], scale=self.head_dim**-0.5, causal=False)
+        y = attend(
+            q,
+            [Segment(k, v, k.shape[2])],
+            scale=self.head_dim**-0.5,
+            causal=False,
+            workspace=WORKSPACE,
+        )
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(1, x.shape[1], -1))
 
     def _heads(self, x: mx.array) -> mx.array:

@@ -6,6 +6,7 @@ Never below the measurement, and above it by the larger of 5 % and 32 MB at most
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 from magistral_mlx.engine.generate import Request, generate
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.memory.here import traits
-from magistral_mlx.memory.peak import Shape, Weights, predict
+from magistral_mlx.memory.peak import Shape, Traits, Weights, predict
 from magistral_mlx.model.linear import quantize_modules
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.quantization import Quantization
@@ -33,6 +34,7 @@ MIDSIZE = ModelConfig(  # 0.26B
     TextConfig(1024, 4096, 8, 16, 4, 64, 32768, 131072, 1e-5, 1e6),
     VisionConfig(512, 2048, 4, 8, 64, 1540, 14, 3, 1e4),
 )
+MANY_HEADS = replace(DEMO, vision=VisionConfig(128, 256, 1, 16, 16, 1540, 14, 3, 1e4))
 
 # prompt, answer, chunk, pictures
 RUNS = [
@@ -43,12 +45,16 @@ RUNS = [
     (2000, 8, 256, ()),
     (300, 1100, 256, ()),
 ]
+LARGE_PICTURES = [(1300, 2, 512, ((980, 980),)), (700, 2, 128, ((700, 700),))]
 
 
 @pytest.fixture(scope="module", params=[DEMO, MIDSIZE], ids=["demo", "midsize"])
 def model(request: pytest.FixtureRequest) -> MagistralModel:
+    return make_model(request.param)
+
+
+def make_model(config: ModelConfig) -> MagistralModel:
     """A 4-bit model of zeros: what it computes does not matter here."""
-    config: ModelConfig = request.param
     model = MagistralModel(config, mx.float32)
     model.add_vision()
     matrices = {
@@ -76,7 +82,24 @@ def test_the_measured_peak_is_the_predicted_one(
     prompt, answer, chunk, pictures = run
     if model.config is MIDSIZE and (answer > 1000 or scheme in ("8/8", "8/4")) and prompt != 2000:
         prompt, answer = min(prompt, 512), 8  # the same arithmetic in less time
+    check_the_peak(model, scheme, Shape(prompt, answer, chunk, pictures), traits())
+
+
+@pytest.mark.parametrize("config", [DEMO, MANY_HEADS], ids=["demo", "many heads"])
+@pytest.mark.parametrize("run", LARGE_PICTURES, ids=str)
+def test_large_pictures_have_the_predicted_peak_in_any_chunk(
+    config: ModelConfig, run: tuple[int, int, int, tuple[tuple[int, int], ...]]
+) -> None:
+    """Attention over the text has less room where the chunk is small; pictures have their own."""
+    prompt, answer, chunk, pictures = run
+    here = traits()
+    here = replace(here, workspace=here.workspace * chunk // 512)
+    check_the_peak(make_model(config), "full", Shape(prompt, answer, chunk, pictures), here)
+
+
+def check_the_peak(model: MagistralModel, scheme: str, shape: Shape, here: Traits) -> None:
     kv, weights = KVScheme.parse(scheme), weights_of(model)
+    prompt, pictures = shape.prompt, shape.pictures
     tokens = np.full(prompt, 50, np.int32)
     seen = sum(height // 28 * (width // 28) for height, width in pictures)
     tokens[:seen] = PICTURE
@@ -84,9 +107,10 @@ def test_the_measured_peak_is_the_predicted_one(
         tokens,
         [np.zeros((3, *size), np.float32) for size in pictures],
         Sampling(temperature=0),
-        answer,
+        shape.answer,
         scheme=kv,
-        chunk=chunk,
+        chunk=shape.chunk,
+        workspace=here.workspace,
     )
     gc.collect()
     mx.clear_cache()
@@ -94,7 +118,6 @@ def test_the_measured_peak_is_the_predicted_one(
     for _ in generate(model, request):
         pass
     measured = mx.get_peak_memory()
-    shape = Shape(prompt, answer, chunk, pictures)
-    predicted = predict(model.config, weights, kv, shape, traits()).total
+    predicted = predict(model.config, weights, kv, shape, here).total
     predicted += 0 if pictures else weights.vision  # this model has its tower loaded all along
     assert measured <= predicted <= measured + max(0.05 * measured, 32e6)

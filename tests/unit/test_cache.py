@@ -28,6 +28,7 @@ Floats = NDArray[np.float32]
 
 QUANTIZED = [KVScheme.parse(name) for name in ("8/8", "8/4", "4/4")]
 SHORT = replace(KVScheme.parse("8/8"), window=32, first=2)  # ages early, so that tests stay small
+FOUR = KVScheme.parse("4/4")  # with the window and the rotation of every day
 
 # Largest error of an attended value, as a share of the largest value, with everything quantized.
 BOUNDS = {"8/8": 0.02, "8/4": 0.15, "4/4": 0.35}
@@ -115,8 +116,11 @@ def test_the_three_ways_agree(length: int, bits: tuple[int, int]) -> None:
         Segment(mx.array(new.k), mx.array(new.v), 40 + length),
     ]
     causal = length > 1
-    by_packed = attend_packed(q, segments, scale=SCALE, causal=causal)
-    for workspace in (1 << 14, 1 << 28):
+    by_packed = attend_packed(q, segments, scale=SCALE, causal=causal, workspace=1 << 28)
+    # No head has room, one at a time has, and all have.
+    for workspace in (1 << 14, 1 << 18, 1 << 28):
+        in_parts = attend_packed(q, segments, scale=SCALE, causal=causal, workspace=workspace)
+        np.testing.assert_allclose(np.array(in_parts), np.array(by_packed), atol=1e-5)
         by_fused = attend_dequantized(q, segments, scale=SCALE, causal=causal, workspace=workspace)
         by_blocks = attend_blocks(q, segments, scale=SCALE, causal=causal, workspace=workspace)
         np.testing.assert_allclose(np.array(by_fused), np.array(by_packed), atol=1e-5)
@@ -228,7 +232,9 @@ def test_a_cache_goes_on_from_where_it_is_trimmable_as_if_it_had_never_gone_furt
 
 @settings(max_examples=60, deadline=None)
 @given(
-    scheme=st.sampled_from([KVScheme(), SHORT, replace(SHORT, value_bits=4)]),
+    scheme=st.sampled_from(
+        [KVScheme(), SHORT, replace(SHORT, value_bits=4), FOUR, replace(FOUR, rotate=False)]
+    ),
     length=st.integers(1, 300),
     further=st.integers(1, SLACK),
     steps=st.integers(1, 3),
@@ -298,6 +304,33 @@ def test_a_short_prompt_is_masked_also_where_it_starts_the_first_tokens(
     inputs = Inputs(length)
     y = inputs.feed(make_cache(KVScheme.parse("8/8")), 0, length)
     np.testing.assert_allclose(y, inputs.expected(0, length), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 64])
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_over_a_long_quantized_cache_keeps_to_its_workspace(
+    monkeypatch: pytest.MonkeyPatch, length: int, fused: bool
+) -> None:
+    """Also where the backend's attention is fused and not even one head has room."""
+    from magistral_mlx.cache import attention
+
+    here = replace(attention.backend(), fused_attention=fused)
+    monkeypatch.setattr(attention, "backend", lambda: here)
+    tokens, workspace = 8192, 1 << 20
+    old, new = Inputs(tokens), Inputs(length, seed=1)
+    segments = [
+        Segment(packed(old.k, 4), packed(old.v, 4), tokens),
+        Segment(mx.array(new.k), mx.array(new.v), length),
+    ]
+    q = mx.array(new.q)
+    mx.eval(q, *(part for x in (segments[0].keys, segments[0].values) for part in x.parts))
+    mx.eval(segments[1].keys, segments[1].values)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(attention.attend(q, segments, scale=SCALE, workspace=workspace))
+    one_head = 2 * tokens * HEAD_DIM * 4
+    assert mx.get_peak_memory() - before < 1.5 * workspace < one_head
 
 
 def test_decoding_over_a_long_quantized_cache_keeps_to_its_workspace() -> None:

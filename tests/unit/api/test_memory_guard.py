@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from magistral_mlx import Magistral
 from magistral_mlx.backend import mx
-from magistral_mlx.errors import OutOfMemory
+from magistral_mlx.errors import InvalidOption, OutOfMemory
+from magistral_mlx.memory.limits import PROCESS
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 
 MIB = 1 << 20
@@ -44,6 +46,44 @@ def test_two_models_share_the_limits(folder: Path) -> None:
             assert second.generate("Hi", max_tokens=3, seed=1).finish_reason == "length"
         assert limits()[0] == first.plan.total
     assert limits() == before
+
+
+def test_two_models_never_have_more_than_the_machine_together(folder: Path) -> None:
+    with Magistral.load(folder, context=512) as first:
+        machine = first.plan.limit
+        assert PROCESS.allowed(first.plan) == PROCESS.limit(first.plan) == machine
+        with Magistral.load(folder, context=1024) as second:
+            assert PROCESS.allowed(first.plan) == PROCESS.allowed(second.plan) == machine
+            assert PROCESS.limit(first.plan) == machine - second.plan.total
+        assert PROCESS.limit(first.plan) == machine
+
+
+def test_a_memory_limit_holds_beside_another_model(folder: Path) -> None:
+    with (
+        Magistral.load(folder, context=512, memory_limit=128 * MIB) as first,
+        Magistral.load(folder, context=1024) as second,
+    ):
+        assert PROCESS.limit(first.plan) == 128 * MIB
+        assert PROCESS.allowed(first.plan) == 128 * MIB + second.plan.total
+
+
+def test_a_picture_that_memory_was_not_planned_for_is_refused(folder: Path) -> None:
+    """With a large one the tower needs more than 64 MB; a small one and text go on."""
+    large, small = Image.new("RGB", (1540, 1540)), Image.new("RGB", (56, 56))
+    with Magistral.load(folder, pictures=0, memory_limit=64 * 10**6) as magistral:
+        with pytest.raises(OutOfMemory, match=r"memory was planned for 0.*with pictures=1"):
+            magistral.generate("What is it?", large)
+        for pictures in ([small], []):
+            result = magistral.generate("Hi", pictures, max_tokens=3, seed=1)
+            assert result.finish_reason == "length"
+
+
+@pytest.mark.parametrize("limit", [0, 10**6, 64 * 10**6 - 1])
+def test_a_limit_that_nothing_fits_into_is_refused_with_the_least_that_is_taken(
+    folder: Path, limit: int
+) -> None:
+    with pytest.raises(InvalidOption, match="must be 64 MB or more"):
+        Magistral.load(folder, memory_limit=limit)
 
 
 def test_limits_are_put_back_when_loading_fails(folder: Path, tmp_path: Path) -> None:
