@@ -46,7 +46,8 @@ _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes a
 def bench(as_json: bool, **options: Any) -> None:
     """Measure prefill, decode, time to first token and peak memory.
 
-    Random tokens are used, so no answer is shown. Rounds repeat until their spread is small.
+    Random tokens are used, so no answer is shown. Rounds repeat until their spread is small. What a
+    pass over several tokens costs is kept, for speculation to go by.
     """
     from magistral_mlx.bench.conditions import read_conditions
     from magistral_mlx.bench.record import limit_of
@@ -61,6 +62,7 @@ def bench(as_json: bool, **options: Any) -> None:
     result.disturbances |= disturbances
     result.left_out |= missing
     facts = _facts(name, checkpoint, machine, scheme, limit, work, programs, result)
+    facts["pass_costs"] = _pass_costs(programs[0], work, checkpoint, machine)
     click.echo(json.dumps(facts)) if as_json else report.show(facts)
 
 
@@ -166,6 +168,27 @@ def _measure(
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("measuring") as status:
         return compare(programs, work, together=together, on_round=status.update)
+
+
+def _pass_costs(
+    program: Program, work: Work, checkpoint: Checkpoint, machine: Machine
+) -> list[tuple[int, float]] | None:
+    """Measure what wider passes cost, and keep it for speculation; None if that would take long."""
+    from rich.console import Console
+
+    from magistral_mlx.backend import DTYPES, backend
+    from magistral_mlx.bench.pass_costs import measure_pass_costs
+    from magistral_mlx.engine.speculate.measured import store
+    from magistral_mlx.memory.peak import loaded_weights
+
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    with console.status("measuring") as status:
+        costs = measure_pass_costs(program, work.folder, work.dtype, status.update)
+    if costs is None:
+        return None
+    size = (DTYPES[work.dtype] if work.dtype else backend().dtype).size
+    store(machine.name, loaded_weights(checkpoint, size).decoder, costs)
+    return list(costs.points)
 
 
 def _facts(

@@ -56,6 +56,12 @@ def remarks(facts: dict[str, Any]) -> list[str]:
     ]
     if unsteady:
         found.append(f"Decode did not become steady: {', '.join(unsteady)}.")
+    if facts.get("pass_costs"):
+        shown = [(rows, cost) for rows, cost in facts["pass_costs"] if rows in (2, 4, 8, 16, 32)]
+        found.append(
+            f"A pass over {', '.join(str(rows) for rows, _ in shown)} tokens costs "
+            f"{', '.join(f'{cost:.1f}' for _, cost in shown)} times one; kept for speculation."
+        )
     if facts["disturbances"]:
         found.append(f"Disturbed by: {', '.join(facts['disturbances'])}.")
     return found
