@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.api.progress import PrefillClock
 from magistral_mlx.api.reading import Reader
+from magistral_mlx.errors import DeviceError
 from magistral_mlx.events import Event, Finished, FinishReason, Notice, Sample, Stats
 
 if TYPE_CHECKING:
@@ -170,3 +171,14 @@ class Run:
     def _put_all(self, events: Sequence[Event]) -> None:
         for event in events:
             self.answer.put(event)
+
+
+def told(error: BaseException | None) -> BaseException | None:
+    """The error as its reader gets it."""
+    if not isinstance(error, RuntimeError):
+        return error
+    # The traceback of the first one would keep the caches alive in whoever holds the error.
+    return DeviceError(
+        f"MLX failed while it generated: {' '.join(str(error).split())}. The model can be asked "
+        "again; a shorter prompt or a smaller context needs less memory."
+    )

@@ -81,6 +81,7 @@ class Runtime:
             lambda: model.make_caches(plan.scheme, plan.traits.workspace),
             model.config.image_token_id,
             disk,
+            self._see,
         )
 
     def close(self) -> None:
@@ -137,9 +138,19 @@ class Runtime:
         return Counts() if prefixes is None else prefixes.counts
 
     def generate(
-        self, job: Job, index: int, pictures: Sequence[PictureKey], start: Prefilled | None
+        self,
+        job: Job,
+        index: int,
+        start: Prefilled | None,
+        *,
+        pictures: Sequence[PictureKey],
+        chunk: int,
     ) -> Generation:
-        """Begin sample `index` of a job whose pictures have these keys.
+        """Begin sample `index` of a job.
+
+        Args:
+            start: what is in caches of its prompt already.
+            pictures: what tells its pictures from others. chunk: tokens of the prompt at once.
 
         Raises:
             InvalidOption: an option that this model's vocabulary does not allow.
@@ -148,7 +159,11 @@ class Runtime:
         speculation = self._guessing.speculation(job.options.speculation)
         request = _request(job, index, self.plan)
         request = replace(
-            request, picture_keys=pictures, seen=self.prefixes, speculation=speculation
+            request,
+            chunk=chunk,
+            picture_keys=pictures,
+            seen=self.prefixes,
+            speculation=speculation,
         )
         return generate(self.model, request, start)
 
@@ -157,15 +172,6 @@ class Runtime:
         config, prompt = self.model.config, job.prompt
         pictures = picture_keys(config, prompt.pictures)
         return pictures, keyed(prompt.tokens, pictures, config.image_token_id)
-
-    def see(self) -> None:
-        """Have the vision tower in memory.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
-        if not self.model.sees:
-            self._load_vision(self.model)
 
     def short_of_memory(self) -> bool:
         """Whether there is too little memory even without what is kept of earlier prompts."""
@@ -197,6 +203,15 @@ class Runtime:
                 f"model with pictures={n} to plan for them."
             )
 
+    def _see(self) -> None:
+        """Have the vision tower in memory.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        if not self.model.sees:
+            self._load_vision(self.model)
+
     def _load_vision(self, model: MagistralModel) -> None:
         try:
             load_vision(model, self._checkpoint)
@@ -214,7 +229,6 @@ def _request(job: Job, index: int, plan: Plan) -> Request:
         sampling=replace(options.sampling(index), dry=job.dry),
         limit=job.limit,
         scheme=plan.scheme,
-        chunk=plan.chunk,
         marks=plan.marks,
         workspace=plan.traits.workspace,
         stop_tokens=job.stop_tokens,

@@ -15,27 +15,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
-from magistral_mlx.api.activity import Activity
-from magistral_mlx.api.running import Run
+from magistral_mlx.api.running import Run, told
+from magistral_mlx.api.turns import Turns
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.generate import decode_together
-from magistral_mlx.engine.pictures import common
 from magistral_mlx.engine.prefixes import InUse
-from magistral_mlx.errors import DeviceError
 from magistral_mlx.events import FinishReason, Notice
 from magistral_mlx.memory.share import Budget, Claim
 
-_WORTH_WAITING = 64  # tokens
+_SHARED_CHUNK = 512  # tokens of a prompt that others wait for at once, at most
 
 if TYPE_CHECKING:
     from magistral_mlx.api.answer import Answer
     from magistral_mlx.api.composer import Job
     from magistral_mlx.api.runtime import Runtime
     from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.engine.generate import Token
     from magistral_mlx.engine.prefill import Prefilled
 
 P = ParamSpec("P")
@@ -51,7 +49,7 @@ class Scheduler:
         self._lock = threading.Lock()  # of `_waiting`
         self._waiting: deque[Run] = deque()  # in the order in which they came
         self._running: list[Run] = []  # likewise
-        self._filling: deque[Run] = deque()  # of those, whose prompts are being read, next first
+        self._turns = Turns()  # of those of them whose prompts are being read
         self._short = False  # somebody stands still for want of memory
 
     # For any thread
@@ -77,22 +75,9 @@ class Scheduler:
             return sum(not run.answer.done for run in self._waiting)
 
     @property
-    def activity(self) -> Activity:
-        """What goes on."""
-        runtime = self._runtime
-        caches = sum(self._budget.cache(run.claim.held) for run in list(self._running))
-        counts = runtime.counts
-        return Activity(
-            running=self.running,
-            waiting=self.waiting,
-            prompts=counts.prompts,
-            hits=counts.hits,
-            prompt_tokens=counts.tokens,
-            reused_tokens=counts.reused,
-            pictures=counts.pictures,
-            seen_pictures=counts.seen,
-            memory=replace(runtime.memory, caches=caches),
-        )
+    def caches(self) -> int:
+        """Bytes of the caches of what runs."""
+        return sum(self._budget.cache(run.claim.held) for run in list(self._running))
 
     # On the worker
 
@@ -105,9 +90,10 @@ class Scheduler:
             self._end_cancelled()
             self._decode()
             self._keep_within_memory()
+            return bool(self._running or self._waiting) or self._runtime.keep_some()
         except BaseException as error:
             self._fail(error)
-        return bool(self._running or self._waiting) or self._runtime.keep_some()
+            return bool(self._waiting)
 
     def close(self) -> None:
         """End everything, all of which has been cancelled."""
@@ -138,7 +124,7 @@ class Scheduler:
 
     def _join(self, run: Run) -> None:
         self._running.append(run)
-        self._filling.append(run)
+        self._turns.join(run)
         self._for_one(run, self._look_at, run)
 
     def _look_at(self, run: Run) -> None:
@@ -151,16 +137,16 @@ class Scheduler:
 
     def _fill(self) -> None:
         """Read a part of the prompt whose turn it is."""
-        run = next((run for run in self._filling if not self._can_wait(run)), None)
+        run = self._turns.next(self._runtime.prefixes.longest)
         if run is None:
             return
-        self._filling.remove(run)
         self._for_one(run, self._fill_one, run)
-        if run in self._running:
-            if run.filling:
-                self._filling.append(run)
-            else:
-                run.claim = run.claim.filled()
+        if run not in self._running:
+            return
+        if run.filling:
+            self._turns.join(run)
+        else:
+            run.claim = run.claim.filled()
 
     def _fill_one(self, run: Run) -> None:
         if run.generation is None:
@@ -171,26 +157,9 @@ class Scheduler:
         if run.filling:
             run.fill()
 
-    def _can_wait(self, run: Run) -> bool:
-        """Whether another one is about to read the same beginning, which can then be copied."""
-        if run.generation is not None:
-            return False
-        held: int | None = None
-        for other in self._filling:
-            if other.generation is None or not other.filling:
-                continue
-            shared = common(run.keys, other.keys)
-            if other.generation.caches[0].length < shared:
-                held = self._runtime.prefixes.longest(run.keys) if held is None else held
-                if shared - held >= _WORTH_WAITING:
-                    return True
-        return False
-
     def _begin(self, run: Run) -> None:
         """Begin its first sample, with what is in caches already, be they kept or in use."""
         runtime = self._runtime
-        if run.pictures:
-            runtime.see()
         room = self._budget.running(self._claims())
         in_use = [
             InUse(other.keys, other.generation.caches)
@@ -207,7 +176,14 @@ class Scheduler:
 
     def _begin_sample(self, run: Run, prefilled: Prefilled | None) -> None:
         self._mark_peak()
-        run.begin(self._runtime.generate(run.job, run.index, run.pictures, prefilled))
+        chunk = self._runtime.plan.chunk
+        if len(self._running) > 1 or self._waiting:
+            chunk = min(chunk, _SHARED_CHUNK)
+        run.begin(
+            self._runtime.generate(
+                run.job, run.index, prefilled, pictures=run.pictures, chunk=chunk
+            )
+        )
 
     # Tokens
 
@@ -217,7 +193,7 @@ class Scheduler:
         going = [run for run in ready if self._has_room(run)]
         self._short = len(going) < len(ready)
         if not going:
-            if self._short and not self._filling:
+            if self._short and not self._turns:
                 self._end_newest(ready)
             return
         start = time.perf_counter()
@@ -225,11 +201,10 @@ class Scheduler:
         passed = decode_together(self._runtime.model, generations)
         seconds = time.perf_counter() - start
         for run, tokens in zip(going, passed, strict=True):
-            self._for_one(run, run.feed, tokens, seconds)
-            if run in self._running:
-                self._look_for_end(run)
+            self._for_one(run, self._take_in, run, tokens, seconds)
 
-    def _look_for_end(self, run: Run) -> None:
+    def _take_in(self, run: Run, tokens: Sequence[Token], seconds: float) -> None:
+        run.feed(tokens, seconds)
         if run.error is not None:
             self._end(run, run.error)
         elif run.reason is not None:
@@ -244,8 +219,8 @@ class Scheduler:
             self._end(run)
             return
         self._for_one(run, self._begin_sample, run, run.generation.prefilled)
-        if run in self._running and run not in self._filling:
-            self._filling.append(run)
+        if run in self._running:
+            self._turns.join(run)
 
     # Memory
 
@@ -292,7 +267,7 @@ class Scheduler:
     def _end(self, run: Run, error: BaseException | None = None) -> None:
         """The answer is over: keep its caches for prompts to come."""
         self._leave(run)
-        run.answer.end(_told(error))
+        run.answer.end(told(error))
         generation = run.generation
         if generation is not None:
             generation.close()
@@ -304,8 +279,7 @@ class Scheduler:
 
     def _leave(self, run: Run) -> None:
         self._running.remove(run)
-        if run in self._filling:
-            self._filling.remove(run)
+        self._turns.leave(run)
 
     def _for_one(self, run: Run, work: Callable[P, None], *args: P.args, **more: P.kwargs) -> None:
         """Do something for one answer, which alone is ended by what goes wrong in it.
@@ -318,22 +292,13 @@ class Scheduler:
         except RuntimeError:
             raise
         except BaseException as error:
+            if run not in self._running:
+                raise
             self._end(run, error)
 
     def _fail(self, error: BaseException) -> None:
         """Work for all of them failed, and nobody knows what their caches hold."""
         for run in list(self._running):
             self._leave(run)
-            run.answer.end(_told(error))
+            run.answer.end(told(error))
         self._short = False
-
-
-def _told(error: BaseException | None) -> BaseException | None:
-    """The error as its reader gets it."""
-    if not isinstance(error, RuntimeError):
-        return error
-    # The traceback of the first one would keep the caches alive in whoever holds the error.
-    return DeviceError(
-        f"MLX failed while it generated: {' '.join(str(error).split())}. The model can be asked "
-        "again; a shorter prompt or a smaller context needs less memory."
-    )

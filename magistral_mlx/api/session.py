@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,21 @@ class Session:
     @property
     def activity(self) -> Activity:
         """What goes on; all is zero once it has been closed."""
-        return Activity() if self._closed else self._scheduler.activity
+        if self._closed:
+            return Activity()
+        runtime, scheduler = self._runtime, self._scheduler
+        counts = runtime.counts
+        return Activity(
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            prompts=counts.prompts,
+            hits=counts.hits,
+            prompt_tokens=counts.tokens,
+            reused_tokens=counts.reused,
+            pictures=counts.pictures,
+            seen_pictures=counts.seen,
+            memory=replace(runtime.memory, caches=scheduler.caches),
+        )
 
     def load(self) -> Callable[[OnProgress | None], None]:
         """Begin to load. What is returned waits for the end and reports progress meanwhile.

@@ -39,6 +39,9 @@ class SeenPictures(Protocol):
     def features(self, picture: PictureKey) -> mx.array | None:
         """The features of a picture, (n, D), if they are held."""
 
+    def get_ready(self) -> None:
+        """Have the tower in memory, as a picture is about to be looked at."""
+
     def keep_features(self, picture: PictureKey, features: mx.array) -> None:
         """Hold the features of a picture, (n, D), evaluated."""
 
@@ -58,6 +61,8 @@ def see_pictures(
     for n, pixels in enumerate(pictures):
         known = seen.features(keys[n]) if seen else None
         if known is None:
+            if seen:
+                seen.get_ready()
             known = model.see(mx.array(pixels))
             mx.eval(known)
             if seen:

@@ -102,6 +102,7 @@ class Prefixes:
         make_caches: Callable[[], Sequence[KVCache]],
         image_token: int,
         disk: DiskPrefixes | None = None,
+        load_tower: Callable[[], None] | None = None,
     ) -> None:
         """Nothing is held yet.
 
@@ -110,6 +111,7 @@ class Prefixes:
             make_caches: empty caches of the scheme that all of them have.
             image_token: the id that stands for a part of a picture.
             disk: where it is kept for later runs; `close` finishes writing.
+            load_tower: has the vision tower in memory, for a picture that was not seen before.
         """
         self.budget = budget
         self.counts = Counts()
@@ -117,7 +119,7 @@ class Prefixes:
         self._image_token = image_token
         self._kept: OrderedDict[object, _Held | _Seen] = OrderedDict()  # the oldest use first
         self._running = 0
-        self._disk = disk
+        self._disk, self._load_tower = disk, load_tower
         self._unwritten: deque[_Held] = deque()
 
     @property
@@ -245,6 +247,11 @@ class Prefixes:
         self._kept.move_to_end(picture)
         self._evict()
         return seen.features
+
+    def get_ready(self) -> None:
+        """Have the tower in memory, as a picture is about to be looked at."""
+        if self._load_tower is not None:
+            self._load_tower()
 
     def keep_features(self, picture: PictureKey, features: mx.array) -> None:
         """Keep the features of a picture, (n, D), evaluated."""
