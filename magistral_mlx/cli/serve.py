@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from magistral_mlx.server.catalog import Catalog
     from magistral_mlx.server.settings import Settings
 
+_LOADED = ("context", "kv", "dtype", "tokenizer", "parallel", "cache_dir", "draft")
 _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 
 
@@ -61,6 +62,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     help="How long running answers may go on after Ctrl-C or SIGTERM.",
 )
 @click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
+@click.option("--draft", metavar="NAME_OR_DIR", help="A small model, same tokenizer, that guesses.")
 @click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
 @click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
@@ -140,10 +142,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             queue=options["max_queue"],
         ),
         load=LoadOptions(
-            **{
-                name: options[name]
-                for name in ("context", "kv", "dtype", "tokenizer", "parallel", "cache_dir")
-            },
+            **{name: options[name] for name in _LOADED},
             pictures=options["images"],
             memory_limit=parse_size(options["memory_limit"]),
         ),

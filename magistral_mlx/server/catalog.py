@@ -88,7 +88,10 @@ class Catalog:
         for name in settings.models or (None,):
             model = _describe(name, settings, on_progress)
             if model.id in self._models:
-                raise InvalidOption(f"two of the models are called {model.id}: name each once.")
+                raise InvalidOption(
+                    f"two of the models are called {model.id}: name each once, and give folders "
+                    "names of their own."
+                )
             self._models[model.id] = model
         self.first = next(iter(self._models.values()))
 

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _SPEEDS = (1, 2, 5, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000)
+# Kinds of tokens, and the fields of `Stats` that count them.
+_TOKENS = {
+    "prompt": "prompt_tokens",
+    "cached": "cached_tokens",
+    "thinking": "thinking_tokens",
+    "answer": "answer_tokens",
+    "drafted": "drafted",
+    "accepted": "accepted",
+}
 _OTHER = "other"  # paths that there are not: a client must not fill the memory with names
 
 router = APIRouter(tags=["operation"], responses=OPENAI_RESPONSES)
@@ -56,7 +65,7 @@ class Metrics:
             "magistral_loops", "Thinking traces that were closed as loops", registry=registry
         )
         self._tokens = Counter("magistral_tokens", "Tokens by kind", ["kind"], registry=registry)
-        for kind in ("prompt", "cached", "thinking", "answer"):
+        for kind in _TOKENS:
             self._tokens.labels(kind)  # there from the beginning, as zeros
         self._hits = Counter(
             "magistral_cache_hits", "Prompts that began like an earlier one", registry=registry
@@ -92,13 +101,8 @@ class Metrics:
         self._answers.labels(event.reason).inc()
         if stats.thinking_end == "loop":
             self._loops.inc()
-        for kind, count in (
-            ("prompt", stats.prompt_tokens),
-            ("cached", stats.cached_tokens),
-            ("thinking", stats.thinking_tokens),
-            ("answer", stats.answer_tokens),
-        ):
-            self._tokens.labels(kind).inc(count)
+        for kind, field in _TOKENS.items():
+            self._tokens.labels(kind).inc(getattr(stats, field))
         if stats.cached_tokens:
             self._hits.inc()
         if stats.prefill_tokens_per_second:

@@ -55,6 +55,7 @@ class LoadOptions:
     memory_limit: int | None = None
     parallel: int = PARALLEL
     cache_dir: str | None = None
+    draft: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

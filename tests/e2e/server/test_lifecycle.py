@@ -92,13 +92,15 @@ class TestLoading:
             assert status == 503
             assert "demo could not be loaded: the folder is gone." in body["error"]["message"]
 
-    def test_options_of_the_server_reach_the_model(self):
-        settings = Settings(models=("demo",), load=LoadOptions(context=1024, kv="8/8"))
-        with live_server(settings) as server:
+    def test_options_of_the_server_reach_the_model(self, tmp_path: Path):
+        options = LoadOptions(context=1024, kv="8/8", cache_dir=str(tmp_path), draft="demo")
+        with live_server(Settings(models=("demo",), load=options)) as server:
             assert server.get("/v1/models")[1]["data"][0]["context_length"] == 1024
+            assert text_of(server.ask(SUM, speculation="draft")) == "122"
             resident = server.serving.shelf.resident
             assert resident is not None
             assert resident.plan.scheme.name == "8/8"
+        assert list(tmp_path.iterdir()), "what was read is kept there"
 
     def test_a_model_of_the_hub_is_downloaded_first_and_told_of(
         self, endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
