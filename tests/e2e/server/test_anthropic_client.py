@@ -172,7 +172,7 @@ def test_errors_are_those_of_the_client(
 
 def test_a_long_prompt_is_answered_with_pings_before(client: anthropic.Anthropic, server: Server):
     body = {
-        "messages": [{"role": "user", "content": "1 + 1 " * 300}],
+        "messages": [{"role": "user", "content": "5 + 5 " * 300}],
         "max_tokens": 3,
         "stream": True,
     }

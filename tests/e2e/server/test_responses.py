@@ -207,7 +207,7 @@ def test_what_is_not_supported_is_refused_in_words(client: openai.OpenAI):
 
 
 def test_a_long_prompt_is_told_of_while_it_is_read(client: openai.OpenAI):
-    with client.responses.stream(model="demo", input="1 + 1 " * 300, max_output_tokens=3) as stream:
+    with client.responses.stream(model="demo", input="3 + 3 " * 300, max_output_tokens=3) as stream:
         events = list(stream)
     beats = [event for event in events if getattr(event, "progress", None)]
     assert len(beats) > 1 and {beat.type for beat in beats} == {"response.in_progress"}
