@@ -3,80 +3,200 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
 
 from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
-from magistral_mlx.memory.machine import GIB, Machine
+from magistral_mlx.memory.chips import working_set
+from magistral_mlx.memory.known import quantized_weights
+from magistral_mlx.memory.machine import APPLE_SIZES, GIB, Machine
 from magistral_mlx.memory.peak import MIB, Traits
 from magistral_mlx.memory.plan import Model, Plan, Wish, fit, gib, longest_context
+from magistral_mlx.quantization import Quantization
 
 _SYSTEM = 4 * GIB  # what macOS needs for itself when the GPU's limit is raised
+_OFFERED = 3
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What was asked for, or a variation of it."""
+
+    model: Model
+    machine: Machine
+    traits: Traits
+    wish: Wish
+    scheme: str
+    context: int
+
+    @property
+    def plan(self) -> Plan:
+        return fit(self.model, self.machine, self.traits, self.wish, self.scheme, self.context)
+
+    @property
+    def hopeless(self) -> bool:
+        return self.model.weights.decoder > (self.wish.memory_limit or self.machine.limit)
+
+    def shortened(self) -> _Case | None:
+        """With the longest context that fits, if one does and it is shorter."""
+        longest = longest_context(
+            self.model, self.machine, self.traits, self.wish, self.scheme, self.context
+        )
+        return replace(self, context=longest) if 0 < longest < self.context else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """Something to do about it.
+
+    cost: how much is given up. words: what to say, with fields of the plan that comes of it.
+    """
+
+    cost: int
+    words: str
+    apply: Callable[[_Case], _Case]
+
+
+_Choice = tuple[_Change | None, ...]  # one or none of each kind, finer ones first in a kind
+_SHORTER = _Change(1, "--context {plan.context}", lambda case: case)
 
 
 def refusal(model: Model, machine: Machine, traits: Traits, wish: Wish, plan: Plan) -> str:
     """The message for a plan that misses its limit, with up to three changes that would help."""
-    changes = [
-        *_smaller_cache(model, machine, traits, wish, plan),
-        *_shorter_context(model, machine, traits, wish, plan),
-        *_no_pictures(model, machine, traits, wish, plan),
-        *_fewer_bits(model),
-        *_higher_limit(machine, wish, plan),
-    ]
-    advice = (
-        f"Any of these makes it fit: {'; '.join(changes[:3])}."
-        if changes
-        else "Nothing that can be set makes it fit: take a smaller model or a larger machine."
-    )
+    case = _Case(model, machine, traits, wish, plan.scheme.name, plan.context)
     peak = plan.peak
     who = "the memory limit" if wish.memory_limit else machine.name
     return (
         f"{model.source} with {plan.context:,} tokens of context and a {plan.scheme.name} KV "
         f"cache needs {gib(peak.total)} (weights {gib(peak.weights + peak.vision)}, cache "
         f"{gib(peak.cache)}, work {gib(peak.workspace)}), and {who} allows "
-        f"{gib(plan.limit)}: {gib(-plan.headroom)} are missing. {advice}"
+        f"{gib(plan.limit)}: {gib(-plan.headroom)} are missing. {_advice(_ways_out(case))}"
     )
 
 
-def _smaller_cache(
-    model: Model, machine: Machine, traits: Traits, wish: Wish, plan: Plan
-) -> Iterator[str]:
-    for name in SCHEMES[SCHEMES.index(plan.scheme.name) + 1 :]:
-        if fit(model, machine, traits, wish, name, plan.context).headroom >= 0:
-            yield f"--kv {name}"
-            return
+def _advice(ways: list[str]) -> str:
+    if not ways:
+        return "Nothing that can be set makes it fit: take a smaller model or a larger machine."
+    if len(ways) == 1:
+        return f"Only this makes it fit: {ways[0]}."
+    return f"Any of these makes it fit: {'; '.join(ways)}."
 
 
-def _shorter_context(
-    model: Model, machine: Machine, traits: Traits, wish: Wish, plan: Plan
-) -> Iterator[str]:
-    """The longest context at the scheme asked for, and at those that hold more."""
-    for name in SCHEMES[SCHEMES.index(plan.scheme.name) :]:
-        longest = longest_context(model, machine, traits, wish, name, plan.context)
-        if 0 < longest < plan.context:
-            yield f"--context {longest} --kv {name}"
+def _ways_out(case: _Case) -> list[str]:
+    """Changes that do make it fit, alone or together, those first that give up least."""
+    kinds = [
+        list(_smaller_caches(case)),
+        [_SHORTER],
+        list(_fewer_pictures(case)),
+        list(_no_draft(case)),
+        list(_higher_limit(case)),
+        list(_fewer_bits(case)),
+        list(_larger_machines(case)),
+    ]
+    choices = [choice for choice in product(*([*kind, None] for kind in kinds)) if any(choice)]
+    ways: list[str] = []
+    offered: list[_Choice] = []
+    for choice in sorted(choices, key=lambda choice: sum(one.cost for one in choice if one)):
+        if any(_is_more(choice, earlier, kinds) for earlier in offered):
+            continue
+        plan = _outcome(case, choice)
+        if plan is not None:
+            offered.append(choice)
+            ways.append(_worded(choice, plan))
+        if len(ways) == _OFFERED:
+            break
+    return ways
 
 
-def _no_pictures(
-    model: Model, machine: Machine, traits: Traits, wish: Wish, plan: Plan
-) -> Iterator[str]:
-    if wish.pictures and model.config.vision:
-        without = replace(wish, pictures=0)
-        if fit(model, machine, traits, without, plan.scheme.name, plan.context).headroom >= 0:
-            yield "no pictures"
+def _is_more(choice: _Choice, earlier: _Choice, kinds: list[list[_Change]]) -> bool:
+    """Whether it gives up more than is needed: as much as an earlier one in everything, or
+    something of just the same kinds."""
+    as_much = all(
+        b is None or (a is not None and kind.index(a) >= kind.index(b))
+        for a, b, kind in zip(choice, earlier, kinds, strict=True)
+    )
+    return as_much or all(bool(a) == bool(b) for a, b in zip(choice, earlier, strict=True))
 
 
-def _fewer_bits(model: Model) -> Iterator[str]:
-    shapes = expected_tensors(model.config).items()
+def _outcome(case: _Case, choice: _Choice) -> Plan | None:
+    """The plan with these changes, if it fits."""
+    changed: _Case | None = case
+    for change in choice:
+        if changed and change:
+            changed = change.apply(changed)
+    if changed and not changed.hopeless and _SHORTER in choice:
+        changed = changed.shortened()
+    if changed is None or changed.hopeless:
+        return None
+    plan = changed.plan
+    return plan if plan.headroom >= 0 else None
+
+
+def _worded(choice: _Choice, plan: Plan) -> str:
+    mib = -(-plan.peak.total // MIB)
+    said = [change.words.format(plan=plan, mib=mib) for change in choice if change]
+    options = " ".join(words for words in said if words.startswith("--"))
+    others = " and ".join(words for words in said if not words.startswith("--"))
+    return " with ".join(filter(None, [others, options]))
+
+
+def _smaller_caches(case: _Case) -> Iterator[_Change]:
+    for name in SCHEMES[SCHEMES.index(case.scheme) + 1 :]:
+        yield _Change(1, f"--kv {name}", partial(replace, scheme=name))
+
+
+def _fewer_pictures(case: _Case) -> Iterator[_Change]:
+    most = case.wish.pictures if case.model.config.vision else 0
+    for count in sorted({most * 3 // 4, most // 2, most // 4, 1, 0}, reverse=True):
+        if count < most:
+            words = f"--images {count}" if count else "--images 0 (no pictures)"
+            yield _Change(1, words, partial(replace, wish=replace(case.wish, pictures=count)))
+
+
+def _no_draft(case: _Case) -> Iterator[_Change]:
+    if case.model.draft:
+        yield _Change(1, "no draft model", partial(_with_model, draft=None))
+
+
+def _higher_limit(case: _Case) -> Iterator[_Change]:
+    machine, limit = case.machine, case.wish.memory_limit
+    if limit and limit < machine.limit:
+        yield _Change(1, "--memory-limit {mib}MiB", _without_memory_limit)
+    elif machine.is_mac and machine.memory - _SYSTEM > machine.limit:
+        raised = replace(machine, limit=machine.memory - _SYSTEM)
+        words = "sudo sysctl iogpu.wired_limit_mb={mib} (until the next restart)"
+        yield _Change(2, words, partial(replace, machine=raised))
+
+
+def _fewer_bits(case: _Case) -> Iterator[_Change]:
+    """4 bits; 3, which cost quality, where little else helps."""
+    shapes = expected_tensors(case.model.config).items()
     values = sum(math.prod(shape) for name, shape in shapes if name.startswith(LANGUAGE))
-    if model.weights.decoder * 8 / values > 8:
-        yield "its 4-bit conversion (magistral-mlx convert)"
+    now = case.model.weights.decoder * 8 / values
+    for bits, cost, option in ((4, 2, ""), (3, 7, " --bits 3")):
+        scheme = Quantization(bits=bits)
+        weights = quantized_weights(case.model.config, scheme, case.traits.float_bytes)
+        if weights.decoder * 8 / values < now - 0.5:
+            words = f"its {bits}-bit conversion (magistral-mlx convert{option})"
+            yield _Change(cost, words, partial(_with_model, weights=weights))
 
 
-def _higher_limit(machine: Machine, wish: Wish, plan: Plan) -> Iterator[str]:
-    if wish.memory_limit and plan.peak.total <= machine.limit:
-        yield f"--memory-limit {-(-plan.peak.total // MIB)}MB"
-    elif machine.is_mac and plan.peak.total <= machine.memory - _SYSTEM:
-        megabytes = -(-plan.peak.total // MIB)
-        yield f"sudo sysctl iogpu.wired_limit_mb={megabytes}, until the next restart"
+def _larger_machines(case: _Case) -> Iterator[_Change]:
+    if case.machine.is_mac and not case.wish.memory_limit:
+        for size in APPLE_SIZES:
+            memory = size * GIB
+            if memory > case.machine.memory:
+                larger = replace(case.machine, memory=memory, limit=working_set(memory))
+                yield _Change(6, f"a Mac with {size} GB", partial(replace, machine=larger))
+
+
+def _with_model(case: _Case, **changes: Any) -> _Case:
+    return replace(case, model=replace(case.model, **changes))
+
+
+def _without_memory_limit(case: _Case) -> _Case:
+    return replace(case, wish=replace(case.wish, memory_limit=None))

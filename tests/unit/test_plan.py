@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from magistral_mlx.cli.sizes import parse_size
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.choose import make_plan
-from magistral_mlx.memory.known import magistral_small
+from magistral_mlx.memory.known import magistral_small, quantized_weights
 from magistral_mlx.memory.machine import GIB, Machine, named_machine
-from magistral_mlx.memory.peak import GPU, Weights
-from magistral_mlx.memory.plan import Model, Plan, Wish, longest_context
+from magistral_mlx.memory.peak import GPU, Traits, Weights, cache_bytes
+from magistral_mlx.memory.plan import Draft, Model, Plan, Wish, longest_context
+from magistral_mlx.quantization import Quantization
 
 MAC = named_machine("32GB")
 MAGISTRAL = magistral_small()
@@ -61,15 +67,76 @@ def test_an_override_that_cannot_fit_is_refused_with_three_ways_out() -> None:
     assert "\n" not in message
 
 
-def test_each_way_out_does_make_it_fit() -> None:
+WHOLE = Model("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "wish"),
+    [
+        (MAGISTRAL, "32GB", {"context": 100_000, "kv": "8/8"}),
+        (MAGISTRAL, "32GB", {"context": 131_072, "kv": "full"}),
+        (MAGISTRAL, "24GB", {"context": 131_072}),
+        (MAGISTRAL, "24GB", {"context": 40_960, "kv": "8/8", "pictures": 20}),
+        (MAGISTRAL, "24GB", {"memory_limit": 13 * GIB}),
+        (MAGISTRAL, "18GB", {}),
+        (MAGISTRAL, "18GB macOS 26", {}),
+        (MAGISTRAL, "18GB macOS 26", {"pictures": 0, "context": 40_960}),
+        (MAGISTRAL, "16GB", {}),
+        (WHOLE, "16GB", {}),
+        (WHOLE, "32GB", {"context": 131_072}),
+        (WHOLE, "64GB", {}),
+    ],
+)
+def test_three_ways_out_are_offered_and_each_makes_it_fit(
+    model: Model, machine: str, wish: dict[str, Any]
+) -> None:
+    mac = named_machine(machine)
     with pytest.raises(OutOfMemory) as error:
-        plan(context=100_000, kv="8/8")
-    advice = str(error.value).split("makes it fit: ")[1].rstrip(".").split("; ")
-    assert len(advice) == 3
-    assert advice[0].startswith("--kv ")
-    plan(context=100_000, kv=advice[0].removeprefix("--kv "))
-    words = advice[1].split()
-    plan(context=int(words[1]), kv=words[3])
+        make_plan(model, mac, GPU, Wish(**wish))
+    offered = str(error.value).split("makes it fit: ")[1].rstrip(".").split("; ")
+    assert len(offered) == 3
+    for way in offered:
+        make_plan(*with_changes(way, model, mac, Wish(**wish)))  # refuses what does not fit
+
+
+def with_changes(
+    way: str, model: Model, machine: Machine, wish: Wish
+) -> tuple[Model, Machine, Traits, Wish]:
+    """What somebody has who does what is said there."""
+    for option, field in (("kv", "kv"), ("context", "context"), ("images", "pictures")):
+        if found := re.search(rf"--{option} (\S+)", way):
+            value = found[1] if option == "kv" else int(found[1])
+            wish = replace(wish, **{field: value})
+    if found := re.search(r"--memory-limit (\S+)", way):
+        wish = replace(wish, memory_limit=parse_size(found[1]))
+    if found := re.search(r"iogpu.wired_limit_mb=(\d+)", way):
+        machine = replace(machine, limit=int(found[1]) << 20)
+        assert machine.limit <= machine.memory - 4 * GIB
+    if found := re.search(r"a Mac with (\d+) GB", way):
+        machine = named_machine(f"{found[1]}GB")
+    if found := re.search(r"its (\d)-bit conversion", way):
+        scheme = Quantization(bits=int(found[1]))
+        model = replace(model, weights=quantized_weights(model.config, scheme, 2))
+    return model, machine, GPU, wish
+
+
+def test_pictures_are_given_up_where_that_makes_it_fit() -> None:
+    with pytest.raises(OutOfMemory, match=r"fit: --context 17408 --images 0 \(no pictures\); "):
+        plan(named_machine("18GB macOS 26"))
+
+
+def test_what_no_setting_saves_is_said_to_be_so() -> None:
+    huge = Model("huge", MAGISTRAL.config, Weights(47 * GIB, GIB))
+    box = Machine("Linux", 8 * GIB, 7 * GIB, is_mac=False)
+    with pytest.raises(OutOfMemory, match="Nothing that can be set makes it fit"):
+        make_plan(huge, box, GPU, Wish())
+
+
+def test_a_draft_model_is_given_up_where_that_makes_it_fit() -> None:
+    text = MAGISTRAL.config.text
+    beside = replace(MAGISTRAL, draft=Draft(text, 8 * GIB))
+    with pytest.raises(OutOfMemory, match=r"makes it fit: .*no draft model"):
+        make_plan(beside, MAC, GPU, Wish(context=40_960))
 
 
 def test_a_memory_limit_is_kept() -> None:
@@ -78,10 +145,22 @@ def test_a_memory_limit_is_kept() -> None:
     assert plan().peak.total > 16 * GIB
 
 
-def test_an_unquantized_model_is_advised_to_be_converted() -> None:
-    whole = Model("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
-    with pytest.raises(OutOfMemory, match="its 4-bit conversion"):
-        make_plan(whole, MAC, GPU, Wish())
+def test_an_unquantized_model_is_advised_to_be_converted_where_that_is_enough() -> None:
+    with pytest.raises(OutOfMemory, match="fit: its 4-bit conversion"):
+        make_plan(WHOLE, MAC, GPU, Wish())
+    with pytest.raises(OutOfMemory) as error:
+        make_plan(WHOLE, named_machine("16GB"), GPU, Wish())
+    assert "fit: its 4-bit conversion" not in str(error.value)
+
+
+def test_the_cache_is_shown_also_where_a_picture_needs_most() -> None:
+    """On the CPU a large picture takes more than the caches of a short context."""
+    cpu = Traits(4, 32 << 20, fused_attention=False, workspace=256 << 20, chunk=512)
+    small = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, pictures=1))
+    cache = cache_bytes(MAGISTRAL.config.text, small.scheme, 1024, 4)
+    assert small.peak.cache == cache > 0
+    none = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, pictures=0))
+    assert small.peak.total - none.peak.total > MAGISTRAL.weights.vision
 
 
 def test_the_longest_context_grows_as_precision_falls() -> None:
