@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magistral_mlx.api.history import (
+    asking_for_thinking,
     turn_starts,
     with_system,
     without_earlier_thinking,
@@ -146,6 +147,8 @@ class Composer:
         system = self.default_system if options.system is DEFAULT else options.system
         assert system is None or isinstance(system, System)
         messages = with_system(messages, system)
+        if options.thinks and options.ask_for_thinking:
+            messages = asking_for_thinking(messages, self.default_system)
         if not options.thinks:
             messages = without_thinking_in_system(messages)
         if not options.keep_thinking:

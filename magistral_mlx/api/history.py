@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from magistral_mlx.chat.messages import Assistant, Message, System, User
+from magistral_mlx.chat.messages import Assistant, Message, System, Thought, User
 from magistral_mlx.chat.system import without_thinking
 
 
@@ -14,6 +14,21 @@ def with_system(messages: Sequence[Message], system: System | None) -> list[Mess
     if system is None or any(isinstance(message, System) for message in messages):
         return list(messages)
     return [system, *messages]
+
+
+def asking_for_thinking(messages: Sequence[Message], own: System | None) -> list[Message]:
+    """`messages` with what `own` says before their first system prompt, if none asks for thinking.
+
+    `own` is the checkpoint's own system prompt. One that asks for thinking has a part that shows
+    it; where `own` has none, nothing is changed.
+    """
+    systems = [n for n, message in enumerate(messages) if isinstance(message, System)]
+    asked = any(_asks_for_thinking(messages[n]) for n in systems)
+    if not systems or asked or own is None or not _asks_for_thinking(own):
+        return list(messages)
+    first = systems[0]
+    both = System((*_parts(own), *_parts(messages[first])))
+    return [*messages[:first], both, *messages[first + 1 :]]
 
 
 def without_thinking_in_system(messages: Sequence[Message]) -> list[Message]:
@@ -64,3 +79,13 @@ def without_oldest(messages: Sequence[Message], turns: int) -> list[Message]:
     starts = turn_starts(messages)
     end = starts[turns] if turns < len(starts) else len(messages)
     return [m for n, m in enumerate(messages) if n >= end or isinstance(m, System)]
+
+
+def _asks_for_thinking(message: Message) -> bool:
+    return any(isinstance(part, Thought) for part in _parts(message))
+
+
+def _parts(message: Message) -> tuple[str | Thought, ...]:
+    """Of a system prompt."""
+    assert isinstance(message, System)
+    return (message.content,) if isinstance(message.content, str) else message.content

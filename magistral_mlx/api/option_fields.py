@@ -37,6 +37,7 @@ class OptionFields(TypedDict, total=False):
     seed: int | None
     n: int
     thinking: ThinkingOption
+    ask_for_thinking: bool
     min_thinking: int
     keep_thinking: bool
     json_schema: Mapping[str, Any] | str | bool | None

@@ -71,6 +71,8 @@ class Options:
     Thinking:
         thinking: "on"; "off" for no trace and a system prompt that asks for none; or the most
             tokens a trace may have, after which it is closed and the answer follows.
+        ask_for_thinking: put the checkpoint's own request to think before a system prompt that has
+            none. Without it the model may not think where a system prompt is given.
         min_thinking: tokens below which a trace is not closed.
         keep_thinking: False leaves the thinking of earlier turns out of the prompt. It saves
             context, and departs from how the model was trained.
@@ -111,6 +113,7 @@ class Options:
     seed: int | None = None
     n: int = 1
     thinking: ThinkingOption = "on"
+    ask_for_thinking: bool = False
     min_thinking: int = 0
     keep_thinking: bool = True
     json_schema: Mapping[str, Any] | str | bool | None = None

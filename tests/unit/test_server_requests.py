@@ -96,6 +96,13 @@ def test_thinking_of_a_message_is_off_unless_it_is_asked_for():
     assert message(**adaptive, output_config={"effort": "low"}).thinking == 2048
 
 
+def test_thinking_that_is_asked_for_is_asked_of_the_model():
+    assert not chat().ask_for_thinking and not response().ask_for_thinking
+    assert chat(reasoning_effort="low").ask_for_thinking and chat(thinking=9).ask_for_thinking
+    assert response(reasoning={"effort": "low"}).ask_for_thinking
+    assert message(thinking={"type": "enabled", "budget_tokens": 99}).ask_for_thinking
+
+
 @pytest.mark.parametrize(
     ("choice", "names", "kind"),
     [

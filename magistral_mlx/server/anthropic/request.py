@@ -55,6 +55,7 @@ def options_of(request: CountRequest) -> Options:
     choice = request.tool_choice
     options: dict[str, Any] = _tool_options(request) | {
         "thinking": _thinking(request),
+        "ask_for_thinking": True,  # clients always send a system prompt
         "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
     }
     wanted = request.output_config.format if request.output_config else None

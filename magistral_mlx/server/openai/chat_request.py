@@ -35,6 +35,7 @@ def chat_options(request: ChatRequest) -> Options:
     options = sampling_options(request) | {
         "max_tokens": request.max_completion_tokens or request.max_tokens,
         "thinking": thinking_of(request.reasoning_effort) if thinking is None else thinking,
+        "ask_for_thinking": thinking is not None or request.reasoning_effort is not None,
         "min_thinking": request.min_thinking,
         "keep_thinking": request.keep_thinking,
         "image_tokens": request.image_tokens,

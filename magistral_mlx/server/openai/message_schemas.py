@@ -66,7 +66,10 @@ class CallIn(Request):
 
 
 class SystemMessage(Request):
-    """The system prompt. It replaces the model's own, which asks it to think."""
+    """The system prompt, in place of the model's own, which asks it to think.
+
+    Where `reasoning_effort` or `thinking` asks for that, the model's own comes before it.
+    """
 
     role: Literal["system", "developer"]
     content: str | list[Annotated[TextPart | ThinkingPart, Field(discriminator="type")]]

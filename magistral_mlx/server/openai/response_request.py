@@ -69,6 +69,7 @@ def response_options(request: ResponseRequest) -> Options:
         "top_p": top_p_option(request.top_p),
         "seed": seed_option(request.seed),
         "thinking": thinking_of(effort) if request.thinking is None else request.thinking,
+        "ask_for_thinking": request.thinking is not None or effort is not None,
         "logprobs": LOGPROBS in (request.include or ()),
         "top_logprobs": request.top_logprobs,
         "parallel_tool_calls": request.parallel_tool_calls,
