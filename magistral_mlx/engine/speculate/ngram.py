@@ -12,6 +12,10 @@ from collections.abc import Iterable
 LONGEST = 32  # tokens; a longer match says no more
 _ORDERS = (3, 1)  # tokens of the sequences that are indexed, the longest first
 _CANDIDATES = 16  # places that are looked at for one match
+_COPY = 10  # tokens; where a longer match ends, text was copied and is being changed
+_NEARBY = 8  # tokens of the original in which the copy is likely to go on
+_SHORT = 4  # tokens; a longer match says more than being nearby does
+_RESUMED = 6  # what a match that resumes a copy is as good as, in tokens
 
 
 class Suffixes:
@@ -19,12 +23,15 @@ class Suffixes:
 
     A token costs the same however many there are. `place` is the position after the best earlier
     occurrence of the end, so that the token there is what is expected next; `length` is the number
-    of tokens that match, 0 if there is no occurrence.
+    of tokens that match, or of a match that is as good, 0 if there is no occurrence.
     """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.place = self.length = 0
+        self._original = self._changed_at = (
+            0  # where a copy was left: its place, and the tokens then
+        )
         self._last: tuple[dict[tuple[int, ...], int], ...] = tuple({} for _ in _ORDERS)
         # The place before, for each place and order; 0 ends a chain.
         self._earlier: tuple[list[int], ...] = tuple([0] for _ in _ORDERS)
@@ -42,12 +49,29 @@ class Suffixes:
 
     def add(self, token: int) -> None:
         """Go on by one token."""
-        goes_on = self.length > 0 and self.tokens[self.place] == token
-        self._add(token)
-        if goes_on:  # no other match was longer, and none of those can be now
+        if self.length > 0 and self.tokens[self.place] == token:
+            # No other match was longer, and none of those can be now.
             self.place, self.length = self.place + 1, self.length + 1
-        else:
-            self.place, self.length = self.find()
+            self._add(token)
+            return
+        if self.length >= _COPY:
+            self._original, self._changed_at = self.place, len(self.tokens)
+        self._add(token)
+        self.place, self.length = self.find()
+        if self.length < _SHORT and (resumed := self._resume(token)):
+            self.place, self.length = resumed, _RESUMED
+
+    def _resume(self, token: int) -> int:
+        """The place after `token` in the original of a copy that was left a few tokens ago; or 0.
+
+        A change to a text puts a few tokens in the place of others and goes on with the original.
+        """
+        if not self._original or len(self.tokens) - self._changed_at > 2 * _NEARBY:
+            return 0
+        for place in range(self._original, min(self._original + _NEARBY, len(self.tokens) - 1)):
+            if self.tokens[place] == token:
+                return place + 1
+        return 0
 
     def guess(self, most: int) -> list[int]:
         """Up to `most` tokens that are expected next, as many as there are."""
