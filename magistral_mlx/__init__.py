@@ -41,6 +41,7 @@ _HOMES = {
         "HubError",
         "InvalidOption",
         "MagistralError",
+        "MissingExtra",
         "ModelClosed",
         "ModelNotFound",
         "OutOfMemory",

@@ -25,6 +25,7 @@ from magistral_mlx.errors import DeviceError as DeviceError
 from magistral_mlx.errors import HubError as HubError
 from magistral_mlx.errors import InvalidOption as InvalidOption
 from magistral_mlx.errors import MagistralError as MagistralError
+from magistral_mlx.errors import MissingExtra as MissingExtra
 from magistral_mlx.errors import ModelClosed as ModelClosed
 from magistral_mlx.errors import ModelNotFound as ModelNotFound
 from magistral_mlx.errors import OutOfMemory as OutOfMemory
