@@ -13,8 +13,13 @@ HELLO = User("Hi")
 
 
 def prompt_of(magistral: Magistral, **options: Any) -> str:
+    return text_of(magistral, [YOURS, HELLO], **options)
+
+
+def text_of(magistral: Magistral, messages: Any, **options: Any) -> str:
+    """The prompt as the tokenizer spells it."""
     tokenizer = magistral.tokenizer
-    tokens = magistral.prompt([YOURS, HELLO], **options).tokens.tolist()
+    tokens = magistral.prompt(messages, **options).tokens.tolist()
     return "".join(tokenizer.control_name(id) or tokenizer.decode([id]) for id in tokens)
 
 
@@ -22,8 +27,10 @@ def test_the_models_own_request_comes_before_a_system_prompt(talker: Magistral):
     without = prompt_of(talker)
     assert without == "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]Hi[/INST]"
     asked = prompt_of(talker, ask_for_thinking=True)
-    assert asked.startswith("<s>[SYSTEM_PROMPT]First draft your thinking process")
-    assert "[THINK]Your thoughts" in asked and "Be brief.[/SYSTEM_PROMPT]" in asked
+    alone = text_of(talker, [HELLO])
+    assert "[THINK]" in alone and asked == alone.replace(
+        "[/SYSTEM_PROMPT]", "\n\nBe brief.[/SYSTEM_PROMPT]"
+    )
     assert prompt_of(talker, ask_for_thinking=True, thinking="off") == without
 
 
