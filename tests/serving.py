@@ -1,6 +1,6 @@
 """A live server: uvicorn on a free port of 127.0.0.1, in a thread of its own.
 
-The fixture `server` is shared by the whole session and answers with the demo model (the tests in
+The fixture `server` is shared by a module's tests and answers with the demo model (the tests in
 tests/e2e/server have it); a test that needs other settings starts its own with `live_server`.
 """
 
@@ -117,9 +117,9 @@ def live_server(
             assert not thread.is_alive(), "the server did not stop"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """The demo model behind every endpoint."""
+    """The demo model behind every endpoint. Later modules find the memory as it was before."""
     with live_server() as running:
         yield running
 
