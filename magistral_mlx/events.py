@@ -83,6 +83,8 @@ class MalformedCall:
 class Stats:
     """Counts and times of one generation. Times are in seconds, memory in bytes.
 
+    prefill_seconds are those that went into this prompt; first_token_seconds and decode_seconds are
+    those that passed, while other answers may have had their turn as well.
     thinking_end tells how the trace ended; None if there was none, or it is still open.
     mask_seconds is what a grammar cost on the host, most of it while the device works.
     cached_tokens are those of the prompt that an earlier one had left in the caches.

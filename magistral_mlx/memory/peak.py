@@ -29,6 +29,7 @@ from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.model.vision import WORKSPACE as PICTURE_WORKSPACE
 
 MIB = 1 << 20
+_AHEAD = 10  # arrays that MLX makes before those who need them run
 _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
 
 
@@ -129,15 +130,30 @@ def predict(
 
 
 def fill_bytes(config: ModelConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
-    """What it takes in passing to read a prompt: its pictures one by one, then its chunks."""
+    """What a step of reading a prompt takes in passing: a picture of it, or a chunk."""
     pictures = max((_picture(config, size, traits) for size in shape.pictures), default=0)
-    features = _features(config, shape) * traits.float_bytes
-    return features + max(pictures, _chunk(config.text, scheme, shape, traits))
+    return max(pictures, _chunk(config.text, scheme, shape, traits))
+
+
+def feature_bytes(config: ModelConfig, shape: Shape, traits: Traits) -> int:
+    """What the features of a prompt's pictures take until it has been read."""
+    return _features(config, shape) * traits.float_bytes
 
 
 def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -> int:
     """What one sequence of `tokens` takes in passing in a pass over several."""
     return _decode(text, scheme, Shape(prompt=0, answer=tokens, chunk=1), traits)
+
+
+def pass_bytes(text: TextConfig, rows: int, traits: Traits) -> int:
+    """What a pass over so many sequences takes beside what each of them does.
+
+    Where it dequantizes matrices first, MLX makes some of them ahead of their turn.
+    """
+    if rows <= 2:
+        return 0
+    largest = text.hidden_size * max(text.vocab_size, 2 * text.intermediate_size)
+    return _AHEAD * min(traits.dequantized_bytes, largest * traits.float_bytes)
 
 
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.scheme import RESERVED
-from magistral_mlx.memory.peak import Shape, fill_bytes, row_bytes
+from magistral_mlx.memory.peak import Shape, feature_bytes, fill_bytes, pass_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan
 
 _OPEN = 4 * RESERVED  # tokens promised to an answer that may fill the context
@@ -26,14 +26,16 @@ class Claim:
     """What one answer takes, in tokens of context.
 
     held: what its caches have room for. promised: what it may rely on. most: prompt and answer at
-    their longest. filling: bytes that reading its prompt takes in passing, until it has been read.
-    asked: somebody asked for that length, so all of it is promised.
+    their longest. filling: bytes that a step of reading its prompt takes in passing; features:
+    those that its pictures take meanwhile. asked: somebody asked for that length, so all of it is
+    promised.
     """
 
     held: int
     promised: int
     most: int
     filling: int = 0
+    features: int = 0
     asked: bool = False
 
     def short(self, length: int) -> bool:
@@ -52,7 +54,7 @@ class Claim:
 
     def filled(self) -> Claim:
         """With the prompt read."""
-        return replace(self, filling=0)
+        return replace(self, filling=0, features=0)
 
 
 class Budget:
@@ -80,13 +82,14 @@ class Budget:
         plan = self._plan
         shape = Shape(prompt, 0, plan.chunk, tuple(pictures))
         filling = fill_bytes(plan.model.config, plan.scheme, shape, plan.traits)
+        features = feature_bytes(plan.model.config, shape, plan.traits)
         if pictures and not plan.peak.vision:
             filling += plan.model.weights.vision  # nobody planned for the tower
         held = prompt + min(limit, RESERVED)
         # Where the context is small, so is what an answer without a length keeps others from.
         open_ended = max(RESERVED, min(_OPEN, plan.context // 4))
         promised = prompt + (limit if asked else min(limit, open_ended))
-        return Claim(held, promised, prompt + limit, filling, asked)
+        return Claim(held, promised, prompt + limit, filling, features, asked)
 
     def fits(self, claims: Sequence[Claim]) -> bool:
         """Whether answers with these claims, the first one first, can all come to their end."""
@@ -125,7 +128,12 @@ class Budget:
         return row_bytes(self._text, plan.scheme, min(tokens, plan.context), plan.traits)
 
     def _passing(self, claims: Sequence[Claim]) -> int:
-        """The largest piece of work beside a pass: a part of a prompt, or a layer that grows."""
+        """Work that no answer has for itself: a part of a prompt, or a layer that grows; the pass.
+
+        And the features of the pictures that are being read.
+        """
         growing = max((self.cache(claim.promised) for claim in claims), default=0)
         layer = growing // self._text.num_hidden_layers
-        return max([layer, *(claim.filling for claim in claims)])
+        largest = max([layer, *(claim.filling for claim in claims)])
+        together = pass_bytes(self._text, len(claims), self._plan.traits)
+        return largest + together + sum(claim.features for claim in claims)

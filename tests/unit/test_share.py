@@ -76,8 +76,8 @@ def test_one_with_a_length_is_promised_all_of_it() -> None:
 def test_reading_a_prompt_takes_memory_until_it_has_been_read() -> None:
     budget = Budget(plan("32GB"))
     claim = budget.claim(20_000, 100, [(1540, 1540)], asked=True)
-    assert claim.filling > 0.1 * GIB
-    assert claim.filled().filling == 0
+    assert claim.filling > 0.1 * GIB and claim.features > 0.01 * GIB
+    assert budget.running([claim, claim]) > budget.running([claim.filled(), claim.filled()])
 
 
 # How caches grow
@@ -132,9 +132,8 @@ def test_caches_of_all_that_run_stay_within_the_plan(
     budget = Budget(plan)
     running = admitted(budget, wanted)
     held = sum(budget.cache(claim.held) for claim in running)
-    assert held <= room(plan)
-    if len(running) > 1:
-        assert budget.running(running) <= plan.caches
+    kept = max(0, plan.caches - budget.running(running))  # what earlier prompts may still take
+    assert held + kept <= room(plan)
 
 
 @settings(max_examples=40, deadline=None)

@@ -244,6 +244,23 @@ def test_two_long_prompts_are_read_in_turn(endless: Magistral):
     assert parts[2:8] in (["b", "b", "a", "b", "a", "b"], ["a", "b", "a", "b", "a", "b"])
 
 
+def test_a_prompt_that_others_wait_for_is_read_in_smaller_parts(
+    endless: Magistral, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scheduler, "_SHARED_CHUNK", 100)
+    parts = []
+    for others in (0, 1):
+        settled(endless)
+        together = Together(endless)
+        with held(endless):
+            together.ask("long", "word " * 900, max_tokens=1)
+            for _ in range(others):
+                together.ask("other", "Hi", max_tokens=1)
+        together.results()
+        parts.append(together.names(Prefill).count("long"))
+    assert parts[1] > 3 * parts[0]
+
+
 def test_one_after_the_other_if_the_load_says_so(talker_folder: Path):
     with Magistral.load(talker_folder, parallel=1) as magistral:
         together = Together(magistral)
