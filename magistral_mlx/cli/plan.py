@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4.")
 @click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
 @click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
-@click.option("--machine", metavar="NAME", help="Another Mac, as in '32GB' or 'M3 Max 64GB'.")
+@click.option(
+    "--machine", metavar="NAME", help="Another Mac, as in '32GB', 'M3 Max 64GB', '24GB macOS 26'."
+)
 @click.option("--all-machines", is_flag=True, help="A table of Macs from 16 to 128 GB.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(model: str | None, **options: Any) -> None:
@@ -36,6 +38,8 @@ def plan(model: str | None, **options: Any) -> None:
     from magistral_mlx.memory.peak import GPU
     from magistral_mlx.memory.plan import Wish
 
+    if options["machine"] and options["all_machines"]:
+        raise click.UsageError("give only one of --machine and --all-machines.")
     limit = parse_size(options["memory_limit"])
     wish = Wish(options["context"], options["kv"], options["images"], limit)
     if options["all_machines"]:
@@ -56,7 +60,6 @@ def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
     from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.errors import OutOfMemory
     from magistral_mlx.memory.choose import make_plan
-    from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seconds
     from magistral_mlx.memory.plan import longest_context
 
     facts: dict[str, Any] = {
@@ -75,15 +78,37 @@ def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
     try:
         best = make_plan(model, machine, traits, wish)
     except OutOfMemory as error:
-        return facts | {"fits": False, "why": str(error)}
+        return facts | _caches(model, traits, wish.context) | {"fits": False, "why": str(error)}
+    return facts | _caches(model, traits, best.context) | _chosen(best, traits, wish)
+
+
+def _caches(model: Model, traits: Traits, context: int | None) -> dict[str, Any]:
+    """Bytes of the KV cache under each scheme, at the context in question."""
+    from magistral_mlx.cache.scheme import SCHEMES, KVScheme
+    from magistral_mlx.memory.peak import cache_bytes
+    from magistral_mlx.memory.plan import DEFAULT_CONTEXT
+
+    context = context or min(DEFAULT_CONTEXT, model.longest_context)
+    text = model.config.text
+    sizes = {
+        scheme: cache_bytes(text, KVScheme.parse(scheme), context, traits.float_bytes)
+        for scheme in SCHEMES
+    }
+    return {"kv_bytes": sizes, "kv_bytes_context": context}
+
+
+def _chosen(best: Plan, traits: Traits, wish: Wish) -> dict[str, Any]:
+    """What was planned, and the times that follow from it."""
+    from magistral_mlx.memory import estimate
+
     peak = best.peak
-    return facts | {
+    return {
         "fits": True,
         "context": best.context,
         "kv": best.scheme.name,
         "prefill_chunk": best.chunk,
         "pictures": best.pictures,
-        "why": _why(best, wish),
+        "why": _why(best, traits, wish),
         "bytes": {
             "weights": peak.weights,
             "vision": peak.vision,
@@ -94,13 +119,14 @@ def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
             "kept": best.kept,
         },
         "computed": {
-            "prefill_seconds": prefill_seconds(model.config, best.context, machine.chip),
-            "decode_tokens_per_second": decode_tokens_per_second(best, machine.chip),
+            "prefill_seconds": estimate.prefill_seconds(best),
+            "decode_tokens_per_second": estimate.decode_tokens_per_second(best),
+            "missing": estimate.why_not_computed(best.machine.chip),
         },
     }
 
 
-def _why(best: Plan, wish: Wish) -> str:
+def _why(best: Plan, traits: Traits, wish: Wish) -> str:
     """What made the plan choose so, in a sentence."""
     from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.memory.plan import fit, gib
@@ -112,8 +138,7 @@ def _why(best: Plan, wish: Wish) -> str:
     finer = SCHEMES[: SCHEMES.index(best.scheme.name)]
     if not finer:
         return "all of it fits in full precision"
-    machine, model, traits = best.machine, best.model, best.traits
-    missing = -fit(model, machine, traits, wish, finer[-1], best.context).headroom
+    missing = -fit(best.model, best.machine, traits, wish, finer[-1], best.context).headroom
     return f"the highest precision that fits: {finer[-1]} needs {gib(missing)} more"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -21,11 +22,11 @@ _GIB = 1 << 30
 
 def show(facts: dict[str, Any]) -> None:
     """One machine."""
-    console = Console()
+    console = _console()
     machine = facts["machine"]
     available = machine["available"]
     free = f", {_gib(available)} free now" if available is not None else ""
-    console.print(f"[bold]{facts['model']}[/bold]", highlight=False)
+    console.print(f"[bold]{escape(facts['model'])}[/bold]", highlight=False)
     console.print(
         f"on {machine['name']}: {_gib(machine['memory'])} of memory, {_gib(machine['limit'])} "
         f"for the model{free}",
@@ -37,9 +38,10 @@ def show(facts: dict[str, Any]) -> None:
         console.print(_legend(facts["bytes"]))
         console.print(_choice(facts), highlight=False)
     else:
-        console.print(f"[bold red]does not fit[/bold red]: {facts['why']}", highlight=False)
+        why = escape(facts["why"])
+        console.print(f"[bold red]does not fit[/bold red]: {why}", highlight=False)
     console.print()
-    console.print(_contexts(facts["longest_context"]))
+    console.print(_caches(facts))
     _show_computed(console, facts)
 
 
@@ -58,10 +60,20 @@ def show_machines(rows: list[dict[str, Any]]) -> None:
             _gib(facts["bytes"]["total"]) if facts["fits"] else "-",
             *(_count(facts["longest_context"][scheme]) for scheme in schemes),
         )
-    console = Console()
-    console.print(f"[bold]{rows[0]['model']}[/bold]", highlight=False)
+    console = _console()
+    console.print(f"[bold]{escape(rows[0]['model'])}[/bold]", highlight=False)
     console.print(table)
     console.print("Under KV: the longest context that fits with such a cache, in tokens.")
+    console.print(
+        "The GPU's share of the memory is that of macOS 15; macOS 26 gives more, as in "
+        "--machine '32GB macOS 26'.",
+        highlight=False,
+    )
+
+
+def _console() -> Console:
+    """Into a pipe a line stays a line, however long it is."""
+    return Console(width=None if Console().is_terminal else 1000)
 
 
 def _bar(sizes: dict[str, int], limit: int) -> Text:
@@ -96,10 +108,12 @@ def _choice(facts: dict[str, Any]) -> str:
     )
 
 
-def _contexts(longest: dict[str, int]) -> Table:
-    table = Table("KV cache (keys/values)", "longest context that fits")
-    for scheme, tokens in longest.items():
-        table.add_row(f"{scheme} bits" if "/" in scheme else "full precision", _tokens(tokens))
+def _caches(facts: dict[str, Any]) -> Table:
+    context = f"{facts['kv_bytes_context']:,} tokens take"
+    table = Table("KV cache (keys/values)", context, "longest context that fits")
+    for scheme, tokens in facts["longest_context"].items():
+        name = f"{scheme} bits" if "/" in scheme else "full precision"
+        table.add_row(name, _gib(facts["kv_bytes"][scheme]), _tokens(tokens))
     return table
 
 
@@ -107,13 +121,18 @@ def _show_computed(console: Console, facts: dict[str, Any]) -> None:
     computed = facts.get("computed") or {}
     seconds = computed.get("prefill_seconds")
     speed = computed.get("decode_tokens_per_second")
+    figures = []
     if seconds:
+        figures.append(f"a prompt that fills the context takes {_duration(seconds)} at least")
+    if speed:
+        figures.append(f"decoding reaches {speed:.0f} tokens/s at most")
+    if figures:
+        words = "; ".join(figures)
         console.print(
-            f"Computed from the chip's published figures, not measured: a prompt that fills the "
-            f"context takes {_duration(seconds)} at least; decoding reaches {speed:.0f} tokens/s "
-            "at most.",
-            highlight=False,
+            f"Computed from the chip's published figures, not measured: {words}.", highlight=False
         )
+    if computed.get("missing"):
+        console.print(computed["missing"], highlight=False)
 
 
 def _tokens(count: int) -> str:

@@ -5,33 +5,70 @@ from __future__ import annotations
 import math
 
 from magistral_mlx.checkpoint.names import expected_tensors
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.memory.chips import Chip, decode_limit
+from magistral_mlx.memory.peak import cache_bytes
 from magistral_mlx.memory.plan import Plan
 
 
-def prefill_flops(config: ModelConfig, tokens: int) -> float:
-    """Floating-point operations of a prefill: two a weight and token, and causal attention."""
-    text = config.text
-    weights = sum(
+def prefill_seconds(plan: Plan) -> float | None:
+    """Seconds of a prompt that fills the context; None where no compute of the chip is published.
+
+    A chunk takes what its arithmetic or its reading takes, whichever is longer.
+    """
+    chip = plan.machine.chip
+    if chip is None or chip.fp16_tflops is None:
+        return None
+    weights, text = layer_weights(plan.model.config), plan.model.config.text
+    seconds = 0.0
+    for start in range(0, plan.context, plan.chunk):
+        end = min(start + plan.chunk, plan.context)
+        computing = chunk_flops(weights, text, start, end) / (chip.fp16_tflops * 1e12)
+        reading = chunk_bytes(plan, end) / (chip.bandwidth * 1e9)
+        seconds += max(computing, reading)
+    return seconds
+
+
+def layer_weights(config: ModelConfig) -> int:
+    """Weights that every token of a prompt meets."""
+    return sum(
         math.prod(shape)
         for name, shape in expected_tensors(config).items()
         if name.startswith("language_model.model.layers.")
     )
+
+
+def chunk_flops(weights: int, text: TextConfig, start: int, end: int) -> float:
+    """Floating-point operations of the tokens from `start` to `end`: two a weight and token, and
+    causal attention."""
     scores = 2 * text.num_hidden_layers * text.num_attention_heads * text.head_dim
-    return 2.0 * weights * tokens + float(scores) * tokens * tokens
+    return 2.0 * weights * (end - start) + float(scores) * (end**2 - start**2)
 
 
-def prefill_seconds(config: ModelConfig, tokens: int, chip: Chip | None) -> float | None:
-    """Seconds of a prefill at the chip's published compute; None where no chip is known."""
-    if chip is None or chip.fp16_tflops is None:
-        return None
-    return prefill_flops(config, tokens) / (chip.fp16_tflops * 1e12)
+def chunk_bytes(plan: Plan, end: int) -> int:
+    """Bytes that the chunk up to token `end` reads: every weight, and what is cached."""
+    text, float_bytes = plan.model.config.text, plan.traits.float_bytes
+    return plan.model.weights.decoder + cache_bytes(text, plan.scheme, end, float_bytes)
 
 
-def decode_tokens_per_second(plan: Plan, chip: Chip | None) -> float | None:
-    """What memory bandwidth allows at most with a short context; None likewise.
+def decode_tokens_per_second(plan: Plan) -> float | None:
+    """What memory bandwidth allows at most with a short context; None where no chip is known.
 
     A token reads every weight of the decoder once.
     """
-    return None if chip is None else decode_limit(plan.peak.weights, chip)
+    chip = plan.machine.chip
+    return None if chip is None else decode_limit(plan.model.weights.decoder, chip)
+
+
+def why_not_computed(chip: Chip | None) -> str | None:
+    """Why figures are missing, and what to do about it; None if none is."""
+    if chip is None:
+        return (
+            "Times are computed from a chip's published figures, and none are known for this "
+            "machine: name the chip, as in --machine 'M4 Pro 48GB'."
+        )
+    if chip.fp16_tflops is None:
+        return (
+            f"How long a prompt takes is not computed: no compute of the {chip.name} is published."
+        )
+    return None

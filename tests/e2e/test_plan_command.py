@@ -19,7 +19,40 @@ def test_it_plans_for_a_mac_before_anything_is_downloaded() -> None:
     seen = " ".join(plan("--machine", "M3 Max 36GB").split())
     assert "Magistral Small 1.2 at 4 bits on Apple M3 Max, 36 GB" in seen
     assert "40,960 tokens of context, KV cache full" in seen
-    assert "Computed from the chip's published figures, not measured" in seen
+    assert (
+        "Computed from the chip's published figures, not measured: a prompt that fills the context "
+        "takes " in seen
+    )
+    assert "; decoding reaches 23 tokens/s at most." in seen
+
+
+def test_a_figure_that_cannot_be_computed_is_missed_with_a_reason() -> None:
+    nameless = plan("--machine", "32GB")
+    assert "name the chip, as in --machine 'M4 Pro 48GB'" in nameless
+    assert "Computed from" not in nameless
+    half_known = plan("--machine", "M6 32GB")
+    assert "not measured: decoding reaches 13 tokens/s at most.\n" in half_known
+    assert "no compute of the Apple M6 is published" in half_known
+    computed = json.loads(plan("--machine", "M6 32GB", "--json"))["computed"]
+    assert computed["prefill_seconds"] is None and computed["decode_tokens_per_second"] > 10
+    assert "M6" in computed["missing"]
+
+
+def test_the_bytes_of_the_cache_stand_under_each_scheme() -> None:
+    facts = json.loads(plan("--machine", "32GB", "--context", "131072", "--json"))
+    sizes = facts["kv_bytes"]
+    assert list(sizes) == ["full", "8/8", "8/4", "4/4"]
+    assert sizes["full"] == 131_072 * 40 * 2 * 8 * 128 * 2
+    assert sizes["full"] > sizes["8/8"] > sizes["8/4"] > sizes["4/4"] == facts["bytes"]["cache"]
+    seen = plan("--machine", "32GB", "--context", "131072")
+    assert "131,072 tokens take" in seen
+    assert all(size in seen for size in ("20.0 GiB", "5.7 GiB"))
+
+
+def test_the_cache_is_shown_whatever_needs_most() -> None:
+    """A large picture of the demo model takes more than its caches, which come later."""
+    facts = json.loads(plan("demo", "--context", "1024", "--json"))
+    assert facts["bytes"]["cache"] == facts["kv_bytes"][facts["kv"]] > 0
 
 
 def test_it_says_why_precision_was_given_up() -> None:
@@ -43,10 +76,17 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert "Any of these makes it fit: --kv 4/4" in seen
 
 
-def test_all_machines_stand_in_one_table() -> None:
+def test_all_machines_stand_in_one_table_of_a_line_each() -> None:
     rows = plan("--all-machines").splitlines()
     for size in (16, 24, 32, 48, 64, 128):
-        assert any(row.startswith(f"{size} GB Mac") for row in rows)
+        (row,) = [row for row in rows if row.startswith(f"{size} GB Mac")]
+        assert len(row.split()) >= 12 or "does not fit" in row
+    assert "131,072  131,072" in rows[-3]
+
+
+def test_all_machines_and_one_of_them_are_not_asked_for_together() -> None:
+    message = refusal("plan", "--all-machines", "--machine", "32GB", **EMPTY)
+    assert "give only one of --machine and --all-machines" in message
 
 
 def test_a_model_on_this_machine_is_planned_from_its_files() -> None:

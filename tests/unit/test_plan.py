@@ -11,6 +11,7 @@ import pytest
 from magistral_mlx.cli.sizes import parse_size
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.choose import make_plan
+from magistral_mlx.memory.estimate import prefill_seconds
 from magistral_mlx.memory.known import magistral_small, quantized_weights
 from magistral_mlx.memory.machine import GIB, Machine, named_machine
 from magistral_mlx.memory.peak import GPU, Traits, Weights, cache_bytes
@@ -187,3 +188,26 @@ def test_a_wish_out_of_range_is_named(wish: dict[str, object]) -> None:
 def test_a_machine_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(InvalidOption, match=r"names no machine|is no Apple chip"):
         named_machine(name)
+
+
+def test_a_chunk_takes_what_computing_or_reading_takes_whichever_is_longer() -> None:
+    best = plan(named_machine("M4 Pro 48GB"))
+    chip = best.machine.chip
+    assert chip is not None and chip.fp32_tflops is not None
+
+    def seconds(**changes: float) -> float:
+        faster = replace(best.machine, chip=replace(chip, **changes))
+        found = prefill_seconds(replace(best, machine=faster))
+        assert found is not None
+        return found
+
+    assert seconds(fp32_tflops=2 * chip.fp32_tflops) == pytest.approx(seconds() / 2)
+    assert seconds(bandwidth=2 * chip.bandwidth) == seconds()
+    # With so much compute the weights are read once a chunk, and what is cached grows.
+    chunks = -(-best.context // best.chunk)
+    weights = best.model.weights.decoder / (chip.bandwidth * 1e9)
+    reading = seconds(fp32_tflops=1e6)
+    assert chunks * weights < reading < 2 * chunks * weights
+    # 2 operations a weight and token, and the scores of 32 heads over half the context on average.
+    operations = 2 * 22.2e9 * 40_960 + 4 * 40 * 32 * 128 * 40_960**2 / 2
+    assert seconds() == pytest.approx(operations / (chip.fp32_tflops * 1e12), rel=0.01)
