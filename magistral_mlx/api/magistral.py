@@ -99,7 +99,9 @@ class Magistral:
                 Models and processes may share it. What it holds can be read by this user only.
             cache_size: bytes that the files in it may take; None is 10 GB. What was used least
                 recently goes first.
-            on_plan: called in this thread with what was planned, before weights are read.
+            on_plan: called in this thread with what was planned, before weights are read. Its
+                `warning`, which `plan.warning` of the loaded model gives as well, is a sentence
+                for a person where less memory is free than a full context needs, else None.
             on_progress: called in this thread while files are downloaded and read.
 
         Raises:

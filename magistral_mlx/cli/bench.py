@@ -75,6 +75,7 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     from pathlib import Path
 
     from magistral_mlx.checkpoint.folder import Checkpoint
+    from magistral_mlx.cli.progress import warn_if_short
     from magistral_mlx.library import locate
     from magistral_mlx.memory.here import plan_here
     from magistral_mlx.memory.plan import Wish
@@ -86,6 +87,7 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     context = max(_contexts(checkpoint, options)) + options["tokens"]
     wish = Wish(context, options["kv"], pictures=0)
     plan = plan_here(checkpoint, name, wish, options["dtype"])
+    warn_if_short(plan)
     return name, checkpoint, plan.machine, plan.scheme.name
 
 

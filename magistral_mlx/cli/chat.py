@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--image-tokens", type=int, help="Scale pictures down to so many tokens each.")
 @click.option("--context", type=int, help="Tokens of prompt and answer together.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
+@click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
 @click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
 @click.option(
     "--speculation",
@@ -76,6 +77,7 @@ def chat(**options: Any) -> None:
                 kv=options["kv"],
                 dtype=options["dtype"],
                 tokenizer=options["tokenizer"],
+                pictures=options["images"],
                 memory_limit=parse_size(options["memory_limit"]),
                 draft=options["draft"],
                 cache_dir=options["cache_dir"],

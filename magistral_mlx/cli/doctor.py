@@ -6,13 +6,14 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
+    from magistral_mlx.memory.plan import Plan
 
 Verdict = Literal["good", "warning", "bad"]
 _MARKS: dict[Verdict, str] = {"good": "✓", "warning": "!", "bad": "✗"}
@@ -36,12 +37,14 @@ def doctor(as_json: bool) -> int:
     from magistral_mlx.memory.machine import this_machine
 
     machine = this_machine()
+    plan = _plan(machine)
     findings = [
         _system(),
         _python(),
         _mlx(),
-        _memory(machine),
-        *_wired_limit(machine),
+        _memory(machine, plan),
+        _limits(plan),
+        *_gpu_limit(machine, plan),
         _free_memory(machine),
         _disk(),
         _models(),
@@ -72,6 +75,10 @@ def _system() -> Finding:
 
 def _python() -> Finding:
     words = f"{platform.python_version()} for {platform.machine()}"
+    if platform.system() == "Darwin" and platform.machine() != "arm64":
+        return Finding(
+            "Python", "bad", f"{words}, for which there is no Metal: install one for arm64"
+        )
     return Finding("Python", "good", words)
 
 
@@ -91,59 +98,82 @@ def _mlx() -> Finding:
     return Finding("MLX", "good", f"{versions}, computing in {here.dtype}".replace("mlx.core.", ""))
 
 
-def _memory(machine: Machine) -> Finding:
+def _plan(machine: Machine) -> Plan | None:
+    """The plan for Magistral Small at 4 bits; None if it does not fit."""
     from magistral_mlx.errors import OutOfMemory
     from magistral_mlx.memory.choose import make_plan
     from magistral_mlx.memory.here import traits
     from magistral_mlx.memory.known import magistral_small
 
     here = traits()
-    has = f"{machine.name} with {_gib(machine.memory)}, {_gib(machine.limit)} for a model"
     try:
-        plan = make_plan(magistral_small(here.float_bytes), machine, here)
+        return make_plan(magistral_small(here.float_bytes), machine, here)
     except OutOfMemory:
+        return None
+
+
+def _memory(machine: Machine, plan: Plan | None) -> Finding:
+    name = f"{machine.name} ({machine.architecture})" if machine.architecture else machine.name
+    has = f"{name} with {_gib(machine.memory)}, {_gib(machine.limit)} for a model"
+    if plan is None:
         return Finding(
             "memory",
             "bad",
-            f"{has}: too little for Magistral Small at 4 bits. Smaller models run",
+            f"{has}: too little for Magistral Small at 4 bits with a picture; `magistral-mlx plan` "
+            "says what would fit. Smaller models run",
         )
-    return Finding(
-        "memory",
-        "good",
-        f"{has}: Magistral Small at 4 bits runs with {plan.context:,} tokens of context "
-        f"(KV cache {plan.scheme.name})",
-    )
+    return Finding("memory", "good", f"{has}: Magistral Small at 4 bits runs with {_what(plan)}")
 
 
-def _wired_limit(machine: Machine) -> list[Finding]:
+def _what(plan: Plan) -> str:
+    return f"{plan.context:,} tokens of context (KV cache {plan.scheme.name})"
+
+
+def _limits(plan: Plan | None) -> Finding:
+    """MLX's limits: those of a plan are set while its model is loaded."""
+    from magistral_mlx.memory.limits import limits_for, limits_now
+
+    now = limits_now()
+    words = f"now {_gib(now.memory)} of memory and {_gib(now.cache)} of freed buffers"
+    if plan is not None:
+        then = limits_for([plan])
+        wired = "nothing wired" if then.wired is None else f"{_gib(then.wired)} wired"
+        words += f"; with Magistral Small {_gib(then.memory)} and {_gib(then.cache)}, {wired}"
+    return Finding("MLX's limits", "good", words)
+
+
+def _gpu_limit(machine: Machine, plan: Plan | None) -> list[Finding]:
     """On a Mac: how much the GPU may use, and how to raise it where that would help."""
     if not machine.is_mac:
         return []
-    from magistral_mlx.memory.here import traits
-    from magistral_mlx.memory.known import magistral_small
-    from magistral_mlx.memory.plan import Wish, fit
-
-    here = traits()
-    model = magistral_small(here.float_bytes)
-    plan = fit(model, machine, here, Wish(), "full", 40_960)
-    if plan.headroom >= 0 or plan.peak.total > machine.memory - 4 * _GIB:
+    raised = _plan(replace(machine, limit=max(machine.limit, machine.memory - 4 * _GIB)))
+    if raised is None or (plan and _rank(plan) >= _rank(raised)):
         return [Finding("GPU limit", "good", _gib(machine.limit))]
-    megabytes = -(-plan.peak.total // (1 << 20))
+    megabytes = -(-raised.peak.total // (1 << 20))
     return [
         Finding(
             "GPU limit",
             "warning",
             f"{_gib(machine.limit)}; sudo sysctl iogpu.wired_limit_mb={megabytes} raises it until "
-            "the next restart, and 40,960 tokens fit in full precision",
+            f"the next restart, and Magistral Small at 4 bits runs with {_what(raised)}",
         )
     ]
+
+
+def _rank(plan: Plan) -> tuple[int, int]:
+    """The more context the better, and then the more bits."""
+    from magistral_mlx.cache.scheme import SCHEMES
+
+    return plan.context, -SCHEMES.index(plan.scheme.name)
 
 
 def _free_memory(machine: Machine) -> Finding:
     from magistral_mlx.memory.here import traits
     from magistral_mlx.memory.known import magistral_small
 
-    free = machine.available or 0
+    free = machine.available
+    if free is None:
+        return Finding("free memory", "good", "not known here")
     needed = magistral_small(traits().float_bytes).weights.decoder
     if free < needed:
         return Finding(

@@ -88,6 +88,13 @@ def limits_for(plans: Sequence[Plan]) -> Limits:
     return Limits(planned, cache, wired)
 
 
+def limits_now() -> Limits:
+    """Those that are in force, but for what is wired, which cannot be asked for."""
+    now = _set(Limits(1 << 40, 1 << 40))  # MLX tells them when they are set
+    _set(now)
+    return now
+
+
 def _set(limits: Limits) -> Limits:
     """Set them, and return those that were in force."""
     before_memory = mx.set_memory_limit(limits.memory)

@@ -1,4 +1,4 @@
-"""`magistral-mlx plan` and `doctor`, as a user and as a program read them."""
+"""`magistral-mlx plan`, as a user and as a program read it."""
 
 from __future__ import annotations
 
@@ -96,17 +96,3 @@ def test_a_model_on_this_machine_is_planned_from_its_files() -> None:
 
 def test_a_machine_that_is_none_is_named() -> None:
     assert "names no machine" in refusal("plan", "--machine", "toaster", **EMPTY)
-
-
-def test_doctor_says_in_words_whether_this_machine_will_do() -> None:
-    done = run("doctor", **EMPTY)
-    assert "MLX: " in done.stdout and "memory: " in done.stdout
-    assert ("good to go" in done.stdout) == (done.returncode == 0)
-    findings = json.loads(run("doctor", "--json", **EMPTY).stdout)["findings"]
-    assert {finding["what"] for finding in findings} >= {
-        "system",
-        "Python",
-        "MLX",
-        "memory",
-        "disk",
-    }

@@ -125,3 +125,23 @@ def test_a_machine_short_of_free_memory_is_warned_about_with_figures() -> None:
     assert full.warning is None
     assert short.warning is not None
     assert "8.0 GiB of memory are free now, and a full context needs 2" in short.warning
+
+
+def test_the_warning_reaches_whoever_plans(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The API's callers find it in the plan; `bench` prints it before it measures."""
+    from magistral_mlx import Magistral
+    from magistral_mlx.cli.bench import _fitting
+    from magistral_mlx.memory import here
+
+    short = replace(this_machine(), available=GIB >> 10)
+    monkeypatch.setattr(here, "this_machine", lambda: short)
+    told = []
+    with Magistral.load("demo", on_plan=lambda plan: told.append(plan.warning)) as magistral:
+        assert magistral.plan.warning is not None
+        assert magistral.plan.warning.startswith("1 MiB of memory are free now, and")
+    assert told == [magistral.plan.warning]
+    options = {"model": "demo", "contexts": None, "tokens": 2, "rounds": 1, "kv": None}
+    _fitting(options | {"dtype": None})
+    assert "magistral-mlx: 1 MiB of memory are free now" in capsys.readouterr().err
