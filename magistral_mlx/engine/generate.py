@@ -172,7 +172,7 @@ class Generation(Iterator[Prefill | Token]):
     def fill(self) -> Prefill:
         """Put one chunk of the prompt into the caches -> how far that is.
 
-        The first call looks at the pictures, and tells what the caches held already.
+        The first calls look at the pictures, one each, and tell what the caches held already.
         """
         assert self._filling is not None, "the prompt is in the caches already"
         progress = next(self._filling)
@@ -300,8 +300,13 @@ def _fill(
     if logits is not None:
         yield Prefill(held, held)
         return logits
-    features = see_after(model, tokens, request.pictures, held, request.picture_keys, request.seen)
-    return (yield from prefill(model, caches, tokens, features, request.chunk, request.marks))
+    seen = []
+    looks = see_after(model, tokens, request.pictures, held, request.picture_keys, request.seen)
+    for features in looks:
+        seen.append(features)
+        yield Prefill(held, len(tokens))
+    pictures = mx.concatenate(seen) if seen else None
+    return (yield from prefill(model, caches, tokens, pictures, request.chunk, request.marks))
 
 
 def _returned(steps: Generator[Prefill, None, mx.array]) -> mx.array:

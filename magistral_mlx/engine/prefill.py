@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -46,18 +46,23 @@ class SeenPictures(Protocol):
         """Hold the features of a picture, (n, D), evaluated."""
 
 
-def see_pictures(
+def see_pictures(model: MagistralModel, pictures: Sequence[NDArray[np.float32]]) -> mx.array | None:
+    """Run each picture, (3, H, W), through the tower -> (tokens of all of them, D), or None."""
+    features = [*look_at(model, pictures)]
+    return mx.concatenate(features) if features else None
+
+
+def look_at(
     model: MagistralModel,
     pictures: Sequence[NDArray[np.float32]],
     keys: Sequence[PictureKey] = (),
     seen: SeenPictures | None = None,
-) -> mx.array | None:
-    """Run each picture, (3, H, W), through the tower -> (tokens of all of them, D), or None.
+) -> Iterator[mx.array]:
+    """Run each picture, (3, H, W), through the tower -> (tokens of it, D), evaluated.
 
-    Pictures are evaluated one by one, so that memory holds the activations of a single one. Those
-    that were `seen` by one of the `keys`, one a picture, are not looked at again.
+    One by one, so that memory holds the activations of a single one. Those that were `seen` by one
+    of the `keys`, one a picture, are not looked at again.
     """
-    features = []
     for n, pixels in enumerate(pictures):
         known = seen.features(keys[n]) if seen else None
         if known is None:
@@ -67,8 +72,7 @@ def see_pictures(
             mx.eval(known)
             if seen:
                 seen.keep_features(keys[n], known)
-        features.append(known)
-    return mx.concatenate(features) if features else None
+        yield known
 
 
 def see_after(
@@ -78,17 +82,18 @@ def see_after(
     held: int,
     keys: Sequence[PictureKey] = (),
     seen: SeenPictures | None = None,
-) -> mx.array | None:
-    """The features of the picture tokens from position `held` on, (n, D), or None.
+) -> Iterator[mx.array]:
+    """The features of the picture tokens from position `held` on, (n, D) for each picture.
 
     Pictures that lie before it, or were `seen`, are not looked at again.
     """
     before = int(np.count_nonzero(tokens[:held] == model.config.image_token_id))
     ends = np.cumsum([picture_tokens(model.config, pixels) for pixels in pictures], dtype=int)
     done = int(np.searchsorted(ends, before, side="right"))  # pictures that are held as a whole
-    features = see_pictures(model, pictures[done:], keys[done:], seen)
     start = before - (int(ends[done - 1]) if done else 0)
-    return None if features is None else features[start:]
+    for features in look_at(model, pictures[done:], keys[done:], seen):
+        yield features[start:] if start else features
+        start = 0
 
 
 def picture_tokens(config: ModelConfig, pixels: NDArray[np.float32]) -> int:

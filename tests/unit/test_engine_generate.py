@@ -226,6 +226,26 @@ def test_pictures_that_are_held_are_not_needed_again(held: int, tmp_path: Path) 
     assert ids_of(start(model, prompt, pictures=pixels, limit=8, start=kept)) == expected
 
 
+def test_pictures_are_looked_at_one_a_step(tmp_path: Path) -> None:
+    """So that whoever waits hears of each, and can stop between two."""
+    checkpoint = Checkpoint.open(write_hf_checkpoint(tmp_path / "seeing"))
+    model = load_model(checkpoint, mx.float32)
+    load_vision(model, checkpoint)
+    pixels = [random_pixels(1, 1) for _ in range(3)]
+    looked: list[int] = []
+    see = model.see
+
+    def counting(picture: mx.array) -> mx.array:
+        looked.append(1)
+        return see(picture)
+
+    object.__setattr__(model, "see", counting)
+    generation = start(model, [1, 3, *picture(1, 1) * 3, 4], pictures=pixels, limit=1)
+    for count in (1, 2, 3):
+        progress = generation.fill()
+        assert (progress.done, len(looked)) == (0, count)
+
+
 def picture(rows: int, columns: int) -> list[int]:
     tokens = ([10] * columns + [12]) * rows
     return [*tokens[:-1], 13]
