@@ -22,6 +22,11 @@ class KVScheme:
     rotate: turn queries, keys and values by a Hadamard matrix first. It leaves attention as it
         is and spreads outlier channels, which few bits cannot hold, over all channels
         (QuaRot, arXiv 2404.00456).
+
+    What it costs at most, with nothing kept in full precision (`without_window`), is held to by
+    tests. An attended value differs from that of a full cache by 2 % of the largest one with 8/8,
+    15 % with 8/4, 35 % with 4/4. With 8/8 the demo model's logits differ by 2 % of the largest
+    one, and no answer changes.
     """
 
     key_bits: int | None = None

@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from magistral_convert import convert
 from magistral_mlx import Magistral
+from magistral_mlx.backend import mx
 from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.chat.prompt import Prompt
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, Case, Kind, cases, is_right
-from magistral_mlx.engine.generate import Request, Token, generate
+from magistral_mlx.engine.generate import Request, decode_together, generate
+from magistral_mlx.engine.prefill import see_pictures
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.model.magistral import MagistralModel
 
 COUNT = 25  # of each kind; one may be wrong
 
@@ -50,26 +56,83 @@ def test_held_out_questions_are_answered(magistral: Magistral, kind: Kind) -> No
     assert len(wrong) <= 1, wrong
 
 
-def test_an_8_bit_cache_changes_no_answer(folder: Path, magistral: Magistral) -> None:
-    """With no window and no first tokens, so that all of it is quantized."""
+# A cache of 8 bits with no window and no first tokens, so that all of it is quantized
+
+EIGHT = KVScheme.parse("8/8").without_window()
+LOGITS_BOUND = 0.02  # of the largest logit, as KVScheme says
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> MagistralModel:
     checkpoint = Checkpoint.open(folder)
     model = load_model(checkpoint)
     load_vision(model, checkpoint)
-    eight = KVScheme.parse("8/8").without_window()
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_8_bit_cache_changes_no_answer(
+    magistral: Magistral, model: MagistralModel, kind: Kind
+) -> None:
+    """`benchmarks.kv_answers` does the same for 200 cases of each kind."""
+    prompts = [magistral.prompt(case.question, case.images) for case in held_out(kind)]
     eos = magistral.tokenizer.special.eos
-    for kind in KINDS:
-        for case in held_out(kind)[:10]:
-            prompt = magistral.prompt(case.question, case.images)
-            answers = []
-            for scheme in (KVScheme(), eight):
-                request = Request(
-                    prompt.tokens,
-                    prompt.pictures,
-                    Sampling(temperature=0),
-                    96,
-                    scheme=scheme,
-                    stop_tokens=frozenset([eos]),
-                )
-                steps = generate(model, request)
-                answers.append([step.id for step in steps if isinstance(step, Token)])
-            assert answers[0] == answers[1]
+    assert answers(model, prompts, EIGHT, eos) == answers(model, prompts, KVScheme(), eos)
+
+
+def answers(
+    model: MagistralModel, prompts: list[Prompt], scheme: KVScheme, eos: int
+) -> list[list[int]]:
+    """The greedy output for each prompt, thinking included, all of them decoded together."""
+    stop = frozenset([eos])
+    generations = [
+        generate(
+            model,
+            Request(
+                prompt.tokens,
+                prompt.pictures,
+                Sampling(temperature=0),
+                96,
+                scheme=scheme,
+                stop_tokens=stop,
+            ),
+        )
+        for prompt in prompts
+    ]
+    for generation in generations:
+        while generation.filling:
+            generation.fill()
+    found: list[list[int]] = [[] for _ in generations]
+    while not all(generation.ended for generation in generations):
+        for output, tokens in zip(found, decode_together(model, generations), strict=True):
+            output.extend(token.id for token in tokens)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_8_bit_cache_keeps_the_logits_within_their_bound(
+    magistral: Magistral, model: MagistralModel, kind: Kind
+) -> None:
+    eos = magistral.tokenizer.special.eos
+    for case in held_out(kind)[:3]:
+        prompt = magistral.prompt(case.question, case.images)
+        (output,) = answers(model, [prompt], KVScheme(), eos)
+        full, eight = (logits_of(model, prompt, output, scheme) for scheme in (KVScheme(), EIGHT))
+        error = np.abs(eight - full).max(axis=1) / np.abs(full).max(axis=1)
+        assert 0 < error.max() <= LOGITS_BOUND
+
+
+def logits_of(
+    model: MagistralModel, prompt: Prompt, output: list[int], scheme: KVScheme
+) -> NDArray[np.float32]:
+    """(tokens of the output, vocab_size): the logits that each of them was drawn from."""
+    caches = model.make_caches(scheme)
+    is_picture = prompt.tokens == model.config.image_token_id
+    h = model.embed(mx.array(prompt.tokens[None]))
+    if is_picture.any():
+        h[0, mx.array(np.flatnonzero(is_picture))] = see_pictures(model, prompt.pictures)
+    found = [model.logits(model(h, caches)[:, -1:])[0]]
+    for token in output[:-1]:
+        found.append(model.logits(model(model.embed(mx.array([[token]])), caches))[0])
+        mx.eval(found[-1])
+    return np.array(mx.concatenate(found))
