@@ -78,7 +78,7 @@ class Run:
     @property
     def reason(self) -> FinishReason | None:
         """Why the present sample has ended by itself; None while it goes on."""
-        if self._reader_stopped:
+        if self.stopped:
             return "stop"
         finish = self.generation.finish if self.generation else None
         if finish == "length" and self._plan.shortened and self.length >= self._plan.context:
@@ -86,7 +86,8 @@ class Run:
         return finish
 
     @property
-    def _reader_stopped(self) -> bool:
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
         return self.generation is not None and self._reader.stopped
 
     # What happens

@@ -205,7 +205,7 @@ class Scheduler:
 
     def _take_in(self, run: Run, tokens: Sequence[Token], seconds: float) -> None:
         run.feed(tokens, seconds)
-        if run.error is not None:
+        if run.error is not None and not run.stopped:
             self._end(run, run.error)
         elif run.reason is not None:
             self._finish(run, run.reason)
@@ -242,14 +242,15 @@ class Scheduler:
     def _end_newest(self, runs: list[Run]) -> None:
         """Nobody can go on: end the newest one to which no length was promised."""
         open_ended = [run for run in runs if not run.claim.asked]
-        self._finish((open_ended or runs)[-1], "memory")
+        newest = (open_ended or runs)[-1]
+        self._for_one(newest, self._finish, newest, "memory")
         self._short = False
 
     def _keep_within_memory(self) -> None:
         """End the newest one if something else in this process has taken the memory."""
         begun = [run for run in self._running if run.generation is not None]
         if begun and self._runtime.short_of_memory():
-            self._finish(begun[-1], "memory")
+            self._for_one(begun[-1], self._finish, begun[-1], "memory")
 
     def _mark_peak(self) -> None:
         """Begin to measure the peak anew, for a sample that begins."""
@@ -262,7 +263,7 @@ class Scheduler:
 
     def _end_cancelled(self) -> None:
         for run in [run for run in self._running if run.answer.cancelled]:
-            self._finish(run, "cancelled")
+            self._for_one(run, self._finish, run, "cancelled")
 
     def _end(self, run: Run, error: BaseException | None = None) -> None:
         """The answer is over: keep its caches for prompts to come."""
@@ -289,10 +290,9 @@ class Scheduler:
         """
         try:
             work(*args, **more)
-        except RuntimeError:
-            raise
         except BaseException as error:
-            if run not in self._running:
+            # MLX raises no kind of its own, and kinds of RuntimeError are not MLX's.
+            if type(error) is RuntimeError or run not in self._running:
                 raise
             self._end(run, error)
 
