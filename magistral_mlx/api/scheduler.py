@@ -151,7 +151,7 @@ class Scheduler:
     def _fill_one(self, run: Run) -> None:
         if run.generation is None:
             self._begin(run)
-            run.fill()  # which looks at the pictures
+            run.fill()  # which tells what is held, and looks at the first picture
             if run.pictures:
                 return
         if run.filling:
