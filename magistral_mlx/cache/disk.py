@@ -10,7 +10,6 @@ A folder stands for a model, a scheme and a version: what belongs to another is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,20 +20,17 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.blockfile import BlockFile, Damaged, HostArray
+from magistral_mlx.cache.chain import BLOCK, Chain, Keys, digest, end_length
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.cache.writer import Writer
 
-BLOCK = 256  # tokens
 _FORMAT = 1
 _ROWS = ("keys", "values", "packed_")  # how the names of arrays begin that have a row a token
 _THREADS = 4  # that read
-
-Keys = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,8 @@ class DiskPrefixes:
     _notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._owner = _digest(f"{self.identity} {self.scheme} format {_FORMAT}".encode())
+        self._owner = digest(f"{self.identity} {self.scheme} format {_FORMAT}".encode())
+        self._chain = Chain(self._owner, self.scheme)
         self._folder = self.root / self._owner[:16]
         self._lock = threading.Lock()
         self._writer = Writer(self.root, self.limit, self._owner, self._note)
@@ -103,24 +100,25 @@ class DiskPrefixes:
     # Reading
 
     def find(self, keys: Keys) -> Found:
-        """The longest beginning of a prompt that is here, but for its last token."""
-        keys = keys[:-1]
-        names, blocks = [self._start(keys)], []
-        for name in self._chain(keys):
+        """The longest beginning of a prompt that is here.
+
+        In a full cache that is never its last token, without which it cannot go on.
+        """
+        blocks = []
+        for name in self._chain.blocks(keys[:-1]):
             if not (self._folder / name).is_file():
                 break
-            names.append(name)
             blocks.append(self._folder / name)
         if not self.scheme.quantized:
             return Found(len(blocks) * BLOCK, blocks)
-        best = Found(0)
-        for path in self._ends():
-            base, length = path.name.split("-")[1:3]
-            if base not in names or not best.length < int(length) <= len(keys):
-                continue
-            if path.name == self._end_name(base, keys[: int(length)]):
-                best = Found(int(length), blocks[: names.index(base)], path)
-        return best
+        there = {name: end_length(name) for name in self._names()}
+        for length in sorted(set(there.values()), reverse=True):
+            count = self._chain.rows(length) // BLOCK
+            if 0 < length <= len(keys) and count <= len(blocks):
+                name = self._chain.end(keys[:length])
+                if name in there:
+                    return Found(length, blocks[:count], self._folder / name)
+        return Found(0)
 
     def load(self, keys: Keys, caches: Sequence[KVCache], least: int) -> int:
         """Fill empty caches with the longest beginning of a prompt -> its length.
@@ -231,48 +229,22 @@ class DiskPrefixes:
 
     def _pieces(self, keys: Keys, cache: KVCache) -> Iterator[_Piece]:
         """All files that hold what a cache has of these tokens, in the order of their tokens."""
-        rows = self._rows(len(keys))
-        for n, name in enumerate(self._chain(keys)):
+        rows = self._chain.rows(len(keys))
+        for n, name in enumerate(self._chain.blocks(keys)):
             if (n + 1) * BLOCK <= rows:
                 yield _Piece(self._folder / name, len(keys), n * BLOCK, (n + 1) * BLOCK)
-        for length in cache.resumable if self.scheme.quantized else ():
+        for length in cache.resumable:
             if length <= len(keys):
-                blocks = self._rows(length) // BLOCK
-                base = [self._start(keys), *self._chain(keys[:length])][blocks]
-                path = self._folder / self._end_name(base, keys[:length])
-                yield _Piece(path, length, blocks * BLOCK, self._rows(length), is_end=True)
+                rows = self._chain.rows(length)
+                path = self._folder / self._chain.end(keys[:length])
+                yield _Piece(path, length, rows // BLOCK * BLOCK, rows, is_end=True)
 
-    # Names
-
-    def _rows(self, length: int) -> int:
-        """Rows that blocks are made of, in a cache of so many tokens."""
-        return self.scheme.packed(length) if self.scheme.quantized else length
-
-    def _start(self, keys: Keys) -> str:
-        return _digest(self._owner.encode() + keys[: self._offset].tobytes())
-
-    @property
-    def _offset(self) -> int:
-        """The token that the first row is of."""
-        return self.scheme.first if self.scheme.quantized else 0
-
-    def _chain(self, keys: Keys) -> Iterator[str]:
-        """The name of each whole block."""
-        name = self._start(keys)
-        for start in range(self._offset, len(keys) - BLOCK + 1, BLOCK):
-            name = _digest(name.encode() + keys[start : start + BLOCK].tobytes())
-            yield name
-
-    def _end_name(self, base: str, keys: Keys) -> str:
-        return f"end-{base}-{len(keys)}-{_digest(keys.tobytes())}"
-
-    def _ends(self) -> list[Path]:
+    def _names(self) -> list[str]:
         try:
             with os.scandir(self._folder) as entries:
-                names = [entry.name for entry in entries if entry.name.startswith("end-")]
+                return [entry.name for entry in entries]
         except OSError:
             return []
-        return [self._folder / name for name in names if name.count("-") == 3]
 
 
 class _Refused(Exception):
@@ -323,7 +295,3 @@ def _arrays(piece: _Piece, caches: Sequence[KVCache]) -> dict[str, HostArray]:
                 arrays[f"{n}.{name}"] = x
     mx.eval(list(arrays.values()))
     return {name: HostArray.of(x) for name, x in arrays.items()}
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -13,8 +13,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,72 +20,15 @@ from numpy.typing import NDArray
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.disk import DiskPrefixes
 from magistral_mlx.cache.kv import KVCache
-from magistral_mlx.engine.pictures import PictureKey, common, keyed
+from magistral_mlx.engine.held import Counts, Held, InUse, Seen
+from magistral_mlx.engine.pictures import PictureKey, keyed
 from magistral_mlx.engine.prefill import Prefilled
+
+__all__ = ["Counts", "InUse", "Prefixes"]
 
 _LEAST = 8  # tokens; fewer are not worth the trouble
 _PATIENCE = 20.0  # seconds that closing waits for the disk
 _WORTH_READING = 64  # tokens that the disk must have beyond what memory holds
-
-
-@dataclass(slots=True)
-class Counts:
-    """What has become of the prompts so far.
-
-    prompts: looked up. hits: of which some tokens were held. tokens: of all prompts. reused: of
-    which were held. read: of which came from the disk. pictures: whose features were looked up.
-    seen: of which were held.
-    """
-
-    prompts: int = 0
-    hits: int = 0
-    tokens: int = 0
-    reused: int = 0
-    read: int = 0
-    pictures: int = 0
-    seen: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """The caches of `keys`; `logits` are those after the first `prompt` of them."""
-
-    keys: NDArray[np.int64]
-    caches: Sequence[KVCache]
-    prompt: int = 0
-    logits: mx.array | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return _nbytes(self.caches) + (0 if self.logits is None else self.logits.nbytes)
-
-    def reusable(self, keys: NDArray[np.int64]) -> int:
-        """How many leading tokens of a prompt can be gone on from with nothing changed by it.
-
-        All of them only where the logits after them are held.
-        """
-        shared = common(self.keys, keys)
-        if shared == len(keys) and (self.logits is None or self.prompt != shared):
-            shared -= 1
-        return self.caches[0].trimmable(shared)
-
-
-class InUse(NamedTuple):
-    """The caches of a prompt, `keyed`, that somebody goes on with."""
-
-    keys: NDArray[np.int64]
-    caches: Sequence[KVCache]
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """The features of a picture, (n, D)."""
-
-    features: mx.array
-
-    @property
-    def nbytes(self) -> int:
-        return self.features.nbytes
 
 
 class Prefixes:
@@ -117,10 +58,10 @@ class Prefixes:
         self.counts = Counts()
         self._make_caches = make_caches
         self._image_token = image_token
-        self._kept: OrderedDict[object, _Held | _Seen] = OrderedDict()  # the oldest use first
+        self._kept: OrderedDict[object, Held | Seen] = OrderedDict()  # the oldest use first
         self._running = 0
         self._disk, self._load_tower = disk, load_tower
-        self._unwritten: deque[_Held] = deque()
+        self._unwritten: deque[Held] = deque()
 
     @property
     def nbytes(self) -> int:
@@ -157,7 +98,7 @@ class Prefixes:
         self.counts.tokens += len(keys)
         held, length = self._longest(keys)
         for other in in_use:
-            shared = _Held(other.keys, other.caches)
+            shared = Held(other.keys, other.caches)
             if (more := shared.reusable(keys)) > length:
                 held, length = shared, more
         prefilled = self._from_disk(keys, length)
@@ -193,11 +134,11 @@ class Prefixes:
             cache.trim(length)
         mx.eval([array for cache in caches for array in cache.state])
         keys = keyed(tokens[:length], pictures, self._image_token)
-        held = _Held(keys, caches)
+        held = Held(keys, caches)
         if prefilled is not None and prefilled.length <= length:
-            held = _Held(keys, caches, prefilled.length, prefilled.logits)
+            held = Held(keys, caches, prefilled.length, prefilled.logits)
         for name, other in list(self._kept.items()):
-            if isinstance(other, _Held) and _covers(held, other):
+            if isinstance(other, Held) and held.covers(other):
                 del self._kept[name]
         self._kept[held] = held
         self._evict()
@@ -206,14 +147,14 @@ class Prefixes:
             while self.write_some():
                 pass
 
-    def _longest(self, keys: NDArray[np.int64]) -> tuple[_Held | None, int]:
+    def _longest(self, keys: NDArray[np.int64]) -> tuple[Held | None, int]:
         best, most = None, _LEAST - 1
         for held in reversed(self._kept.values()):
-            if isinstance(held, _Held) and (length := held.reusable(keys)) > most:
+            if isinstance(held, Held) and (length := held.reusable(keys)) > most:
                 best, most = held, length
         return best, most
 
-    def _hand_out(self, held: _Held, length: int, *, whole: bool) -> Prefilled:
+    def _hand_out(self, held: Held, length: int, *, whole: bool) -> Prefilled:
         """The caches themselves, or a copy of what is shared."""
         logits = held.logits if whole else None
         if held not in self._kept:  # somebody else's
@@ -238,11 +179,11 @@ class Prefixes:
         """The features of a picture that was seen before, (n, D)."""
         self.counts.pictures += 1
         seen = self._kept.get(picture)
-        if not isinstance(seen, _Seen):
+        if not isinstance(seen, Seen):
             features = None if self._disk is None else self._disk.features(picture.name)
             if features is None:
                 return None
-            seen = self._kept[picture] = _Seen(features)
+            seen = self._kept[picture] = Seen(features)
         self.counts.seen += 1
         self._kept.move_to_end(picture)
         self._evict()
@@ -255,7 +196,7 @@ class Prefixes:
 
     def keep_features(self, picture: PictureKey, features: mx.array) -> None:
         """Keep the features of a picture, (n, D), evaluated."""
-        self._kept[picture] = _Seen(features)
+        self._kept[picture] = Seen(features)
         self._evict()
         if self._disk is not None:
             self._disk.keep_features(picture.name, features)
@@ -323,13 +264,3 @@ class Prefixes:
         while self._kept and nbytes > room:
             _, kept = self._kept.popitem(last=False)
             nbytes -= kept.nbytes
-
-
-def _covers(held: _Held, other: _Held) -> bool:
-    """Whether all that `other` is good for, but for its logits, can be had from `held`."""
-    length = len(other.keys)
-    return common(held.keys, other.keys) == length == held.caches[0].trimmable(length)
-
-
-def _nbytes(caches: Sequence[KVCache]) -> int:
-    return sum(cache.nbytes for cache in caches)
