@@ -1,16 +1,17 @@
 """Many clients at once against `magistral-mlx serve`: is anything lost, mixed up, or kept?
 
-    python -m benchmarks.soak [--requests 500] [--clients 64]
+    python -m benchmarks.soak [--requests 500] [--clients 64] [--serve "--images 0 …"]
 
-Sums of the demo model, greedy and sampled, streamed and not, three in ten of whose clients hang up
-in the midst. The queue takes half of the clients, so that some are told to come again. Each answer
-is held against the one that the same request got alone before. A first round warms the caches;
-memory is read before and after the second.
+Sums of the demo model, greedy and sampled, streamed and not, one in ten after a document, three in
+ten of whose clients hang up in the midst. The queue takes half of the clients, so that some are
+told to come again. Each answer is held against the one that the same request got alone before. A
+first round warms the caches; memory is read before and after the second.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -36,10 +37,12 @@ def main() -> None:
         clients={"type": int, "default": 64},
         distinct={"type": int, "default": 60},
         seed={"type": int, "default": 1},
+        serve={"default": "", "help": "more words for serve, as in '--memory-limit 100MB'"},
     )
     record = Record("soak")
-    with server(max_queue=max(1, given.clients // 2)) as (process, port):
-        asks = questions(given.requests, given.distinct, given.seed)
+    words = ["--max-queue", str(max(1, given.clients // 2)), *shlex.split(given.serve)]
+    with server(*words) as (process, port):
+        asks = questions(given.requests, given.distinct, given.seed, long=0.1)
         expected = alone(port, asks)
         soak(port, asks, given.clients, expected)
         settle(port)
@@ -54,6 +57,7 @@ def main() -> None:
         given.out,
         requests=given.requests,
         clients=given.clients,
+        serve=given.serve,
         counts=outcome.counts,
         mistakes=outcome.mistakes,
         answered_seconds=outcome.seconds,
@@ -68,16 +72,18 @@ def main() -> None:
 
 
 @contextmanager
-def server(max_queue: int) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def server(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The command on a free port, once it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", "demo", "--port", str(port), "--max-queue", str(max_queue)]
+    command = [sys.executable, "-m", "magistral_mlx.cli.main", "serve", "demo"]
     with subprocess.Popen(
-        [sys.executable, "-m", "magistral_mlx.cli.main", *words], stderr=subprocess.DEVNULL
+        [*command, "--port", str(port), *words], stderr=subprocess.DEVNULL
     ) as process:
         try:
             while not is_ready(port):
+                if process.poll() is not None:
+                    sys.exit("the server did not start")
                 time.sleep(0.1)
             yield process, port
         finally:

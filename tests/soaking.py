@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.serving import CHAT
 
+_WORDS = ("red", "blue", "circle", "square", "three", "seven", "and", "of", "the", "on")
 _HEADERS = {"Content-Type": "application/json"}
 
 
@@ -79,12 +80,24 @@ class Outcome:
         return Counter(kinds) + Counter({"refused": sum(got.refused for got in self.got)})
 
 
-def questions(count: int, distinct: int, seed: int, leaving: float = 0.3) -> list[Ask]:
-    """`count` requests, `distinct` of them different, of whom a share of `leaving` hangs up."""
+def questions(
+    count: int, distinct: int, seed: int, *, leaving: float = 0.3, long: float = 0.0
+) -> list[Ask]:
+    """`count` requests, `distinct` of them different.
+
+    Args:
+        leaving: share of those who hang up.
+        long: share of those who send a document along, of up to 2,000 words.
+    """
     draw = random.Random(seed)
+
+    def document() -> str:
+        words = draw.randrange(2000) if draw.random() < long else 0
+        return " ".join(draw.choice(_WORDS) for _ in range(words))
+
     kinds = [
         (
-            f"What is {draw.randrange(1000)} + {draw.randrange(1000)}?",
+            f"{document()} What is {draw.randrange(1000)} + {draw.randrange(1000)}?".lstrip(),
             draw.choice((0.0, 0.7)),
             draw.randrange(1 << 31),
             draw.choice((6, 20, 64)),
