@@ -4,8 +4,10 @@
     stored   plain     | quantized                        | plain (the window)
 
 Tokens age out of the window in blocks and are quantized then. Which tokens are quantized is a
-function of the length (`KVScheme.packed`), and the window keeps `slack` more tokens than it needs,
-so trimming back by up to that much and writing again leaves no trace.
+function of the length (`KVScheme.packed`), so what a token sees is one of its position: prompt,
+answer and guesses may come in any pieces, and give the same up to rounding. The window keeps
+`slack` more tokens than it needs, so trimming back by up to that much and writing again leaves no
+trace; nor does trimming back to a mark, which has kept the window of its length.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ def generate(model: MagistralModel, request: Request, start: Prefilled | None = 
     Args:
         start: caches of an earlier generation whose prompt, or prompt and answer, began as this
             one does. They are taken over: the earlier generation must be done. A quantized cache
-            that is trimmed by more than its scheme's slack keeps its newest tokens quantized, so
-            that what follows is as good, but not the same to the last bit.
+            that is trimmed to a length that is not `trimmable` keeps its newest tokens quantized,
+            so that what follows is as good, but not the same to the last bit.
 
     Raises:
         InvalidOption: an option that this model's vocabulary does not allow.
