@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine import generate as engine
-from magistral_mlx.engine.constraint import GrammarCompiler
+from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.engine.generate import Prefilled, Token, decode_together
 from magistral_mlx.engine.loops import LoopRule
@@ -22,6 +23,7 @@ from magistral_mlx.engine.speculate.drafter import Drafter
 from magistral_mlx.engine.speculate.ngram import Suffixes
 from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
 from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.errors import InvalidOption
 from tests.engine_models import GREEDY, TableModel, ids_of, start, tiny_model, tokens_of
 from tests.engine_models import tiny_vocabulary as vocabulary
 
@@ -219,6 +221,51 @@ def test_a_generation_that_is_stopped_between_two_tokens_of_a_pass_holds_what_it
         again = Prefilled(first.caches, len(so_far))
         rest = start(tiny_model(), so_far, limit=10, start=again, scheme=SHORT)
         assert ids_of(rest) == ids_of(start(tiny_model(), so_far, limit=10, scheme=SHORT))
+
+
+class FailingMatcher:
+    """A grammar that allows everything and fails after so many tokens."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def deep_copy(self) -> FailingMatcher:
+        return FailingMatcher(self._left)
+
+    def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
+        ctypes.memset(address, 0xFF, size)
+
+    def consume_token(self, token: int) -> None:
+        self._left -= 1
+
+    def is_error(self) -> bool:
+        return self._left <= 0
+
+    def get_error(self) -> str:
+        return "too complex"
+
+
+@pytest.mark.parametrize("after", range(1, 40, 3))
+def test_a_grammar_that_fails_ends_the_row_at_the_token_where_it_would_have(after: int) -> None:
+    """Not before: that it would fail after a guess is no error of the row."""
+    grammar = Grammar(FailingMatcher(after), 1280)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"prompt": [1100, 1101] * 20, "grammar": grammar}
+    plain, guessing = (
+        start(tiny_model(), **given, speculation=speculation) for speculation in (None, FROM_TEXT)
+    )
+    told: list[list[int]] = []
+    for generation in (plain, guessing):
+        ids: list[int] = []
+        try:
+            while True:
+                step = next(generation)
+                ids += [step.id] if isinstance(step, Token) else []
+        except InvalidOption:
+            told.append(ids)
+        except StopIteration:
+            told.append([*ids, -1])
+    assert told[0] == told[1]
+    assert (plain.error is None) == (guessing.error is None) == (after > 30)
 
 
 # Where guesses come from, and how many

@@ -36,11 +36,11 @@ def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, 
     row.observe(given[0])
     ahead = _look_ahead(row, logits, guesses) if not row.ended else []
     dispatch([one.draw for one in ahead])
-    # The last draw has no guess to confirm: it is the next pending token if all are right.
-    for guess, one in zip([*guesses[: len(ahead) - 1], None], ahead, strict=True):
+    for n, one in enumerate(ahead):
         row.go_to(one.draw, one.steer)
         row.sampler.memory = one.memory
-        if one.draw.value != guess:
+        # The last draw has no guess to confirm: it is the next pending token if all were right.
+        if n == len(ahead) - 1 or one.draw.value != guesses[n]:
             break
         given.append(row.give())
         row.observe(given[-1])
