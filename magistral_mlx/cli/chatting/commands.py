@@ -145,7 +145,8 @@ def _plan(room: Room, rest: str) -> None:
 
     plan = room.magistral.plan
     wish = Wish(plan.context, plan.scheme.name, plan.pictures, plan.limit)
-    show(facts_of(plan.model, plan.machine, plan.traits, wish))
+    facts = facts_of(plan.model, plan.machine, plan.traits, wish)
+    show(facts | {"why": "planned when the chat began"})
 
 
 def _stats(room: Room, rest: str) -> None:
