@@ -87,10 +87,10 @@ def replay(text: Text, costs: PassCosts) -> dict[str, float]:
     speculator = Speculator(Speculation(costs), text.prompt, KVScheme(), nothing)
     answer, at, passes, price = text.answer, 0, 0, 0.0
     while at < len(answer) - 1:
-        position, most = len(text.prompt) + at, len(answer) - at - 2
+        most = len(answer) - at - 2
         guesses: list[int] = []
-        if most > 0 and speculator.in_sight(position, most):
-            guesses = speculator.guesses(answer[at], position, most)
+        if most > 0 and speculator.in_sight(most):
+            guesses = speculator.guesses(answer[at], most)
         right = 0
         while right < len(guesses) and guesses[right] == answer[at + 1 + right]:
             right += 1

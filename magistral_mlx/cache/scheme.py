@@ -84,12 +84,5 @@ class KVScheme:
         aged = length - self.first - self.window
         return max(0, aged // self.block * self.block)
 
-    def together(self, length: int) -> int | None:
-        """Tokens that may be added to a cache of `length` in one pass and be attended to as if
-        they came one by one: none of them ages in between. None is any number."""
-        if not self.quantized:
-            return None
-        return self.first + self.window + self.packed(length) + self.block - length
-
 
 FULL = KVScheme()

@@ -84,11 +84,11 @@ class Row:
         Waits for the pending token only where something is in sight.
         """
         speculator, most = self.speculator, self._left - 2
-        if speculator is None or most < 1 or not speculator.in_sight(self.position, most):
+        if speculator is None or most < 1 or not speculator.in_sight(most):
             return []
         if self.pending.value in self._stop:
             return []
-        return speculator.guesses(self.pending.value, self.position, most)
+        return speculator.guesses(self.pending.value, most)
 
     def draw_ahead(self, logits: mx.array) -> None:
         """Build the draw after the pending one, where nothing on the host has a say in it."""

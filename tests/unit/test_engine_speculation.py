@@ -48,11 +48,11 @@ class Knowing(Speculator):
     coming: Sequence[int] = ()
     rng = random.Random(0)
 
-    def in_sight(self, position: int, most: int) -> bool:
+    def in_sight(self, most: int) -> bool:
         return self.rng.random() < 0.8
 
-    def guesses(self, pending: int, position: int, most: int) -> list[int]:
-        most = self._most(position, most)
+    def guesses(self, pending: int, most: int) -> list[int]:
+        most = min(most, self._most)
         at = self._given + 1
         right = list(self.coming[at : at + self.rng.randrange(0, 12)])
         wrong = [self.rng.randrange(1000, 1280) for _ in range(self.rng.randrange(0, 4))]
@@ -67,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "8/8": {"scheme": KVScheme.parse("8/8"), "sampling": WARM},
     "an early 8/4": {"scheme": SHORT, "sampling": WARM},
     "an early 8/4, greedy": {"scheme": SHORT},
+    "marks, and a prompt in pieces": {"scheme": SHORT, "marks": 3, "chunk": 16, "sampling": WARM},
     "no window": {"scheme": KVScheme.parse("8/8").without_window()},
     "penalties": {
         "sampling": replace(WARM, repetition_penalty=1.2, frequency_penalty=0.3, logit_bias={7: 2})
@@ -337,12 +338,3 @@ def test_as_many_guesses_are_checked_as_pay() -> None:
     assert choose([0.9] * 2, costs).guesses == 2
     assert choose([0.9] * 20, costs, each=0.5) is PLAIN
     assert choose([], costs) is PLAIN
-
-
-def test_a_quantized_cache_is_not_filled_past_what_ages_in_between() -> None:
-    for length in range(300):
-        together = SHORT.together(length)
-        assert together is not None and together >= 1
-        assert SHORT.packed(length + together - 1) == SHORT.packed(length)
-        assert SHORT.packed(length + together) > SHORT.packed(length)
-    assert KVScheme().together(5) is None

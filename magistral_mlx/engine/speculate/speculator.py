@@ -55,7 +55,9 @@ class Speculator:
         packed = scheme.quantized and backend().fused_attention
         self._costs = speculation.costs.up_to(_PACKED_ROWS) if packed else speculation.costs
         self._ngrams, self._drafter = speculation.ngrams, speculation.drafter
-        self._scheme, self._sampler = scheme, sampler
+        # A wrong guess is to leave no trace in a quantized cache.
+        self._most = min(self._costs.most_rows - 1, scheme.slack)
+        self._sampler = sampler
         self._suffixes = Suffixes()
         self._acceptance = Acceptance()
         self._unread = list(prompt)  # tokens that are not in the index yet
@@ -73,26 +75,26 @@ class Speculator:
         else:
             self._unread.append(token)
 
-    def in_sight(self, position: int, most: int) -> bool:
-        """Whether guesses may pay after the token at `position`, which is not known here yet."""
+    def in_sight(self, most: int) -> bool:
+        """Whether up to `most` guesses may pay after the pending token, not known here yet."""
         if not self._given:
             return False  # the first token is not to wait for the index
         self._read()
-        most = self._most(position, most)
+        most = min(most, self._most)
         drafted = self._draft_choice(most).guesses > 0
         if drafted and self._drafter and not self._drafter.ready(self._suffixes.tokens):
             drafted = False
         return drafted or self._ngram_choice(self._suffixes.length + 1, most).guesses > 0
 
-    def guesses(self, pending: int, position: int, most: int) -> list[int]:
-        """Up to `most` tokens that may follow `pending`, the one at `position`.
+    def guesses(self, pending: int, most: int) -> list[int]:
+        """Up to `most` tokens that may follow `pending`.
 
         As many as pay; none where plain decoding is as good.
         """
         self._unread.append(pending)
         self._read()
         self._pending_is_read = True
-        most = self._most(position, most)
+        most = min(most, self._most)
         copied = self._ngram_choice(self._suffixes.length, most)
         drafted = self._draft_choice(most)
         self._drafting = drafted.gain > copied.gain
@@ -121,12 +123,6 @@ class Speculator:
             if suffixes.length:
                 self._acceptance.learn(suffixes.length, suffixes.expected == token)
             suffixes.add(token)
-
-    def _most(self, position: int, most: int) -> int:
-        """Guesses that may be checked at once with what the caches hold as in plain decoding."""
-        most = min(most, self._costs.most_rows - 1)
-        together = self._scheme.together(position)
-        return most if together is None else min(most, together - 1)
 
     def _ngram_choice(self, length: int, most: int) -> Choice:
         """What guesses after a match of `length` tokens are worth."""
