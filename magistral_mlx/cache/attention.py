@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from magistral_mlx.backend import backend, mx
 
@@ -64,8 +65,7 @@ class Packed:
         )
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Neighbouring tokens of a cache: keys and values, both plain or both packed."""
 
     keys: mx.array | Packed
@@ -97,7 +97,6 @@ def attend(
     length = q.shape[2]
     causal = causal and length > 1
     plain = len(segments) == 1 and isinstance(segments[0].keys, mx.array)
-    total = sum(segment.length for segment in segments)
     if backend().fused_attention:
         if plain:
             return _fused(q, segments[0], scale, causal)
@@ -105,7 +104,8 @@ def attend(
         if length <= min(FEW_QUERIES, segments[-1].length):
             return attend_packed(q, segments, scale=scale, causal=causal, workspace=workspace)
         return attend_dequantized(q, segments, scale=scale, causal=causal, workspace=workspace)
-    if plain and q.size // q.shape[3] * total * score_bytes(q.itemsize) <= workspace:
+    queries = q.size // q.shape[3]
+    if plain and queries * segments[0].length * score_bytes(q.itemsize) <= workspace:
         if length == 1:
             # MLX's fallback would read keys and values once for every head of a group.
             return attend_packed(q, segments, scale=scale, causal=False, workspace=workspace)

@@ -115,12 +115,11 @@ class FullKVCache:
         self.length = min(self.length, length)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        self._keys.write(self.length, k)
-        self._values.write(self.length, v)
-        self.length += k.shape[2]
-        held = Segment(
-            self._keys.read(0, self.length), self._values.read(0, self.length), self.length
-        )
+        start, end = self.length, self.length + k.shape[2]
+        self._keys.write(start, k)
+        self._values.write(start, v)
+        self.length = end
+        held = Segment(self._keys.read(0, end), self._values.read(0, end), end)
         return attend(q, [held], scale=scale, workspace=self._workspace)
 
     def trimmable(self, length: int) -> int:
