@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from magistral_mlx.api import Magistral, Options
@@ -48,31 +47,43 @@ class ServedModel:
         self.id = id
         self.source = source
         self.plan = plan
-        self.magistral: Magistral | None = None  # stays when it has been closed: it still counts
-        self._composer = composer
-        self._sees = sees
+        self._composer: Composer | None = composer
+        self._magistral: Magistral | None = None  # stays when it has been closed: it still counts
+        self._created = int((composer.folder / "config.json").stat().st_mtime)
+        self._sees = sees and composer.tokenizer.sees
+        self._thinks = composer.tokenizer.thinks
+
+    @property
+    def magistral(self) -> Magistral | None:
+        """As it was loaded last; closed, perhaps."""
+        return self._magistral
+
+    @magistral.setter
+    def magistral(self, loaded: Magistral) -> None:
+        self._magistral = loaded
+        self._composer = None  # it brings a tokenizer of its own, which takes some 60 MB
 
     @property
     def info(self) -> ModelInfo:
-        magistral = self.magistral
+        magistral = self._magistral
         return ModelInfo(
             self.id,
             self._created,
             magistral.context if magistral else self.plan.context,
-            self._sees and self._composer.tokenizer.sees,
-            self._composer.tokenizer.thinks,
+            self._sees,
+            self._thinks,
             magistral is not None and not magistral.closed,
         )
 
     def prompt(self, prompt: list[Message] | RawPrompt, options: Options) -> Prompt:
-        """What the model would be fed, whether it is loaded or not."""
+        """What the model would be fed, whether it is in memory or not."""
+        composer = self._composer
+        if composer is None:
+            assert self._magistral is not None
+            return self._magistral.prompt(prompt, options=options)
         if isinstance(prompt, RawPrompt):
-            return encode_raw(prompt, self._composer.tokenizer)
-        return self._composer.prompt(prompt, options)
-
-    @cached_property
-    def _created(self) -> int:
-        return int((self._composer.folder / "config.json").stat().st_mtime)
+            return encode_raw(prompt, composer.tokenizer)
+        return composer.prompt(prompt, options)
 
 
 class Catalog:
