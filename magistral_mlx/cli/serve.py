@@ -64,6 +64,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 @click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
 @click.option("--draft", metavar="NAME_OR_DIR", help="A small model, same tokenizer, that guesses.")
 @click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
+@click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]")
 @click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
 @click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
@@ -145,6 +146,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             **{name: options[name] for name in _LOADED},
             pictures=options["images"],
             memory_limit=parse_size(options["memory_limit"]),
+            cache_size=parse_size(options["cache_size"]),
         ),
     )
 

@@ -55,6 +55,7 @@ class LoadOptions:
     memory_limit: int | None = None
     parallel: int = PARALLEL
     cache_dir: str | None = None
+    cache_size: int | None = None
     draft: str | None = None
 
 
