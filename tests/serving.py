@@ -126,7 +126,7 @@ def server() -> Iterator[Server]:
 
 def write_endless_checkpoint(folder: Path) -> Path:
     """A model that says "on" until it is stopped, or its context is full."""
-    return write_scripted_checkpoint(folder, ["[/INST]", " on", " on"], context=4096)
+    return write_scripted_checkpoint(folder, ["[/INST]", " on", " on"], context=16_384)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -29,7 +29,7 @@ from tests.scripted import write_scripted_checkpoint
 from tests.serving import CHAT, Server, live_server, wait_until, write_endless_checkpoint
 
 SUM = "What is 37 + 85?"
-CONTEXT = 4096  # of the endless model, which it would fill
+CONTEXT = 16_384  # of the endless model, which it would fill
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,22 @@ class TestLoading:
             assert "demo could not be loaded: the folder is gone." in body["error"]["message"]
 
     def test_options_of_the_server_reach_the_model(self, tmp_path: Path):
-        options = LoadOptions(context=1024, kv="8/8", cache_dir=str(tmp_path), draft="demo")
+        options = LoadOptions(context=1024, kv="8/8", cache_dir=str(tmp_path))
         with live_server(Settings(models=("demo",), load=options)) as server:
             assert server.get("/v1/models")[1]["data"][0]["context_length"] == 1024
-            assert text_of(server.ask(SUM, speculation="draft")) == "122"
+            assert text_of(server.ask(SUM)) == "122"
             resident = server.serving.shelf.resident
             assert resident is not None
             assert resident.plan.scheme.name == "8/8"
         assert list(tmp_path.iterdir()), "what was read is kept there"
+
+    def test_a_draft_model_that_is_not_there_is_why_the_server_is_not_ready(self, tmp_path: Path):
+        options = LoadOptions(draft=str(tmp_path / "nothing"))
+        with live_server(Settings(models=("demo",), load=options), ready=False) as server:
+            wait_until(lambda: server.serving.failed is not None)
+            status, body = server.get("/ready")
+        assert status == 503
+        assert "nothing" in body["error"]["message"]
 
     def test_a_model_of_the_hub_is_downloaded_first_and_told_of(
         self, endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -272,7 +280,7 @@ class TestEnding:
         assert process.returncode == 0
         assert out == ""
         assert f"http://127.0.0.1:{port}/v1" in err
-        assert "endless: 4,096 tokens of context" in err
+        assert "endless: 16,384 tokens of context" in err
         assert "Traceback" not in err
 
     def test_after_the_grace_period_streams_end_as_they_should(self, endless: str):

@@ -92,7 +92,7 @@ def test_memory_is_told_by_kind(fresh: Server):
     assert 5_000_000 < weights < memory("limit")
     assert memory("kv_cache") == 0
     fresh.ask(SUM)
-    assert memory("kept_cache") > 0
+    wait_until(lambda: memory("kept_cache") > 0)
     assert memory("peak") > weights
     picture = base64.b64encode(Path("examples/circle.png").read_bytes()).decode()
     url = {"url": f"data:image/png;base64,{picture}"}
