@@ -283,15 +283,22 @@ def _joined(parts: Sequence[Mapping[str, HostArray]]) -> dict[str, mx.array]:
 
 
 def _arrays(piece: _Piece, caches: Sequence[KVCache]) -> dict[str, HostArray]:
-    """What a file holds, layer by layer."""
-    arrays = {}
-    for n, cache in enumerate(caches):
-        for name, x in cache.save(piece.length).items():
-            if name.startswith(_ROWS):
-                x = x[:, :, piece.start : piece.stop]
-            elif not piece.is_end or name.startswith("mark_"):  # those have ends of their own
-                continue
-            if x.size:
-                arrays[f"{n}.{name}"] = x
-    mx.eval(list(arrays.values()))
-    return {name: HostArray.of(x) for name, x in arrays.items()}
+    """What a file holds, layer by layer, so that MLX never holds a copy of more than one."""
+    return {
+        f"{n}.{name}": HostArray.of(x)
+        for n, cache in enumerate(caches)
+        for name, x in _parts(piece, cache).items()
+    }
+
+
+def _parts(piece: _Piece, cache: KVCache) -> dict[str, mx.array]:
+    parts = {}
+    for name, x in cache.save(piece.length).items():
+        if name.startswith(_ROWS):
+            x = x[:, :, piece.start : piece.stop]
+        elif not piece.is_end or name.startswith("mark_"):  # those have ends of their own
+            continue
+        if x.size:
+            parts[name] = x
+    mx.eval(parts)
+    return parts
