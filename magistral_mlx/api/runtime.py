@@ -123,9 +123,11 @@ class Runtime:
         model, prefixes = self._model, self._prefixes
         if model is None or prefixes is None:
             return MemoryUse()
-        weights = self.plan.model.weights
+        weights, draft = self.plan.model.weights, self.plan.model.draft
         return MemoryUse(
-            weights=weights.decoder + (weights.vision if model.sees else 0),
+            weights=weights.decoder
+            + (weights.vision if model.sees else 0)
+            + (draft.decoder if draft else 0),
             kept=prefixes.nbytes,
             buffers=mx.get_cache_memory(),
             limit=self.plan.limit,
