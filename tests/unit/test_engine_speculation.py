@@ -193,6 +193,20 @@ def test_a_draft_model_that_is_wrong_is_left_alone_and_tried_again_now_and_then(
         assert 0 < generation.drafted < 60
 
 
+def test_a_draft_model_reads_a_long_prompt_chunk_by_chunk_while_the_text_is_guessed_from() -> None:
+    circle = [1100, 1101, 1102, 1103] * 100
+    drafter = Drafter(tiny_model(), tiny_model().make_caches(), 0.1, 32)
+    read: list[int] = []
+    forward = drafter._read
+    drafter._read = lambda tokens: (read.append(len(tokens)), forward(tokens))[1]  # type: ignore
+    generation = start(
+        tiny_model(), circle, limit=60, speculation=Speculation(FREE_ROWS, drafter=drafter)
+    )
+    assert_same(tokens_of(generation), tokens_of(start(tiny_model(), circle, limit=60)))
+    assert read
+    assert max(read) <= 64
+
+
 def test_a_row_of_a_batch_guesses_nothing_and_one_that_is_left_alone_does() -> None:
     given: dict[str, Any] = {"speculation": FROM_TEXT, "prompt": prompt(1)}
     pair = [start(tiny_model(), **given, limit=limit) for limit in (20, 150)]

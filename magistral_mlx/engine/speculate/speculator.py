@@ -63,6 +63,7 @@ class Speculator:
         self._unread = list(prompt)  # tokens that are not in the index yet
         self._given = 0
         self._pending_is_read = False
+        self._draft_ready = False  # whether it has read all but the newest tokens
         self._drafting = False  # whether the newest guesses are the draft model's
         self._draft_chance = _DRAFT_CHANCE
         self._drafted_at = 0
@@ -81,10 +82,12 @@ class Speculator:
             return False  # the first token is not to wait for the index
         self._read()
         most = min(most, self._most)
-        drafted = self._draft_choice(most).guesses > 0
-        if drafted and self._drafter and not self._drafter.ready(self._suffixes.tokens):
-            drafted = False
-        return drafted or self._ngram_choice(self._suffixes.length + 1, most).guesses > 0
+        self._draft_ready = (
+            self._drafter is not None
+            and self._draft_choice(most).guesses > 0
+            and self._drafter.ready(self._suffixes.tokens)
+        )
+        return self._draft_ready or self._ngram_choice(self._suffixes.length + 1, most).guesses > 0
 
     def guesses(self, pending: int, most: int) -> list[int]:
         """Up to `most` tokens that may follow `pending`.
@@ -96,7 +99,7 @@ class Speculator:
         self._pending_is_read = True
         most = min(most, self._most)
         copied = self._ngram_choice(self._suffixes.length, most)
-        drafted = self._draft_choice(most)
+        drafted = self._draft_choice(most) if self._draft_ready else PLAIN
         self._drafting = drafted.gain > copied.gain
         if self._drafting and self._drafter:
             self._drafted_at = self._given
