@@ -192,15 +192,24 @@ def _features(config: ModelConfig, shape: Shape) -> int:
 
 
 def _picture(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
-    """One picture in the tower: its patches in one layer, and what came before them."""
+    """One picture in the tower: its pixels, and its patches in one layer."""
     vision = config.vision
     assert vision is not None
     patches = (size[0] // vision.patch_size) * (size[1] // vision.patch_size)
-    width = vision.num_attention_heads * vision.head_dim
-    layer = patches * (6 * vision.hidden_size + 6 * width + 4 * vision.intermediate_size)
-    pixels = 3 * size[0] * size[1] * 8  # as float32, and as patches
-    scores = _scores(vision.num_attention_heads, patches, patches, PICTURE_WORKSPACE, traits)
-    return pixels + layer * traits.float_bytes + scores
+    heads, width = vision.num_attention_heads, vision.num_attention_heads * vision.head_dim
+    hidden, wide = vision.hidden_size, vision.intermediate_size
+    pixels = 3 * size[0] * size[1] * 4
+    scores = _scores(heads, patches, patches, PICTURE_WORKSPACE, traits)
+    if _in_blocks(heads, patches, patches, PICTURE_WORKSPACE, traits):
+        # Attention is done before the rest of the layer begins. In the first layer the pixels
+        # are there once more, as patches.
+        attention = patches * (2 * hidden + 8 * width) + 8 * QUERY_BLOCK * width
+        mlp = patches * (6 * hidden + 3 * width + 2 * wide)
+        return pixels + max(
+            pixels + attention * traits.float_bytes + scores, mlp * traits.float_bytes
+        )
+    layer = patches * (6 * hidden + 6 * width + 4 * wide) * traits.float_bytes
+    return 2 * pixels + layer + scores
 
 
 def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
@@ -248,10 +257,16 @@ def _scores(heads: int, rows: int, keys: int, workspace: int, traits: Traits) ->
     """Scores that are written out: all of them, or those of a block of queries."""
     if traits.fused_attention:
         return 0
-    a_score = score_bytes(traits.float_bytes)
-    if heads * rows * keys * a_score <= workspace:
-        return heads * rows * keys * a_score * 5 // 8
-    return min(workspace, heads * min(rows, QUERY_BLOCK) * keys * a_score)
+    bytes_a_row = heads * keys * score_bytes(traits.float_bytes)
+    if _in_blocks(heads, rows, keys, workspace, traits):
+        return min(workspace, min(rows, QUERY_BLOCK) * bytes_a_row)
+    return rows * bytes_a_row * 5 // 8
+
+
+def _in_blocks(heads: int, rows: int, keys: int, workspace: int, traits: Traits) -> bool:
+    """Whether `attend` goes by blocks, as not all scores have room in the workspace."""
+    scores = heads * rows * keys * score_bytes(traits.float_bytes)
+    return not traits.fused_attention and scores > workspace
 
 
 def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:

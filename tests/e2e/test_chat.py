@@ -276,6 +276,11 @@ def test_the_plan_is_shown(chat: Terminal):
     type_command(chat, "/plan", "longest context")
 
 
+def test_memory_is_planned_for_as_many_pictures_as_are_asked_for(talker: Path, home: Path):
+    with start(talker, home, "--images", "3") as terminal:
+        type_command(terminal, "/plan", "3 picture(s) of the largest size")
+
+
 def test_a_message_that_is_too_long_is_refused_and_kept(talker: Path, home: Path):
     with start(talker, home, "--context", "64") as terminal:
         terminal.send("word " * 40 + "end" + ENTER)
