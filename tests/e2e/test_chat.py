@@ -278,7 +278,7 @@ def test_the_plan_is_shown(chat: Terminal):
 
 def test_memory_is_planned_for_as_many_pictures_as_are_asked_for(talker: Path, home: Path):
     with start(talker, home, "--images", "3") as terminal:
-        type_command(terminal, "/plan", "3 picture(s) of the largest size")
+        type_command(terminal, "/plan", "3 picture(s)")
 
 
 def test_a_message_that_is_too_long_is_refused_and_kept(talker: Path, home: Path):
