@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from tests.checkpoints import write_hf_checkpoint
 
 ROOT = Path(__file__).parents[2]
+HOME, KEPT = "MAGISTRAL_MLX_HOME", tempfile.mkdtemp(prefix="bench-")
 VLM_PYTHON = ROOT / ".venv-mlx-vlm/bin/python"
 
 
@@ -29,7 +31,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "magistral_mlx.cli.main", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env=os.environ | {HOME: KEPT},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,14 @@ def test_every_runtime_is_measured_at_every_context(facts: dict):
 
 def test_peers_answer_the_same_tokens_before_they_are_timed(facts: dict):
     assert facts["equal_tokens"] == {"mlx-lm": 16, "mlx-vlm": 16}
+
+
+def test_what_wider_passes_cost_is_measured_and_kept(facts: dict):
+    assert [rows for rows, _ in facts["pass_costs"]][:3] == [1, 2, 3]
+    costs = [cost for _, cost in facts["pass_costs"]]
+    assert costs == sorted(costs) and costs[0] == 1
+    kept = json.loads((Path(KEPT) / "pass-costs.json").read_text())
+    assert facts["pass_costs"] in kept.values()
 
 
 def test_the_share_of_the_limit_is_bytes_read_over_bandwidth(facts: dict, model: Path):
