@@ -24,8 +24,10 @@ _SECONDS = 20.0  # for all of it, redirects included
 _REDIRECTS = 3
 _MOVED = (301, 302, 303, 307, 308)
 _READ = 64 << 10
-# Addresses that lead to others: NAT64's carry an IPv4 address, which may be a private one.
-_TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48")))
+# What IANA has given out of IPv6. Beyond it lie NAT64 and other forms that carry an IPv4 address,
+# which may be a private one, site-local addresses and segment routing.
+_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
+_RELAYS = ipaddress.IPv4Network("192.88.99.0/24")  # into 6to4, long out of use
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped:
             return is_public(str(ip.ipv4_mapped))
-        if ip.sixtofour or ip.teredo or any(ip in network for network in _TRANSLATED):
+        if ip not in _GIVEN_OUT or ip.sixtofour or ip.teredo:
             return False
+    elif ip in _RELAYS:
+        return False
     return ip.is_global and not ip.is_multicast
 
 

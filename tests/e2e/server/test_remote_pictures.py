@@ -231,6 +231,15 @@ def test_addresses_that_make_no_sense_are_refused(url: str):
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
         "2001:0:7f00:1::",
+        "2001:db8::1",
+        "::7f00:1",
+        "::a00:1",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "fec0::1",
+        "5f00::1",
+        "192.88.99.1",
+        "::ffff:192.88.99.1",
     ],
 )
 def test_no_form_of_a_private_address_passes_for_public(address: str):
