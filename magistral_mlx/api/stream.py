@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -134,11 +135,15 @@ class AsyncStream(AsyncIterator[Event]):
             raise item.error
         raise StopAsyncIteration
 
-    async def begin(self) -> None:
-        """Queue it now, not with the first event asked for. Raises what makes no prompt."""
+    async def begin(self, executor: Executor | None = None) -> None:
+        """Queue it now, not with the first event asked for. Raises what makes no prompt.
+
+        Args:
+            executor: where the prompt is made; None for the loop's own threads.
+        """
         if self._answer is None:
             try:
-                await self._begin()
+                await self._begin(executor)
             except asyncio.CancelledError:
                 self.cancel()
                 raise
@@ -171,15 +176,16 @@ class AsyncStream(AsyncIterator[Event]):
     ) -> None:
         self.cancel()
 
-    async def _begin(self) -> None:
-        sink = _into(asyncio.get_running_loop(), self._items)
+    async def _begin(self, executor: Executor | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        sink = _into(loop, self._items)
 
         def begin() -> None:
             self._answer = self._start(sink)
             if self._cancelled:  # while it began
                 self._answer.cancel()
 
-        await asyncio.to_thread(begin)
+        await loop.run_in_executor(executor, begin)
         assert self._answer is not None
         weakref.finalize(self, self._answer.cancel).atexit = False
 

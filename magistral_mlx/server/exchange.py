@@ -22,7 +22,6 @@ from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.result import Collector
 from magistral_mlx.events import Event, Finished, Notice, Prefill
 from magistral_mlx.server.catalog import ServedModel
-from magistral_mlx.server.picture_limits import pictures_in
 from magistral_mlx.server.refusals import ClientGone, Unavailable
 from magistral_mlx.server.shelf import STOPPING
 
@@ -74,7 +73,7 @@ class Exchange(AsyncIterator[Event]):
         self.endpoint = endpoint
         self.body = body
         self.prompt = prompt
-        self.pictures = pictures_in(prompt)
+        self.picture_bytes = 0  # that it takes while it waits, once they have been looked at
         self.options = options.seeded()
         self.times = Times(time.perf_counter())
         self.collected = Collector(self.seed)
@@ -151,11 +150,12 @@ class Exchange(AsyncIterator[Event]):
     async def _run(self, served: ServedModel, begun: asyncio.Future[None]) -> None:
         error: Exception | None = None
         try:
+            prepare = self._serving.preparation
+            options = self._serving.limited(self.options)
+            self._serving.hold(self, await prepare.check(self.prompt))
             async with self._serving.shelf.lent(served) as magistral:
-                options = self._serving.limited(self.options)
-                prompt = await asyncio.to_thread(self._serving.opened, self.prompt)
-                stream = magistral.astream(prompt, options=options)
-                await stream.begin()
+                stream = magistral.astream(prepare.opened(self.prompt), options=options)
+                await stream.begin(prepare.pool(self.prompt))
                 self._stream = stream
                 if self._cancelled:  # while it began
                     stream.cancel()

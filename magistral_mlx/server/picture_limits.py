@@ -15,7 +15,10 @@ from magistral_mlx.chat.messages import Picture
 from magistral_mlx.errors import PictureError
 from magistral_mlx.server.refusals import BadRequest
 
-_MOST_PIXELS = 200_000_000  # of all pictures together: four photographs of a good camera
+_MOST_PIXELS = 50_000_000  # of one picture: a photograph of a good camera
+_MOST_IN_ALL = 100_000_000  # of all pictures of a prompt, which are opened together
+_SCALED = 1540 * 1540  # pixels that the model sees of one at most
+_BYTES = 12  # of a pixel then: three channels in float32
 _KINDS = ("image_url", "input_image", "image")
 
 
@@ -24,20 +27,34 @@ def pictures_in(prompt: PromptLike) -> int:
     return sum(1 for _ in _pictures(prompt))
 
 
-def check_pictures(prompt: PromptLike, most: int) -> None:
-    """Raises BadRequest for more than `most` pictures, or for too many pixels in all."""
+def check_pictures(prompt: PromptLike, most: int) -> int:
+    """Bytes that the pictures take once they are scaled for the model.
+
+    Raises:
+        BadRequest: more than `most` pictures, or too many pixels in one or in all.
+    """
     count = pictures_in(prompt)
     if count > most:
         raise BadRequest(
             f"the request holds {count} pictures, and this server takes {most} at most. Send "
             "fewer, or start it with a higher --max-pictures."
         )
-    pixels = sum(_pixels(part) for part in _pictures(prompt))
-    if pixels > _MOST_PIXELS:
-        raise BadRequest(
-            f"the pictures have {pixels / 1e6:,.0f} megapixels together, and this server takes "
-            f"{_MOST_PIXELS / 1e6:,.0f} at most. Make them smaller; the model loses nothing."
+    pixels = [_pixels(part) for part in _pictures(prompt)]
+    for n, has in enumerate(pixels, 1):
+        if has > _MOST_PIXELS:
+            raise _too_many(f"picture {n} has {has / 1e6:,.0f} megapixels", _MOST_PIXELS)
+    if sum(pixels) > _MOST_IN_ALL:
+        raise _too_many(
+            f"the pictures have {sum(pixels) / 1e6:,.0f} megapixels together", _MOST_IN_ALL
         )
+    return sum(min(has, _SCALED) * _BYTES for has in pixels)
+
+
+def _too_many(what: str, most: int) -> BadRequest:
+    return BadRequest(
+        f"{what}, and this server takes {most / 1e6:,.0f} at most. Make it smaller; the model "
+        "loses nothing."
+    )
 
 
 def _pictures(prompt: PromptLike) -> Iterator[Any]:

@@ -20,22 +20,21 @@ from typing import Any
 from starlette.requests import Request
 
 from magistral_mlx.api import Magistral, Options
-from magistral_mlx.api.inputs import PromptLike, to_messages
+from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.progress import LoadProgress, OnProgress
-from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.errors import InvalidOption, MagistralError
 from magistral_mlx.hub import Progress
 from magistral_mlx.server.catalog import Catalog, ModelInfo, ServedModel
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.metrics import Metrics
-from magistral_mlx.server.picture_limits import check_pictures
+from magistral_mlx.server.preparation import Preparation
 from magistral_mlx.server.record import Recorder, exchange_record, log_exchange
 from magistral_mlx.server.refusals import Busy, Unavailable
 from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.shelf import STOPPING, Load, Shelf
 
 _MOST_ANSWERS = 128  # to one prompt, as in OpenAI's API
-_WAITING_PICTURES = 4  # times as many as one request may hold: they take memory while they wait
+_WAITING_BYTES = 1 << 30  # of pictures, which take memory while they wait
 _REMEMBERED = 32  # answers whose duration tells when a place may be free
 
 
@@ -59,6 +58,7 @@ class Serving:
         self.settings = settings
         self.catalog = Catalog(settings, _downloading(on_progress))
         self.shelf = Shelf(settings.load, settings.keep_alive, load, on_progress)
+        self.preparation = Preparation(settings.limits.pictures)
         self.metrics = Metrics(self)
         self._recorder = None if settings.record is None else Recorder(settings.record)
         self.failed: MagistralError | None = None  # why the first model could not be loaded
@@ -66,6 +66,7 @@ class Serving:
         self._loaded = False
         self._stopping = False
         self._exchanges: set[Exchange] = set()
+        self._counting = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
 
@@ -129,23 +130,17 @@ class Serving:
     async def count(self, model: str | None, prompt: PromptLike, options: Options) -> int:
         """Tokens of the prompt. The model's weights are not needed for that.
 
-        Raises what entering `answer` raises, but for what concerns its turn.
+        Raises what entering `answer` raises, but for what concerns the weights.
         """
         served = self.catalog.find(model)
-
-        def count() -> int:
-            return len(served.prompt(self.opened(prompt), options))
-
-        return await asyncio.to_thread(count)
+        self._check_queue()
+        self._counting += 1
+        try:
+            return await self.preparation.count(served, prompt, options)
+        finally:
+            self._counting -= 1
 
     # For the exchanges
-
-    def opened(self, prompt: PromptLike) -> list[Message] | RawPrompt:
-        """`prompt` with its pictures opened, no more than allowed. Takes time: not for the loop."""
-        if isinstance(prompt, RawPrompt):
-            return prompt
-        check_pictures(prompt, self.settings.limits.pictures)
-        return to_messages(prompt, local_files=False)
 
     def limited(self, options: Options) -> Options:
         """`options` within what this server allows."""
@@ -167,19 +162,35 @@ class Serving:
         served = self.catalog.find(model)
         if self._stopping:
             raise Unavailable(STOPPING)
-        limits = self.settings.limits
-        waiting = [other for other in self._exchanges if not other.running]
-        pictures = sum(other.pictures for other in waiting)
-        if len(waiting) >= limits.queue or (
-            exchange.pictures and pictures + exchange.pictures > _WAITING_PICTURES * limits.pictures
-        ):
-            raise Busy(
-                f"{len(waiting)} requests with {pictures} pictures wait already, as many as this "
-                "server lets wait. Come again later.",
-                self._retry_after(),
-            )
+        self._check_queue()
         self._exchanges.add(exchange)
         return served
+
+    def hold(self, exchange: Exchange, size: int) -> None:
+        """Let its pictures, of `size` bytes, wait with it.
+
+        Raises:
+            Busy: those of others take too much already.
+        """
+        waiting = (other for other in self._exchanges if not other.running)
+        held = sum(other.picture_bytes for other in waiting)
+        if size and held and held + size > _WAITING_BYTES:
+            raise Busy(
+                f"pictures of {held >> 20:,} MiB wait already, and there is no room for "
+                f"{size >> 20:,} more. Come again later.",
+                self._retry_after(),
+            )
+        exchange.picture_bytes = size
+
+    def _check_queue(self) -> None:
+        """Raises Busy if too many wait already, those whose tokens are counted included."""
+        waiting = self.waiting + self._counting
+        if waiting >= self.settings.limits.queue:
+            raise Busy(
+                f"{waiting} requests wait already, as many as this server lets wait. Come again "
+                "later.",
+                self._retry_after(),
+            )
 
     def leave(self, exchange: Exchange) -> None:
         """A request is over."""
@@ -251,6 +262,7 @@ class Serving:
         self.stop()
         while self._tasks:
             await asyncio.wait(list(self._tasks))
+        self.preparation.close()
         await self.shelf.close()
 
 
