@@ -142,7 +142,8 @@ def failure_of(error: BaseException) -> Failure:
         case Refusal():
             return Failure(error.status, str(error), error.param, error.code, error.headers)
         case RequestValidationError():
-            return _of_validation(error)
+            param, message = problem_of(error)
+            return Failure(400, message, param=param)
         case HTTPException():
             return _of_http(error)
         case MagistralError():
@@ -178,12 +179,3 @@ def _of_http(error: HTTPException) -> Failure:
         message = str(error.detail) or HTTPStatus(status).phrase
     code = {404: "not_found", 413: "request_too_large"}.get(status)
     return Failure(status, message, code=code, headers=error.headers or {})
-
-
-def _of_validation(error: RequestValidationError) -> Failure:
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", first["msg"])
-        return Failure(400, f"the body is not JSON: {reason}.", code="invalid_json")
-    param, message = problem_of(error)
-    return Failure(400, message, param=param)

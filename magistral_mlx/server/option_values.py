@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from magistral_mlx.server.refusals import BadRequest
+from magistral_mlx.server.schema import Many
 
 _MOST_STOPS = 16
 
-Stop = str | list[str]
+Stop = str | Many[str]
 
 
 def seed_option(seed: int | None) -> int | None:

@@ -26,6 +26,12 @@ class BadRequest(Refusal):
     """A request that makes no sense, or asks for what there is not."""
 
 
+class InvalidJSON(Refusal):
+    """A body that cannot be read as JSON."""
+
+    code = "invalid_json"
+
+
 class NotAuthorized(Refusal):
     """No API key, or a wrong one."""
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _DEEPEST = 64  # far beyond what a request needs, and far below what a parser's stack bears
 
+_LIST, _TABLE = 10_000, 1_024  # the most that lists and tables hold
+_T = TypeVar("_T")
+
+
+def _small(value: Any) -> Any:
+    """pydantic looks at all that a dict holds before it counts."""
+    if isinstance(value, dict) and len(value) > _TABLE:
+        raise ValueError(f"it may hold {_TABLE:,} values, and holds {len(value):,}")
+    return value
+
+
 JSONObject = dict[str, Any]
+# What is wrong with one of them is told once: a list of a million wrong ones must not cost much.
+Many = Annotated[list[_T], Field(max_length=_LIST, fail_fast=True)]
+Some = Annotated[Many[_T], Field(min_length=1)]
+Table = Annotated[dict[str, _T], Field(max_length=_TABLE), BeforeValidator(_small)]
 
 
 class Request(BaseModel):

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from magistral_mlx import InvalidOption, Options
 from magistral_mlx.engine.dry import Dry
@@ -11,6 +11,7 @@ from magistral_mlx.server.anthropic.request import conversation, options_of
 from magistral_mlx.server.anthropic.schemas import MessageRequest
 from magistral_mlx.server.openai.chat_request import chat_messages, chat_options
 from magistral_mlx.server.openai.chat_schemas import ChatRequest
+from magistral_mlx.server.openai.completion_schemas import CompletionRequest
 from magistral_mlx.server.openai.response_request import response_options
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
 from magistral_mlx.server.refusals import BadRequest
@@ -232,3 +233,45 @@ def test_a_request_that_is_nested_too_deeply_is_refused():
         nested = [nested]
     with pytest.raises(ValidationError, match="nested deeper than 64"):
         ChatRequest.model_validate({"messages": [HELLO], "metadata": nested})
+
+
+_MANY = 20_000
+_LISTS: list[tuple[type[BaseModel], str, Any]] = [
+    (ChatRequest, "messages", {}),
+    (ChatRequest, "messages", HELLO),
+    (ChatRequest, "tools", {}),
+    (ChatRequest, "stop", 1),
+    (ChatRequest, "choice", 1),
+    (CompletionRequest, "prompt", {}),
+    (CompletionRequest, "prompt", "a"),
+    (ResponseRequest, "input", {}),
+    (ResponseRequest, "tools", {}),
+    (ResponseRequest, "include", 1),
+    (MessageRequest, "messages", {}),
+    (MessageRequest, "system", {}),
+    (MessageRequest, "tools", {}),
+    (MessageRequest, "stop_sequences", "a"),
+]
+
+
+@pytest.mark.parametrize(("schema", "field", "item"), _LISTS)
+def test_a_list_costs_no_more_errors_however_long_it_is(
+    schema: type[BaseModel], field: str, item: Any
+):
+    whole = {"messages": [HELLO], "input": "a", "prompt": "a"}
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate(whole | {field: [item] * _MANY})
+    assert caught.value.error_count() < 5
+
+
+@pytest.mark.parametrize("schema", [ChatRequest, MessageRequest])
+def test_so_do_the_parts_of_a_message(schema: type[BaseModel]):
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate({"messages": [{"role": "user", "content": [{}] * _MANY}]})
+    assert caught.value.error_count() < 5
+
+
+def test_a_table_costs_no_more_errors_however_large_it_is():
+    with pytest.raises(ValidationError, match="holds 20,000") as caught:
+        chat(logit_bias=dict.fromkeys(map(str, range(_MANY)), "a"))
+    assert caught.value.error_count() == 1

@@ -18,6 +18,7 @@ from magistral_mlx.server.anthropic.stream import MessageStream
 from magistral_mlx.server.documented import error_responses, stream_response
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.failures import ANTHROPIC_RESPONSES, AnthropicError
+from magistral_mlx.server.json_body import JSONRoute
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.sse import data, stream_of
 from magistral_mlx.server.web_pictures import with_web_pictures
@@ -29,6 +30,7 @@ router = APIRouter(
     responses=error_responses(
         AnthropicError, 400, 401, 403, 404, 413, 429, 500, 503, rest=ANTHROPIC_RESPONSES
     ),
+    route_class=JSONRoute,
 )
 
 

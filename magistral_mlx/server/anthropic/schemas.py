@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from magistral_mlx.server.schema import JSONObject, Request, RequestBody
+from magistral_mlx.server.schema import JSONObject, Many, Request, RequestBody, Some
 
 
 class TextBlock(Request):
@@ -81,7 +81,7 @@ class ToolResultBlock(Request):
     tool_use_id: str
     content: (
         str
-        | list[Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]]
+        | Many[Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]]
         | None
     ) = None
     is_error: bool | None = None
@@ -103,7 +103,7 @@ class MessageIn(Request):
     """A turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Many[Block]
 
 
 class MessageTool(Request):
@@ -165,9 +165,9 @@ class CountRequest(RequestBody):
         str | None,
         Field(description="As /v1/models lists it; the first one there where this is left out."),
     ] = None
-    messages: Annotated[list[MessageIn], Field(min_length=1)]
-    system: str | list[TextBlock] | None = None
-    tools: list[MessageTool] | None = None
+    messages: Some[MessageIn]
+    system: str | Many[TextBlock] | None = None
+    tools: Many[MessageTool] | None = None
     tool_choice: MessageToolChoice | None = None
     thinking: Annotated[
         Annotated[
@@ -186,7 +186,7 @@ class MessageRequest(CountRequest):
         int | None,
         Field(ge=1, description="Tokens to produce at most, thinking included."),
     ] = None
-    stop_sequences: Annotated[list[str] | None, Field(max_length=16)] = None
+    stop_sequences: Annotated[Many[str] | None, Field(max_length=16)] = None
     stream: bool | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     top_p: Annotated[float | None, Field(ge=0, le=1)] = None

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from magistral_mlx.server.answers import whole_answers
 from magistral_mlx.server.documented import error_responses, stream_response
 from magistral_mlx.server.failures import OPENAI_RESPONSES, OpenAIError
+from magistral_mlx.server.json_body import JSONRoute
 from magistral_mlx.server.openai.chat_answer import chat_completion
 from magistral_mlx.server.openai.chat_answer_schemas import ChatChunk, ChatCompletion
 from magistral_mlx.server.openai.chat_examples import CHAT_EXAMPLES
@@ -23,7 +24,7 @@ from magistral_mlx.server.web_pictures import with_web_pictures
 PATH = "/v1/chat/completions"
 ERRORS = error_responses(OpenAIError, 400, 401, 403, 404, 413, 429, 500, 503, rest=OPENAI_RESPONSES)
 
-router = APIRouter(tags=["OpenAI"], responses=ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
 
 
 @router.post(

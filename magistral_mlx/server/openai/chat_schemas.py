@@ -10,7 +10,7 @@ from magistral_mlx.server.efforts import DESCRIPTION, Effort
 from magistral_mlx.server.openai.message_schemas import ChatMessage
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 from magistral_mlx.server.openai.tool_schemas import ChoiceIn, FormatIn, ToolIn
-from magistral_mlx.server.schema import Request
+from magistral_mlx.server.schema import Many, Request, Some
 
 Thinking = Literal["on", "off"] | bool | Annotated[int, Field(ge=1)]
 
@@ -30,7 +30,7 @@ class ChatRequest(SamplingFields):
         str | None,
         Field(description="As /v1/models lists it; the first one there where this is left out."),
     ] = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Some[ChatMessage]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Annotated[
@@ -42,7 +42,7 @@ class ChatRequest(SamplingFields):
     ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    tools: list[ToolIn] | None = None
+    tools: Many[ToolIn] | None = None
     tool_choice: ChoiceIn | None = None
     parallel_tool_calls: Annotated[
         bool | None, Field(description="False for one call at most.")
@@ -81,7 +81,7 @@ class ChatRequest(SamplingFields):
         Field(description="What the answer must match as a whole. Not in OpenAI's API."),
     ] = None
     choice: Annotated[
-        list[str] | None,
+        Many[str] | None,
         Field(description="Texts of which the answer must be one. Not in OpenAI's API."),
     ] = None
     reasoning_format: Annotated[

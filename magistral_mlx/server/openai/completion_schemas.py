@@ -12,12 +12,12 @@ from magistral_mlx.server.openai.chat_schemas import StreamOptions
 from magistral_mlx.server.openai.figures import Usage
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1, max_length=500_000, fail_fast=True)]
 Prompts = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=128)]
+    | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
     | Ids
-    | Annotated[list[Ids], Field(min_length=1, max_length=128)]
+    | Annotated[list[Ids], Field(min_length=1, max_length=128, fail_fast=True)]
 )
 
 

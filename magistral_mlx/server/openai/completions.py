@@ -15,6 +15,7 @@ from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.events import Event
 from magistral_mlx.server.documented import stream_response
 from magistral_mlx.server.exchange import Exchange
+from magistral_mlx.server.json_body import JSONRoute
 from magistral_mlx.server.openai.chat import ERRORS
 from magistral_mlx.server.openai.chat_stream import DONE, error_event
 from magistral_mlx.server.openai.completion_schemas import Completion, CompletionRequest
@@ -37,7 +38,7 @@ _EXAMPLES: dict[str, Example] = {
     "tokens": {"summary": "Token ids", "value": {"prompt": [1, 1049], "max_tokens": 4, "seed": 1}},
 }
 
-router = APIRouter(tags=["OpenAI"], responses=ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
 
 
 @router.post(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from magistral_mlx.server.schema import Request
+from magistral_mlx.server.schema import Many, Request
 
 
 class TextPart(Request):
@@ -20,7 +20,7 @@ class ThinkingPart(Request):
     """A piece of thinking, in Mistral's style."""
 
     type: Literal["thinking"]
-    thinking: str | list[TextPart]
+    thinking: str | Many[TextPart]
 
 
 class RefusalPart(Request):
@@ -72,14 +72,14 @@ class SystemMessage(Request):
     """
 
     role: Literal["system", "developer"]
-    content: str | list[Annotated[TextPart | ThinkingPart, Field(discriminator="type")]]
+    content: str | Many[Annotated[TextPart | ThinkingPart, Field(discriminator="type")]]
 
 
 class UserMessage(Request):
     """A user's turn."""
 
     role: Literal["user"]
-    content: str | list[Annotated[TextPart | PicturePart, Field(discriminator="type")]]
+    content: str | Many[Annotated[TextPart | PicturePart, Field(discriminator="type")]]
 
 
 class AssistantMessage(Request):
@@ -88,12 +88,12 @@ class AssistantMessage(Request):
     role: Literal["assistant"]
     content: (
         str
-        | list[Annotated[TextPart | ThinkingPart | RefusalPart, Field(discriminator="type")]]
+        | Many[Annotated[TextPart | ThinkingPart | RefusalPart, Field(discriminator="type")]]
         | None
     ) = None
     reasoning_content: str | None = None
     reasoning: Annotated[str | None, Field(description="Another name of it.")] = None
-    tool_calls: list[CallIn] | None = None
+    tool_calls: Many[CallIn] | None = None
     prefix: Annotated[
         bool | None,
         Field(
@@ -107,7 +107,7 @@ class ToolMessage(Request):
     """What a tool returned."""
 
     role: Literal["tool"]
-    content: str | list[TextPart]
+    content: str | Many[TextPart]
     tool_call_id: str | None = None
 
 

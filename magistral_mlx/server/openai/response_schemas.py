@@ -10,7 +10,7 @@ from magistral_mlx.server.efforts import DESCRIPTION, Effort
 from magistral_mlx.server.functions import FunctionIn
 from magistral_mlx.server.openai.chat_schemas import Thinking
 from magistral_mlx.server.openai.tool_schemas import JSONFormat, TextFormat
-from magistral_mlx.server.schema import JSONObject, Request, RequestBody
+from magistral_mlx.server.schema import JSONObject, Many, Request, RequestBody, Some, Table
 
 
 class InputText(Request):
@@ -36,7 +36,7 @@ class InputMessage(Request):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]]
+    content: str | Many[Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]]
 
 
 class ReasoningText(Request):
@@ -49,8 +49,8 @@ class ReasoningItem(Request):
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningText] | None = None
-    content: list[ReasoningText] | None = None
+    summary: Many[ReasoningText] | None = None
+    content: Many[ReasoningText] | None = None
 
 
 class FunctionCallItem(Request):
@@ -68,7 +68,7 @@ class FunctionOutputItem(Request):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Annotated[InputText | InputImage, Field(discriminator="type")]]
+    output: str | Many[Annotated[InputText | InputImage, Field(discriminator="type")]]
 
 
 def _kind(item: Any) -> Any:
@@ -109,7 +109,7 @@ class AllowedTools(Request):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[AllowedTool]
+    tools: Many[AllowedTool]
 
 
 class ResponseSchemaFormat(Request):
@@ -152,7 +152,7 @@ class ResponseRequest(RequestBody):
         str | None,
         Field(description="As /v1/models lists it; the first one there where this is left out."),
     ] = None
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Some[Item]
     instructions: Annotated[
         str | None, Field(description="The system prompt. It is not carried over.")
     ] = None
@@ -171,12 +171,12 @@ class ResponseRequest(RequestBody):
     top_p: Annotated[float | None, Field(ge=0, le=1)] = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     include: Annotated[
-        list[str] | None,
+        Many[str] | None,
         Field(description="message.output_text.logprobs counts; the others are ignored."),
     ] = None
     reasoning: Reasoning | None = None
     text: TextSettings | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Many[FunctionTool] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
         | Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")]
@@ -189,9 +189,9 @@ class ResponseRequest(RequestBody):
     ] = None
     background: Annotated[bool | None, Field(description="Refused if true.")] = None
     conversation: Annotated[Any, Field(description="Refused: use previous_response_id.")] = None
-    metadata: Annotated[
-        dict[str, str] | None, Field(description="Comes back with the response.")
-    ] = None
+    metadata: Annotated[Table[str] | None, Field(description="Comes back with the response.")] = (
+        None
+    )
     user: Annotated[Any, Field(description="Accepted and ignored.")] = None
     seed: Annotated[
         int | None, Field(description="The same one gives the same tokens. Not in OpenAI's API.")

@@ -16,6 +16,7 @@ from magistral_mlx.server.documented import stream_response
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.failures import failure_of
 from magistral_mlx.server.figures import new_id
+from magistral_mlx.server.json_body import JSONRoute
 from magistral_mlx.server.openai.chat import ERRORS
 from magistral_mlx.server.openai.response_examples import RESPONSE_EXAMPLES
 from magistral_mlx.server.openai.response_object import (
@@ -39,7 +40,7 @@ from magistral_mlx.server.web_pictures import with_web_pictures
 PATH = "/v1/responses"
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
-router = APIRouter(tags=["OpenAI"], responses=ERRORS)
+router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
 
 
 @router.post(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from magistral_mlx.server.option_values import Stop, seed_option, stop_option, top_p_option
-from magistral_mlx.server.schema import Request, RequestBody
+from magistral_mlx.server.schema import Request, RequestBody, Table
 
 
 class DryFields(Request):
@@ -51,7 +51,7 @@ class SamplingFields(RequestBody):
         float | None, Field(gt=0, le=10, description="1 is off. Not in OpenAI's API.")
     ] = None
     logit_bias: Annotated[
-        dict[str, float] | None, Field(description="Token ids to what is added to their logits.")
+        Table[float] | None, Field(description="Token ids to what is added to their logits.")
     ] = None
     dry: Annotated[
         bool | DryFields | None,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from magistral_mlx.server.functions import FunctionIn
-from magistral_mlx.server.schema import JSONObject, Request
+from magistral_mlx.server.schema import JSONObject, Many, Request
 
 
 class ToolIn(Request):
@@ -35,7 +35,7 @@ class AllowedFunction(Request):
 
 class AllowedFunctions(Request):
     mode: Literal["auto", "required"]
-    tools: list[AllowedFunction]
+    tools: Many[AllowedFunction]
 
 
 class AllowedChoice(Request):

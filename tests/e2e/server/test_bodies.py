@@ -1,0 +1,52 @@
+"""Bodies of requests that are no JSON, or too much of it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.serving import CHAT, Server
+
+QUESTION = {"messages": [{"role": "user", "content": "What is 3 + 4?"}], "max_tokens": 2}
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(server: Server):
+    for body in (b'{"messages":[' + b"{}," * 1_000_000 + b"{}]}", b"[" * 1_000_000):
+        status, answer = server.post(CHAT, body)
+        assert status == 400
+        assert answer["error"]["message"] == (
+            "the body holds more than 500,000 values. Send fewer."
+        )
+    assert server.get("/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"messages": [}', r"line 1, column 15"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"messages": "\xff"}', "byte 14 is not UTF-8"),
+        (b'{"seed": ' + b"9" * 5_000 + b"}", "can be read"),
+    ],
+    ids=["syntax", "depth", "text", "digits"],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/completions"])
+def test_what_is_no_json_gets_one_kind_of_error(server: Server, path: str, body: bytes, told: str):
+    status, answer = server.post(path, body)
+    assert (status, answer["error"]["code"]) == (400, "invalid_json")
+    assert re.search(told, answer["error"]["message"])
+
+
+def test_anthropics_clients_get_it_in_their_shape(server: Server):
+    status, answer = server.post("/v1/messages", b"{")
+    assert status == 400
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert "not JSON" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_a_body_that_is_not_marked_as_json_is_told_how_to_be(server: Server, kind: str):
+    status, answer = server.post(CHAT, QUESTION, Content_Type=kind)
+    assert status == 400
+    assert '"Content-Type: application/json"' in answer["error"]["message"]
