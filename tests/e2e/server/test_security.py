@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.server.serving import Serving
+from magistral_mlx.server.preparation import Preparation
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, Server, live_server, wait_until
 
@@ -251,9 +251,13 @@ class TestLimits:
     def test_pictures_that_unfold_to_too_many_pixels_are_refused(self, server: Server):
         bomb = picture_url((13_000, 13_000))
         assert len(bomb) < 300_000
-        status, body = server.post(CHAT, with_pictures(bomb, bomb))
+        status, body = server.post(CHAT, with_pictures(bomb))
         assert status == 400
-        assert "338 megapixels" in body["error"]["message"]
+        assert "169 megapixels" in body["error"]["message"]
+        large = picture_url((7_000, 7_000))
+        status, body = server.post(CHAT, with_pictures(*[large] * 3))
+        assert status == 400
+        assert "147 megapixels together" in body["error"]["message"]
 
     def test_an_answer_has_no_more_tokens_than_allowed(self, locked: Server):
         for wanted in (None, 2, 500):
@@ -326,7 +330,7 @@ class TestDamagedRequests:
         def fail(*_: object) -> None:
             raise ZeroDivisionError("a secret of the inside")
 
-        monkeypatch.setattr(Serving, "opened", fail)
+        monkeypatch.setattr(Preparation, "opened", fail)
         status, answer = server.ask("Hi")
         assert status == 500
         assert answer["error"]["type"] == "server_error"
