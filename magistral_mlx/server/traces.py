@@ -7,14 +7,61 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from magistral_mlx.errors import StorageError
-from magistral_mlx.server.record import FORMAT, VERSION
 
 PERCENTILES = (50, 90, 99)
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Read(BaseModel):
+    """What is read of a file, whose types must be those that were written."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Stats(_Read):
+    thinking_end: str | None
+    prompt_tokens: _Count
+    cached_tokens: _Count
+    thinking_tokens: _Count
+    answer_tokens: _Count
+    prefill_tokens_per_second: _Figure
+    decode_tokens_per_second: _Figure
+
+
+class _Sample(_Read):
+    finish_reason: str
+    stats: _Stats
+
+
+class _Failure(_Read):
+    type: str
+
+
+class _Seconds(_Read):
+    waited: _Figure | None
+    first_token: _Figure | None
+    total: _Figure | None
+
+
+class _Exchange(_Read):
+    """The fields of a recorded exchange that figures are made of; its kind is `record.FORMAT`."""
+
+    format: Literal["magistral-mlx exchange"]
+    version: Literal[1]
+    time: str
+    endpoint: str
+    model: str
+    samples: list[_Sample]
+    error: _Failure | None
+    seconds: _Seconds
 
 
 @dataclass(frozen=True)
@@ -67,17 +114,14 @@ def read_traces(folder: Path) -> Recorded:
     exchanges = 0
     for file in _files(folder):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            _check(content)
-            found = list(_traces(content))
-            error = content["error"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            exchange = _Exchange.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError):
             damaged.append(file.name)
             continue
         exchanges += 1
-        traces += found
-        if error:
-            failed[error["type"]] += 1
+        traces += _traces(exchange)
+        if exchange.error:
+            failed[exchange.error.type] += 1
     if not exchanges:
         raise StorageError(
             f"{folder} holds no recorded exchanges. `magistral-mlx serve --record {folder}` writes "
@@ -158,31 +202,26 @@ def _files(folder: Path) -> list[Path]:
         raise StorageError(f"{folder} cannot be read: {error.strerror or error}.") from error
 
 
-def _check(content: dict[str, Any]) -> None:
-    if content["format"] != FORMAT or content["version"] != VERSION:
-        raise ValueError("another format")
-
-
-def _traces(content: dict[str, Any]) -> Iterator[Trace]:
+def _traces(exchange: _Exchange) -> Iterator[Trace]:
     """The answers of one exchange. Its times count once: the first answer has them."""
-    seconds = content["seconds"]
-    for n, sample in enumerate(content["samples"]):
-        stats = sample["stats"]
+    seconds = exchange.seconds
+    for n, sample in enumerate(exchange.samples):
+        stats = sample.stats
         yield Trace(
-            time=content["time"],
-            endpoint=content["endpoint"],
-            model=content["model"],
-            finish_reason=sample["finish_reason"],
-            thinking_end=stats["thinking_end"],
-            prompt_tokens=stats["prompt_tokens"],
-            cached_tokens=stats["cached_tokens"],
-            thinking_tokens=stats["thinking_tokens"],
-            answer_tokens=stats["answer_tokens"],
-            waited=None if n else seconds["waited"],
-            first_token=None if n else seconds["first_token"],
-            total=None if n else seconds["total"],
-            prefill_speed=stats["prefill_tokens_per_second"],
-            decode_speed=stats["decode_tokens_per_second"],
+            time=exchange.time,
+            endpoint=exchange.endpoint,
+            model=exchange.model,
+            finish_reason=sample.finish_reason,
+            thinking_end=stats.thinking_end,
+            prompt_tokens=stats.prompt_tokens,
+            cached_tokens=stats.cached_tokens,
+            thinking_tokens=stats.thinking_tokens,
+            answer_tokens=stats.answer_tokens,
+            waited=None if n else seconds.waited,
+            first_token=None if n else seconds.first_token,
+            total=None if n else seconds.total,
+            prefill_speed=stats.prefill_tokens_per_second,
+            decode_speed=stats.decode_tokens_per_second,
         )
 
 

@@ -189,6 +189,43 @@ class TestTraces:
         assert "1 exchanges, 0 answers, 1 failed (OutOfMemory 1)" in out
         assert "5 files are no exchanges: bad0.json" in err
 
+    def test_so_are_exchanges_with_something_else_in_a_field(
+        self,
+        answered: list[dict[str, Any]],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        (sample,) = answered[0]["samples"]
+        fields: list[dict[str, Any]] = [
+            {"error": "OutOfMemory"},
+            {"error": {"type": []}},
+            {"time": None},
+            {"model": []},
+            {"endpoint": 1},
+            {"seconds": "1"},
+            {"seconds": answered[0]["seconds"] | {"total": "1"}},
+            {"samples": None},
+            {"samples": [sample | {"finish_reason": {}}]},
+        ]
+        stats = [
+            {"prompt_tokens": "9"},
+            {"prompt_tokens": 10**400},
+            {"answer_tokens": None},
+            {"thinking_tokens": -1},
+            {"thinking_end": 1},
+            {"decode_tokens_per_second": float("nan")},
+            {"prefill_tokens_per_second": float("inf")},
+        ]
+        fields += [{"samples": [sample | {"stats": sample["stats"] | wrong}]} for wrong in stats]
+        (tmp_path / "good.json").write_text(json.dumps(answered[0]))
+        for n, wrong in enumerate(fields):
+            (tmp_path / f"bad{n:02}.json").write_text(json.dumps(answered[0] | wrong))
+        for words in ([], ["--json"]):
+            status, out, err = run(monkeypatch, capsys, tmp_path, *words)
+            assert status == 0 and "nan" not in out.lower()
+            assert f"{len(fields)} files are no exchanges: bad00.json, bad01.json" in err
+
     @pytest.mark.parametrize(
         ("words", "said"),
         [
