@@ -51,6 +51,7 @@ class Run:
         self.index = 0  # of the sample
         self._tokenizer, self._plan = tokenizer, plan
         self._produced: list[int] = []
+        self._noted = False  # that it is long
 
     # Where it stands
 
@@ -102,17 +103,16 @@ class Run:
         self._clock = PrefillClock(self._plan.model.config.text)
         self._cached: int | None = None  # tokens of the prompt
         self._peak = 0
-        self._noted = False
         self._own_seconds = 0.0  # that went into reading the prompt
         self._start = time.perf_counter()
         self._first: float | None = None
 
-    def fill(self) -> None:
-        """Look at the pictures, or read a part of the prompt."""
+    def fill(self, most: int) -> None:
+        """Look at a picture, or read a part of the prompt, of so many tokens at most."""
         assert self.generation is not None
         start = time.perf_counter()
         self._note_length()
-        progress = self.generation.fill()
+        progress = self.generation.fill(most)
         self._own_seconds += time.perf_counter() - start
         if self._cached is None:
             self._cached = progress.done

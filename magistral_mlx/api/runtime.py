@@ -146,13 +146,12 @@ class Runtime:
         start: Prefilled | None,
         *,
         pictures: Sequence[PictureKey],
-        chunk: int,
     ) -> Generation:
         """Begin sample `index` of a job.
 
         Args:
             start: what is in caches of its prompt already.
-            pictures: what tells its pictures from others. chunk: tokens of the prompt at once.
+            pictures: what tells its pictures from others.
 
         Raises:
             InvalidOption: an option that this model's vocabulary does not allow.
@@ -162,7 +161,6 @@ class Runtime:
         request = _request(job, index, self.plan)
         request = replace(
             request,
-            chunk=chunk,
             picture_keys=pictures,
             seen=self.prefixes,
             speculation=speculation,
@@ -194,7 +192,8 @@ class Runtime:
             return
         shape = Shape(len(job.prompt), 1, plan.chunk, sizes)
         model = plan.model
-        peak = predict(model.config, model.weights, plan.scheme, shape, plan.traits)
+        alone = predict(model.config, model.weights, plan.scheme, shape, plan.traits)
+        peak = replace(alone, weights=plan.peak.weights)  # with those of a draft model
         limit = PROCESS.limit(plan)
         if peak.total > limit:
             n = len(sizes)
@@ -231,6 +230,7 @@ def _request(job: Job, index: int, plan: Plan) -> Request:
         sampling=replace(options.sampling(index), dry=job.dry),
         limit=job.limit,
         scheme=plan.scheme,
+        chunk=plan.chunk,
         marks=plan.marks,
         workspace=plan.traits.workspace,
         stop_tokens=job.stop_tokens,

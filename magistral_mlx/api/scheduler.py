@@ -1,9 +1,9 @@
 """Who is answered when: several answers in one pass, prompts in between.
 
-A step lets in who fits into memory, reads one part of one prompt, and gives everybody whose prompt
-has been read the next token. So an answer joins and leaves at any token, and nobody waits longer
-than for a part of another's prompt. Everything but what is said to be for any thread runs on the
-worker thread.
+A step lets in who fits into memory, reads one part of one prompt if one's turn has come, and gives
+everybody whose prompt has been read the next token. So an answer joins and leaves at any token, and
+nobody waits longer than for a part of another's prompt. Everything but what is said to be for any
+thread runs on the worker thread.
 
 Memory. An answer with `max_tokens` is let in when all of it fits, and comes to its end. One
 without is let in with room for some thousand tokens; when it needs more than there is, it stands
@@ -42,9 +42,12 @@ P = ParamSpec("P")
 class Scheduler:
     """The answers that run and those that wait for their turn."""
 
-    def __init__(self, runtime: Runtime, parallel: int) -> None:
-        """`parallel`: answers that run at once at most."""
+    def __init__(
+        self, runtime: Runtime, parallel: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`parallel`: answers that run at once at most. `clock`: seconds."""
         self._runtime, self._parallel = runtime, parallel
+        self._clock = clock
         self._budget = Budget(runtime.plan)
         self._lock = threading.Lock()  # of `_waiting`
         self._waiting: deque[Run] = deque()  # in the order in which they came
@@ -140,7 +143,11 @@ class Scheduler:
         run = self._turns.next(self._runtime.prefixes.longest)
         if run is None:
             return
+        others_decode = any(not other.filling for other in self._running)
+        start = self._clock()
         self._for_one(run, self._fill_one, run)
+        if others_decode:
+            self._turns.read(self._clock() - start)
         if run not in self._running:
             return
         if run.filling:
@@ -151,11 +158,18 @@ class Scheduler:
     def _fill_one(self, run: Run) -> None:
         if run.generation is None:
             self._begin(run)
-            run.fill()  # which tells what is held, and looks at the first picture
+            run.fill(self._chunk)  # which tells what is held, and looks at the first picture
             if run.pictures:
                 return
         if run.filling:
-            run.fill()
+            run.fill(self._chunk)
+
+    @property
+    def _chunk(self) -> int:
+        """Tokens of a prompt to read at once: fewer where others wait for it."""
+        chunk = self._runtime.plan.chunk
+        shared = len(self._running) > 1 or self._waiting
+        return min(chunk, _SHARED_CHUNK) if shared else chunk
 
     def _begin(self, run: Run) -> None:
         """Begin its first sample, with what is in caches already, be they kept or in use."""
@@ -176,14 +190,7 @@ class Scheduler:
 
     def _begin_sample(self, run: Run, prefilled: Prefilled | None) -> None:
         self._mark_peak()
-        chunk = self._runtime.plan.chunk
-        if len(self._running) > 1 or self._waiting:
-            chunk = min(chunk, _SHARED_CHUNK)
-        run.begin(
-            self._runtime.generate(
-                run.job, run.index, prefilled, pictures=run.pictures, chunk=chunk
-            )
-        )
+        run.begin(self._runtime.generate(run.job, run.index, prefilled, pictures=run.pictures))
 
     # Tokens
 
@@ -193,13 +200,15 @@ class Scheduler:
         going = [run for run in ready if self._has_room(run)]
         self._short = len(going) < len(ready)
         if not going:
+            self._turns.nobody_decodes()
             if self._short and not self._turns:
                 self._end_newest(ready)
             return
-        start = time.perf_counter()
+        start = self._clock()
         generations = [run.generation for run in going if run.generation]
         passed = decode_together(self._runtime.model, generations)
-        seconds = time.perf_counter() - start
+        seconds = self._clock() - start
+        self._turns.decoded(seconds)
         for run, tokens in zip(going, passed, strict=True):
             self._for_one(run, self._take_in, run, tokens, seconds)
 
@@ -218,8 +227,11 @@ class Scheduler:
         if run.generation is None or run.index >= run.job.options.n or run.answer.cancelled:
             self._end(run)
             return
-        self._for_one(run, self._begin_sample, run, run.generation.prefilled)
-        if run in self._running:
+        prefilled = run.generation.prefilled
+        self._for_one(run, self._begin_sample, run, prefilled)
+        if run in self._running and prefilled is not None:
+            self._for_one(run, run.fill, self._chunk)  # at once, as all of it is in the caches
+        elif run in self._running:
             self._turns.join(run)
 
     # Memory

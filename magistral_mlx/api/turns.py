@@ -1,4 +1,10 @@
-"""Whose prompt is read next: a part of each in turn, and what several have in common only once."""
+"""Which prompt is read next, and when.
+
+A part of each in turn, and what several have in common only once. Between two parts of a prompt
+those who decode get as much time as prompts took, and one pass at least, so that long prompts and
+those who decode have half of the time each. A prompt's first part does not wait for that: most
+prompts have no other, and the sooner one is read the sooner it shares the passes.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +28,22 @@ class Turns:
 
     def __init__(self) -> None:
         self._line: deque[Run] = deque()
+        self._owed = 0.0  # seconds, to those who decode
 
     def __bool__(self) -> bool:
         return bool(self._line)
+
+    def read(self, seconds: float) -> None:
+        """A part of a prompt took so long, for which those who decode had to wait."""
+        self._owed = max(0.0, self._owed) + seconds
+
+    def decoded(self, seconds: float) -> None:
+        """A pass for those who decode took so long."""
+        self._owed -= seconds
+
+    def nobody_decodes(self) -> None:
+        """Nobody can use the time that is owed."""
+        self._owed = 0.0
 
     def join(self, run: Run) -> None:
         """Let it wait for its turn, behind all others."""
@@ -37,7 +56,7 @@ class Turns:
             self._line.remove(run)
 
     def next(self, kept: Callable[[NDArray[np.int64]], int]) -> Run | None:
-        """Take out whose turn it is.
+        """Take out whose turn it is; None if it is nobody's.
 
         One that has not begun is passed over while another is about to read the same beginning,
         which can be copied then.
@@ -46,7 +65,8 @@ class Turns:
             kept: how many leading tokens of a prompt are kept anyway, by its keys.
         """
         for run in self._line:
-            if not self._can_wait(run, kept):
+            begun = run.generation is not None
+            if not (begun and self._owed > 0) and not self._can_wait(run, kept):
                 self._line.remove(run)
                 return run
         return None

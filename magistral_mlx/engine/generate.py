@@ -110,8 +110,9 @@ class Generation(Iterator[Prefill | Token]):
             start.caches if start else model.make_caches(request.scheme, request.workspace)
         )
         self.prefilled: Prefilled | None = None
-        self._filling: Generator[Prefill, None, mx.array] | None
+        self._filling: Generator[Prefill, int | None, mx.array] | None
         self._filling = _fill(model, request, self.caches, start)
+        self._begun = False  # to fill
         self._row: Row | None = None
         self._speculator: Speculator | None = None
         self._error: Exception | None = None
@@ -169,13 +170,17 @@ class Generation(Iterator[Prefill | Token]):
         """Guesses that were right."""
         return self._speculator.accepted if self._speculator else 0
 
-    def fill(self) -> Prefill:
+    def fill(self, most: int | None = None) -> Prefill:
         """Put one chunk of the prompt into the caches -> how far that is.
 
         The first calls look at the pictures, one each, and tell what the caches held already.
+
+        Args:
+            most: tokens that the chunk has at most, where the request's chunks are larger.
         """
         assert self._filling is not None, "the prompt is in the caches already"
-        progress = next(self._filling)
+        progress = self._filling.send(most if self._begun else None)
+        self._begun = True
         if progress.done == progress.total:
             logits = _returned(self._filling)
             self._filling = None
@@ -289,7 +294,7 @@ def _speculator(request: Request, vocab_size: int) -> Speculator | None:
 
 def _fill(
     model: MagistralModel, request: Request, caches: Sequence[KVCache], start: Prefilled | None
-) -> Generator[Prefill, None, mx.array]:
+) -> Generator[Prefill, int | None, mx.array]:
     """The whole prompt into the caches -> (1, vocab_size) logits of the token after it."""
     tokens = request.tokens
     logits = start.logits if start and start.length >= len(tokens) else None
@@ -309,7 +314,7 @@ def _fill(
     return (yield from prefill(model, caches, tokens, pictures, request.chunk, request.marks))
 
 
-def _returned(steps: Generator[Prefill, None, mx.array]) -> mx.array:
+def _returned(steps: Generator[Prefill, int | None, mx.array]) -> mx.array:
     """What `steps` return after their last one."""
     try:
         next(steps)

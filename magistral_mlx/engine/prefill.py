@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -118,10 +117,11 @@ def prefill(
     features: mx.array | None = None,
     chunk: int | None = None,
     marks: int = 0,
-) -> Generator[Prefill, None, mx.array]:
+) -> Generator[Prefill, int | None, mx.array]:
     """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
-    A chunk may begin or end inside a picture's tokens. The head runs for the last position only.
+    What is sent is the number of tokens that the next chunk has at most. A chunk may begin or end
+    inside a picture's tokens. The head runs for the last position only.
 
     Args:
         tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
@@ -139,8 +139,10 @@ def prefill(
     is_picture[:held] = False
     first_feature = np.concatenate([[0], np.cumsum(is_picture)])
     total = len(tokens)
-    yield Prefill(held, total)
-    for start, end in pairwise(_cuts(held, total, chunk, marks)):
+    most = yield Prefill(held, total)
+    end = held
+    while end < total:
+        start, end = end, _end(end, total, min(chunk, most or chunk), marks)
         h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)
         places = np.flatnonzero(is_picture[start:end])
         if features is not None and len(places):
@@ -153,7 +155,7 @@ def prefill(
             # Only the caches are wanted: the last block's output is never computed.
             mx.eval([array for cache in caches for array in cache.state])
             mx.clear_cache()
-            yield Prefill(end, total)
+            most = yield Prefill(end, total)
     logits = model.logits(h[:, -1:])[:, 0]
     mx.eval(logits, [array for cache in caches for array in cache.state])
     mx.clear_cache()
@@ -161,9 +163,8 @@ def prefill(
     return logits
 
 
-def _cuts(held: int, total: int, chunk: int, marks: int) -> list[int]:
-    """Where chunks begin and end. One ends, and is marked, a question's length before the end."""
-    cuts = [*range(held, total, chunk), total]
-    if marks and total - _QUESTION > held:
-        cuts = sorted({*cuts, total - _QUESTION})
-    return cuts
+def _end(start: int, total: int, chunk: int, marks: int) -> int:
+    """Where a chunk ends. One ends, and is marked, a question's length before the prompt does."""
+    end = min(start + chunk, total)
+    question = total - _QUESTION
+    return question if marks and start < question < end else end

@@ -19,18 +19,48 @@ from magistral_mlx import (
     InvalidOption,
     Magistral,
     ModelClosed,
+    Notice,
     Prefill,
     Sample,
     Text,
     Thinking,
 )
-from magistral_mlx.api import scheduler
+from magistral_mlx.api import running, scheduler
+from magistral_mlx.api.scheduler import Scheduler
 from magistral_mlx.backend import mx
 from tests.unit.api.conftest import ANSWER
 from tests.unit.api.together import PATIENCE, Together, held, settled, told
 
 GREEDY: dict[str, Any] = {"temperature": 0, "seed": 0}
 WORDS = (Text, Thinking)
+
+
+def places(together: Together, name: str, kind: type[Event]) -> list[int]:
+    """Where in the log the events of a kind of an answer stand."""
+    return [
+        n
+        for n, (whose, event) in enumerate(together.log)
+        if whose == name and isinstance(event, kind)
+    ]
+
+
+def tell_time(
+    magistral: Magistral, patch: pytest.MonkeyPatch, *, a_part: float, a_pass: float
+) -> None:
+    """Let the scheduler's clock go on by so much in each part of a prompt, and in each pass."""
+    seconds = 0.0
+
+    def taking(more: float, function: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
+            nonlocal seconds
+            seconds += more
+            return function(*arguments)
+
+        return timed
+
+    patch.setattr(magistral._session._scheduler, "_clock", lambda: seconds)
+    patch.setattr(Scheduler, "_fill_one", taking(a_part, Scheduler._fill_one))
+    patch.setattr(scheduler, "decode_together", taking(a_pass, scheduler.decode_together))
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +231,12 @@ def test_answers_of_several_tasks_and_threads(demo: Magistral, alone: dict[str, 
 # Turns
 
 
-def test_a_long_prompt_does_not_stop_the_tokens_of_others(endless: Magistral):
+@pytest.mark.parametrize(("a_part", "passes"), [(10.0, 10), (0.5, 1), (0.0, 1)])
+def test_a_long_prompt_and_the_tokens_of_others_have_half_of_the_time_each(
+    endless: Magistral, monkeypatch: pytest.MonkeyPatch, a_part: float, passes: int
+):
     settled(endless)
+    tell_time(endless, monkeypatch, a_part=a_part, a_pass=1.0)
     together = Together(endless)
     together.ask("talking", "Hi", max_tokens=2000, speculation="off")  # one token a pass
     together.wait_for(Text, answers=1)
@@ -210,15 +244,44 @@ def test_a_long_prompt_does_not_stop_the_tokens_of_others(endless: Magistral):
     together.result("long")
     together.answers["talking"].cancel()
     together.result("talking")
-    parts = [
-        n
-        for n, (name, event) in enumerate(together.log)
-        if name == "long" and isinstance(event, Prefill)
-    ]
+    parts = places(together, "long", Prefill)
     assert len(parts) > 5
     for before, after in pairwise(parts[1:]):
         between = together.log[before:after]
-        assert sum(name == "talking" and isinstance(event, Text) for name, event in between) == 1
+        assert [name for name, event in between if isinstance(event, Text)] == ["talking"] * passes
+
+
+def test_a_short_answer_that_joins_while_a_document_is_read_ends_long_before_it(
+    endless: Magistral, monkeypatch: pytest.MonkeyPatch
+):
+    def join(name: str, event: Event) -> None:
+        if places(together, "long", Prefill)[2:] and "short" not in together.answers:
+            together.ask("short", "Hi", max_tokens=20, speculation="off")
+
+    settled(endless)
+    tell_time(endless, monkeypatch, a_part=10.0, a_pass=1.0)
+    together = Together(endless, join)
+    together.ask("long", "word " * 5000, max_tokens=1)
+    together.result("long")
+    assert together.result("short").stats.completion_tokens == 20
+    assert together.names(Finished) == ["short", "long"]
+    (end,) = places(together, "short", Finished)
+    parts = places(together, "long", Prefill)
+    # Two before it came, one before its own, and one for each ten of its tokens.
+    assert sum(part < end for part in parts) <= 6 < len(parts) - 4
+
+
+def test_prompts_that_have_only_one_part_do_not_wait_for_those_who_decode(
+    endless: Magistral, monkeypatch: pytest.MonkeyPatch
+):
+    settled(endless)
+    tell_time(endless, monkeypatch, a_part=1000.0, a_pass=1.0)
+    together = Together(endless)
+    with held(endless):
+        for name in ("a", "b", "c", "d"):
+            together.ask(name, f"{name} is what?", max_tokens=9, speculation="off")
+    together.results()
+    assert together.most_at_once() == 4
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(endless: Magistral):
@@ -244,21 +307,28 @@ def test_two_long_prompts_are_read_in_turn(endless: Magistral):
     assert parts[2:8] in (["b", "b", "a", "b", "a", "b"], ["a", "b", "a", "b", "a", "b"])
 
 
-def test_a_prompt_that_others_wait_for_is_read_in_smaller_parts(
+def test_a_prompt_is_read_in_smaller_parts_as_long_as_others_are_there(
     endless: Magistral, monkeypatch: pytest.MonkeyPatch
 ):
+    def join(name: str, event: Event) -> None:
+        if places(together, "long", Prefill)[2:] and "short" not in together.answers:
+            together.ask("short", "Hi", max_tokens=5, speculation="off")
+
     monkeypatch.setattr(scheduler, "_SHARED_CHUNK", 100)
-    parts = []
-    for others in (0, 1):
-        settled(endless)
-        together = Together(endless)
-        with held(endless):
-            together.ask("long", "word " * 900, max_tokens=1)
-            for _ in range(others):
-                together.ask("other", "Hi", max_tokens=1)
-        together.results()
-        parts.append(together.names(Prefill).count("long"))
-    assert parts[1] > 3 * parts[0]
+    settled(endless)
+    tell_time(endless, monkeypatch, a_part=1.0, a_pass=1.0)
+    together = Together(endless, join)
+    together.ask("long", "word " * 2000, max_tokens=1)
+    together.result("long")
+    read = [
+        event.done for name, event in together.log if name == "long" and isinstance(event, Prefill)
+    ]
+    sizes = [after - before for before, after in pairwise(read)][:-1]  # the last one is a rest
+    whole = endless.plan.chunk
+    assert set(sizes) == {whole, 100}
+    few = sizes.count(100)
+    assert sizes[:2] == [whole] * 2 and 5 <= few <= 8
+    assert sizes[2 : 2 + few] == [100] * few
 
 
 def test_one_after_the_other_if_the_load_says_so(talker_folder: Path):
@@ -421,3 +491,17 @@ def test_each_answer_has_figures_of_its_own(endless: Magistral):
         assert 0 < stats.prefill_seconds <= stats.first_token_seconds + 1e-6
         assert stats.decode_seconds > 0
         assert 0 < stats.peak_memory <= endless.plan.total
+
+
+def test_that_a_context_is_long_is_noted_once_a_request(
+    endless: Magistral, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(running, "_GOOD_CONTEXT", 100)
+    together = Together(endless)
+    for name, words, tokens in (("short", 1, 10), ("grows", 1, 150), ("long", 300, 5)):
+        together.ask(name, "word " * words, n=3, max_tokens=tokens)
+    results = together.results()
+    assert all(len(result.samples) == 3 for result in results.values())
+    assert sorted(together.names(Notice)) == ["grows", "long"]
+    notes = {event.text for _, event in together.log if isinstance(event, Notice)}
+    assert all("get worse" in note for note in notes)
