@@ -110,7 +110,7 @@ def answer_of(model: MagistralModel, prompt: Prompt, eos: int) -> Answer:
 def compare(model: MagistralModel, answer: Answer, scheme: KVScheme) -> tuple[list[float], int]:
     """The same tokens through another cache -> divergence of each, and how many agree at the top.
 
-    The first token is left out: it comes from the prefill, which attends to the prompt as it is.
+    The first token is left out: it comes from the prefill.
     """
     caches = model.make_caches(scheme)
     fill(model, answer.prompt, answer.features, caches)
@@ -184,8 +184,7 @@ def _attend(scheme: KVScheme, queries: Any, keys: Any, values: Any) -> Any:
     """Each query alone over the whole cache: (HEADS, 64, WIDTH)."""
     cache = make_cache(scheme)
     k, v = mx.array(keys), mx.array(values)
-    blank = mx.zeros((1, HEADS, 1, WIDTH))
-    cache.attend(blank, k[:, :, :-1], v[:, :, :-1], scale=1.0)
+    cache.append(k[:, :, :-1], v[:, :, :-1])
     found = []
     for place in range(queries.shape[2]):
         q = mx.array(queries[:, :, place : place + 1])

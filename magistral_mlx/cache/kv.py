@@ -38,6 +38,9 @@ class KVCache(LayerCache, Protocol):
 
     length: int  # tokens held
 
+    def append(self, k: mx.array, v: mx.array) -> None:
+        """Take in keys and values, (B, H_kv, L, head_dim), as `attend` does, with no queries."""
+
     @property
     def state(self) -> list[mx.array]:
         """The arrays that hold the cache, to be evaluated together with a step's output."""
@@ -114,11 +117,14 @@ class FullKVCache:
     def trim(self, length: int) -> None:
         self.length = min(self.length, length)
 
+    def append(self, k: mx.array, v: mx.array) -> None:
+        self._keys.write(self.length, k)
+        self._values.write(self.length, v)
+        self.length += k.shape[2]
+
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        start, end = self.length, self.length + k.shape[2]
-        self._keys.write(start, k)
-        self._values.write(start, v)
-        self.length = end
+        self.append(k, v)
+        end = self.length
         held = Segment(self._keys.read(0, end), self._values.read(0, end), end)
         return attend(q, [held], scale=scale, workspace=self._workspace)
 

@@ -12,7 +12,7 @@ trace; nor does trimming back to a mark, which has kept the window of its length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.attention import WORKSPACE, Packed, Segment, attend
@@ -134,17 +134,35 @@ class QuantizedKVCache:
         """Tokens that would be quantized after a trim that leaves no trace."""
         return self._packed if length == self.length else self.scheme.packed(length)
 
+    def append(self, k: mx.array, v: mx.array) -> None:
+        if self.scheme.rotate:
+            k, v = (mx.hadamard_transform(x) for x in (k, v))
+        for part in self._pieces(k.shape[2]):
+            self._write(k[:, :, part], v[:, :, part])
+            self._age()
+
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+        """Each piece of new tokens is written to the window and attended to there; then the oldest
+        ones age."""
         if self.scheme.rotate:
             q, k, v = (mx.hadamard_transform(x) for x in (q, k, v))
-        parts, start = [], 0
-        while start < k.shape[2]:
-            end = min(k.shape[2], start + self._tokens_to_next_block())
-            part = slice(start, end)
-            parts.append(self._attend_piece(q[:, :, part], k[:, :, part], v[:, :, part], scale))
-            start = end
+        parts = []
+        for part in self._pieces(k.shape[2]):
+            self._write(k[:, :, part], v[:, :, part])
+            segments = list(self._segments().values())
+            y = attend(q[:, :, part], segments, scale=scale, workspace=self._workspace)
+            parts.append(y)
+            self._age()
         y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
         return mx.hadamard_transform(y) if self.scheme.rotate else y
+
+    def _pieces(self, count: int) -> Iterator[slice]:
+        """`count` new tokens in pieces; the next one begins where the last has aged."""
+        start = 0
+        while start < count:
+            end = min(count, start + self._tokens_to_next_block())
+            yield slice(start, end)
+            start = end
 
     def _tokens_to_next_block(self) -> int:
         """New tokens that see the same ones quantized: until the next block leaves the window.
@@ -157,8 +175,8 @@ class QuantizedKVCache:
         aged = self.length - self.scheme.first - self.scheme.window
         return self.scheme.block - aged % self.scheme.block
 
-    def _attend_piece(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        """New tokens are written to the window, attended to there, and the oldest ones age."""
+    def _write(self, k: mx.array, v: mx.array) -> None:
+        """New tokens into the window, the first of all into their own place."""
         self._append_first(k, v)
         skip = max(0, min(k.shape[2], self.scheme.first - self.length))
         if skip < k.shape[2]:
@@ -166,10 +184,6 @@ class QuantizedKVCache:
             for buffer, new in zip(self._window, (k, v), strict=True):
                 buffer.write(place, new[:, :, skip:])
         self.length += k.shape[2]
-        segments = list(self._segments().values())
-        y = attend(q, segments, scale=scale, workspace=self._workspace)
-        self._age()
-        return y
 
     def _segments(self) -> dict[str, Segment]:
         """What is held, by name, the newest tokens last."""

@@ -71,6 +71,16 @@ def error(ours: Floats, expected: Floats) -> float:
     return float(np.abs(ours - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.parametrize("scheme", [FULL, SHORT, FOUR], ids=["full", "short", "4/4"])
+def test_what_is_appended_without_queries_is_attended_to_later(scheme: KVScheme) -> None:
+    inputs = Inputs(700)
+    asked, told = make_cache(scheme), make_cache(scheme)
+    inputs.feed(asked, 0, 690)
+    told.append(mx.array(inputs.k[:, :, :690]), mx.array(inputs.v[:, :, :690]))
+    assert told.length == 690
+    assert np.array_equal(inputs.feed(told, 690, 700), inputs.feed(asked, 690, 700))
+
+
 # The full cache is exact
 
 
