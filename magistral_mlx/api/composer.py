@@ -159,8 +159,8 @@ class Composer:
         prompt = encode(messages, self.tokenizer, options.offered_tools, options.image_tokens)
         if prompt.pictures and not self._sees:
             raise PictureError(
-                f"the model in {self.folder} is text-only: it has no vision tower and cannot see "
-                "pictures. Leave the picture out, or use a checkpoint with vision."
+                "this model is text-only: it has no vision tower and cannot see pictures. Leave "
+                "the picture out, or use a checkpoint with vision."
             )
         return prompt
 

@@ -49,6 +49,7 @@ class ServedModel:
         self.plan = plan
         self._composer: Composer | None = composer
         self._magistral: Magistral | None = None  # stays when it has been closed: it still counts
+        self._folder = composer.folder
         self._created = int((composer.folder / "config.json").stat().st_mtime)
         self._sees = sees and composer.tokenizer.sees
         self._thinks = composer.tokenizer.thinks
@@ -62,6 +63,13 @@ class ServedModel:
     def magistral(self, loaded: Magistral) -> None:
         self._magistral = loaded
         self._composer = None  # it brings a tokenizer of its own, which takes some 60 MB
+
+    def told(self, error: Exception) -> str:
+        """What went wrong with it, for clients: by its name, not by where its files are."""
+        message = str(error)
+        for folder in (self._folder, self._folder.resolve()):
+            message = message.replace(str(folder), self.id)
+        return message
 
     @property
     def info(self) -> ModelInfo:

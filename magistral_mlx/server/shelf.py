@@ -146,10 +146,10 @@ class Shelf:
         try:
             await self._load_now(model)
         except Exception as error:
-            refusal = error if isinstance(error, MagistralError) else None
+            kind = "" if isinstance(error, MagistralError) else f"{type(error).__name__}: "
+            reason = f"{model.id} could not be loaded: {kind}{model.told(error)}"
             for waiting in [waiting for waiting in self._waiting if waiting.model is model]:
-                reason = refusal or f"{type(error).__name__}: {error}"
-                _refuse(waiting, Unavailable(f"{model.id} could not be loaded: {reason}"))
+                _refuse(waiting, Unavailable(reason))
         return True
 
     # Loading and unloading

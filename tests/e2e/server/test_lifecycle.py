@@ -23,6 +23,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cli.main import main
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.server.app import create_app
+from magistral_mlx.server.example_picture import RED_CIRCLE
 from magistral_mlx.server.settings import Limits, LoadOptions, Settings
 from tests.fake_hub import FakeHub
 from tests.scripted import write_scripted_checkpoint
@@ -92,6 +93,24 @@ class TestLoading:
             status, body = server.ask(SUM)
             assert status == 503
             assert "demo could not be loaded: the folder is gone." in body["error"]["message"]
+
+    def test_where_its_files_are_is_not_told_to_clients(self, tmp_path: Path):
+        folder = write_endless_checkpoint(tmp_path / "talker")
+
+        def fail(*_: Any, **__: Any) -> Magistral:
+            raise CheckpointError(f"{folder}/config.json is damaged.")
+
+        with live_server(Settings(models=(str(folder),)), fail, ready=False) as server:
+            _, body = server.ask(SUM)
+            told = body["error"]["message"]
+            assert told == "talker could not be loaded: talker/config.json is damaged."
+
+    def test_nor_that_of_one_that_cannot_see(self, talker: Server, endless: str):
+        picture = {"type": "image_url", "image_url": {"url": RED_CIRCLE}}
+        status, body = talker.post(CHAT, {"messages": [{"role": "user", "content": [picture]}]})
+        assert status == 400
+        assert body["error"]["message"].startswith("this model is text-only")
+        assert str(Path(endless).parent) not in body["error"]["message"]
 
     def test_options_of_the_server_reach_the_model(self, tmp_path: Path):
         options = LoadOptions(context=1024, kv="8/8", cache_dir=str(tmp_path))
