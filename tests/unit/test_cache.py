@@ -19,7 +19,7 @@ from magistral_mlx.cache.attention import (
     attend_packed,
 )
 from magistral_mlx.cache.kv import KVCache, make_cache
-from magistral_mlx.cache.scheme import SLACK, KVScheme
+from magistral_mlx.cache.scheme import FULL, SLACK, KVScheme
 from magistral_mlx.errors import InvalidOption
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
