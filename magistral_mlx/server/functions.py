@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from magistral_mlx.chat.messages import Tool
 from magistral_mlx.server.refusals import BadRequest
 from magistral_mlx.server.schema import JSONObject, Request
 
 Choice = Literal["auto", "required", "none"]
+
+
+def _function_only(tool: Any) -> Any:
+    """Tools that a server runs itself are many, and have fields of their own."""
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if isinstance(kind, str) and kind not in ("function", "custom"):
+        raise ValueError(
+            f"this server runs no tools of its own, such as {kind[:100]!r}: only functions are "
+            "supported"
+        )
+    return tool
+
+
+# For the items of `tools`.
+FunctionOnly = BeforeValidator(_function_only)
 
 
 class FunctionIn(Request):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from magistral_mlx.server.functions import FunctionOnly
 from magistral_mlx.server.schema import JSONObject, Many, Request, RequestBody, Some
 
 
@@ -167,7 +168,7 @@ class CountRequest(RequestBody):
     ] = None
     messages: Some[MessageIn]
     system: str | Many[TextBlock] | None = None
-    tools: Many[MessageTool] | None = None
+    tools: Many[Annotated[MessageTool, FunctionOnly]] | None = None
     tool_choice: MessageToolChoice | None = None
     thinking: Annotated[
         Annotated[

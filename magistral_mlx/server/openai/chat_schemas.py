@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from magistral_mlx.server.efforts import DESCRIPTION, Effort
+from magistral_mlx.server.functions import FunctionOnly
 from magistral_mlx.server.openai.message_schemas import ChatMessage
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 from magistral_mlx.server.openai.tool_schemas import ChoiceIn, FormatIn, ToolIn
@@ -42,7 +43,7 @@ class ChatRequest(SamplingFields):
     ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    tools: Many[ToolIn] | None = None
+    tools: Many[Annotated[ToolIn, FunctionOnly]] | None = None
     tool_choice: ChoiceIn | None = None
     parallel_tool_calls: Annotated[
         bool | None, Field(description="False for one call at most.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from magistral_mlx.server.efforts import DESCRIPTION, Effort
-from magistral_mlx.server.functions import FunctionIn
+from magistral_mlx.server.functions import FunctionIn, FunctionOnly
 from magistral_mlx.server.openai.chat_schemas import Thinking
 from magistral_mlx.server.openai.tool_schemas import JSONFormat, TextFormat
 from magistral_mlx.server.schema import JSONObject, Many, Request, RequestBody, Some, Table
@@ -176,7 +176,7 @@ class ResponseRequest(RequestBody):
     ] = None
     reasoning: Reasoning | None = None
     text: TextSettings | None = None
-    tools: Many[FunctionTool] | None = None
+    tools: Many[Annotated[FunctionTool, FunctionOnly]] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
         | Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")]

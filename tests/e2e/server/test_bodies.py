@@ -50,3 +50,17 @@ def test_a_body_that_is_not_marked_as_json_is_told_how_to_be(server: Server, kin
     status, answer = server.post(CHAT, QUESTION, Content_Type=kind)
     assert status == 400
     assert '"Content-Type: application/json"' in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [(CHAT, "web_search"), ("/v1/responses", "web_search"), ("/v1/messages", "bash_20250124")],
+)
+def test_a_tool_that_the_server_would_run_is_told_from_a_function(
+    server: Server, path: str, kind: str
+):
+    asked = QUESTION | {"input": "What is 3 + 4?", "tools": [{"type": kind, "name": "it"}]}
+    status, answer = server.post(path, asked)
+    assert status == 400
+    assert "only functions are supported" in answer["error"]["message"]
+    assert f"tools[0]: this server runs no tools of its own, such as '{kind}'" in str(answer)
