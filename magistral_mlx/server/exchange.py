@@ -81,6 +81,9 @@ class Exchange(AsyncIterator[Event]):
         self._serving = serving
         self._request = request
         self._stream: AsyncStream | None = None
+        self._patience: float | None = None
+        self._begun: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._cancelled = False
         self._out_of_time = False
         self._items: asyncio.Queue[Event | _End] = asyncio.Queue()
@@ -93,24 +96,32 @@ class Exchange(AsyncIterator[Event]):
 
     # For the endpoint
 
+    def within(self, seconds: float) -> Exchange:
+        """This one, to be entered in so many seconds: what goes wrong later, the first event tells.
+
+        For streams: a client that gets no header while a model is loaded hangs up.
+        """
+        self._patience = seconds
+        return self
+
     async def __aenter__(self) -> Exchange:
         """Queue the prompt. Raises what `Serving.answer` says."""
         served = self._serving.admit(self, self.model)
         self.model = served.id
         self._watch = asyncio.create_task(self._watch_client())
-        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        task = self._serving.spawn(self._run(served, begun))
+        self._begun = begun = asyncio.get_running_loop().create_future()
+        self._task = self._serving.spawn(self._run(served, begun))
         try:
             # The client may leave while the model is loaded.
-            await asyncio.wait({begun, self._watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not begun.done():
+            await asyncio.wait(
+                {begun, self._watch}, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED
+            )
+            if begun.done():
+                begun.result()
+            elif self._watch.done():
                 raise ClientGone("the client has left.")
-            begun.result()
         except BaseException:
-            self.cancel()
-            if not begun.done():
-                task.cancel()
-                self._serving.leave(self)  # which a task that never ran does not
+            self._abandon()
             raise
         return self
 
@@ -120,7 +131,7 @@ class Exchange(AsyncIterator[Event]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.cancel()
+        self._abandon()
 
     def __aiter__(self) -> Exchange:
         return self
@@ -144,6 +155,13 @@ class Exchange(AsyncIterator[Event]):
         self._cancelled = True
         if self._stream is not None:
             self._stream.cancel()
+
+    def _abandon(self) -> None:
+        """Nobody waits for it any more: leave the queue too."""
+        self.cancel()
+        if self._task is not None and self._begun is not None and not self._begun.done():
+            self._task.cancel()
+            self._serving.leave(self)  # which a task that never ran does not
 
     # The server's own task
 
@@ -169,10 +187,10 @@ class Exchange(AsyncIterator[Event]):
             self.running = False
             self.times.ended = self.times.now()
             self._serving.leave(self)
-            if begun.done():
-                self._items.put_nowait(_End(error))
-            elif error is not None:
+            self._items.put_nowait(_End(error))
+            if not begun.done() and error is not None:
                 begun.set_exception(error)
+                begun.exception()  # a stream that has its headers reads it from the items
         await self._serving.note(self, error)
 
     async def _pass_on(self, stream: AsyncStream) -> None:

@@ -3,8 +3,8 @@
     async with serving.answer(request, model, prompt, options, endpoint=..., body=...) as exchange:
         async for event in exchange: ...
 
-An endpoint that streams enters before it returns its response, so that a refusal still has a
-status of its own, and leaves when its stream ends, however that comes about.
+An endpoint that streams enters before it returns its response, so that a refusal that comes soon
+still has a status of its own, and leaves when its stream ends, however that comes about.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,11 +11,11 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from magistral_mlx.events import Event
+from magistral_mlx.server.exchange import Exchange
 
 PING_SECONDS = 10.0  # proxies and clients that wait for the first token hang up after 30 or more
+HEADER_SECONDS = 2.0  # in which what is wrong with a request still gets a status of its own
 _PATIENCE = 10.0  # seconds for a stream to end by itself once its answer has been stopped
-
-Answering = AbstractAsyncContextManager[AsyncIterator[Event]]
 
 
 class EventStream(EventSourceResponse):
@@ -32,13 +32,16 @@ class EventStream(EventSourceResponse):
 
 
 async def stream_of(
-    answering: Answering,
+    exchange: Exchange,
     write: Callable[[AsyncIterator[Event]], AsyncIterator[ServerSentEvent]],
     *,
     grace: float,
     ping: Callable[[], ServerSentEvent] | None = None,
 ) -> EventStream:
-    """Enter `answering`, and send what `write` makes of its events.
+    """Enter `exchange`, and send what `write` makes of its events.
+
+    The response begins when the answer does, or in HEADER_SECONDS: pings then keep the client
+    while a model is loaded or others come first, and what goes wrong becomes an event.
 
     Args:
         grace: seconds in which an answer may end when the server is being stopped.
@@ -48,7 +51,7 @@ async def stream_of(
         MagistralError: what entering raises, while a status can still tell of it.
     """
     async with AsyncExitStack() as stack:
-        events = await stack.enter_async_context(answering)
+        events = await stack.enter_async_context(exchange.within(HEADER_SECONDS))
         return EventStream(
             stack.pop_all(),
             write(events),

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import anthropic
+import httpx2 as httpx
+import openai
 import pytest
 from PIL import Image
 
+from magistral_mlx.api import Magistral
 from magistral_mlx.chat.messages import Picture
-from magistral_mlx.server import preparation, serving
+from magistral_mlx.errors import CheckpointError
+from magistral_mlx.server import preparation, serving, sse
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, Server, live_server, wait_until
 
@@ -106,3 +113,76 @@ def test_a_prompt_lets_go_of_its_pictures_once_it_is_made():
     made = preparation.Preparation(1).opened(seeing(picture())["messages"])
     assert len(list(made)) == 1
     assert list(made) == [], "nothing holds the pixels any more"
+
+
+class TestStreamsWhileAModelIsLoaded:
+    """Their headers and pings come, and what goes wrong is an event that clients raise."""
+
+    @pytest.fixture
+    def gate(self, monkeypatch: pytest.MonkeyPatch) -> Gate:
+        monkeypatch.setattr(sse, "HEADER_SECONDS", 0.01)
+        monkeypatch.setattr(sse, "PING_SECONDS", 0.01)
+        return Gate(Magistral.load)
+
+    @pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages", "/v1/completions"])
+    def test_they_are_kept_alive_and_then_answered(self, gate: Gate, path: str):
+        hello = [{"role": "user", "content": "What is 37 + 85?"}]
+        body = {"messages": hello, "input": hello, "prompt": "Hi", "max_tokens": 64}
+        with loading(gate) as server:
+            body |= {"stream": True, "model": "demo"}
+            with httpx.stream("POST", server.url + path, json=body, timeout=60) as response:
+                assert response.status_code == 200
+                lines = response.iter_lines()
+                assert any("ping" in line for line in lines)
+                assert not gate.open.is_set()
+                gate.open.set()
+                kinds = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert kinds and "error" not in str(kinds[-1].keys())
+
+    def test_a_load_that_fails_is_raised_by_the_clients(self, gate: Gate):
+        def fail(*_: Any, **__: Any) -> Magistral:
+            raise CheckpointError("the folder is gone.")
+
+        gate._function = fail
+        hello: Any = [{"role": "user", "content": "Hello"}]
+        with (
+            loading(gate) as server,
+            openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as asking,
+            anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as other,
+        ):
+            stream = asking.chat.completions.create(model="demo", messages=hello, stream=True)
+            events = other.messages.create(model="demo", messages=hello, stream=True, max_tokens=9)
+            gate.open.set()
+            with pytest.raises(openai.APIError, match="the folder is gone"):
+                list(stream)
+            with pytest.raises(anthropic.APIError, match="the folder is gone"):
+                list(events)
+
+    def test_what_is_wrong_with_the_messages_is_a_status_all_the_same(
+        self, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(sse, "HEADER_SECONDS", 60)
+        with loading(gate) as server:
+            body = seeing("data:image/png;base64,!") | {"stream": True}
+            body["messages"] *= 40
+            status, answer = server.post(CHAT, body)
+            assert status == 400
+            assert "--max-pictures" in answer["error"]["message"]
+
+    def test_one_that_is_left_leaves_the_queue(self, gate: Gate):
+        with loading(gate) as server:
+            body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+            with httpx.stream("POST", server.url + CHAT, json=body, timeout=60):
+                assert server.serving.waiting == 1
+            wait_until(lambda: server.serving.waiting == 0)
+
+
+@contextmanager
+def loading(gate: Gate) -> Iterator[Server]:
+    """A server that listens, while its model's load stands at the gate."""
+    with live_server(Settings(models=("demo",)), gate, ready=False) as server:
+        wait_until(lambda: gate.inside == 1)
+        try:
+            yield server
+        finally:
+            gate.open.set()
