@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from magistral_mlx.server.failures import OpenAIError
 
+_RESPONSE = "resp_0123456789abcdef"  # for the form: it is not there, as none is at first
 _REF = "#/components/schemas/{model}"
 _KEY = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
 _RETRY = {
@@ -30,7 +31,7 @@ _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
     400: ("A field is wrong, missing or too long; the message names it", {}),
     401: ("The API key is missing or wrong", _KEY),
     403: ("A host or a web page that is not let in", {}),
-    404: ("There is no model of that name", {}),
+    404: ("There is no model or response of that name", {}),
     413: ("The body is larger than this server takes", {}),
     429: ("As many requests wait as this server lets wait", _RETRY),
     500: ("The server or the device failed", {}),
@@ -102,7 +103,7 @@ def describe(app: FastAPI, *, model: str, events: Sequence[type[BaseModel]], key
         if app.openapi_schema is None:
             document = plain()  # which keeps it as well
             _add_events(document, events)
-            _fill_in_model(document, model)
+            _fill_in(document, {"/v1/models/{id}": model, "/v1/responses/{id}": _RESPONSE})
             if keyed:
                 _add_keys(document)
         assert app.openapi_schema is not None
@@ -117,11 +118,12 @@ def _add_events(document: dict[str, Any], events: Sequence[type[BaseModel]]) -> 
     document["components"]["schemas"] = found.get("$defs", {}) | schemas
 
 
-def _fill_in_model(document: dict[str, Any], model: str) -> None:
-    for path, operations in document["paths"].items():
-        if path == "/v1/models/{id}":
-            for parameter in operations["get"]["parameters"]:
-                parameter["example"] = model
+def _fill_in(document: dict[str, Any], examples: Mapping[str, str]) -> None:
+    """Give the parameter of each path its example."""
+    for path, example in examples.items():
+        for operation in document["paths"][path].values():
+            for parameter in operation["parameters"]:
+                parameter["example"] = example
 
 
 def _add_keys(document: dict[str, Any]) -> None:

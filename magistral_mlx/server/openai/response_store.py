@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from magistral_mlx.server.openai.response_object import ResponseObject
 from magistral_mlx.server.openai.response_schemas import Item
 from magistral_mlx.server.refusals import NotFound
 from magistral_mlx.server.settings import MIB
@@ -16,6 +17,7 @@ class Remembered:
 
     items: tuple[Item, ...]
     bytes: int
+    response: ResponseObject | None = None  # none before the first
 
 
 class ResponseStore:
@@ -28,8 +30,8 @@ class ResponseStore:
         self._bytes = 0
         self._held: OrderedDict[str, Remembered] = OrderedDict()
 
-    def get(self, id: str) -> Remembered:
-        """The conversation up to the response of that id.
+    def get(self, id: str, param: str = "previous_response_id") -> Remembered:
+        """The conversation up to the response of that id, which `param` of the request names.
 
         Raises:
             NotFound: it was never stored, or has been forgotten.
@@ -39,7 +41,7 @@ class ResponseStore:
             raise NotFound(
                 f"there is no response {id[:100]!r}: it was not stored, or has been forgotten. "
                 "Send the conversation as input instead.",
-                param="previous_response_id",
+                param=param,
             )
         self._held.move_to_end(id)
         return held
@@ -52,6 +54,12 @@ class ResponseStore:
         ):
             _, forgotten = self._held.popitem(last=False)
             self._bytes -= forgotten.bytes
+
+    def remove(self, id: str) -> None:
+        """Forget one, if it is there. Those that followed it have what was said."""
+        held = self._held.pop(id, None)
+        if held is not None:
+            self._bytes -= held.bytes
 
     def __len__(self) -> int:
         return len(self._held)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from sse_starlette import ServerSentEvent
 
 from magistral_mlx.api import Options
@@ -84,6 +84,33 @@ async def responses(
     return JSONResponse(writer.response.model_dump(exclude_unset=True))
 
 
+_Id = Annotated[str, Path(description="As the response has it.")]
+
+
+class ResponseDeleted(BaseModel):
+    """It is remembered no more."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+@router.get(PATH + "/{id}", summary="A response that is remembered", response_model=ResponseObject)
+async def response(request: Request, id: _Id) -> Response:
+    found = _store(request).get(id, "id").response
+    assert found is not None
+    return JSONResponse(found.model_dump(exclude_unset=True))
+
+
+@router.delete(PATH + "/{id}", summary="Forget a response")
+async def forget(request: Request, id: _Id) -> ResponseDeleted:
+    """Those that followed it stay, with what was said before them."""
+    store = _store(request)
+    store.get(id, "id")
+    store.remove(id)
+    return ResponseDeleted(id=id)
+
+
 async def _stream(
     events: AsyncIterator[Event], writer: ResponseWriter, remembering: _Remembering
 ) -> AsyncIterator[ServerSentEvent]:
@@ -123,7 +150,7 @@ class _Remembering:
         said = [item.model_dump() for item in response.output if not _is_broken(item)]
         size = self._bytes + sum(len(str(item)) for item in said)
         items = (*self.items, *_ITEMS.validate_python(said))
-        self._store.put(response.id, Remembered(items, size))
+        self._store.put(response.id, Remembered(items, size, response))
 
 
 def _is_broken(item: OutputItem) -> bool:

@@ -198,7 +198,7 @@ def test_what_is_not_supported_is_refused_in_words(client: openai.OpenAI):
     for options, param in (
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].name"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0]"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:
@@ -212,3 +212,19 @@ def test_a_long_prompt_is_told_of_while_it_is_read(client: openai.OpenAI):
     beats = [event for event in events if getattr(event, "progress", None)]
     assert len(beats) > 1 and {beat.type for beat in beats} == {"response.in_progress"}
     assert events[-1].type == "response.incomplete"
+
+
+def test_a_response_can_be_had_again_and_be_forgotten(client: openai.OpenAI):
+    first = respond(client)
+    assert client.responses.retrieve(first.id) == first
+    with client.responses.stream(model="demo", input=SUM, previous_response_id=first.id) as stream:
+        stream.until_done()
+        second = stream.get_final_response()
+    assert client.responses.retrieve(second.id).output_text == second.output_text
+    client.responses.delete(first.id)
+    for gone in (client.responses.retrieve, client.responses.delete):
+        with pytest.raises(openai.NotFoundError, match="forgotten"):
+            gone(first.id)
+    assert respond(client, previous_response_id=second.id).status == "completed"
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(respond(client, store=False).id)
