@@ -8,7 +8,6 @@ reader stays, leaves, or never began to read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.result import Collector
 from magistral_mlx.events import Event, Finished, Notice, Prefill
 from magistral_mlx.server.catalog import ServedModel
+from magistral_mlx.server.clients import gone
 from magistral_mlx.server.refusals import ClientGone, Unavailable
 from magistral_mlx.server.shelf import STOPPING
 
@@ -170,10 +170,11 @@ class Exchange(AsyncIterator[Event]):
         try:
             prepare = self._serving.preparation
             options = self._serving.limited(self.options)
-            self._serving.hold(self, await prepare.check(self.prompt))
+            prompt = await prepare.fetched(self.prompt)
+            self._serving.hold(self, await prepare.check(prompt))
             async with self._serving.shelf.lent(served) as magistral:
-                stream = magistral.astream(prepare.opened(self.prompt), options=options)
-                await stream.begin(prepare.pool(self.prompt))
+                stream = magistral.astream(prepare.opened(prompt), options=options)
+                await stream.begin(prepare.pool(prompt))
                 self._stream = stream
                 if self._cancelled:  # while it began
                     stream.cancel()
@@ -240,8 +241,6 @@ class Exchange(AsyncIterator[Event]):
         return asyncio.get_running_loop().call_later(seconds, out_of_time)
 
     async def _watch_client(self) -> None:
-        """Stop the answer when the client goes. Its request has been read by now."""
-        with contextlib.suppress(RuntimeError):  # a response that has been sent ends it too
-            while (await self._request.receive())["type"] != "http.disconnect":
-                pass
+        """Stop the answer when the client goes."""
+        await gone(self._request)
         self.cancel()

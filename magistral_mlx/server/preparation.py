@@ -17,17 +17,23 @@ from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.server.catalog import ServedModel
 from magistral_mlx.server.picture_limits import check_pictures, pictures_in
+from magistral_mlx.server.settings import Settings
+from magistral_mlx.server.web_pictures import WebPictures
 
 
 class Preparation:
     """The threads, and what runs in them. A thread that has begun goes on when nobody waits."""
 
-    def __init__(self, pictures: int) -> None:
-        """`pictures`: what one request may hold of them."""
-        self._most = pictures
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.limits.pictures
+        self._web = WebPictures(settings)
         self._pictures = ThreadPoolExecutor(1, "pictures")
         self._texts = ThreadPoolExecutor(2, "prompts")
         self._counts = ThreadPoolExecutor(1, "counts")
+
+    async def fetched(self, prompt: PromptLike) -> PromptLike:
+        """`prompt` with its pictures from the web; see `WebPictures.fetched`."""
+        return await self._web.fetched(prompt)
 
     async def check(self, prompt: PromptLike) -> int:
         """Find what is wrong without the model or a picture's pixels -> bytes of its pictures.
@@ -60,7 +66,8 @@ class Preparation:
         return cast(PromptLike, messages())
 
     async def count(self, served: ServedModel, prompt: PromptLike, options: Options) -> int:
-        """Tokens of the prompt. Raises what `check` does, and what opening pictures does."""
+        """Tokens of the prompt. Raises what `fetched`, `check` and opening pictures do."""
+        prompt = await self.fetched(prompt)
         await self.check(prompt)
 
         def count() -> int:

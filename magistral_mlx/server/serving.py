@@ -25,6 +25,7 @@ from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.errors import InvalidOption, MagistralError
 from magistral_mlx.hub import Progress
 from magistral_mlx.server.catalog import Catalog, ModelInfo, ServedModel
+from magistral_mlx.server.clients import unless_gone
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.metrics import Metrics
 from magistral_mlx.server.preparation import Preparation
@@ -58,7 +59,7 @@ class Serving:
         self.settings = settings
         self.catalog = Catalog(settings, _downloading(on_progress))
         self.shelf = Shelf(settings.load, settings.keep_alive, load, on_progress)
-        self.preparation = Preparation(settings.limits.pictures)
+        self.preparation = Preparation(settings)
         self.metrics = Metrics(self)
         self._recorder = None if settings.record is None else Recorder(settings.record)
         self.failed: MagistralError | None = None  # why the first model could not be loaded
@@ -127,7 +128,9 @@ class Serving:
         """
         return Exchange(self, request, model, prompt, options, endpoint=endpoint, body=body)
 
-    async def count(self, model: str | None, prompt: PromptLike, options: Options) -> int:
+    async def count(
+        self, request: Request, model: str | None, prompt: PromptLike, options: Options
+    ) -> int:
         """Tokens of the prompt. The model's weights are not needed for that.
 
         Raises what entering `answer` raises, but for what concerns the weights.
@@ -136,7 +139,7 @@ class Serving:
         self._check_queue()
         self._counting += 1
         try:
-            return await self.preparation.count(served, prompt, options)
+            return await unless_gone(request, self.preparation.count(served, prompt, options))
         finally:
             self._counting -= 1
 

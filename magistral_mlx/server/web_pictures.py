@@ -2,43 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
 from typing import Any
 
+from magistral_mlx.api.inputs import PromptLike
+from magistral_mlx.errors import PictureError
 from magistral_mlx.server.refusals import BadRequest
 from magistral_mlx.server.remote_pictures import fetch_picture
-from magistral_mlx.server.settings import Settings
+from magistral_mlx.server.settings import MIB, Settings
+
+_AT_ONCE = 4  # requests whose pictures are fetched
+_SECONDS = 60.0  # for all pictures of one
 
 
-async def with_web_pictures(
-    messages: Sequence[dict[str, Any]], settings: Settings
-) -> list[dict[str, Any]]:
-    """`messages` (chat dicts) with the bytes of pictures in place of their web addresses.
+class WebPictures:
+    """Fetches them, for a few requests at a time."""
 
-    Raises:
-        PictureError: fetching is off, or failed.
-        BadRequest: more of them than the server takes.
-    """
-    places = _places(messages)
-    if len(places) > settings.limits.pictures:
-        raise BadRequest(
-            f"the request names {len(places)} pictures on the web, and this server takes "
-            f"{settings.limits.pictures} at most. Send fewer."
-        )
-    changed = list(messages)
-    for n, m, url in places:
-        where = f"messages[{n}].content[{m}].image_url"
-        content = list(changed[n]["content"])
-        content[m] = {"type": "image", "image": await fetch_picture(url, settings, where=where)}
-        changed[n] = changed[n] | {"content": content}
-    return changed
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def fetched(self, prompt: PromptLike) -> PromptLike:
+        """`prompt` with the bytes of pictures in place of their web addresses.
+
+        Cancelling the task hangs up on the web.
+
+        Raises:
+            PictureError: fetching is off, failed, or took too long.
+            BadRequest: more of them, or of their bytes, than the server takes.
+        """
+        places = _places(prompt)
+        if not places:
+            return prompt
+        limits = self._settings.limits
+        if len(places) > limits.pictures:
+            raise BadRequest(
+                f"the request names {len(places)} pictures on the web, and this server takes "
+                f"{limits.pictures} at most. Send fewer."
+            )
+        try:
+            async with self._turns, asyncio.timeout(_SECONDS):
+                return await self._fetch(prompt, places)
+        except TimeoutError:
+            raise PictureError(
+                f"the pictures on the web did not arrive within {_SECONDS:g} seconds together. "
+                "Send their bytes as data URLs."
+            ) from None
+
+    async def _fetch(self, prompt: Any, places: list[tuple[int, int, str]]) -> PromptLike:
+        most, taken = self._settings.limits.body_bytes, 0
+        changed = list(prompt)
+        for n, m, url in places:
+            where = f"messages[{n}].content[{m}].image_url"
+            image = await fetch_picture(url, self._settings, where=where)
+            taken += len(image)
+            if taken > most:
+                raise BadRequest(
+                    f"the pictures on the web have more than {most / MIB:.4g} MiB together. Send "
+                    "fewer or smaller ones, or start the server with a higher --max-body."
+                )
+            content = list(changed[n]["content"])
+            content[m] = {"type": "image", "image": image}
+            changed[n] = changed[n] | {"content": content}
+        return changed
 
 
-def _places(messages: Sequence[dict[str, Any]]) -> list[tuple[int, int, str]]:
+def _places(prompt: PromptLike) -> list[tuple[int, int, str]]:
     """Message, part and address of each."""
     found = []
-    for n, message in enumerate(messages):
-        content = message.get("content")
+    for n, message in enumerate(prompt if isinstance(prompt, list) else ()):
+        content = message.get("content") if isinstance(message, dict) else None
         for m, part in enumerate(content if isinstance(content, list) else ()):
             url = _url(part)
             if url is not None:

@@ -21,7 +21,6 @@ from magistral_mlx.server.failures import ANTHROPIC_RESPONSES, AnthropicError
 from magistral_mlx.server.json_body import JSONRoute
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.sse import data, stream_of
-from magistral_mlx.server.web_pictures import with_web_pictures
 
 PATH = "/v1/messages"
 
@@ -53,7 +52,7 @@ async def messages(
     exchange = serving.answer(
         request,
         body.model,
-        await with_web_pictures(conversation(body), serving.settings),
+        conversation(body),
         options,
         endpoint=PATH,
         body=await request.json(),
@@ -77,8 +76,8 @@ async def count_tokens(
 ) -> TokenCount:
     """Tokens of the prompt, pictures and tools included. The model need not be loaded for it."""
     serving: Serving = request.app.state.serving
-    prompt = await with_web_pictures(conversation(body), serving.settings)
-    return TokenCount(input_tokens=await serving.count(body.model, prompt, options_of(body)))
+    tokens = await serving.count(request, body.model, conversation(body), options_of(body))
+    return TokenCount(input_tokens=tokens)
 
 
 def _context(serving: Serving, exchange: Exchange) -> int:

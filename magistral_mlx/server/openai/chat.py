@@ -19,7 +19,6 @@ from magistral_mlx.server.openai.chat_schemas import ChatRequest
 from magistral_mlx.server.openai.chat_stream import ChatStream
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.sse import stream_of
-from magistral_mlx.server.web_pictures import with_web_pictures
 
 PATH = "/v1/chat/completions"
 ERRORS = error_responses(OpenAIError, 400, 401, 403, 404, 413, 429, 500, 503, rest=OPENAI_RESPONSES)
@@ -47,9 +46,13 @@ async def chat_completions(
     """
     serving: Serving = request.app.state.serving
     options = chat_options(body)
-    messages = await with_web_pictures(chat_messages(body), serving.settings)
     exchange = serving.answer(
-        request, body.model, messages, options, endpoint=PATH, body=await request.json()
+        request,
+        body.model,
+        chat_messages(body),
+        options,
+        endpoint=PATH,
+        body=await request.json(),
     )
     assert options.seed is not None
     style: dict[str, Any] = {

@@ -35,7 +35,6 @@ from magistral_mlx.server.openai.response_store import Remembered, ResponseStore
 from magistral_mlx.server.openai.response_writer import ResponseWriter
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.sse import data, stream_of
-from magistral_mlx.server.web_pictures import with_web_pictures
 
 PATH = "/v1/responses"
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
@@ -64,7 +63,7 @@ async def responses(
     exchange = serving.answer(
         request,
         body.model,
-        await with_web_pictures(messages, serving.settings),
+        messages,
         options,
         endpoint=PATH,
         body=await request.json(),

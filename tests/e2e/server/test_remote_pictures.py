@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,10 +15,11 @@ import pytest
 from PIL import Image
 
 from magistral_mlx.errors import PictureError
-from magistral_mlx.server import remote_pictures
+from magistral_mlx.server import remote_pictures, web_pictures
+from magistral_mlx.server.refusals import BadRequest
 from magistral_mlx.server.remote_pictures import fetch_picture, is_public
-from magistral_mlx.server.settings import Settings
-from tests.serving import CHAT, live_server
+from magistral_mlx.server.settings import Limits, Settings
+from tests.serving import CHAT, live_server, wait_until
 
 ALLOWED = Settings(allow_remote_images=True)
 
@@ -263,3 +266,47 @@ def test_the_model_sees_a_picture_from_the_web(web: Web):
     assert status == 200
     assert body["choices"][0]["message"]["content"]
     assert web.asked == ["/red.png"]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages/count_tokens"])
+def test_what_is_fetched_counts_as_waiting_and_ends_with_its_client(
+    web: Web, monkeypatch: pytest.MonkeyPatch, path: str
+):
+    ended = threading.Event()
+
+    async def stuck(url: str, *_: object, **__: object) -> bytes:
+        web.asked.append(url)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    monkeypatch.setattr(web_pictures, "fetch_picture", stuck)
+    source = {"type": "url", "url": web.url("/stuck")}
+    part = (
+        {"type": "image_url", "image_url": {"url": source["url"]}}
+        if path == CHAT
+        else {"type": "image", "source": source}
+    )
+    body = {"model": "demo", "messages": [{"role": "user", "content": [part]}]}
+    settings = Settings(models=("demo",), allow_remote_images=True, limits=Limits(queue=1))
+    with live_server(settings) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        wait_until(lambda: len(web.asked) == 1)
+        assert running.ask("Hello")[0] == 429
+        connection.close()
+        wait_until(ended.is_set)
+        wait_until(lambda: running.ask("Hello", max_tokens=1)[0] == 200)
+
+
+def test_pictures_of_one_request_are_bounded_by_their_bytes_together(web: Web):
+    web.pages["/red.png"] = (200, {}, picture())
+    part = {"type": "image_url", "image_url": {"url": web.url("/red.png")}}
+    limits = Limits(body_bytes=len(picture()) * 3 // 2)
+    fetching = web_pictures.WebPictures(Settings(allow_remote_images=True, limits=limits))
+    one = asyncio.run(fetching.fetched([{"role": "user", "content": [part]}]))
+    assert one == [{"role": "user", "content": [{"type": "image", "image": picture()}]}]
+    with pytest.raises(BadRequest, match="--max-body"):
+        asyncio.run(fetching.fetched([{"role": "user", "content": [part, part]}]))

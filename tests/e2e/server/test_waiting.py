@@ -110,7 +110,7 @@ def test_counting_holds_up_no_chat_and_counts_as_waiting(monkeypatch: pytest.Mon
 
 
 def test_a_prompt_lets_go_of_its_pictures_once_it_is_made():
-    made = preparation.Preparation(1).opened(seeing(picture())["messages"])
+    made = preparation.Preparation(Settings()).opened(seeing(picture())["messages"])
     assert len(list(made)) == 1
     assert list(made) == [], "nothing holds the pixels any more"
 
