@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +110,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     from magistral_mlx.server.running import serve as run
 
     settings = _settings(models, options)
-    with ExitStack() as bar:
+    with _ending_quietly(), ExitStack() as bar:
 
         def on_ready() -> None:
             bar.close()
@@ -119,6 +122,21 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
             on_ready=on_ready,
             on_progress=bar.enter_context(load_bar()),
         )
+
+
+@contextmanager
+def _ending_quietly() -> Iterator[None]:
+    """SIGTERM before the server runs, and takes its signals itself, is one line."""
+
+    def end(*_: object) -> None:
+        _say("stopped before it had started.")
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:

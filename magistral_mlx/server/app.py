@@ -91,6 +91,7 @@ def _guard(app: FastAPI, serving: Serving) -> None:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
+            expose_headers=["Retry-After"],
             allow_private_network=True,  # a page of the web that was named may come here
         )
     app.add_middleware(HostGuard, settings=settings)

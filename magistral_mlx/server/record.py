@@ -41,6 +41,12 @@ class Recorder:
         except OSError as error:
             reason = error.strerror or str(error)
             raise StorageError(f"exchanges cannot be recorded in {folder}: {reason}.") from error
+        if self.folder.stat().st_mode & 0o077:
+            _log.warning(
+                "others on this machine can list %s: their owner alone can read the files of "
+                "exchanges, but when they were is seen. chmod 700 closes it.",
+                folder,
+            )
 
     async def write(self, exchange: Mapping[str, Any]) -> None:
         """Write one. A disk that is full must not stop the server: it is told in the log."""

@@ -323,6 +323,22 @@ class TestEnding:
         assert rest[-1] == "[DONE]"
 
 
+def test_a_signal_before_it_has_started_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(
+        "magistral_mlx.server.running.create_app",
+        lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM),
+    )
+    monkeypatch.setattr(sys, "argv", ["magistral-mlx", "serve", "demo", "--port", "0"])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 143
+    assert capsys.readouterr().err == "magistral-mlx: stopped before it had started.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 class TestMistakes:
     """Each is one clear line on stderr, and the exit status is 2."""
 

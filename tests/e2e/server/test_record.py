@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from magistral_mlx.cli.main import main
+from magistral_mlx.server.record import Recorder
 from magistral_mlx.server.settings import Settings
 from tests.serving import CHAT, Server, live_server, wait_until, write_endless_checkpoint
 
@@ -91,6 +92,14 @@ class TestRecord:
         for file in folder.iterdir():
             assert file.suffix == ".json"
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+    def test_a_folder_that_others_can_read_is_told_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        for mode, told in ((0o700, False), (0o755, True)):
+            tmp_path.chmod(mode)
+            Recorder(tmp_path)
+            assert ("chmod 700" in caplog.text) is told
 
     def test_an_answer_that_was_left_is_kept_as_far_as_it_got(self, tmp_path: Path):
         endless = write_endless_checkpoint(tmp_path / "endless")

@@ -220,6 +220,7 @@ class TestHostAndOrigin:
         answered = connection.getresponse()
         assert answered.status == 200
         assert answered.headers["Access-Control-Allow-Origin"] == "https://chat.example"
+        assert answered.headers["Access-Control-Expose-Headers"] == "Retry-After"
         connection.close()
 
 
