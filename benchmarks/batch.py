@@ -102,7 +102,7 @@ def footprint(plan: Plan, requests: list[tuple[int, int]]) -> int:
     shapes = [Shape(prompt, 0, plan.chunk) for prompt, _ in requests]
     filling = max(fill_bytes(plan.model.config, scheme, shape, traits) for shape in shapes)
     together = pass_bytes(text, len(requests), traits)
-    return plan.model.weights.decoder + caches + rows + filling + together
+    return plan.model.weights.decoder + caches + rows + max(filling, together)
 
 
 def main() -> None:

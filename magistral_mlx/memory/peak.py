@@ -29,7 +29,7 @@ from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.model.vision import WORKSPACE as PICTURE_WORKSPACE
 
 MIB = 1 << 20
-_AHEAD = 10  # arrays that MLX makes before those who need them run
+_AHEAD = 17  # matrices that MLX dequantizes on a CPU before the first of them is done with
 _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
 
 
@@ -148,12 +148,19 @@ def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -
 def pass_bytes(text: TextConfig, rows: int, traits: Traits) -> int:
     """What a pass over so many sequences takes beside what each of them does.
 
-    Where it dequantizes matrices first, MLX makes some of them ahead of their turn.
+    Where it dequantizes matrices first, MLX makes some of them ahead of their turn. Those that are
+    dequantized in blocks are waited for, block by block.
     """
-    if rows <= 2:
+    block = traits.dequantized_bytes
+    if rows <= 2 or not block:
         return 0
-    largest = text.hidden_size * max(text.vocab_size, 2 * text.intermediate_size)
-    return _AHEAD * min(traits.dequantized_bytes, largest * traits.float_bytes)
+    d, head_dim = text.hidden_size, text.head_dim
+    width, keys = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
+    sizes = [d * n * traits.float_bytes for n in (width, text.intermediate_size)]
+    whole = max((size for size in sizes if size <= block), default=0)
+    ahead = min(_AHEAD, 3 * text.num_hidden_layers)
+    attention = _dequantized([d * width, d * keys, d * keys, d * width], traits)
+    return max(ahead * whole, attention, _dequantized([d * text.vocab_size], traits))
 
 
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:

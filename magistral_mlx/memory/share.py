@@ -128,12 +128,12 @@ class Budget:
         return row_bytes(self._text, plan.scheme, min(tokens, plan.context), plan.traits)
 
     def _passing(self, claims: Sequence[Claim]) -> int:
-        """Work that no answer has for itself: a part of a prompt, or a layer that grows; the pass.
-
-        And the features of the pictures that are being read.
+        """Work that no answer has for itself: a part of a prompt; or a pass, and a layer that
+        grows in it. And the features of the pictures that are being read.
         """
         growing = max((self.cache(claim.promised) for claim in claims), default=0)
         layer = growing // self._text.num_hidden_layers
-        largest = max([layer, *(claim.filling for claim in claims)])
-        together = pass_bytes(self._text, len(claims), self._plan.traits)
-        return largest + together + sum(claim.features for claim in claims)
+        together = layer + pass_bytes(self._text, len(claims), self._plan.traits)
+        return max([together, *(claim.filling for claim in claims)]) + sum(
+            claim.features for claim in claims
+        )
