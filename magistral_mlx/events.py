@@ -27,6 +27,7 @@ class Prefill:
 
     @property
     def fraction(self) -> float:
+        """From 0 to 1."""
         return self.done / self.total if self.total else 1.0
 
 
@@ -113,6 +114,7 @@ class Stats:
 
     @property
     def prefill_tokens_per_second(self) -> float:
+        """Tokens of the prompt that were read, over the time that took; 0 where none was."""
         read = self.prompt_tokens - self.cached_tokens
         return read / self.prefill_seconds if self.prefill_seconds else 0.0
 

@@ -46,6 +46,7 @@ class Answer:
 
     @property
     def done(self) -> bool:
+        """Whether it has ended, by itself or not."""
         return self._done.is_set()
 
     def cancel(self) -> None:

@@ -84,6 +84,7 @@ class Composer:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
+        """The bytes of every token, made when first needed."""
         from magistral_mlx.engine.vocabulary import Vocabulary
 
         tokenizer = self.tokenizer
@@ -93,6 +94,7 @@ class Composer:
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
+        """What compiles grammars, made when first needed; that takes a second."""
         from magistral_mlx.engine.constraint import GrammarCompiler
 
         return GrammarCompiler(self.vocabulary)

@@ -220,6 +220,7 @@ class Magistral:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer: text to ids and back, and the ids of control tokens."""
         return self._composer.tokenizer
 
     @property
@@ -234,6 +235,7 @@ class Magistral:
 
     @property
     def closed(self) -> bool:
+        """Whether it has been closed, and cannot be asked any more."""
         return self._session.closed
 
     @property

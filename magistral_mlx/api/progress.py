@@ -27,6 +27,7 @@ class LoadProgress:
 
     @property
     def fraction(self) -> float:
+        """From 0 to 1."""
         return self.done / self.total if self.total else 1.0
 
     @property

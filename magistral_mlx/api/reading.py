@@ -31,10 +31,12 @@ class Reader:
 
     @property
     def thinking_tokens(self) -> int:
+        """Tokens of the trace so far."""
         return self._parser.thinking_tokens
 
     @property
     def answer_tokens(self) -> int:
+        """Tokens of the answer so far, those of calls and of the end among them."""
         return self._parser.answer_tokens
 
     @property

@@ -30,10 +30,12 @@ class Usage:
 
     @property
     def completion_tokens(self) -> int:
+        """Thinking and answer together."""
         return self.thinking_tokens + self.answer_tokens
 
     @property
     def total_tokens(self) -> int:
+        """Prompt, thinking and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
 
@@ -71,11 +73,13 @@ class Result:
 
     @property
     def usage(self) -> Usage:
+        """Tokens of the prompt, of the thinking and of the answer."""
         stats = self.stats
         return Usage(stats.prompt_tokens, stats.thinking_tokens, stats.answer_tokens)
 
     @property
     def timings(self) -> Timings:
+        """Seconds, and tokens a second."""
         stats = self.stats
         return Timings(
             stats.prefill_seconds,

@@ -108,6 +108,7 @@ class Runtime:
 
     @property
     def model(self) -> MagistralModel:
+        """The loaded model."""
         assert self._model is not None, "it is loaded first"
         return self._model
 

@@ -43,6 +43,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
+        """Whether it has been closed."""
         return self._closed
 
     @property

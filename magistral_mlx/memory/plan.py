@@ -51,6 +51,7 @@ class Model:
 
     @property
     def longest_context(self) -> int:
+        """Tokens that the model was made for at most."""
         return self.config.text.max_position_embeddings
 
 
@@ -145,6 +146,7 @@ class Plan:
 
     @property
     def headroom(self) -> int:
+        """Bytes of the limit that are left; below 0 where it does not fit."""
         return self.limit - self.peak.total
 
     @property
