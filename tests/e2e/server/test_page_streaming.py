@@ -166,10 +166,15 @@ def test_a_stream_ends_up_as_the_same_text_rendered_at_once(play: Play) -> None:
     )
     replay.next(Said(text), Ended())
     visit.ask("Everything")
+    dressed = (page.locator(".answer .katex"), page.locator(".answer .hljs-keyword"))
+    visit.answered()
+    expect(dressed[0]).to_have_count(3)  # formulas and code are dressed when their libraries come
+    expect(dressed[1]).to_have_count(1)
     streamed = visit.answered().locator(".answer").inner_html()
-    assert page.locator(".answer .katex").count() == 3
     assert page.locator(".answer a").get_attribute("href") == "https://example.com/"
     page.reload()
+    expect(dressed[0]).to_have_count(3)
+    expect(dressed[1]).to_have_count(1)
     assert visit.answered().locator(".answer").inner_html() == streamed
 
 
