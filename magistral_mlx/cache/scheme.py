@@ -12,7 +12,7 @@ SLACK = 64  # tokens that may be trimmed and written again without a trace
 RESERVED = 1024  # tokens of cache made ready beyond a prompt, so that short answers never grow it
 # Tokens that leave the window together. A prompt reads what is quantized once for each such block:
 # larger blocks read it less often, and keep more in full precision.
-_BLOCK = 128
+_BLOCK = 64
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def wait_for_input(terminal: Terminal, text: str) -> None:
 
 def test_an_answer_is_rendered_and_its_thinking_folded(chat: Terminal):
     ask(chat, "What?")
-    chat.wait_for("thought for 8 tokens")
+    chat.wait_for("thought for 9 tokens")
     assert "##" not in chat.everything and THOUGHT not in chat.everything
     type_command(chat, "/think", THOUGHT)
     chat.send(CTRL_D)
