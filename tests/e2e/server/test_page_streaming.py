@@ -178,6 +178,19 @@ def test_a_stream_ends_up_as_the_same_text_rendered_at_once(play: Play) -> None:
     assert visit.answered().locator(".answer").inner_html() == streamed
 
 
+def test_a_link_that_the_last_words_define_is_one(play: Play) -> None:
+    visit, replay, page = play
+    gate = Gate()
+    replay.next(
+        Said("See [here][1].\n\nMore.\n\n"), gate, Said("[1]: https://example.com/"), Ended()
+    )
+    visit.ask("Where?")
+    expect(page.locator(".answer")).to_contain_text("More.")
+    gate.open()
+    visit.answered()
+    expect(page.locator(".answer a")).to_have_attribute("href", "https://example.com/")
+
+
 def test_screen_readers_hear_whole_sentences(play: Play) -> None:
     visit, replay, page = play
     gate = Gate()

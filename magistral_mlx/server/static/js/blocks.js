@@ -37,6 +37,7 @@ export class Blocks {
   finish(text) {
     this.finished = true;
     this.text = text;
+    lastBlockLine(`${text.slice(this.settled)}\n`, this.env); // notes links that it defines
     const wanted = this.env.references && Object.keys(this.env.references).length > 0;
     if (wanted) {
       this.settled = 0; // a link may be defined at the very end
