@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from magistral_mlx.errors import InvalidOption
 
 SCHEMES = ("full", "8/8", "8/4", "4/4")
-BITS = (2, 3, 4, 5, 6, 8)
 SLACK = 64  # tokens that may be trimmed and written again without a trace
 RESERVED = 1024  # tokens of cache made ready beyond a prompt, so that short answers never grow it
 # Tokens that leave the window together. A prompt reads what is quantized once for each such block:

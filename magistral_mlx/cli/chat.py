@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.cli.loading import loading, loading_options
 from magistral_mlx.cli.thinking import parse_thinking
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     metavar="NAME_OR_DIR",
     help="A folder, a hub name, or 'demo'. Default: your 4-bit conversion, else one found here.",
 )
-@click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
 @click.option("--load", "file", metavar="FILE", help="Go on with a saved conversation.")
 @click.option("--max-tokens", type=int, help="Tokens of an answer at most. Default: what fits.")
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 @click.option("--system-file", metavar="FILE", help="One from a file; its [THINK] part counts.")
 @click.option("--no-system", is_flag=True, help="Send no system prompt.")
 @click.option("--image-tokens", type=int, help="Scale pictures down to so many tokens each.")
-@click.option("--context", type=int, help="Tokens of prompt and answer together.")
-@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
 @click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
-@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
 @click.option(
     "--speculation",
     type=click.Choice(["auto", "off", "ngram", "draft"]),
@@ -48,21 +45,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Check guesses, several tokens a pass, where that is faster. It changes no answer.",
 )
-@click.option("--draft", metavar="NAME_OR_DIR", help="A small model, same tokenizer, that guesses.")
-@click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
-@click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="What to compute in. Default: what is fastest here.",
-)
+@loading_options
 def chat(**options: Any) -> None:
     """Talk with the model. Type /help for the commands."""
     from magistral_mlx.api import Magistral
     from magistral_mlx.cli.chatting.keys import history_file, interrupts, quiet_terminal
     from magistral_mlx.cli.chatting.room import Room
     from magistral_mlx.cli.progress import load_bar, warn_if_short
-    from magistral_mlx.cli.sizes import parse_size
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
@@ -73,15 +62,8 @@ def chat(**options: Any) -> None:
         with load_bar() as on_progress:
             magistral = Magistral.load(
                 options["model"],
-                context=options["context"],
-                kv=options["kv"],
-                dtype=options["dtype"],
-                tokenizer=options["tokenizer"],
+                **loading(options),
                 pictures=options["images"],
-                memory_limit=parse_size(options["memory_limit"]),
-                draft=options["draft"],
-                cache_dir=options["cache_dir"],
-                cache_size=parse_size(options["cache_size"]),
                 on_plan=warn_if_short,
                 on_progress=on_progress,
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.cli.loading import loading, loading_options
 from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
 from magistral_mlx.cli.thinking import parse_thinking
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     metavar="NAME_OR_DIR",
     help="A folder, a hub name, or 'demo'. Default: your 4-bit conversion, else one found here.",
 )
-@click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
 @click.option("--max-tokens", type=int, help="Tokens to write at most. Default: what fits.")
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=float, default=0.95, show_default=True)
@@ -57,9 +57,6 @@ if TYPE_CHECKING:
 @click.option("--hide-thinking", is_flag=True, help="Show the answer alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
 @click.option("--stats/--no-stats", default=True, show_default=True, help="Figures at the end.")
-@click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
-@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
-@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
 @click.option(
     "--speculation",
     type=click.Choice(["auto", "off", "ngram", "draft"]),
@@ -67,14 +64,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Check guesses, several tokens a pass, where that is faster. It changes no answer.",
 )
-@click.option("--draft", metavar="NAME_OR_DIR", help="A small model, same tokenizer, that guesses.")
-@click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
-@click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="What to compute in. Default: what is fastest here.",
-)
+@loading_options
 def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
     """Answer PROMPT ('-' reads it from stdin), thinking first.
 
@@ -82,7 +72,6 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
     """
     from magistral_mlx.api import Magistral
     from magistral_mlx.cli.progress import load_bar, warn_if_short
-    from magistral_mlx.cli.sizes import parse_size
 
     settings = _settings(options)
     pictures = _open_pictures(images)
@@ -95,15 +84,8 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
     with load_bar() as on_progress:
         magistral = Magistral.load(
             options["model"],
-            context=options["context"],
-            kv=options["kv"],
-            dtype=options["dtype"],
-            tokenizer=options["tokenizer"],
+            **loading(options),
             pictures=len(pictures),
-            memory_limit=parse_size(options["memory_limit"]),
-            draft=options["draft"],
-            cache_dir=options["cache_dir"],
-            cache_size=parse_size(options["cache_size"]),
             on_plan=warn_if_short,
             on_progress=on_progress,
         )

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.cli.durations import parse_duration
+from magistral_mlx.cli.loading import loading, loading_options
 from magistral_mlx.cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from magistral_mlx.server.catalog import Catalog
     from magistral_mlx.server.settings import Settings
 
-_LOADED = ("context", "kv", "dtype", "tokenizer", "parallel", "cache_dir", "draft")
 _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 
 
@@ -64,19 +64,8 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     metavar="TIME",
     help="How long running answers may go on after Ctrl-C or SIGTERM.",
 )
-@click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from.")
-@click.option("--draft", metavar="NAME_OR_DIR", help="A small model, same tokenizer, that guesses.")
-@click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time.")
-@click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]")
-@click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits.")
-@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
+@loading_options
 @click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
-@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="What to compute in. Default: what is fastest here.",
-)
 @click.option(
     "--parallel",
     type=int,
@@ -161,10 +150,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             queue=options["max_queue"],
         ),
         load=LoadOptions(
-            **{name: options[name] for name in _LOADED},
-            pictures=options["images"],
-            memory_limit=parse_size(options["memory_limit"]),
-            cache_size=parse_size(options["cache_size"]),
+            **loading(options), pictures=options["images"], parallel=options["parallel"]
         ),
     )
 

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-INDEX = "model.safetensors.index.json"
 SMALL_FILES = (
     "config.json",
     "params.json",
