@@ -57,12 +57,34 @@ def plan(model: str | None, **options: Any) -> None:
 
 def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[str, Any]:
     """Everything that the report shows, as JSON types; bytes are integers."""
-    from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.errors import OutOfMemory
     from magistral_mlx.memory.choose import make_plan
+
+    facts = _machine(model, machine, traits, wish)
+    try:
+        best = make_plan(model, machine, traits, wish)
+    except OutOfMemory as error:
+        return facts | _caches(model, traits, wish.context) | {"fits": False, "why": str(error)}
+    return facts | _caches(model, traits, best.context) | _chosen(best, _why(best, traits, wish))
+
+
+def facts_of_plan(plan: Plan, why: str) -> dict[str, Any]:
+    """The same of a plan that is being followed."""
+    from magistral_mlx.memory.plan import Wish
+
+    model, traits = plan.model, plan.traits
+    facts = _machine(
+        model, plan.machine, traits, Wish(pictures=plan.pictures, memory_limit=plan.limit)
+    )
+    return facts | _caches(model, traits, plan.context) | _chosen(plan, why)
+
+
+def _machine(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[str, Any]:
+    """The machine, and the longest context there with each cache."""
+    from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.memory.plan import longest_context
 
-    facts: dict[str, Any] = {
+    return {
         "model": model.source,
         "machine": {
             "name": machine.name,
@@ -75,11 +97,6 @@ def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
             for scheme in SCHEMES
         },
     }
-    try:
-        best = make_plan(model, machine, traits, wish)
-    except OutOfMemory as error:
-        return facts | _caches(model, traits, wish.context) | {"fits": False, "why": str(error)}
-    return facts | _caches(model, traits, best.context) | _chosen(best, traits, wish)
 
 
 def _caches(model: Model, traits: Traits, context: int | None) -> dict[str, Any]:
@@ -97,7 +114,7 @@ def _caches(model: Model, traits: Traits, context: int | None) -> dict[str, Any]
     return {"kv_bytes": sizes, "kv_bytes_context": context}
 
 
-def _chosen(best: Plan, traits: Traits, wish: Wish) -> dict[str, Any]:
+def _chosen(best: Plan, why: str) -> dict[str, Any]:
     """What was planned, and the times that follow from it."""
     from magistral_mlx.memory import estimate
 
@@ -108,7 +125,7 @@ def _chosen(best: Plan, traits: Traits, wish: Wish) -> dict[str, Any]:
         "kv": best.scheme.name,
         "prefill_chunk": best.chunk,
         "pictures": best.pictures,
-        "why": _why(best, traits, wish),
+        "why": why,
         "bytes": {
             "weights": peak.weights,
             "vision": peak.vision,

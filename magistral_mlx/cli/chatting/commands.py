@@ -139,14 +139,10 @@ def _load(room: Room, rest: str) -> None:
 
 
 def _plan(room: Room, rest: str) -> None:
-    from magistral_mlx.cli.plan import facts_of
+    from magistral_mlx.cli.plan import facts_of_plan
     from magistral_mlx.cli.plan_report import show
-    from magistral_mlx.memory.plan import Wish
 
-    plan = room.magistral.plan
-    wish = Wish(plan.context, plan.scheme.name, plan.pictures, plan.limit)
-    facts = facts_of(plan.model, plan.machine, plan.traits, wish)
-    show(facts | {"why": "planned when the chat began"})
+    show(facts_of_plan(room.magistral.plan, "planned when the chat began"))
 
 
 def _stats(room: Room, rest: str) -> None:
