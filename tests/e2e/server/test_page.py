@@ -176,6 +176,7 @@ def test_conversations_are_found_renamed_deleted_and_brought_back(visit: Visit) 
     page.get_by_role("button", name="Rename").click()
     page.keyboard.type("A sum")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="A sum").first).to_be_focused()
     page.locator("#search").fill("")
     expect(conversations(page)).to_have_text(["What is 12 + 30?", "A sum"])
 

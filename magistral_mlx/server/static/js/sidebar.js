@@ -124,8 +124,7 @@ export class Sidebar {
       this.renaming = false;
       const title = field.value.trim();
       if (keep && title) await this.#store(conversation.id, { title });
-      await this.refresh();
-      $(`.conversation[data-id="${conversation.id}"] > button`)?.focus();
+      await this.refresh(); // which keeps the focus here, unless it has gone on meanwhile
     };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.isComposing) close(true);
