@@ -139,6 +139,9 @@ class Stats:
         }
 
 
+NOTHING = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0)  # of an answer that ended before it began
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The end of a generation: why it ended, and its figures.

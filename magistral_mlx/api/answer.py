@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from magistral_mlx.api.result import Collector, Result
-from magistral_mlx.events import Event, Finished, Stats
-
-_NOTHING = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0)
+from magistral_mlx.events import NOTHING, Event, Finished
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Answer:
             if self._state != "queued":
                 return
             self._state = "done"
-        self.put(Finished("cancelled", _NOTHING))
+        self.put(Finished("cancelled", NOTHING))
         self._finish(None)
 
     def begin(self) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from magistral_mlx.api.progress import PrefillClock
 from magistral_mlx.api.reading import Reader
 from magistral_mlx.errors import DeviceError
-from magistral_mlx.events import Event, Finished, FinishReason, Notice, Sample, Stats
+from magistral_mlx.events import NOTHING, Event, Finished, FinishReason, Notice, Sample, Stats
 
 if TYPE_CHECKING:
     from magistral_mlx.api.answer import Answer
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _GOOD_CONTEXT = 40_000  # tokens, by the model's card
 _LONG = f"Past {_GOOD_CONTEXT:,} tokens of context Magistral's answers may get worse."
-_NOTHING = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0)
 
 
 class Run:
@@ -135,7 +134,7 @@ class Run:
     def finish(self, reason: FinishReason) -> None:
         """End the sample: what was incomplete, and the figures."""
         if self.generation is None:
-            self.answer.put(Finished(reason, _NOTHING))
+            self.answer.put(Finished(reason, NOTHING))
             return
         self.generation.close()
         reader = self._reader

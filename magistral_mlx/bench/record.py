@@ -11,7 +11,8 @@ from typing import Any
 from magistral_mlx.bench.bandwidth import measure_bandwidth
 from magistral_mlx.bench.compare import Comparison, Speed
 from magistral_mlx.bench.process import OURS, Program, ours, version
-from magistral_mlx.memory.machine import GIB, Machine
+from magistral_mlx.memory.chips import GIB
+from magistral_mlx.memory.machine import Machine
 
 
 @dataclass(frozen=True)

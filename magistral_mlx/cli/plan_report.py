@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from magistral_mlx.memory.plan import gib
+
 _PARTS = (
     ("weights", "blue"),
     ("vision", "cyan"),
@@ -17,7 +19,6 @@ _PARTS = (
     ("headroom", "bright_black"),
 )
 _WIDTH = 60
-_GIB = 1 << 30
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -25,10 +26,10 @@ def show(facts: dict[str, Any]) -> None:
     console = _console()
     machine = facts["machine"]
     available = machine["available"]
-    free = f", {_gib(available)} free now" if available is not None else ""
+    free = f", {gib(available)} free now" if available is not None else ""
     console.print(f"[bold]{escape(facts['model'])}[/bold]", highlight=False)
     console.print(
-        f"on {machine['name']}: {_gib(machine['memory'])} of memory, {_gib(machine['limit'])} "
+        f"on {machine['name']}: {gib(machine['memory'])} of memory, {gib(machine['limit'])} "
         f"for the model{free}",
         highlight=False,
     )
@@ -55,9 +56,9 @@ def show_machines(rows: list[dict[str, Any]]) -> None:
         chosen = f"{facts['context']:,} at {facts['kv']}" if facts["fits"] else "does not fit"
         table.add_row(
             facts["machine"]["name"],
-            _gib(facts["machine"]["limit"]),
+            gib(facts["machine"]["limit"]),
             chosen,
-            _gib(facts["bytes"]["total"]) if facts["fits"] else "-",
+            gib(facts["bytes"]["total"]) if facts["fits"] else "-",
             *(_count(facts["longest_context"][scheme]) for scheme in schemes),
         )
     console = _console()
@@ -92,7 +93,7 @@ def _legend(sizes: dict[str, int]) -> Text:
     for part, colour in _PARTS:
         if sizes[part]:
             legend.append("■ ", style=colour)
-            legend.append(f"{part} {_gib(sizes[part])}   ")
+            legend.append(f"{part} {gib(sizes[part])}   ")
     return legend
 
 
@@ -102,9 +103,9 @@ def _choice(facts: dict[str, Any]) -> str:
     alone = "; --images 0 plans for text alone" if facts["pictures"] else ""
     return (
         f"[bold]{facts['context']:,} tokens of context, KV cache {facts['kv']}[/bold], prompts in "
-        f"chunks of {facts['prefill_chunk']}{pictures}: {_gib(facts['bytes']['total'])} in all\n"
+        f"chunks of {facts['prefill_chunk']}{pictures}: {gib(facts['bytes']['total'])} in all\n"
         f"({facts['why']}{alone})"
-        + (f"\nUp to {_gib(kept)} of the headroom keep what was read before." if kept else "")
+        + (f"\nUp to {gib(kept)} of the headroom keep what was read before." if kept else "")
     )
 
 
@@ -113,7 +114,7 @@ def _caches(facts: dict[str, Any]) -> Table:
     table = Table("KV cache (keys/values)", context, "longest context that fits")
     for scheme, tokens in facts["longest_context"].items():
         name = f"{scheme} bits" if "/" in scheme else "full precision"
-        table.add_row(name, _gib(facts["kv_bytes"][scheme]), _tokens(tokens))
+        table.add_row(name, gib(facts["kv_bytes"][scheme]), _tokens(tokens))
     return table
 
 
@@ -145,7 +146,3 @@ def _count(count: int) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-def _gib(size: float) -> str:
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / (1 << 20):.0f} MiB"

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.memory.cgroup import memory_groups
-from magistral_mlx.memory.chips import Chip, find_chip, working_set
+from magistral_mlx.memory.chips import GIB, Chip, find_chip, working_set
 
-GIB = 1 << 30
 APPLE_SIZES = (16, 24, 32, 48, 64, 128)  # GiB, of the table for all machines
 _LINUX_SHARE = 0.9  # of the memory; the rest is for the system
 _NAMED = re.compile(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.memory.machine import GIB, Machine
+from magistral_mlx.memory.chips import GIB
+from magistral_mlx.memory.machine import Machine
 from magistral_mlx.memory.peak import (
     MIB,
     Peak,

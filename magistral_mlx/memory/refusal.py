@@ -11,9 +11,9 @@ from typing import Any
 
 from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
-from magistral_mlx.memory.chips import working_set
+from magistral_mlx.memory.chips import GIB, working_set
 from magistral_mlx.memory.known import quantized_weights
-from magistral_mlx.memory.machine import APPLE_SIZES, GIB, Machine
+from magistral_mlx.memory.machine import APPLE_SIZES, Machine
 from magistral_mlx.memory.peak import MIB, Traits
 from magistral_mlx.memory.plan import Model, Plan, Wish, fit, gib, longest_context
 from magistral_mlx.quantization import Quantization
