@@ -158,13 +158,24 @@ class Runtime:
             InvalidOption: an option that this model's vocabulary does not allow.
         """
         assert self._guessing is not None, "it is loaded first"
-        speculation = self._guessing.speculation(job.options.speculation)
-        request = _request(job, index, self.plan)
-        request = replace(
-            request,
+        options, plan = job.options, self.plan
+        request = Request(
+            tokens=job.prompt.tokens,
+            pictures=job.prompt.pictures,
+            sampling=replace(options.sampling(index), dry=job.dry),
+            limit=job.limit,
+            scheme=plan.scheme,
+            chunk=plan.chunk,
+            marks=plan.marks,
+            workspace=plan.traits.workspace,
+            stop_tokens=job.stop_tokens,
+            thinking=job.thinking,
+            grammar=job.grammar,
+            logprobs=options.reported_logprobs,
+            vocabulary=job.vocabulary,
             picture_keys=pictures,
             seen=self.prefixes,
-            speculation=speculation,
+            speculation=self._guessing.speculation(options.speculation),
         )
         return generate(self.model, request, start)
 
@@ -221,22 +232,3 @@ class Runtime:
             if model.sees:
                 model.drop_vision()  # half a tower must not pass for one
             raise
-
-
-def _request(job: Job, index: int, plan: Plan) -> Request:
-    options = job.options
-    return Request(
-        tokens=job.prompt.tokens,
-        pictures=job.prompt.pictures,
-        sampling=replace(options.sampling(index), dry=job.dry),
-        limit=job.limit,
-        scheme=plan.scheme,
-        chunk=plan.chunk,
-        marks=plan.marks,
-        workspace=plan.traits.workspace,
-        stop_tokens=job.stop_tokens,
-        thinking=job.thinking,
-        grammar=job.grammar,
-        logprobs=options.reported_logprobs,
-        vocabulary=job.vocabulary,
-    )
