@@ -28,6 +28,7 @@ from magistral_mlx import (
 from magistral_mlx.api import running, scheduler
 from magistral_mlx.api.scheduler import Scheduler
 from magistral_mlx.backend import mx
+from tests.serving import wait_until
 from tests.unit.api.conftest import ANSWER
 from tests.unit.api.together import PATIENCE, Together, held, settled, told
 
@@ -474,7 +475,8 @@ def test_what_the_model_is_at_is_told(endless_folder: Path):
         assert magistral.generate("Hi", max_tokens=1).stats.cached_tokens > 0
         done = magistral.activity
         assert (done.running, done.waiting) == (0, 0)
-        assert done.memory.kept > 0 and done.hits >= 1 and done.reused_tokens > 0
+        assert done.hits >= 1 and done.reused_tokens > 0
+        wait_until(lambda: magistral.activity.memory.kept > 0)
     assert mx.get_active_memory() >= 0
     assert magistral.activity.memory.weights == 0
 
