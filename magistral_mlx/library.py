@@ -90,12 +90,12 @@ def default_model() -> Path:
     raise ModelNotFound(f"no model on this machine. {_ADVICE}")
 
 
-def locate(name: str | None, *, update: bool = False, on_progress: Progress | None = None) -> Path:
+def locate(name: str | None, *, on_progress: Progress | None = None) -> Path:
     """The local folder of the model that `--model` names, downloaded where it has to be.
 
     None is `default_model`, "demo" the embedded one; else a folder, a conversion in the user's
-    cache, a model of LM Studio's, or a repository on the hub (see `hub.resolve`, also for
-    `update`). Raises `ModelNotFound` with the names here that are alike.
+    cache, a model of LM Studio's, or a repository on the hub (see `hub.resolve`). Raises
+    `ModelNotFound` with the names here that are alike.
     """
     if name is None:
         return default_model()
@@ -106,7 +106,7 @@ def locate(name: str | None, *, update: bool = False, on_progress: Progress | No
         if found is not None:
             return found
     try:
-        return resolve(name, update=update, on_progress=on_progress)
+        return resolve(name, on_progress=on_progress)
     except ModelNotFound as error:
         raise ModelNotFound(f"{error}{_suggestion(name)}") from error
 

@@ -1,4 +1,4 @@
-"""Messages into a prompt: token ids, pixels, and where the pictures' tokens sit."""
+"""Messages into a prompt: token ids and pixels."""
 
 from __future__ import annotations
 
@@ -24,26 +24,15 @@ class Prompt:
 
     `tokens` is (L,) int32. `pictures` are float32 arrays (3, H, W), normalised, one for each
     picture in the order of their tokens; H and W are multiples of patch size × merge size.
-    `image_token` is the id that stands for one merged patch; None where the tokenizer has none.
     `inside_thinking` tells that the prompt ends inside an open trace.
     """
 
     tokens: NDArray[np.int32]
     pictures: tuple[NDArray[np.float32], ...] = ()
-    image_token: int | None = None
     inside_thinking: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    @property
-    def image_positions(self) -> NDArray[np.intp]:
-        """Where the embeddings of the merged patches go, (N,), ascending: all pictures in order."""
-        import numpy as np
-
-        if self.image_token is None:
-            return np.zeros(0, dtype=np.intp)
-        return np.flatnonzero(self.tokens == self.image_token)
 
 
 def encode(
@@ -78,7 +67,7 @@ def encode(
     tokens = np.asarray(tokenized.tokens, dtype=np.int32)
     tokens.flags.writeable = False
     inside = ends_inside_thinking(messages, thinking=tokenizer.thinks)
-    return Prompt(tokens, tuple(tokenized.images), tokenizer.special.image, inside)
+    return Prompt(tokens, tuple(tokenized.images), inside)
 
 
 def encode_raw(raw: RawPrompt, tokenizer: Tokenizer) -> Prompt:
@@ -99,7 +88,7 @@ def encode_raw(raw: RawPrompt, tokenizer: Tokenizer) -> Prompt:
     inside = bool(opened) and opened[-1] > (closed[-1] if closed else -1)
     tokens = np.asarray(ids, dtype=np.int32)
     tokens.flags.writeable = False
-    return Prompt(tokens, (), special.image, inside)
+    return Prompt(tokens, (), inside)
 
 
 def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:

@@ -51,20 +51,19 @@ def test_the_template_of_magistral():
     )
 
 
-def test_image_positions_are_where_the_image_tokens_are():
+def test_a_picture_has_a_token_for_each_merged_patch():
     tokenizer = small_tokenizer()
     picture = Picture(Image.new("RGB", (56, 28)))
     prompt = encode([User((picture, "a", picture, "b"))], tokenizer)
-    assert len(prompt.image_positions) == 4  # two tokens a picture
-    assert set(prompt.tokens[prompt.image_positions]) == {tokenizer.special.image}
-    assert np.all(np.diff(prompt.image_positions) > 0)
+    assert np.count_nonzero(prompt.tokens == tokenizer.special.image) == 2 * 2
     assert [p.shape for p in prompt.pictures] == [(3, 28, 56)] * 2
 
 
-def test_a_prompt_without_pictures_has_no_image_positions():
-    prompt = encode([User("[IMG]")], small_tokenizer())
+def test_a_picture_that_is_only_written_of_has_no_tokens():
+    tokenizer = small_tokenizer()
+    prompt = encode([User("[IMG]")], tokenizer)
     assert prompt.pictures == ()
-    assert prompt.image_positions.size == 0
+    assert tokenizer.special.image not in prompt.tokens
     assert prompt.tokens.dtype == np.int32
     assert len(prompt) == len(prompt.tokens)
 

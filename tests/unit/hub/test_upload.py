@@ -58,11 +58,6 @@ def test_a_second_upload_adds_to_what_is_there(writable: FakeHub, folder: Path, 
     assert writable.files("jo/Magistral-4bit") == expected
 
 
-def test_a_private_repository_can_be_asked_for(writable: FakeHub, folder: Path):
-    upload(folder, "jo/secret", private=True)
-    assert writable.repos["jo/secret"].private
-
-
 def test_without_a_token_it_says_which_one_is_needed(hub: FakeHub, folder: Path):
     with pytest.raises(HubError, match=r"does not let this account write to jo/x.*HF_TOKEN.*jo"):
         upload(folder, "jo/x")
