@@ -17,12 +17,13 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
+    "magistral_mlx.api.async_stream": ("AsyncStream",),
     "magistral_mlx.api.conversation": ("Conversation",),
     "magistral_mlx.api.magistral": ("Magistral",),
     "magistral_mlx.api.options": ("DEFAULT", "Options"),
     "magistral_mlx.api.progress": ("LoadProgress",),
     "magistral_mlx.api.result": ("Result", "Timings", "Usage"),
-    "magistral_mlx.api.stream": ("AsyncStream", "Stream"),
+    "magistral_mlx.api.stream": ("Stream",),
     "magistral_mlx.chat.messages": (
         "Assistant",
         "Message",

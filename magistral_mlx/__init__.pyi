@@ -1,5 +1,6 @@
 """The public names, for type checkers and editors; `__init__.py` imports them when used."""
 
+from magistral_mlx.api.async_stream import AsyncStream as AsyncStream
 from magistral_mlx.api.conversation import Conversation as Conversation
 from magistral_mlx.api.magistral import Magistral as Magistral
 from magistral_mlx.api.options import DEFAULT as DEFAULT
@@ -8,7 +9,6 @@ from magistral_mlx.api.progress import LoadProgress as LoadProgress
 from magistral_mlx.api.result import Result as Result
 from magistral_mlx.api.result import Timings as Timings
 from magistral_mlx.api.result import Usage as Usage
-from magistral_mlx.api.stream import AsyncStream as AsyncStream
 from magistral_mlx.api.stream import Stream as Stream
 from magistral_mlx.chat.messages import Assistant as Assistant
 from magistral_mlx.chat.messages import Message as Message

@@ -11,11 +11,10 @@ from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.options import DEFAULT, Options
 from magistral_mlx.api.progress import LoadProgress
 from magistral_mlx.api.result import Result, Timings, Usage
-from magistral_mlx.api.stream import AsyncStream, Stream
+from magistral_mlx.api.stream import Stream
 
 __all__ = [
     "DEFAULT",
-    "AsyncStream",
     "Conversation",
     "LoadProgress",
     "Magistral",

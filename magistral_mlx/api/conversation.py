@@ -15,11 +15,12 @@ from magistral_mlx.api.history import turn_starts, without_oldest
 from magistral_mlx.api.inputs import Images, PromptLike, to_messages, to_pictures, with_pictures
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
-from magistral_mlx.api.stream import AsyncStream, Stream
+from magistral_mlx.api.stream import Stream
 from magistral_mlx.chat.messages import Assistant, Message, Picture, ToolResult, User
 from magistral_mlx.errors import PromptError
 
 if TYPE_CHECKING:
+    from magistral_mlx.api.async_stream import AsyncStream
     from magistral_mlx.api.magistral import Magistral
     from magistral_mlx.api.result import Result
 
@@ -195,6 +196,8 @@ class Conversation:
         **changes: Unpack[OptionFields],
     ) -> AsyncStream:
         """`stream` for `async for`."""
+        from magistral_mlx.api.async_stream import AsyncStream
+
         return AsyncStream(self._magistral, lambda sink: self._start(prompt, images, changes, sink))
 
     def resume(self, **changes: Unpack[OptionFields]) -> Stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +13,14 @@ from magistral_mlx.api.inputs import Images, PromptLike, to_messages, to_picture
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.progress import LoadProgress, OnProgress
-from magistral_mlx.api.stream import AsyncStream, Stream
+from magistral_mlx.api.stream import Stream
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.chat.prompt import encode_raw
 from magistral_mlx.errors import PromptError
 
 if TYPE_CHECKING:
     from magistral_mlx.api.activity import Activity
+    from magistral_mlx.api.async_stream import AsyncStream
     from magistral_mlx.api.composer import Composer
     from magistral_mlx.api.conversation import Conversation
     from magistral_mlx.api.result import Result
@@ -139,6 +139,8 @@ class Magistral:
 
         `on_plan` is called in a helper thread.
         """
+        import asyncio
+
         loop = asyncio.get_running_loop()
 
         def report(progress: LoadProgress) -> None:
@@ -171,6 +173,8 @@ class Magistral:
 
     async def aclose(self) -> None:
         """`close` without blocking the event loop."""
+        import asyncio
+
         await asyncio.to_thread(self.close)
 
     def release_memory(self) -> None:
@@ -376,6 +380,8 @@ class Magistral:
         options: Options | None,
         changes: OptionFields,
     ) -> AsyncStream:
+        from magistral_mlx.api.async_stream import AsyncStream
+
         return AsyncStream(self, lambda sink: self._start(prompt, images, options, changes, sink))
 
     def _start(

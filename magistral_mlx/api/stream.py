@@ -1,14 +1,10 @@
-"""The events of one answer, for threads and for asyncio."""
+"""The events of one answer, for threads; `async_stream` is for asyncio."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from magistral_mlx.api.answer import Answer, End, Sink
@@ -96,107 +92,3 @@ class Stream(Iterator[Event]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class AsyncStream(AsyncIterator[Event]):
-    """The events of one answer, for `async for`. It begins with the first event asked for.
-
-    Cancelling the task that reads it stops the answer, and so does dropping the stream. A loop
-    that is left early while the stream is still held does not: use `async with`, or `cancel`.
-    """
-
-    def __init__(self, owner: Magistral, start: Start) -> None:
-        """Use `Magistral.astream`. `start` may take a while: it runs in a helper thread."""
-        self._owner = owner
-        self._start = start
-        self._items: asyncio.Queue[Event | End] = asyncio.Queue()
-        self._answer: Answer | None = None
-        self._ended = False
-        self._cancelled = False
-
-    def __aiter__(self) -> AsyncStream:
-        return self
-
-    async def __anext__(self) -> Event:
-        """The next event. Raises what `Stream` raises, and what makes no prompt."""
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            if self._answer is None:
-                await self._begin()
-            item = await self._items.get()
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        if not isinstance(item, End):
-            return item
-        self._ended = True
-        if item.error is not None:
-            raise item.error
-        raise StopAsyncIteration
-
-    async def begin(self, executor: Executor | None = None) -> None:
-        """Queue it now, not with the first event asked for. Raises what makes no prompt.
-
-        Args:
-            executor: where the prompt is made; None for the loop's own threads.
-        """
-        if self._answer is None:
-            try:
-                await self._begin(executor)
-            except asyncio.CancelledError:
-                self.cancel()
-                raise
-
-    def cancel(self) -> None:
-        """Stop after the current token or part of the prompt, from any thread."""
-        self._cancelled = True
-        if self._answer is not None:
-            self._answer.cancel()
-
-    async def result(self) -> Result:
-        """Read to the end -> the whole answer; after `cancel`, what there is of it."""
-        async for _ in self:
-            pass
-        assert self._answer is not None
-        return self._answer.wait()
-
-    async def aclose(self) -> None:
-        """Stop the answer and forget it."""
-        self.cancel()
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-    async def _begin(self, executor: Executor | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        sink = _into(loop, self._items)
-
-        def begin() -> None:
-            self._answer = self._start(sink)
-            if self._cancelled:  # while it began
-                self._answer.cancel()
-
-        await loop.run_in_executor(executor, begin)
-        assert self._answer is not None
-        weakref.finalize(self, self._answer.cancel).atexit = False
-
-
-def _into(
-    loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Event | End]
-) -> Callable[[Event | End], None]:
-    """A sink that hands items over to an event loop."""
-
-    def sink(item: Event | End) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            loop.call_soon_threadsafe(items.put_nowait, item)
-
-    return sink

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.loading import loading, loading_options
+from magistral_mlx.cli.loading import load_model, loading_options
 from magistral_mlx.cli.thinking import parse_thinking
 
 if TYPE_CHECKING:
@@ -48,32 +48,21 @@ if TYPE_CHECKING:
 @loading_options
 def chat(**options: Any) -> None:
     """Talk with the model. Type /help for the commands."""
-    from magistral_mlx.api import Magistral
     from magistral_mlx.cli.chatting.keys import history_file, interrupts, quiet_terminal
     from magistral_mlx.cli.chatting.room import Room
-    from magistral_mlx.cli.progress import load_bar, warn_if_short
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
             "chat needs a terminal. In a pipe or a script use `magistral-mlx generate -`."
         )
     settings = _settings(options)
-    with quiet_terminal():
-        with load_bar() as on_progress:
-            magistral = Magistral.load(
-                options["model"],
-                **loading(options),
-                pictures=options["images"],
-                on_plan=warn_if_short,
-                on_progress=on_progress,
-            )
-        with magistral:
-            conversation = _conversation(magistral, settings, options)
-            room = Room(magistral, conversation, history_file())
-            if options["file"]:
-                room.show_history()
-            with interrupts(lambda: None):  # between two inputs there is nothing to stop
-                asyncio.run(room.run())
+    with quiet_terminal(), load_model(options, options["images"]) as magistral:
+        conversation = _conversation(magistral, settings, options)
+        room = Room(magistral, conversation, history_file())
+        if options["file"]:
+            room.show_history()
+        with interrupts(lambda: None):  # between two inputs there is nothing to stop
+            asyncio.run(room.run())
 
 
 def _settings(options: dict[str, Any]) -> Options:

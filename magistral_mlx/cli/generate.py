@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.loading import loading, loading_options
+from magistral_mlx.cli.imports import quick_imports
+from magistral_mlx.cli.loading import load_model, loading_options
 from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
 from magistral_mlx.cli.thinking import parse_thinking
 
@@ -70,10 +71,8 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
 
     The answer goes to stdout and everything else to stderr, unless stdout is a terminal.
     """
-    from magistral_mlx.api import Magistral
-    from magistral_mlx.cli.progress import load_bar, warn_if_short
-
-    settings = _settings(options)
+    with quick_imports():
+        settings = _settings(options)
     pictures = _open_pictures(images)
     text = _read_prompt(prompt)
     printer: Printer = (
@@ -81,15 +80,7 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
         if options["as_json"]
         else TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
     )
-    with load_bar() as on_progress:
-        magistral = Magistral.load(
-            options["model"],
-            **loading(options),
-            pictures=len(pictures),
-            on_plan=warn_if_short,
-            on_progress=on_progress,
-        )
-    with magistral:
+    with load_model(options, len(pictures)) as magistral:
         messages = _messages(_system(magistral, options), pictures, text)
         return _show(magistral.stream(messages, options=settings), printer)
 

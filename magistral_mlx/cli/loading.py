@@ -1,13 +1,18 @@
-"""The options by which a model is loaded, the same for every command that loads one."""
+"""Loading the model that a command's options name, the same way for every command."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from magistral_mlx.cli.imports import quick_imports
+from magistral_mlx.cli.progress import load_bar, warn_if_short
 from magistral_mlx.cli.sizes import parse_size
+
+if TYPE_CHECKING:
+    from magistral_mlx.api import Magistral
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -47,3 +52,22 @@ def loading(options: dict[str, Any]) -> dict[str, Any]:
     """
     sizes = {name: parse_size(options[name]) for name in ("memory_limit", "cache_size")}
     return {name: options[name] for name in _TAKEN} | sizes
+
+
+def load_model(options: dict[str, Any], pictures: int) -> Magistral:
+    """The model that a command's options name, with a bar on stderr and a warning if need be.
+
+    Raises:
+        InvalidOption: a size that is none; besides what `Magistral.load` raises.
+    """
+    given = loading(options)
+    with quick_imports(), load_bar() as on_progress:
+        from magistral_mlx.api import Magistral
+
+        return Magistral.load(
+            options["model"],
+            **given,
+            pictures=pictures,
+            on_plan=warn_if_short,
+            on_progress=on_progress,
+        )

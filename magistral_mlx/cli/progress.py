@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from magistral_mlx.api.progress import LoadProgress, OnProgress
@@ -18,18 +17,21 @@ _LABELS = {"download": "downloading", "weights": "loading"}
 
 
 @contextmanager
-def load_bar() -> Iterator[OnProgress]:
-    """A bar of bytes done and in all, gone when it is done; nothing where nobody watches."""
-    console = Console(stderr=True)
+def load_bar() -> Iterator[OnProgress | None]:
+    """A bar of bytes done and in all, gone when it is done; None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(_LABELS["weights"], total=None)
 
         def show(progress: LoadProgress) -> None:

@@ -5,14 +5,13 @@ A file in the user's folder holds the measurements, one for each machine, MLX an
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.backend import backend
+from magistral_mlx.backend import backend, mx
 from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.places import home_dir
 
@@ -55,7 +54,8 @@ def _path() -> Path:
 
 
 def _key(machine: str, decoder_bytes: int) -> str:
-    return f"{machine}, MLX {importlib.metadata.version('mlx')}, {decoder_bytes} bytes"
+    version = mx.__version__  # type: ignore[attr-defined]  # the stub lacks it
+    return f"{machine}, MLX {version}, {decoder_bytes} bytes"
 
 
 def _read() -> dict[str, Any]:

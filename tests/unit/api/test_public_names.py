@@ -18,6 +18,7 @@ HEAVY = (
     "PIL",
     "huggingface_hub",
     "rich",
+    "asyncio",
 )
 
 
