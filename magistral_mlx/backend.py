@@ -1,6 +1,6 @@
 """All that differs between Metal, CUDA and the CPU. Everything else takes `mx` and `nn` from here.
 
-The CPU backend serves Linux, where this project is tested. Four things differ there:
+The CPU backend serves Linux, where this project is tested. Five things differ there:
 
 - MLX multiplies float32 matrices through whatever CBLAS the process has. The one in its wheel is
   the untuned reference; an OpenBLAS loaded earlier takes its place and is about 50 times faster.
@@ -9,6 +9,8 @@ The CPU backend serves Linux, where this project is tested. Four things differ t
 - That kernel, and the one that dequantizes, run on one thread for each stream, so the rows of a
   matrix are shared out over as many streams as there are cores.
 - `mx.fast.scaled_dot_product_attention` writes all scores out, so queries go in blocks.
+- MLX frees each buffer at once, and glibc gives a large one back to the system, which maps the next
+  one page by page: that takes longer than to fill it, unless malloc is told to keep some.
 
 On Metal and CUDA the quantized and the fused kernels are the fast ones and are called as they are.
 """
@@ -58,12 +60,23 @@ import mlx.nn as nn
 
 from magistral_mlx.quantization import Quantization
 
-__all__ = ["DTYPES", "Backend", "backend", "dequantize", "mx", "nn", "quantized_matmul"]
+__all__ = [
+    "DTYPES",
+    "Backend",
+    "backend",
+    "dequantize",
+    "free_memory",
+    "mx",
+    "nn",
+    "quantized_matmul",
+    "reuse_memory",
+]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
-DEQUANTIZED_BYTES = 32 << 20  # a block of a dequantized matrix
-_FEW_ROWS = 64
+_MAPPED_BYTES = 32 << 20  # a buffer from which on glibc maps each afresh; it allows no more
+_KEPT_BYTES = 256 << 20  # freed ones that malloc may keep
+DEQUANTIZED_BYTES = _MAPPED_BYTES - (4 << 10)  # a block of a dequantized matrix
 _PART_BYTES = 256 << 10  # of a packed matrix, below which another stream costs more than it saves
 
 
@@ -91,7 +104,7 @@ class Backend:
         """(rows, cost) of a pass over so many tokens, in passes over one, with more not worth it.
 
         Rough, and rather too high than too low; `magistral-mlx bench` measures them for a model.
-        On the CPU each row of a quantized matrix product costs the same, until from three rows on
+        On the CPU each row of a quantized matrix product costs the same, until from five rows on
         the matrix is dequantized. On a GPU the matrix is read once for a few rows, but the kernels
         for them are not as near to the limit of the memory.
         """
@@ -100,7 +113,7 @@ class Backend:
         return _GPU_COSTS
 
 
-_CPU_COSTS = ((1, 1.0), (2, 2.0), (3, 3.0), (32, 3.5))
+_CPU_COSTS = ((1, 1.0), (4, 4.0), (5, 4.8), (32, 5.5))
 _LINEAR_COSTS = ((1, 1.0), (8, 8.0))
 _GPU_COSTS = ((1, 1.0), (2, 1.3), (4, 1.9), (8, 3.2), (16, 4.0), (32, 5.0))
 
@@ -109,7 +122,7 @@ _GPU_COSTS = ((1, 1.0), (2, 1.3), (4, 1.9), (8, 3.2), (16, 4.0), (32, 5.0))
 def backend() -> Backend:
     """The backend of MLX's default device."""
     if mx.default_device() == mx.Device(mx.DeviceType.cpu):
-        rows = 3 if _HAS_OPENBLAS else None
+        rows = 5 if _HAS_OPENBLAS else None
         return Backend(
             "cpu", mx.float32, rows, fused_attention=False, prefill_chunk=512, few_rows=1
         )
@@ -134,17 +147,16 @@ def quantized_matmul(
     rows = x.size // x.shape[-1]
     threshold = backend().dequantize_from_rows
     if threshold is None or rows < threshold:
-        return _in_parts(_quantized_matmul, x, weight, scales, biases, scheme)
-    # With few rows dequantizing takes the time; with many the product does, on all cores anyway.
-    multiply = partial(_in_parts, _dequantized) if rows <= _FEW_ROWS else _dequantized
+        multiply = partial(_quantized_matmul, x)
+        return _joined(_in_parts(multiply, weight, scales, biases, scheme))
     out_features = weight.shape[0]
     step = max(1, DEQUANTIZED_BYTES // (x.shape[-1] * x.itemsize))
     if out_features <= step:
-        return multiply(x, weight, scales, biases, scheme)
+        return _dequantized_matmul(x, weight, scales, biases, scheme)
     parts = []
     for start in range(0, out_features, step):
         block = _rows_of(slice(start, start + step), weight, scales, biases)
-        parts.append(multiply(x, *block, scheme))
+        parts.append(_dequantized_matmul(x, *block, scheme))
         # The CPU's stream runs far ahead of its work: without this all blocks would be in memory.
         mx.eval(parts[-1])
     return mx.concatenate(parts, axis=-1)
@@ -165,34 +177,32 @@ def _quantized_matmul(
     )
 
 
-def _dequantized(
+def _dequantized_matmul(
     x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, scheme: Quantization
 ) -> mx.array:
-    return x @ dequantize(weight, scales, biases, scheme, x.dtype).T
+    """The matrix is dequantized on all streams; the products have all cores anyway."""
+    dense = _in_parts(partial(dequantize, dtype=x.dtype), weight, scales, biases, scheme)
+    return _joined([x @ part.T for part in dense])
 
 
-Multiply = Callable[[mx.array, mx.array, mx.array, mx.array | None, Quantization], mx.array]
+def _joined(parts: list[mx.array]) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+
+Work = Callable[[mx.array, mx.array, mx.array | None, Quantization], mx.array]
 
 
 def _in_parts(
-    multiply: Multiply,
-    x: mx.array,
-    weight: mx.array,
-    scales: mx.array,
-    biases: mx.array | None,
-    scheme: Quantization,
-) -> mx.array:
-    """`multiply` with the rows of W shared out; every row is computed as it would be."""
-    parts = _parts(weight) if backend().name == "cpu" else 1
-    if parts == 1:
-        return multiply(x, weight, scales, biases, scheme)
-    rows = weight.shape[0]
+    work: Work, weight: mx.array, scales: mx.array, biases: mx.array | None, scheme: Quantization
+) -> list[mx.array]:
+    """`work` with the rows of W shared out over the streams; each is computed as it would be."""
+    parts, rows = _parts(weight), weight.shape[0]
     found = []
     for part in range(parts):
         some = slice(rows * part // parts, rows * (part + 1) // parts)
         with mx.stream(_other_streams()[part - 1]) if part else nullcontext():
-            found.append(multiply(x, *_rows_of(some, weight, scales, biases), scheme))
-    return mx.concatenate(found, axis=-1)
+            found.append(work(*_rows_of(some, weight, scales, biases), scheme))
+    return found
 
 
 def _rows_of(
@@ -236,3 +246,30 @@ def dequantize(
         bits=scheme.bits,
         mode=scheme.mode,
     ).astype(dtype)
+
+
+# Memory
+
+
+def reuse_memory() -> None:
+    """Have what is freed kept for reuse where the system would take long to give it again."""
+    if backend().name == "cpu" and (malloc := _glibc()):
+        malloc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        malloc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def free_memory() -> None:
+    """Give back to the system what has been freed."""
+    mx.clear_cache()
+    if backend().name == "cpu" and (malloc := _glibc()):
+        malloc.malloc_trim(0)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is the GNU one."""
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "malloc_trim") else None

@@ -13,7 +13,7 @@ from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.api.composer import Job
 from magistral_mlx.api.keeping import Keeping
 from magistral_mlx.api.speculation import Guessing, load_drafter
-from magistral_mlx.backend import DTYPES, mx
+from magistral_mlx.backend import DTYPES, free_memory, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Request, generate
@@ -90,7 +90,7 @@ class Runtime:
             self._prefixes.close()
         self._model = self._prefixes = self._guessing = None
         mx.synchronize()
-        mx.clear_cache()
+        free_memory()
         mx.clear_streams()
         PROCESS.release(self.plan)
 
@@ -100,7 +100,7 @@ class Runtime:
             self._prefixes.release()
         if self._model is not None and self._model.sees:
             self._model.drop_vision()
-        mx.clear_cache()
+        free_memory()
 
     def keep_some(self) -> bool:
         """Hand something to the disk, if there is one -> whether to go on with that."""

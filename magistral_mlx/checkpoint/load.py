@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
-from magistral_mlx.backend import backend, mx
+from magistral_mlx.backend import backend, mx, reuse_memory
 from magistral_mlx.checkpoint.folder import Checkpoint, is_channels_last
 from magistral_mlx.checkpoint.names import LANGUAGE, interleaved_heads
 from magistral_mlx.errors import CheckpointError
@@ -35,6 +35,7 @@ def load_model(
     Raises:
         CheckpointError: a file cannot be read to its end.
     """
+    reuse_memory()
     model = MagistralModel(checkpoint.config, dtype or backend().dtype)
     _load(model, checkpoint, lambda name: name.startswith(LANGUAGE), on_progress)
     return model
