@@ -2,7 +2,7 @@
 
     python -m benchmarks.all [--full] [--only NAME[,NAME]] [--out FOLDER]
 
-Waits first until nothing else keeps a core busy. The quick runs take about 20 minutes on 2 cores.
+Waits first until nothing else keeps a core busy. The quick runs take about 15 minutes on 2 cores.
 Conversion and the full-size model are run by hand: they need 20 to 40 GB of disk.
 """
 

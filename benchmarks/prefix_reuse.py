@@ -1,6 +1,6 @@
 """What a prompt costs whose beginning was read before: time to the first token against a cold one.
 
-    python -m benchmarks.prefix_reuse [--model FOLDER|demo|midsize] [--kv SCHEME] [--full]
+    python -m benchmarks.prefix_reuse [--model demo|midsize|FOLDER] [--kv SCHEME] [--full]
 
 Four cases, each after a cold run of its own in the same process: a document of 4,000 tokens asked
 about a second time, in the same process and, from --cache-dir, in a new one; the second turn of a
@@ -160,7 +160,7 @@ def summary(name: str, runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dic
 def main() -> None:
     given = options(
         __doc__ or "",
-        model={"default": "midsize", "help": "a folder, 'demo', or 'midsize' (0.36B, random)"},
+        model={"default": "demo", "help": "demo, midsize (0.36B, random; 10 minutes) or a folder"},
         kv={"help": "KV cache: full, 8/8, 8/4 or 4/4"},
         process={"help": "for its own use"},
     )

@@ -224,13 +224,13 @@ class Dictated(Sampler):
         return drawn * 0 + self.text[position - self.start]
 
 
-def times(count: int, rounds: int) -> dict[str, Any]:
-    """Seconds to write the beginning of each text, plain and guessing in turns."""
+def times(names: Sequence[str], count: int, rounds: int) -> dict[str, Any]:
+    """Seconds to write so many tokens of the texts, plain and guessing in turns."""
     folder = midsize()
     model = load_model(Checkpoint.open(folder))
     costs = PassCosts(backend().pass_costs)
     found: dict[str, Any] = {}
-    for text in texts(Tokenizer.load(folder), ("editing", "rewriting", "prose")):
+    for text in texts(Tokenizer.load(folder), names):
         seconds: dict[str, list[float]] = {"plain": [], "guessing": []}
         passes = 0
         for n in range(rounds + 1):
@@ -291,9 +291,10 @@ def main() -> None:
     if given.only in (None, "replay"):
         figures["replay"] = replays()
     if given.only in (None, "answers"):
-        figures["answers"] = answers(100 if given.full else 10)
+        figures["answers"] = answers(100 if given.full else 6)
     if given.only in (None, "time"):
-        figures["time"] = times(600 if given.full else 100, given.rounds)
+        names = ("editing", "rewriting", "prose") if given.full else ("editing", "prose")
+        figures["time"] = times(names, 600 if given.full else 60, given.rounds)
     if "replay" in figures:
         draw(record, given.out, figures)
     record.save(given.out, **figures)
