@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 
 LANGUAGE, VISION, PROJECTOR = "language_model.", "vision_tower.", "multi_modal_projector."
+EMBEDDING = "language_model.model.embed_tokens."
 
 # First match wins. Left: how a name may begin; right: how its canonical form begins.
 _PREFIXES = (

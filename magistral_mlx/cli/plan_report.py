@@ -121,12 +121,16 @@ def _caches(facts: dict[str, Any]) -> Table:
 def _show_computed(console: Console, facts: dict[str, Any]) -> None:
     computed = facts.get("computed") or {}
     seconds = computed.get("prefill_seconds")
-    speed = computed.get("decode_tokens_per_second")
+    empty = computed.get("decode_tokens_per_second")
+    full = computed.get("decode_tokens_per_second_full")
     figures = []
     if seconds:
         figures.append(f"a prompt that fills the context takes {_duration(seconds)} at least")
-    if speed:
-        figures.append(f"decoding reaches {speed:.0f} tokens/s at most")
+    if empty and full:
+        figures.append(
+            f"decoding reaches {empty:.1f} tokens/s at most while the cache is empty, "
+            f"{full:.1f} once the context is full"
+        )
     if figures:
         words = "; ".join(figures)
         console.print(

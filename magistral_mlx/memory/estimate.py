@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.names import expected_tensors
 from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.memory.chips import Chip, decode_limit
-from magistral_mlx.memory.peak import cache_bytes
+from magistral_mlx.memory.peak import Weights, packed_token_bytes
 from magistral_mlx.memory.plan import Plan
 
 
@@ -46,18 +47,40 @@ def chunk_flops(weights: int, text: TextConfig, start: int, end: int) -> float:
 
 
 def chunk_bytes(plan: Plan, end: int) -> int:
-    """Bytes that the chunk up to token `end` reads: every weight, and what is cached."""
+    """Bytes that the chunk up to token `end` reads: what its last token does."""
     text, float_bytes = plan.model.config.text, plan.traits.float_bytes
-    return plan.model.weights.decoder + cache_bytes(text, plan.scheme, end, float_bytes)
+    return bytes_per_token(plan.model.weights, text, end, plan.scheme, float_bytes)
 
 
-def decode_tokens_per_second(plan: Plan) -> float | None:
-    """What memory bandwidth allows at most with a short context; None where no chip is known.
+def decode_tokens_per_second(plan: Plan, context: int) -> float | None:
+    """What memory bandwidth allows at most with so many tokens in the caches.
 
-    A token reads every weight of the decoder once.
+    None where no chip is known.
     """
     chip = plan.machine.chip
-    return None if chip is None else decode_limit(plan.model.weights.decoder, chip)
+    if chip is None:
+        return None
+    text, float_bytes = plan.model.config.text, plan.traits.float_bytes
+    read = bytes_per_token(plan.model.weights, text, context, plan.scheme, float_bytes)
+    return decode_limit(read, chip)
+
+
+def bytes_per_token(
+    weights: Weights, text: TextConfig, context: int, scheme: KVScheme, float_bytes: int
+) -> int:
+    """Bytes that decoding one token reads: every weight once, but of the embedding table one row,
+    which does not count, and what the caches hold."""
+    return weights.read + cached_bytes(text, context, scheme, float_bytes)
+
+
+def cached_bytes(text: TextConfig, tokens: int, scheme: KVScheme, float_bytes: int) -> int:
+    """Bytes of so many tokens in the caches of all layers, without spare room."""
+    plain = 2 * text.num_key_value_heads * text.head_dim * float_bytes
+    packed = scheme.packed(tokens) if scheme.quantized else 0
+    layer = (tokens - packed) * plain
+    if packed:
+        layer += packed * packed_token_bytes(text, scheme, float_bytes)
+    return text.num_hidden_layers * layer
 
 
 def why_not_computed(chip: Chip | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
+from magistral_mlx.checkpoint.names import EMBEDDING, LANGUAGE, expected_tensors
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 from magistral_mlx.memory.peak import Weights
 from magistral_mlx.memory.plan import Model
@@ -49,7 +49,7 @@ def magistral_small(float_bytes: int = 2) -> Model:
 
 def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: int) -> Weights:
     """Bytes in memory of a model whose decoder's matrices are quantized by `scheme`."""
-    sizes = {True: 0, False: 0}
+    sizes, embedding = {True: 0, False: 0}, 0
     for name, shape in expected_tensors(config).items():
         in_decoder = name.startswith(LANGUAGE)
         if in_decoder and len(shape) == 2:
@@ -57,4 +57,6 @@ def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: in
         else:
             size = math.prod(shape) * float_bytes
         sizes[in_decoder] += size
-    return Weights(decoder=sizes[True], vision=sizes[False])
+        embedding += size if name.startswith(EMBEDDING) else 0
+    tied = config.text.tie_word_embeddings
+    return Weights(sizes[True], sizes[False], embedding=0 if tied else embedding)

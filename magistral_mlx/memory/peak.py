@@ -24,7 +24,7 @@ from magistral_mlx.cache.scheme import RESERVED, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, FLOATS
 from magistral_mlx.checkpoint.load import is_scale, keeps_scales
-from magistral_mlx.checkpoint.names import LANGUAGE
+from magistral_mlx.checkpoint.names import EMBEDDING, LANGUAGE
 from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.model.vision import WORKSPACE as PICTURE_WORKSPACE
 
@@ -56,10 +56,20 @@ GPU = Traits(2, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the weights once they are loaded."""
+    """Bytes of the weights once they are loaded.
+
+    embedding: what of the decoder is the embedding table alone, one row of which a token reads;
+    0 where it is the output matrix as well.
+    """
 
     decoder: int
     vision: int
+    embedding: int = 0
+
+    @property
+    def read(self) -> int:
+        """What decoding a token reads."""
+        return self.decoder - self.embedding
 
 
 @dataclass(frozen=True)
@@ -96,14 +106,16 @@ class Peak:
 
 def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
     """Bytes of a checkpoint in memory: floats in the compute dtype, packed weights as stored."""
-    sizes = {True: 0, False: 0}
+    sizes, embedding = {True: 0, False: 0}, 0
     compact = keeps_scales(checkpoint, float_bytes)
     for name, tensor in checkpoint.tensors.items():
         size = tensor.nbytes
         if tensor.dtype in FLOATS and not (compact and is_scale(name)):
             size = size // DTYPE_BYTES[tensor.dtype] * float_bytes
         sizes[name.startswith(LANGUAGE)] += size
-    return Weights(decoder=sizes[True], vision=sizes[False])
+        embedding += size if name.startswith(EMBEDDING) else 0
+    tied = checkpoint.config.text.tie_word_embeddings
+    return Weights(sizes[True], sizes[False], embedding=0 if tied else embedding)
 
 
 def predict(

@@ -9,13 +9,14 @@ import pytest
 
 from magistral_mlx.bench.compare import Comparison, Work, compare
 from magistral_mlx.bench.conditions import linux_conditions, mac_conditions
-from magistral_mlx.bench.limit import bytes_per_token, cached_bytes
+from magistral_mlx.bench.limit import bytes_per_token
 from magistral_mlx.bench.process import OURS, Program, Worker
 from magistral_mlx.bench.rounds import MOST, Figure, ratios, repeat
 from magistral_mlx.bench.worker import launches, random_layer, random_tokens
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import BenchmarkError
+from magistral_mlx.memory.estimate import cached_bytes
 from tests.checkpoints import write_hf_checkpoint
 
 FAKE = """

@@ -11,7 +11,7 @@ import pytest
 from magistral_mlx.cli.sizes import parse_size
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.choose import make_plan
-from magistral_mlx.memory.estimate import prefill_seconds
+from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seconds
 from magistral_mlx.memory.known import magistral_small, quantized_weights
 from magistral_mlx.memory.machine import GIB, Machine, named_machine
 from magistral_mlx.memory.peak import GPU, Traits, Weights, cache_bytes
@@ -205,9 +205,20 @@ def test_a_chunk_takes_what_computing_or_reading_takes_whichever_is_longer() -> 
     assert seconds(bandwidth=2 * chip.bandwidth) == seconds()
     # With so much compute the weights are read once a chunk, and what is cached grows.
     chunks = -(-best.context // best.chunk)
-    weights = best.model.weights.decoder / (chip.bandwidth * 1e9)
+    weights = best.model.weights.read / (chip.bandwidth * 1e9)
     reading = seconds(fp32_tflops=1e6)
     assert chunks * weights < reading < 2 * chunks * weights
     # 2 operations a weight and token, and the scores of 32 heads over half the context on average.
     operations = 2 * 22.2e9 * 40_960 + 4 * 40 * 32 * 128 * 40_960**2 / 2
     assert seconds() == pytest.approx(operations / (chip.fp32_tflops * 1e12), rel=0.01)
+
+
+def test_a_decoded_token_reads_all_weights_but_the_embedding_and_what_is_cached() -> None:
+    best = plan(named_machine("M4 Pro 48GB"))
+    table = 131_072 * 5120 // 2 * 9 // 8  # 4 bits, and a scale and a bias for 64 weights
+    assert MAGISTRAL.weights.embedding == table
+    read = MAGISTRAL.weights.decoder - table
+    assert decode_tokens_per_second(best, 0) == pytest.approx(273e9 / read)
+    full = read + 40_960 * 40 * 2 * 8 * 128 * 2
+    assert decode_tokens_per_second(best, 40_960) == pytest.approx(273e9 / full)
+    assert decode_tokens_per_second(plan(), 0) is None
