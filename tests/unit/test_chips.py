@@ -49,6 +49,9 @@ def test_every_row_has_a_source_and_figures_in_order():
     names = [chip.name for chip in chips()]
     for family in ("M1", "M2", "M3", "M4", "M5"):
         assert {f"Apple {family}{kind}" for kind in ("", " Pro", " Max")} <= set(names)
+    for family in ("M1", "M2", "M3", "M5"):  # there is no M4 Ultra
+        assert f"Apple {family} Ultra" in names
+    assert "Apple M6" in names
     for chip in chips():
         assert chip.source and 2020 <= chip.year <= 2026
         assert 60 < chip.bandwidth < 1300 and chip.memory == tuple(sorted(chip.memory))
