@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +33,11 @@ __all__ = [
     "openblas",
     "options",
     "peers",
+    "ratio",
     "ratios",
     "runtimes",
     "show",
+    "spread",
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -51,21 +54,26 @@ COLOURS = {
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 
-def options(doc: str, **more: dict[str, Any]) -> argparse.Namespace:
-    """Parse the options that every script has, and its own: name -> keywords of add_argument."""
+def options(doc: str, *, quick: int = 3, **more: dict[str, Any]) -> argparse.Namespace:
+    """Parse the options that every script has, and its own: name -> keywords of add_argument.
+
+    quick: rounds without --full.
+    """
     first, _, rest = doc.partition("\n")
     parser = argparse.ArgumentParser(
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="all of it, however long it takes")
-    parser.add_argument("--rounds", type=int, help="rounds at most; default 3, 7 with --full")
+    parser.add_argument(
+        "--rounds", type=int, help=f"rounds at most; default {quick}, 7 with --full"
+    )
     parser.add_argument(
         "--out", type=Path, default=OUT, help="folder for the JSON record and the plot"
     )
     for name, keywords in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
     given = parser.parse_args()
-    given.rounds = given.rounds or (7 if given.full else 3)
+    given.rounds = given.rounds or (7 if given.full else quick)
     return given
 
 
@@ -130,14 +138,17 @@ def interleave(measures: dict[str, Callable[[], float]], most: int) -> dict[str,
 
 
 class Record:
-    """What a script measured, with the machine, the versions and the command."""
+    """What a script measured, with the machine, the versions and the command.
 
-    def __init__(self, name: str, programs: Sequence[Program] = ()) -> None:
-        self.name = name
+    name: of the script. variant: what tells this record from others of the same script.
+    """
+
+    def __init__(self, name: str, programs: Sequence[Program] = (), *, variant: str = "") -> None:
+        self._file = f"{name}_{variant}" if variant else name
         self._begin = time.time()
         self.facts: dict[str, Any] = {
             "benchmark": name,
-            "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "machine": describe_machine(this_machine()) | {"processor": _processor()},
             "versions": versions([ours(), *(p for p in programs if not p.preload)]),
@@ -145,7 +156,7 @@ class Record:
         }
 
     def save(self, out: Path, **figures: Any) -> None:
-        """Write NAME.json to the folder `out`."""
+        """Write a JSON file to the folder `out`."""
         self.facts |= figures
         self.facts["load_average_after"] = os.getloadavg()
         self.facts["seconds"] = time.time() - self._begin
@@ -159,7 +170,7 @@ class Record:
 
     @contextmanager
     def plot(self, out: Path, *, panels: int = 1, title: str = "") -> Iterator[list[Any]]:
-        """Axes to draw on; NAME.png is written to the folder `out` afterwards."""
+        """Axes to draw on; a PNG file is written to the folder `out` afterwards."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -188,7 +199,7 @@ class Record:
 
     def _path(self, out: Path, kind: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
-        return out / f"{self.name}.{kind}"
+        return out / f"{self._file}.{kind}"
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -200,6 +211,18 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> No
         table.add_row(*map(str, row))
     console.print(table)
     console.print()
+
+
+def spread(figure: Figure) -> str:
+    """The spread of a figure for a table; a single round has none."""
+    return f"{figure.spread:.0%}" if len(figure.values) > 1 else "-"
+
+
+def ratio(mine: Figure, theirs: Figure) -> str:
+    """Mine over theirs for a table, by round, with half of its spread where it has one."""
+    figure = ratios(mine.values, theirs.values)
+    half = f" ± {figure.spread / 2 * figure.median:.2f}" if len(figure.values) > 1 else ""
+    return f"{figure.median:.2f}{half}"
 
 
 def _plain(value: Any) -> Any:

@@ -8,9 +8,10 @@ tokens that ours gives. Beside each decode figure stands its physical limit: the
 reads (weights and cache) over the bandwidth of memory measured in the same run.
 
 Decoding starts from caches that are filled with random keys and values, the same in all runtimes: a
-peer's prefill of 8,000 tokens would take an hour on a CPU. Prefill runs on random tokens; in the
-quick run the peers get a shorter prompt than ours. The third table is what a step costs the host:
-the time to build its graph, and the operations in it, one for each that is one kernel on Metal.
+peer's prefill of 8,000 tokens would take half an hour on a CPU. Prefill runs on random tokens, from
+nothing and as the last 32 tokens of each context; in the quick run the peers get a shorter prompt
+than ours. What a step costs the host is the time to build its graph, and the operations in it, one
+for each that is one kernel on Metal.
 
 `--model full-size` is for a GPU: 24 billion random parameters at 4 bits, 14 GB.
 """
@@ -31,9 +32,10 @@ from benchmarks.common import (
     console,
     interleave,
     options,
-    ratios,
+    ratio,
     runtimes,
     show,
+    spread,
 )
 from benchmarks.midsize import FOLDER, full_size, midsize
 from magistral_mlx.backend import DTYPES, backend
@@ -45,6 +47,8 @@ from magistral_mlx.bench.worker import launches
 from magistral_mlx.cache.scheme import FULL
 from magistral_mlx.checkpoint.folder import Checkpoint
 
+CHECKED = 12  # greedy tokens that have to be ours
+TAIL = 32  # tokens that are prefilled at a context
 Figures = dict[int, dict[str, Figure]]
 Peaks = dict[int, dict[str, int]]
 
@@ -67,7 +71,7 @@ def checkpoint_of(model: str) -> Checkpoint:
 
 
 def same_tokens(workers: dict[str, Worker], vocabulary: int, exact: bool) -> dict[str, int]:
-    """Label -> how many of 12 greedy tokens are ours; runtimes that differ are ended and left out.
+    """Label -> how many of `CHECKED` greedy tokens are ours; those that differ are left out.
 
     Once after a prompt, once after caches filled with random keys and values.
     """
@@ -75,11 +79,11 @@ def same_tokens(workers: dict[str, Worker], vocabulary: int, exact: bool) -> dic
     for work in ({"prompt": 16}, {"prompt": 1, "filled": 300}):
         expected: list[int] = []
         for label, worker in list(workers.items()):
-            ids = worker.ask("generate", count=12, vocabulary=vocabulary, **work)["ids"]
+            ids = worker.ask("generate", count=CHECKED, vocabulary=vocabulary, **work)["ids"]
             expected = expected or ids
-            equal[label] = min(equal.get(label, 12), equal_start(expected, ids))
+            equal[label] = min(equal.get(label, CHECKED), equal_start(expected, ids))
     for label, count in equal.items():
-        if count < (12 if exact else 4):
+        if count < (CHECKED if exact else 4):
             console.print(f"{label} computes something else (token {count}): left out.")
             workers.pop(label).close()
     return equal
@@ -107,26 +111,38 @@ def decode(
 
 
 def prefill(
-    workers: dict[str, Worker],
-    lengths: dict[str, list[int]],
-    vocabulary: int,
-    most: int,
+    workers: dict[str, Worker], lengths: dict[str, list[int]], vocabulary: int, most: int
 ) -> Figures:
     """Length -> label -> prompt tokens per second. lengths: what each runtime is given."""
 
-    def once(worker: Worker, length: int) -> float:
-        answer = worker.ask("generate", prompt=length, count=1, vocabulary=vocabulary)
+    def once(label: str, length: int) -> float:
+        answer = workers[label].ask("generate", prompt=length, count=1, vocabulary=vocabulary)
         return length / answer["first"]
 
     figures: Figures = {}
     for length in sorted({length for some in lengths.values() for length in some}):
         console.print(f"prefill of {length:,}", style="dim")
-        turns = {
-            k: lambda w=w: once(w, length)  # noqa: B023
-            for k, w in workers.items()
-            if length in lengths[k]
-        }
+        turns = {k: partial(once, k, length) for k in workers if length in lengths[k]}
         figures[length] = interleave(turns, most)
+    return figures
+
+
+def prefill_at(
+    workers: dict[str, Worker], contexts: list[int], vocabulary: int, most: int
+) -> Figures:
+    """Context -> label -> tokens per second of its last `TAIL` tokens."""
+
+    def once(label: str, context: int) -> float:
+        answer = workers[label].ask(
+            "generate", prompt=TAIL, filled=context - TAIL, count=1, vocabulary=vocabulary
+        )
+        return TAIL / answer["first"]
+
+    figures: Figures = {}
+    for context in contexts:
+        console.print(f"prefill of {TAIL} at {context:,}", style="dim")
+        turns = {label: partial(once, label, context) for label in workers}
+        figures[context] = interleave(turns, most)
     return figures
 
 
@@ -135,24 +151,25 @@ def show_decode(figures: Figures, limits: dict[int, float], peaks: Peaks) -> Non
     for context, by_label in figures.items():
         mine = by_label[OURS]
         for label, figure in by_label.items():
-            ratio = "" if label == OURS else _ratio(mine, figure)
+            times = "" if label == OURS else ratio(mine, figure)
             share = f"{figure.median / limits[context]:.1%}"
             limit = f"{limits[context]:.1f}"
             speed = f"{figure.median:.2f}"
             peak = f"{peaks[context][label] / 1e9:.2f} GB"
-            spread = f"{figure.spread:.0%}"
-            rows.append([label, f"{context:,}", speed, spread, ratio, limit, share, peak])
+            rows.append([label, f"{context:,}", speed, spread(figure), times, limit, share, peak])
     header = ["runtime", "context", "tokens/s", "spread", "ours / theirs", "limit", "share", "peak"]
     show("Decode", header, rows)
 
 
-def show_prefill(figures: Figures) -> None:
-    rows = [
-        [label, f"{length:,}", f"{figure.median:.1f}", f"{figure.spread:.0%}"]
-        for length, by_label in figures.items()
-        for label, figure in by_label.items()
-    ]
-    show("Prefill", ["runtime", "prompt", "tokens/s", "spread"], rows)
+def show_prefill(title: str, place: str, figures: Figures) -> None:
+    """place: what the figures are by, the length of a prompt or a context."""
+    rows = []
+    for tokens, by_label in figures.items():
+        for label, figure in by_label.items():
+            times = "" if label == OURS else ratio(by_label[OURS], figure)
+            speed = f"{figure.median:.1f}"
+            rows.append([label, f"{tokens:,}", speed, spread(figure), times])
+    show(title, ["runtime", place, "tokens/s", "spread", "ours / theirs"], rows)
 
 
 def show_host(graphs: dict[str, dict[str, Any]]) -> None:
@@ -167,11 +184,6 @@ def show_host(graphs: dict[str, dict[str, Any]]) -> None:
     ]
     header = ["runtime", "building the graph", "operations", "of them no views"]
     show("What one decoded token costs the host", header, rows)
-
-
-def _ratio(ours: Figure, theirs: Figure) -> str:
-    figure = ratios(ours.values, theirs.values)
-    return f"{figure.median:.2f} ± {figure.spread / 2 * figure.median:.2f}"
 
 
 def draw(record: Record, out: Path, figures: Figures, fast: Figures, limits: Any) -> None:
@@ -203,6 +215,7 @@ def main() -> None:
     given = options(
         __doc__ or "", model={"default": "midsize", "help": "midsize, demo, full-size or a folder"}
     )
+    model = Path(given.model).resolve().name  # of a folder, its last part
     checkpoint = checkpoint_of(given.model)
     text = checkpoint.config.text
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -212,10 +225,8 @@ def main() -> None:
     contexts = [context for context in contexts if context + 64 <= longest]
     count = (32 if given.full else 8) if given.model == "midsize" else 64
     programs = all_programs()
-    record = Record(
-        "tokens_per_second" if given.model == "midsize" else f"tokens_per_second_{given.model}",
-        programs,
-    )
+    variant = "" if given.model == "midsize" else model
+    record = Record("tokens_per_second", programs, variant=variant)
     bandwidth = measure_bandwidth()
     limits = {
         context: bandwidth / bytes_per_token(checkpoint, context + count // 2, FULL, dtype.size)
@@ -230,10 +241,18 @@ def main() -> None:
         decoded, peaks = decode(workers, contexts, count, text.vocab_size, given.rounds)
         most = given.rounds if given.full else 1
         filled = prefill(workers, lengths, text.vocab_size, most)
-        graphs = {k: worker.ask("graph", filled=127) for k, worker in workers.items()}
-    record.facts["model"] = given.model
+        installed = {k: worker for k, worker in workers.items() if not worker.program.preload}
+        tails = prefill_at(installed, contexts[1:], text.vocab_size, most)
+        # A BLAS changes nothing of a graph.
+        graphs = {
+            k: worker.ask("graph", filled=127, rounds=20 if given.full else 5)
+            for k, worker in installed.items()
+        }
+    record.facts["model"] = model
     show_decode(decoded, limits, peaks)
-    show_prefill(filled)
+    show_prefill("Prefill", "prompt", filled)
+    if tails:
+        show_prefill(f"Prefill of the last {TAIL} tokens of a context", "context", tails)
     show_host(graphs)
     console.print(f"Memory read at {bandwidth / 1e9:.1f} GB/s; computed in {names[dtype]}.")
     draw(record, given.out, decoded, filled, limits)
@@ -246,6 +265,7 @@ def main() -> None:
         decode=decoded,
         peaks=peaks,
         prefill=filled,
+        prefill_at_context=tails,
         graph=graphs,
     )
 

@@ -22,7 +22,7 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import Prefilled, Request, generate
+from magistral_mlx.engine.generate import Generation, Prefilled, Request, generate
 from magistral_mlx.engine.prefill import see_pictures
 from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
@@ -47,18 +47,15 @@ class Ours:
         ids = np.array([0] * filled + tokens, np.int32)
         request = Request(ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme)
         start = Prefilled(self._caches(filled), filled) if filled else None
-        generation = generate(self._model, request, start)
-        try:
-            for step in generation:
-                if not isinstance(step, Prefill):
-                    yield step.id
-        finally:
-            generation.close()  # or its caches would stay until the collector comes
+        return _ids(generate(self._model, request, start))
 
-    def see(self, count: int, side: int) -> None:
+    def see(self, count: int, side: int) -> mx.array:
         if not self._model.sees:
             load_vision(self._model, self._checkpoint)
-        mx.eval(see_pictures(self._model, random_pixels(count, side)))
+        features = see_pictures(self._model, random_pixels(count, side))
+        assert features is not None
+        mx.eval(features)
+        return features
 
     def graph(self, filled: int) -> Callable[[], list[Any]]:
         caches = self._caches(filled)
@@ -112,6 +109,15 @@ class Ours:
                 cache.append(keys, values)  # so any scheme stores them its way
                 mx.eval(cache.state)
         return caches
+
+
+def _ids(generation: Generation) -> Iterator[int]:
+    try:
+        for step in generation:
+            if not isinstance(step, Prefill):
+                yield step.id
+    finally:
+        generation.close()  # or its caches would stay until the collector comes
 
 
 if __name__ == "__main__":

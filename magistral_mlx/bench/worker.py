@@ -32,13 +32,16 @@ class Runtime(Protocol):
         """Load the checkpoint; `dtype` widens its floats."""
 
     def start(self, tokens: list[int], filled: int) -> Iterator[int]:
-        """Prefill `tokens`, then yield the ids of what follows, without end.
+        """What prefills `tokens` when it is first asked, and yields the ids that follow, endlessly.
 
-        The caches hold `filled` tokens of random keys and values before them.
+        The caches already hold `filled` tokens of random keys and values before them.
         """
 
-    def see(self, count: int, side: int) -> None:
-        """Run `count` pictures of side x side pixels through tower and projector."""
+    def see(self, count: int, side: int) -> Any:
+        """Run `count` pictures of side x side pixels through tower and projector.
+
+        -> the features of all, (tokens, D), evaluated.
+        """
 
     def graph(self, filled: int) -> Callable[[], list[Any]]:
         """What builds the graph of one step, token id included; the last built was evaluated."""
@@ -86,10 +89,10 @@ def generate(
     """Prefill random tokens, generate -> ids, seconds to the first and for each after it."""
     mx = _mlx()
     tokens = random_tokens(prompt, vocabulary, seed)
+    steps = runtime.start(tokens, filled)
     mx.clear_cache()
     mx.reset_peak_memory()
     begin = time.perf_counter()
-    steps = runtime.start(tokens, filled)
     ids = [next(steps)]
     seconds = [time.perf_counter() - begin]
     for _ in range(count - 1):
@@ -103,15 +106,20 @@ def generate(
 
 
 def pictures(runtime: Runtime, count: int, side: int) -> Task:
-    """Encode random pictures -> seconds, and the peak of memory above what was held before."""
+    """Encode random pictures -> seconds, and the peak of memory above what was held before.
+
+    features: some of the first picture's and of the last one's, to see who computes the same.
+    """
     mx = _mlx()
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
     begin = time.perf_counter()
-    runtime.see(count, side)
+    features = runtime.see(count, side)
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "above": mx.get_peak_memory() - held, **memory(mx)}
+    above = mx.get_peak_memory() - held
+    some = [*features[0, :8].tolist(), *features[-1, :8].tolist()]
+    return {"seconds": seconds, "above": above, "features": some, **memory(mx)}
 
 
 def passes(runtime: Any, filled: int, rows: list[int]) -> Task:
@@ -287,7 +295,7 @@ class _Peer:
         matrix = self._layers()[0].self_attn.q_proj
         return matrix.get("scales", matrix.weight).dtype
 
-    def see(self, count: int, side: int) -> None:
+    def see(self, count: int, side: int) -> Any:
         raise NotImplementedError("this runtime sees no pictures")
 
 
@@ -344,7 +352,7 @@ class MlxVlm(_Peer):
         )
         return (int(token) for token, _ in steps)
 
-    def see(self, count: int, side: int) -> None:
+    def see(self, count: int, side: int) -> Any:
         import numpy as np
 
         mx = _mlx()
@@ -352,7 +360,9 @@ class MlxVlm(_Peer):
         tokens = (side // 28) ** 2 * count
         ids = mx.full((1, tokens), self.model.config.image_token_index)
         sizes = [(side, side)] * count
-        mx.eval(self.model.get_input_embeddings(ids, pixels, image_sizes=sizes).inputs_embeds)
+        features = self.model.get_input_embeddings(ids, pixels, image_sizes=sizes).inputs_embeds[0]
+        mx.eval(features)
+        return features
 
     def graph(self, filled: int) -> Callable[[], list[Any]]:
         caches, mx = self._caches(filled), _mlx()
