@@ -4,31 +4,44 @@
 
 A cache that writes in place costs the same at any length and takes no memory beside itself; one
 that copies costs more the longer it is. One layer of Magistral Small (8 heads of 128, bfloat16) in
-ours and in mlx-lm's; the worst step is the one in which a buffer grows. The next step is dispatched
-when the last one is done, as the engine does it.
+ours and in mlx-lm's, which take turns, each round with a new cache; the worst step is the one in
+which a buffer grows. The next step is dispatched when the last one is done, as the engine does it.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-from benchmarks.common import COLOURS, Record, console, options, show
+from benchmarks.common import (
+    COLOURS,
+    Figure,
+    Record,
+    console,
+    interleave,
+    options,
+    peers,
+    ratio,
+    show,
+    spread,
+)
 from magistral_mlx.backend import mx
+from magistral_mlx.bench.process import OURS
 from magistral_mlx.cache.kv import make_cache
 from magistral_mlx.cache.scheme import KVScheme
 
 SHAPE = (1, 8, 1, 128)
 DTYPE = mx.bfloat16
+STEPS = 600
+Append = Callable[[], list[mx.array]]
 
 
-def ours(length: int, scheme: str) -> Callable[[], list[mx.array]]:
-    """One append to a cache of `length` tokens -> its arrays, to be evaluated."""
+def ours(scheme: str, keys: mx.array) -> Append:
+    """One append to a cache that holds `keys`, (1, 8, L, 128) -> its arrays, to be evaluated."""
     cache = make_cache(KVScheme.parse(scheme))
-    cache.reserve(length + 1024)
-    keys = mx.random.normal((1, 8, length, 128)).astype(DTYPE)
+    cache.reserve(keys.shape[2] + 1024)
     cache.append(keys, keys)
     mx.eval(cache.state)
 
@@ -40,11 +53,10 @@ def ours(length: int, scheme: str) -> Callable[[], list[mx.array]]:
     return append
 
 
-def mlx_lm(length: int) -> Callable[[], list[mx.array]]:
+def mlx_lm(keys: mx.array) -> Append:
     from mlx_lm.models.cache import KVCache
 
     cache = KVCache()
-    keys = mx.random.normal((1, 8, length, 128)).astype(DTYPE)
     cache.update_and_fetch(keys, keys)
     mx.eval(cache.keys, cache.values)
 
@@ -56,14 +68,14 @@ def mlx_lm(length: int) -> Callable[[], list[mx.array]]:
     return append
 
 
-def measure(append: Callable[[], list[mx.array]], steps: int) -> dict[str, Any]:
+def steps(append: Append) -> dict[str, float]:
     """Microseconds a token, and bytes above what was held at the worst moment."""
     mx.eval(append())
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
     seconds = []
-    for _ in range(steps):
+    for _ in range(STEPS):
         begin = time.perf_counter()
         mx.eval(append())
         seconds.append(time.perf_counter() - begin)
@@ -75,38 +87,66 @@ def measure(append: Callable[[], list[mx.array]], steps: int) -> dict[str, Any]:
     }
 
 
-def cases(length: int) -> Iterator[tuple[str, Callable[[], list[mx.array]]]]:
-    yield "magistral-mlx", ours(length, "full")
-    yield "magistral-mlx 8/8", ours(length, "8/8")
-    yield "magistral-mlx 4/4", ours(length, "4/4")
-    yield "mlx-lm", mlx_lm(length)
+def caches(*, peer: bool) -> dict[str, Callable[[mx.array], Append]]:
+    """What is measured, by name; `peer`: mlx-lm is installed."""
+    found: dict[str, Callable[[mx.array], Append]] = {
+        OURS: partial(ours, "full"),
+        f"{OURS} 8/8": partial(ours, "8/8"),
+        f"{OURS} 4/4": partial(ours, "4/4"),
+    }
+    return found | ({"mlx-lm": mlx_lm} if peer else {})
+
+
+def measure(
+    makers: dict[str, Callable[[mx.array], Append]], length: int, most: int
+) -> dict[str, dict[str, Figure]]:
+    """Name -> what `steps` gives, of all rounds."""
+    keys = mx.random.normal((1, 8, length, 128)).astype(DTYPE)
+    mx.eval(keys)
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in makers}
+
+    def once(name: str) -> float:
+        console.print(f"{name} at {length:,}", style="dim")
+        seen[name].append(steps(makers[name](keys)))
+        return seen[name][-1]["mean_us"]
+
+    interleave({name: partial(once, name) for name in makers}, most)
+    return {
+        name: {key: Figure.of([each[key] for each in rounds]) for key in rounds[0]}
+        for name, rounds in seen.items()
+    }
 
 
 def main() -> None:
     given = options(__doc__ or "")
-    record = Record("append")
+    theirs = [program for program in peers(blas=False) if program.package == "mlx-lm"]
+    makers = caches(peer=bool(theirs))
+    record = Record("append", theirs)
     lengths = [1_000, 10_000, 100_000] if given.full else [1_000, 100_000]
-    results: dict[str, dict[int, dict[str, Any]]] = {}
-    for length in lengths:
-        for name, append in cases(length):
-            console.print(f"{name} at {length:,}", style="dim")
-            results.setdefault(name, {})[length] = measure(append, 600)
-    rows = [
-        [
-            name,
-            f"{length:,}",
-            *(f"{figures[key]:,.0f}" for key in ("median_us", "mean_us", "worst_us")),
-            f"{figures['above_bytes'] / 1e6:.1f} MB",
-            f"{figures['mean_us'] / by_length[lengths[0]]['mean_us']:.1f}",
-        ]
-        for name, by_length in results.items()
-        for length, figures in by_length.items()
-    ]
-    header = ["cache", "tokens", "median µs", "mean µs", "worst µs", "above", "mean / shortest"]
-    show("Appending a token to one layer, 600 times", header, rows)
+    results = {length: measure(makers, length, given.rounds) for length in lengths}
+    rows = []
+    for name in makers:
+        shortest = results[lengths[0]][name]["mean_us"]
+        for length, by_name in results.items():
+            figures, mean = by_name[name], by_name[name]["mean_us"]
+            rows.append(
+                [
+                    name,
+                    f"{length:,}",
+                    *(f"{figures[key].median:,.0f}" for key in ("median_us", "mean_us")),
+                    spread(mean),
+                    ratio(by_name[OURS]["mean_us"], mean) if name == "mlx-lm" else "",
+                    f"{figures['worst_us'].median:,.0f}",
+                    f"{figures['above_bytes'].median / 1e6:.1f} MB",
+                    f"{mean.median / shortest.median:.1f}",
+                ]
+            )
+    header = ["cache", "tokens", "median µs", "mean µs", "spread", "ours / theirs"]
+    header += ["worst µs", "above", "mean / shortest"]
+    show(f"Appending a token to one layer, {STEPS} times", header, rows)
     with record.plot(given.out, title="Appending a token to one layer's cache") as (ax,):
-        for name, by_length in results.items():
-            means = [by_length[length]["mean_us"] for length in lengths]
+        for name in makers:
+            means = [results[length][name]["mean_us"].median for length in lengths]
             style = {"color": COLOURS.get(name), "marker": "o", "label": name}
             ax.plot(lengths, means, **style)
         ax.set(xscale="log", yscale="log", xlabel="tokens held", ylabel="µs a token, mean")
