@@ -10,11 +10,12 @@ from typing import Any
 
 from magistral_mlx.bench.conditions import read_conditions
 from magistral_mlx.bench.process import Program, Worker
-from magistral_mlx.bench.rounds import ENOUGH, MOST, Figure, repeat
+from magistral_mlx.bench.rounds import ENOUGH, MOST, Figure
 from magistral_mlx.errors import BenchmarkError
 
 _CHECKED = 16  # tokens that peers must answer as we do before they are timed
 _AT_LEAST = 4  # of them where rounding differs: after a near-tie two answers go apart
+_WARM_UP = 4  # tokens generated before a context is measured
 OnRound = Callable[[str], None]
 
 
@@ -24,7 +25,8 @@ class Work:
 
     folder: the checkpoint. contexts: tokens of each prompt. count: tokens generated after it.
     dtype: what peers widen their floats to, None for none. exact: the backend computes alike to
-    the last bit, so answers must be the same. most: rounds at most.
+    the last bit, so answers must be the same. most: rounds at most. warm_up: tokens of a prompt
+    that are enough to warm up with, None for all of it.
     """
 
     folder: Path
@@ -34,6 +36,7 @@ class Work:
     dtype: str | None
     exact: bool
     most: int = MOST
+    warm_up: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,19 @@ class Speed:
     first: Figure
     peak: int  # bytes of MLX
 
+    @property
+    def steady(self) -> bool:
+        return self.prefill.steady and self.decode.steady and self.first.steady
+
 
 @dataclass
 class Comparison:
-    """All speeds, the runtimes that were left out and why, and what disturbed the runs."""
+    """All speeds, the runtimes that were left out and why, and what disturbed the runs.
 
+    took_turns: all runtimes were loaded at once, so that what slowed a round slowed all of them.
+    """
+
+    took_turns: bool
     speeds: list[Speed] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     disturbances: set[str] = field(default_factory=set)
@@ -70,7 +81,7 @@ def compare(
     Raises:
         BenchmarkError: ours failed.
     """
-    result = Comparison()
+    result = Comparison(together)
     expected: list[int] = []
     groups = [list(programs)] if together else [[program] for program in programs]
     for group in groups:
@@ -81,8 +92,11 @@ def compare(
                 worker = stack.enter_context(Worker(program))
                 if _answers(worker, work, expected, result, is_ours=program is programs[0]):
                     workers.append(worker)
-            for context in work.contexts if workers else ():
-                result.speeds += _speeds(workers, work, context, result, on_round)
+                else:
+                    worker.close()
+            bench = _Bench(workers, programs[0], work, result, on_round)
+            for context in work.contexts:
+                result.speeds += bench.speeds(context)
     if len(groups) > 1:
         _check_drift(programs[0], work, result, on_round)
     return result
@@ -92,7 +106,7 @@ def _check_drift(ours: Program, work: Work, result: Comparison, on_round: OnRoun
     """Measure ours once more: without turns, the last ones may have met a warmer machine."""
     with Worker(ours) as worker:
         worker.ask("load", folder=str(work.folder), dtype=work.dtype)
-        last = _speeds([worker], work, work.contexts[0], result, on_round)[0]
+        last = _Bench([worker], ours, work, result, on_round).speeds(work.contexts[0])[0]
     change = last.decode.median / result.speeds[0].decode.median - 1
     if abs(change) > ENOUGH:
         kind = "faster" if change > 0 else "slower"
@@ -135,40 +149,72 @@ def equal_start(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return len(ours)
 
 
-def _speeds(
-    workers: list[Worker], work: Work, context: int, result: Comparison, on_round: OnRound
-) -> list[Speed]:
-    """One context, all workers in turn, until the figures are steady."""
-    peaks: dict[str, int] = {}
-    rounds = 0
+@dataclass
+class _Bench:
+    """Workers that take turns. A peer that fails is named, closed and left out from then on."""
 
-    def measure() -> list[float]:
-        nonlocal rounds
-        rounds += 1
-        values: list[float] = []
-        for worker in workers:
-            on_round(f"{context:,} tokens, {worker.program.label}, round {rounds}")
-            answer = _generate(worker, work, context)
-            peaks[worker.program.label] = answer["peak"]
-            values += [context / answer["first"], decode_rate(answer), answer["first"]]
-        result.disturbances |= set(read_conditions(working=True).disturbances)
-        return values
+    workers: list[Worker]
+    ours: Program
+    work: Work
+    result: Comparison
+    on_round: OnRound
 
-    for worker in workers:
-        on_round(f"{context:,} tokens, {worker.program.label}, warming up")
-        _generate(worker, work, min(context, 16), count=4)
-    columns = [Figure.of(values) for values in zip(*repeat(measure, most=work.most), strict=True)]
-    speeds = []
-    for n, worker in enumerate(workers):
-        prefill, decode, first = columns[3 * n : 3 * n + 3]
-        label = worker.program.label
-        speeds.append(Speed(label, context, prefill, decode, first, peaks[label]))
-    return speeds
+    def speeds(self, context: int) -> list[Speed]:
+        """One context, all workers in turn, until the figures are steady.
+
+        Raises:
+            BenchmarkError: ours failed.
+        """
+        for worker in list(self.workers):
+            self._warm_up(worker, context)
+        answers: dict[str, list[dict[str, Any]]] = {}
+        for done in range(1, self.work.most + 1):
+            for worker in list(self.workers):
+                answer = self._generate(worker, context, f"round {done}", count=self.work.count)
+                if answer is not None:
+                    answers.setdefault(worker.program.label, []).append(answer)
+            self.result.disturbances |= set(read_conditions(working=True).disturbances)
+            speeds = [
+                _speed(worker.program.label, context, answers[worker.program.label])
+                for worker in self.workers
+            ]
+            if all(speed.steady for speed in speeds):
+                break
+        return speeds
+
+    def _warm_up(self, worker: Worker, context: int) -> None:
+        """Have kernels made for prompts of this length, so that no round pays for them."""
+        prompt = min(context, self.work.warm_up or context)
+        self._generate(worker, prompt, "warming up", count=_WARM_UP)
+
+    def _generate(
+        self, worker: Worker, context: int, stage: str, count: int
+    ) -> dict[str, Any] | None:
+        """The worker's answer; None from a peer that failed, which takes no more turns."""
+        label, work = worker.program.label, self.work
+        self.on_round(f"{context:,} tokens, {label}, {stage}")
+        try:
+            return worker.ask("generate", prompt=context, count=count, vocabulary=work.vocabulary)
+        except BenchmarkError as error:
+            if worker.program is self.ours:
+                raise
+            self.result.left_out[label] = f"at {context:,} tokens: {error}"
+            self.workers.remove(worker)
+            worker.close()
+            return None
 
 
-def _generate(worker: Worker, work: Work, context: int, count: int | None = None) -> dict[str, Any]:
-    tokens = work.count if count is None else count
-    return worker.ask("generate", prompt=context, count=tokens, vocabulary=work.vocabulary)
+def _speed(label: str, context: int, answers: list[dict[str, Any]]) -> Speed:
+    """The figures of a runtime's answers, one a round."""
+    first = [answer["first"] for answer in answers]
+    return Speed(
+        label,
+        context,
+        prefill=Figure.of([context / seconds for seconds in first]),
+        decode=Figure.of([decode_rate(answer) for answer in answers]),
+        first=Figure.of(first),
+        peak=max(answer["peak"] for answer in answers),
+    )
 
 
 def decode_rate(answer: dict[str, Any]) -> float:

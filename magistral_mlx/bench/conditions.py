@@ -1,7 +1,8 @@
 """What disturbs a measurement: heat, memory pressure, other work. Read from the system, never set.
 
 On a Mac `notifyutil` tells the thermal pressure and `sysctl` that of memory, both without rights.
-On Linux the kernel's pressure figures tell both. What a system does not tell is not guessed.
+On Linux the kernel's pressure figures tell memory pressure and other work on the cores; heat is not
+read there. Both tell how much is swapped out. What a system does not tell is not guessed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _THERMAL = "com.apple.system.thermalpressurelevel"
 _THERMAL_LEVELS = {1: "moderate heat", 2: "heavy heat", 3: "trapping heat", 4: "sleeping for heat"}
 _MEMORY_LEVELS = {2: "memory pressure", 4: "critical memory pressure"}
 _BUSY = 20.0  # per cent of the last ten seconds in which work waited for a core or for memory
+_SWAPPED = 64 << 20  # bytes; less is what a system swaps out now and then without need
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ def read_conditions(*, working: bool = False) -> Conditions:
     pressure = {name: _text(Path("/proc/pressure") / name) for name in ("cpu", "memory")}
     cpu = "" if working else pressure["cpu"]
     return linux_conditions(cpu, pressure["memory"], _text(Path("/proc/meminfo")))
+
+
+def swapping(before: Conditions, after: Conditions) -> tuple[str, ...]:
+    """What was swapped out in between, in words; none if nothing was, or nobody knows."""
+    if before.swapped is None or after.swapped is None:
+        return ()
+    grown = after.swapped - before.swapped
+    return (f"{grown / (1 << 30):.1f} GiB swapped out",) if grown > _SWAPPED else ()
 
 
 def mac_conditions(thermal: str, memory: str, swap: str) -> Conditions:

@@ -103,7 +103,7 @@ class Worker:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):  # nothing, or what a dying process had begun to write
             status = self._process.wait()
             raise BenchmarkError(
                 f"{self.program.label} ended with status {status} while it was asked to {task}. "
@@ -117,7 +117,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it is dead, and what it was asked is unread
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:

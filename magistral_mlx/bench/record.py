@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from magistral_mlx.bench.bandwidth import measure_bandwidth
 from magistral_mlx.bench.compare import Comparison, Speed
-from magistral_mlx.bench.process import OURS, Program, ours, version
+from magistral_mlx.bench.process import OURS, Program, version
+from magistral_mlx.bench.rounds import Figure, ratios
 from magistral_mlx.memory.chips import GIB
 from magistral_mlx.memory.machine import Machine
+
+FIGURES = {"prefill": "prefill", "decode": "decode", "first": "first token"}
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ def limit_of(machine: Machine) -> Limit:
 
 
 def versions(programs: list[Program]) -> dict[str, str | None]:
-    """Version of MLX and of every runtime."""
+    """Version of every runtime and of MLX."""
     mlx = importlib.metadata.version("mlx")
-    return {"mlx": mlx, **{program.label: version(program) for program in programs}}
+    return {**{program.label: version(program) for program in programs}, "mlx": mlx}
 
 
 def describe_machine(machine: Machine) -> dict[str, Any]:
@@ -66,23 +70,90 @@ def describe_machine(machine: Machine) -> dict[str, Any]:
     }
 
 
-def line_to_paste(
-    model: str, machine: Machine, result: Comparison, limit: Limit, bytes_at: dict[int, int]
-) -> str:
-    """One line that says it all, for an issue."""
-    about = describe_machine(machine)
-    parts = [
-        f"{OURS} {version(ours())}",
-        f"{machine.name} {machine.memory / GIB:.0f} GB, {about['system']}",
-        model,
-    ]
+def describe_speeds(
+    result: Comparison, limit: Limit, bytes_per_token: Callable[[str, int], int]
+) -> list[dict[str, Any]]:
+    """All speeds as JSON types, each with its share of the limit and what it is to ours.
+
+    Args:
+        bytes_per_token: bytes that a runtime (its label) reads for a token at a context.
+    """
+    ours = {speed.context: speed for speed in result.speeds if speed.label == OURS}
+    described = []
     for speed in result.speeds:
-        share = limit.share(speed, bytes_at[speed.context])
+        read = bytes_per_token(speed.label, speed.context)
+        facts: dict[str, Any] = {
+            "label": speed.label,
+            "context": speed.context,
+            **{name: _describe_figure(getattr(speed, name)) for name in FIGURES},
+            "steady": speed.steady,
+            "peak": speed.peak,
+            "bytes_per_token": read,
+            "share_of_limit": limit.share(speed, read),
+        }
+        if speed.label != OURS:
+            facts["ours_over_theirs"] = _ratio(ours[speed.context], speed, result.took_turns)
+        described.append(facts)
+    return described
+
+
+def _describe_figure(figure: Figure) -> dict[str, Any]:
+    return {**asdict(figure), "steady": figure.steady}
+
+
+def _ratio(ours: Speed, theirs: Speed, took_turns: bool) -> dict[str, float | None]:
+    """Decode, ours over theirs: round by round, with a spread, where they took turns."""
+    if not took_turns:
+        return {"median": ours.decode.median / theirs.decode.median, "spread": None}
+    figure = ratios(ours.decode.values, theirs.decode.values)
+    return {"median": figure.median, "spread": figure.spread if len(figure.values) > 1 else None}
+
+
+def unsteady(speeds: list[dict[str, Any]]) -> list[str]:
+    """What did not become steady, in words: a runtime and a context each."""
+    found = []
+    for speed in speeds:
+        names = [
+            f"{name}{_spread(speed[key])}"
+            for key, name in FIGURES.items()
+            if not speed[key]["steady"]
+        ]
+        if names:
+            rounds = len(speed["decode"]["values"])
+            after = f"{rounds} round{'s' if rounds > 1 else ''}"
+            found.append(
+                f"{speed['label']} at {speed['context']} ({', '.join(names)}, after {after})"
+            )
+    return found
+
+
+def line_to_paste(facts: dict[str, Any]) -> str:
+    """One line that says it all, for an issue; from what `magistral-mlx bench --json` prints."""
+    machine, limit = facts["machine"], facts["limit"]
+    bandwidth = (limit["published"] or limit["reached"]) / 1e9
+    peers = any(speed["label"] != OURS for speed in facts["speeds"])
+    theirs = " (of peers: full)" if peers and facts["kv"] != "full" else ""
+    parts = [
+        ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        f"{machine['name']} {machine['memory'] / GIB:.0f} GB, {machine['system']}",
+        f"{facts['model']} in {facts['dtype']}, KV cache {facts['kv']}{theirs}",
+    ]
+    for speed in facts["speeds"]:
         parts.append(
-            f"{speed.label} at {speed.context}: prefill {speed.prefill.median:.1f}, decode "
-            f"{speed.decode.median:.2f} tokens/s ({share:.0%} of {limit.bandwidth / 1e9:.0f} GB/s),"
-            f" first token {speed.first.median:.2f} s, peak {speed.peak / GIB:.2f} GiB"
+            f"{speed['label']} at {speed['context']}: "
+            f"prefill {speed['prefill']['median']:.1f}{_spread(speed['prefill'])}, "
+            f"decode {speed['decode']['median']:.2f}{_spread(speed['decode'])} tokens/s "
+            f"({speed['share_of_limit']:.0%} of {bandwidth:.0f} GB/s), "
+            f"first token {speed['first']['median']:.2f} s{_spread(speed['first'])}, "
+            f"peak {speed['peak'] / GIB:.2f} GiB"
         )
-    if result.disturbances:
-        parts.append(f"disturbed by {', '.join(sorted(result.disturbances))}")
+    if restless := unsteady(facts["speeds"]):
+        parts.append(f"not steady: {'; '.join(restless)}")
+    if facts["disturbances"]:
+        parts.append(f"disturbed by {', '.join(facts['disturbances'])}")
     return " | ".join(parts)
+
+
+def _spread(figure: dict[str, Any]) -> str:
+    """The spread in brackets; of a single value none is known."""
+    return f" (spread {figure['spread']:.0%})" if len(figure["values"]) > 1 else ""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
 
 _CONTEXTS = (512, 4096)
+_WARM_UP = 16  # tokens on a CPU, which makes no kernels for longer prompts
 _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes at once
 
 
@@ -49,17 +50,17 @@ def bench(as_json: bool, **options: Any) -> None:
     Random tokens are used, so no answer is shown. Rounds repeat until their spread is small. What a
     pass over several tokens costs is kept, for speculation to go by.
     """
-    from magistral_mlx.bench.conditions import read_conditions
+    from magistral_mlx.bench.conditions import read_conditions, swapping
     from magistral_mlx.bench.record import limit_of
     from magistral_mlx.cli import bench_report as report
 
     name, checkpoint, machine, scheme = _fitting(options)
     work = _work(checkpoint, options)
     programs, missing = _programs(options["against"], scheme)
-    disturbances = set(read_conditions().disturbances)
+    before = read_conditions()
     limit = limit_of(machine)
     result = _measure(programs, work, checkpoint, machine)
-    result.disturbances |= disturbances
+    result.disturbances |= {*before.disturbances, *swapping(before, read_conditions())}
     result.left_out |= missing
     facts = _facts(name, checkpoint, machine, scheme, limit, work, programs, result)
     facts["pass_costs"] = _pass_costs(programs[0], work, checkpoint, machine)
@@ -131,14 +132,16 @@ def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Work:
 
     names = {dtype: name for name, dtype in DTYPES.items()}
     dtype = options["dtype"] or names[backend().dtype]
+    on_cpu = backend().name == "cpu"
     return Work(
         checkpoint.folder,
         _contexts(checkpoint, options),
         options["tokens"],
         checkpoint.config.text.vocab_size,
         dtype,
-        exact=backend().name == "cpu" and dtype == "float32",
+        exact=on_cpu and dtype == "float32",
         most=options["rounds"],
+        warm_up=_WARM_UP if on_cpu else None,
     )
 
 
@@ -205,23 +208,21 @@ def _facts(
 ) -> dict[str, Any]:
     """Everything that is known afterwards, as JSON types; sizes in bytes."""
     from magistral_mlx.backend import DTYPES
-    from magistral_mlx.bench.limit import bytes_per_token
-    from magistral_mlx.bench.record import describe_machine, line_to_paste, versions
+    from magistral_mlx.bench.limit import bytes_read_by
+    from magistral_mlx.bench.record import (
+        describe_machine,
+        describe_speeds,
+        line_to_paste,
+        versions,
+    )
     from magistral_mlx.cache.scheme import KVScheme
 
     size = DTYPES[work.dtype].size if work.dtype else 2
-    # The middle of what is generated is what an average token reads.
-    bytes_at = {
-        context: bytes_per_token(
-            checkpoint, context + work.count // 2, KVScheme.parse(scheme), size
-        )
-        for context in work.contexts
-    }
-    speeds = [
-        {**asdict(speed), "share_of_limit": limit.share(speed, bytes_at[speed.context])}
-        for speed in result.speeds
-    ]
-    return {
+
+    def read(label: str, context: int) -> int:
+        return bytes_read_by(label, checkpoint, context, work.count, KVScheme.parse(scheme), size)
+
+    facts = {
         "model": name,
         "kv": scheme,
         "dtype": work.dtype,
@@ -229,10 +230,10 @@ def _facts(
         "versions": versions(programs),
         "command": sys.argv,
         "limit": {**asdict(limit), "origin": limit.origin},
-        "bytes_per_token": {str(context): size for context, size in bytes_at.items()},
-        "speeds": speeds,
+        "speeds": describe_speeds(result, limit, read),
+        "took_turns": result.took_turns,
         "equal_tokens": result.equal_tokens,
         "left_out": result.left_out,
         "disturbances": sorted(result.disturbances),
-        "line": line_to_paste(name, machine, result, limit, bytes_at),
     }
+    return facts | {"line": line_to_paste(facts)}

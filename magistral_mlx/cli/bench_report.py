@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from magistral_mlx.bench.process import OURS
-from magistral_mlx.bench.rounds import ENOUGH, ratios
+from magistral_mlx.bench.record import unsteady
 
 _GIB = 1 << 30
 _PIPE_WIDTH = 140
@@ -43,19 +43,24 @@ def show(facts: dict[str, Any]) -> None:
 
 def remarks(facts: dict[str, Any]) -> list[str]:
     """What a reader has to know before believing the figures."""
+    peers = {speed["label"] for speed in facts["speeds"]} - {OURS}
     found = [f"Left out: {name}: {why}" for name, why in facts["left_out"].items()]
     found += [
         f"{name} gave the same first {count} tokens."
         for name, count in facts["equal_tokens"].items()
-        if name not in facts["left_out"]
+        if name in peers
     ]
-    unsteady = [
-        f"{speed['label']} at {speed['context']:,} ({speed['decode']['spread']:.0%})"
-        for speed in facts["speeds"]
-        if speed["decode"]["spread"] > ENOUGH
-    ]
-    if unsteady:
-        found.append(f"Decode did not become steady: {', '.join(unsteady)}.")
+    if peers and facts["kv"] != "full":
+        found.append(
+            f"{', '.join(sorted(peers))}: full KV cache, and the share of the limit is of that."
+        )
+    if peers and not facts["took_turns"]:
+        found.append(
+            "The runtimes do not fit into memory together, so they ran one after the other and "
+            "took no turns: ours/theirs is of medians, without a spread."
+        )
+    if restless := unsteady(facts["speeds"]):
+        found.append(f"Not steady: {'; '.join(restless)}.")
     if facts.get("pass_costs"):
         shown = [(rows, cost) for rows, cost in facts["pass_costs"] if rows in (2, 4, 8, 16, 32)]
         found.append(
@@ -73,7 +78,6 @@ def _table(speeds: list[dict[str, Any]]) -> Table:
     for name in ("prompt", "prefill", "first token", "decode", "spread", "limit", "ours/theirs"):
         table.add_column(name, justify="right")
     table.add_column("peak", justify="right")
-    ours = {speed["context"]: speed for speed in speeds if speed["label"] == OURS}
     for speed in sorted(speeds, key=lambda speed: speed["context"]):
         table.add_row(
             speed["label"],
@@ -81,19 +85,23 @@ def _table(speeds: list[dict[str, Any]]) -> Table:
             f"{speed['prefill']['median']:,.1f}/s",
             f"{speed['first']['median']:.2f} s",
             f"{speed['decode']['median']:.2f}/s",
-            f"{speed['decode']['spread']:.0%}",
+            _spread(speed["decode"]),
             f"{speed['share_of_limit']:.0%}",
-            _ratio(ours[speed["context"]], speed),
+            _ratio(speed),
             f"{speed['peak'] / _GIB:.2f} GiB",
         )
     return table
 
 
-def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Decode, ours over theirs: round by round where they took turns."""
-    if ours is theirs:
+def _spread(figure: dict[str, Any]) -> str:
+    """Of decode; of a single value none is known."""
+    return f"{figure['spread']:.0%}" if len(figure["values"]) > 1 else "-"
+
+
+def _ratio(speed: dict[str, Any]) -> str:
+    """Decode, ours over theirs, with its spread over the rounds where there is one."""
+    ratio = speed.get("ours_over_theirs")
+    if ratio is None:
         return ""
-    a, b = ours["decode"]["values"], theirs["decode"]["values"]
-    if len(a) != len(b):
-        return f"{ours['decode']['median'] / theirs['decode']['median']:.2f}"
-    return f"{ratios(a, b).median:.2f}"
+    spread = f" ({ratio['spread']:.0%})" if ratio["spread"] is not None else ""
+    return f"{ratio['median']:.2f}{spread}"

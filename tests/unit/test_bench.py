@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx.bench.compare import Comparison, Work, compare
-from magistral_mlx.bench.conditions import linux_conditions, mac_conditions
-from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.bench.conditions import (
+    Conditions,
+    linux_conditions,
+    mac_conditions,
+    swapping,
+)
+from magistral_mlx.bench.limit import bytes_per_token, bytes_read_by
 from magistral_mlx.bench.process import OURS, Program, Worker
 from magistral_mlx.bench.rounds import MOST, Figure, ratios, repeat
 from magistral_mlx.bench.worker import launches, random_layer, random_tokens
@@ -48,7 +53,8 @@ def runtime(folder: Path, label: str, answer: str, load: str = "pass") -> Progra
 def compared(programs: list[Program], **options: object) -> Comparison:
     given = {"exact": True, "most": 3, **options}
     together = bool(given.pop("together", True))
-    work = Work(Path("model"), [8], 4, 1280, None, **given)  # type: ignore[arg-type]
+    contexts = given.pop("contexts", [8])
+    work = Work(Path("model"), contexts, 4, 1280, None, **given)  # type: ignore[arg-type]
     return compare(programs, work, together=together, on_round=lambda _: None)
 
 
@@ -82,6 +88,39 @@ def test_a_peer_that_fails_is_named_with_its_error(tmp_path: Path, together: boo
     result = compared([ours, broken], together=together)
     assert [speed.label for speed in result.speeds] == [OURS]
     assert result.left_out["broken"] == "broken cannot load: ValueError: no such layer."
+
+
+DIES = "range(99) if next(self.calls) < {calls} else __import__('os')._exit(9)"
+COUNTS = "self.calls = itertools.count()"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_peer_that_dies_in_a_round_costs_no_other_figures(tmp_path: Path, together: bool):
+    ours = runtime(tmp_path, OURS, "range(99)")
+    dying = runtime(tmp_path, "dying", DIES.format(calls=3), load=COUNTS)  # in the second round
+    late = runtime(tmp_path, "late", DIES.format(calls=6), load=COUNTS)  # at the second context
+    options = {"most": 3, "together": together, "contexts": [8, 9]}
+    result = compared([ours, dying, late], **options)
+    measured = {(speed.label, speed.context): speed for speed in result.speeds}
+    assert set(measured) == {(OURS, 8), (OURS, 9), ("late", 8)}
+    assert len(measured[OURS, 9].decode.values) == 3
+    assert result.left_out["dying"].startswith("at 8 tokens: dying ended with status 9")
+    assert result.left_out["late"].startswith("at 9 tokens: late ended with status 9")
+
+
+def test_ours_dying_in_a_round_ends_the_measurement(tmp_path: Path):
+    ours = runtime(tmp_path, OURS, DIES.format(calls=3), load=COUNTS)
+    with pytest.raises(BenchmarkError, match=f"{OURS} ended with status 9"):
+        compared([ours])
+
+
+def test_a_worker_that_was_killed_between_two_tasks_can_be_closed(tmp_path: Path):
+    with Worker(runtime(tmp_path, "killed", "range(99)")) as worker:
+        worker.ask("load", folder="model")
+        worker._process.kill()
+        worker._process.wait()
+        with pytest.raises(BenchmarkError, match="killed ended with status -9"):
+            worker.ask("load", folder="model")
 
 
 def test_ours_failing_ends_the_measurement(tmp_path: Path):
@@ -143,6 +182,15 @@ def test_pressure_on_linux_is_told():
     assert linux_conditions("", "", "").quiet
 
 
+def test_what_is_swapped_out_meanwhile_is_told():
+    def between(before: int | None, after: int | None) -> tuple[str, ...]:
+        return swapping(Conditions((), before), Conditions((), after))
+
+    assert between(1 << 30, 3 << 30) == ("2.0 GiB swapped out",)
+    assert between(3 << 30, 1 << 30) == between(0, 1 << 20) == ()
+    assert between(None, 1 << 30) == between(1 << 30, None) == ()
+
+
 def test_a_token_reads_all_weights_but_those_of_the_embedding(tmp_path: Path):
     checkpoint = Checkpoint.open(write_hf_checkpoint(tmp_path))
     tensors = checkpoint.tensors
@@ -155,6 +203,15 @@ def test_a_token_reads_all_weights_but_those_of_the_embedding(tmp_path: Path):
     text = checkpoint.config.text
     cached = text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_dim * 4 * 100
     assert bytes_per_token(checkpoint, 100, FULL, 4) == read + cached
+
+
+def test_a_peer_reads_a_full_cache_whatever_ours_is(tmp_path: Path):
+    checkpoint, small = Checkpoint.open(write_hf_checkpoint(tmp_path)), KVScheme.parse("4/4")
+    ours, theirs = (
+        bytes_read_by(name, checkpoint, 3000, 64, small, 4) for name in (OURS, "mlx-lm")
+    )
+    assert ours == bytes_per_token(checkpoint, 3032, small, 4)
+    assert theirs == bytes_per_token(checkpoint, 3032, FULL, 4) > ours
 
 
 def test_a_quantized_cache_is_read_at_its_bits(tmp_path: Path):
