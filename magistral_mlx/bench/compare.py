@@ -67,6 +67,7 @@ class Comparison:
     left_out: dict[str, str] = field(default_factory=dict)
     disturbances: set[str] = field(default_factory=set)
     equal_tokens: dict[str, int] = field(default_factory=dict)  # of a peer, before it went apart
+    mlx_versions: dict[str, str] = field(default_factory=dict)  # of MLX, in each environment
 
 
 def compare(
@@ -118,7 +119,8 @@ def _answers(
 ) -> bool:
     """Load, and see whether it answers as ours does; `expected` is set by ours."""
     try:
-        worker.ask("load", folder=str(work.folder), dtype=work.dtype)
+        loaded = worker.ask("load", folder=str(work.folder), dtype=work.dtype)
+        result.mlx_versions[worker.program.label] = loaded["mlx"]
         prompt = min(_CHECKED, *work.contexts)
         answer = worker.ask(
             "generate", prompt=prompt, count=_CHECKED, vocabulary=work.vocabulary, seed=1

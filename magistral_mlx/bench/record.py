@@ -110,16 +110,16 @@ def _ratio(ours: Speed, theirs: Speed, took_turns: bool) -> dict[str, float | No
 
 
 def unsteady(speeds: list[dict[str, Any]]) -> list[str]:
-    """What did not become steady, in words: a runtime and a context each."""
+    """What did not become steady, with its spread: a runtime and a context each."""
     found = []
     for speed in speeds:
+        rounds = len(speed["decode"]["values"])
         names = [
-            f"{name}{_spread(speed[key])}"
+            f"{name} {speed[key]['spread']:.0%}" if rounds > 1 else name
             for key, name in FIGURES.items()
             if not speed[key]["steady"]
         ]
         if names:
-            rounds = len(speed["decode"]["values"])
             after = f"{rounds} round{'s' if rounds > 1 else ''}"
             found.append(
                 f"{speed['label']} at {speed['context']} ({', '.join(names)}, after {after})"
@@ -134,7 +134,7 @@ def line_to_paste(facts: dict[str, Any]) -> str:
     peers = any(speed["label"] != OURS for speed in facts["speeds"])
     theirs = " (of peers: full)" if peers and facts["kv"] != "full" else ""
     parts = [
-        ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        ", ".join(_versions(facts)),
         f"{machine['name']} {machine['memory'] / GIB:.0f} GB, {machine['system']}",
         f"{facts['model']} in {facts['dtype']}, KV cache {facts['kv']}{theirs}",
     ]
@@ -152,6 +152,15 @@ def line_to_paste(facts: dict[str, Any]) -> str:
     if facts["disturbances"]:
         parts.append(f"disturbed by {', '.join(facts['disturbances'])}")
     return " | ".join(parts)
+
+
+def _versions(facts: dict[str, Any]) -> list[str]:
+    """Of every runtime and of MLX; beside a runtime where its environment has another MLX."""
+    found, here = [], facts["versions"]["mlx"]
+    for name, of in facts["versions"].items():
+        mlx = facts["mlx_versions"].get(name, here)
+        found.append(f"{name} {of}" + (f" with mlx {mlx}" if mlx != here else ""))
+    return found
 
 
 def _spread(figure: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
 
 _CONTEXTS = (512, 4096)
-_WARM_UP = 16  # tokens on a CPU, which makes no kernels for longer prompts
 _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes at once
 
 
@@ -141,7 +140,8 @@ def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Work:
         dtype,
         exact=on_cpu and dtype == "float32",
         most=options["rounds"],
-        warm_up=_WARM_UP if on_cpu else None,
+        # A CPU makes no kernels for longer prompts, and takes long to read them.
+        warm_up=backend().prefill_chunk if on_cpu else None,
     )
 
 
@@ -228,6 +228,7 @@ def _facts(
         "dtype": work.dtype,
         "machine": describe_machine(machine),
         "versions": versions(programs),
+        "mlx_versions": result.mlx_versions,
         "command": sys.argv,
         "limit": {**asdict(limit), "origin": limit.origin},
         "speeds": describe_speeds(result, limit, read),

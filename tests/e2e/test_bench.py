@@ -85,6 +85,8 @@ def test_the_share_of_the_limit_is_bytes_read_over_bandwidth(facts: dict, model:
 def test_the_record_says_what_ran_where(facts: dict):
     assert set(facts["versions"]) == {"mlx", "magistral-mlx", "mlx-lm", "mlx-vlm"}
     assert all(facts["versions"].values())
+    assert set(facts["mlx_versions"]) == {"magistral-mlx", "mlx-lm", "mlx-vlm"}
+    assert facts["mlx_versions"]["mlx-lm"] == facts["versions"]["mlx"]
     assert facts["machine"]["cores"] == os.cpu_count()
     assert facts["command"][1] == "bench"
     for part in ("magistral-mlx at 24: prefill", "mlx-vlm at 48", "tokens/s", "first token"):

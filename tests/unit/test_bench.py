@@ -90,6 +90,17 @@ def test_a_peer_that_fails_is_named_with_its_error(tmp_path: Path, together: boo
     assert result.left_out["broken"] == "broken cannot load: ValueError: no such layer."
 
 
+@pytest.mark.parametrize(("enough", "warm"), [(None, [8, 900]), (512, [8, 512])])
+def test_a_context_is_warmed_up_for_with_all_of_it_or_what_is_enough(
+    tmp_path: Path, enough: int | None, warm: list[int]
+):
+    seen = tmp_path / "prompts"
+    noted = f"open({str(seen)!r}, 'a').write(f'{{len(tokens)}} ') and range(99)"
+    compared([runtime(tmp_path, OURS, noted)], contexts=[8, 900], most=1, warm_up=enough)
+    check, first, _, second, _ = map(int, seen.read_text().split())
+    assert (check, [first, second]) == (8, warm)
+
+
 DIES = "range(99) if next(self.calls) < {calls} else __import__('os')._exit(9)"
 COUNTS = "self.calls = itertools.count()"
 

@@ -29,6 +29,7 @@ def facts(*speeds: Speed, took_turns: bool = True, **others: Any) -> dict[str, A
         "dtype": "bfloat16",
         "machine": {"name": "Apple M4 Pro", "memory": 48 << 30, "system": "macOS 26.1"},
         "versions": {OURS: "1.0", "mlx-lm": "0.32.2", "mlx": "0.32.4"},
+        "mlx_versions": {OURS: "0.32.4", "mlx-lm": "0.32.4"},
         "limit": {"published": limit.published, "reached": limit.reached, "origin": limit.origin},
         "speeds": describe_speeds(
             result, limit, lambda label, _: 10**9 if label == OURS else 10**8
@@ -49,16 +50,21 @@ def test_the_line_says_versions_dtype_cache_and_spread_in_one_line():
     for part in (
         "demo in bfloat16, KV cache 8/8 (of peers: full) |",
         "decode 10.00 (spread 10%) tokens/s (10% of 100 GB/s)",
-        f"not steady: {OURS} at 2048 (decode (spread 10%), after 3 rounds)",
+        f"not steady: {OURS} at 2048 (decode 10%, after 3 rounds)",
     ):
         assert part in line
     assert "mlx-lm at 2048 (" not in line
 
 
+def test_another_mlx_of_a_peer_is_told():
+    line = facts(speed(OURS), mlx_versions={OURS: "0.32.4", "mlx-lm": "0.31.0"})["line"]
+    assert line.startswith(f"{OURS} 1.0, mlx-lm 0.32.2 with mlx 0.31.0, mlx 0.32.4 | ")
+
+
 @pytest.mark.parametrize(("name", "words"), [("prefill", "prefill"), ("first", "first token")])
 def test_any_figure_that_did_not_become_steady_is_named(name: str, words: str):
     found = facts(speed(OURS, **{name: (5.0, 10.0, 20.0)}))
-    assert f"Not steady: {OURS} at 2048 ({words} (spread 75%), after 3 rounds)." in remarks(found)
+    assert f"Not steady: {OURS} at 2048 ({words} 75%, after 3 rounds)." in remarks(found)
     described = found["speeds"][0]
     assert not described["steady"] and not described[name]["steady"]
     assert described["decode"]["steady"]
