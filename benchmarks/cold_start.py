@@ -2,12 +2,13 @@
 
     python -m benchmarks.cold_start [--full]
 
-Each command answers one question with one token on the demo model at 4 bits and ends; its whole
-time on the clock counts. `mlx_vlm.generate` fails on the folder as it is, for want of a padding
-token, so it gets a copy with a tokenizer_config.json that names one; it reads the bare question,
-without the model's template, which saves it mistral-common. Beside them, the time of `--help` and
-of the import, each in a fresh process; an empty Python is their floor. All of them may use compiled
-bytecode, as after an installation.
+Each command answers one question with one token, greedily, on the demo model at 4 bits and ends;
+its whole time on the clock counts. `mlx_vlm.generate` fails on the folder as it is, for want of a
+padding token, so it gets a copy with a tokenizer_config.json that names one; it reads the bare
+question, without the model's template, which saves it mistral-common. Beside them, the time of
+`--help` and of the import, each in a fresh process; an empty Python is their floor. All of them may
+use compiled bytecode, as after an installation. Outputs are not compared, for the prompts differ:
+ours has the model's system prompt, and mlx_lm.generate spells out the template's control tokens.
 """
 
 from __future__ import annotations
@@ -22,36 +23,44 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import COLOURS, VLM_PYTHON, Figure, Record, console, options, show
+from benchmarks.common import (
+    COLOURS,
+    VLM_PYTHON,
+    Figure,
+    Record,
+    console,
+    options,
+    peers,
+    ratio,
+    ratios,
+    show,
+    spread,
+)
 from benchmarks.tokens_per_second import checkpoint_of
 
 QUESTION = "What is 37 + 85?"
 BIN = Path(sys.executable).parent
+FIRST = "magistral-mlx generate"
+THEIRS = ("mlx_lm.generate", "mlx_vlm.generate")
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
     """What is timed, by name."""
     one = ["--prompt", QUESTION, "--max-tokens", "1", "--model"]
-    ours = str(BIN / "magistral-mlx")
-    first = [ours, "generate", QUESTION, "--max-tokens", "1", "--no-stats", "--model", str(folder)]
-    python = sys.executable
+    python, ours = sys.executable, str(BIN / "magistral-mlx")
+    mlx_lm = [python, "-m", "mlx_lm", "generate"]
+    mlx_vlm = [str(VLM_PYTHON), "-m", "mlx_vlm", "generate"]
+    greedy = ["--max-tokens", "1", "--temperature", "0", "--no-stats"]
     found = {
-        "magistral-mlx generate": first,
-        "mlx_lm.generate": [python, "-m", "mlx_lm", "generate", *one, str(folder)],
-        "mlx_vlm.generate": [
-            str(VLM_PYTHON),
-            "-m",
-            "mlx_vlm",
-            "generate",
-            *one,
-            str(padded(folder)),
-        ],
+        FIRST: [ours, "generate", QUESTION, *greedy, "--model", str(folder)],
+        "mlx_lm.generate": [*mlx_lm, "--temp", "0", *one, str(folder)],
+        "mlx_vlm.generate": [*mlx_vlm, "--temperature", "0", *one, str(padded(folder))],
         "an empty Python": [python, "-c", "pass"],
         "import magistral_mlx": [python, "-c", "import magistral_mlx"],
         "import mlx_lm": [python, "-c", "import mlx_lm"],
         "import mlx_vlm": [str(VLM_PYTHON), "-c", "import mlx_vlm"],
         "magistral-mlx --help": [ours, "--help"],
-        "mlx_lm.generate --help": [python, "-m", "mlx_lm", "generate", "--help"],
+        "mlx_lm.generate --help": [*mlx_lm, "--help"],
     }
     return {name: command for name, command in found.items() if Path(command[0]).exists()}
 
@@ -89,36 +98,42 @@ def measure(found: dict[str, list[str]], rounds: int) -> tuple[dict[str, Figure]
             errors[name] = error
     times: dict[str, list[float]] = {name: [] for name in found if name not in errors}
     for _ in range(rounds):
-        for name, seconds in times.items():
-            seconds.append(run(found[name])[0])
+        for name in list(times):
+            seconds, error = run(found[name])
+            times[name].append(seconds)
+            if error:
+                errors[name] = error
+                del times[name]
     return {name: Figure.of(seconds) for name, seconds in times.items()}, errors
 
 
 def main() -> None:
     given = options(__doc__ or "")
-    record = Record("cold_start")
+    record = Record("cold_start", list(peers(blas=False)))
     figures, errors = measure(commands(checkpoint_of("demo").folder), given.rounds + 2)
+    if FIRST in errors:
+        sys.exit(f"{FIRST} failed: {errors[FIRST]}")
     floor = figures["an empty Python"].median
+    first = figures[FIRST]
+    theirs = {name: figures[name] for name in THEIRS if name in figures}
     rows: list[list[Any]] = [
         [
             name,
             f"{figure.median:.2f} s",
             f"{figure.median - floor:.2f} s",
-            f"{figure.spread:.0%}",
+            spread(figure),
+            ratio(first, figure) if name in theirs else "",
         ]
         for name, figure in figures.items()
     ]
-    rows += [[name, "cannot run", "", ""] for name in errors]
-    show("One process", ["command", "median", "above an empty Python", "spread"], rows)
+    rows += [[name, "cannot run", "", "", ""] for name in errors]
+    header = ["command", "median", "above an empty Python", "spread", "ours / theirs"]
+    show("One process", header, rows)
     for name, error in errors.items():
         console.print(f"{name}: {error}", highlight=False)
-    first = figures["magistral-mlx generate"].median
-    for name in ("mlx_lm.generate", "mlx_vlm.generate"):
-        if name in figures:
-            ratio = first / figures[name].median
-            console.print(f"To the first token: {ratio:.2f} of {name}.", highlight=False)
     draw(record, given.out, figures)
-    record.save(given.out, figures=figures, errors=errors)
+    compared = {name: ratios(first.values, figure.values) for name, figure in theirs.items()}
+    record.save(given.out, figures=figures, ratios=compared, errors=errors)
 
 
 def draw(record: Record, out: Path, figures: dict[str, Figure]) -> None:
