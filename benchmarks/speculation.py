@@ -6,11 +6,15 @@ Three questions. How many tokens a pass gives where the proposer is replayed ove
 no model of ours wrote (`benchmarks/texts`), and for what price, by the costs of wider passes that
 are built in for a GPU and for the CPU, and with none at all. Whether the demo model answers the
 same, token for token. And how long a random model of 0.36 billion parameters takes with and without
-it while it is made to write such a text.
+it while it is made to write such a text; beside plain decoding stands its physical limit, the bytes
+that a token reads over the bandwidth of memory measured in the same run.
+
+Ends with a status other than 0 where an answer is another with guesses than without.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import OURS_COLOUR, Record, console, options, ratios, show
+from benchmarks.common import OURS_COLOUR, Figure, Record, console, options, ratios, show
 from benchmarks.midsize import midsize
 from magistral_mlx.api.composer import Composer
 from magistral_mlx.api.options import Options
 from magistral_mlx.backend import backend, mx
-from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.bench.bandwidth import measure_bandwidth
+from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.chat.messages import User
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -170,6 +176,8 @@ def answers(count: int) -> dict[str, Any]:
     rows = [[*found.values(), f"{found['tokens'] / found['passes']:.2f}", len(different)]]
     header = [*(name.replace("_", " ") for name in found), "tokens a pass", "different"]
     show("The demo model's answers, with guesses and without", header, rows)
+    for name in different:
+        console.print(f"Another answer with guesses: {name}", style="red", markup=False)
     return found | {"different": different}
 
 
@@ -226,11 +234,12 @@ class Dictated(Sampler):
 
 def times(names: Sequence[str], count: int, rounds: int) -> dict[str, Any]:
     """Seconds to write so many tokens of the texts, plain and guessing in turns."""
-    folder = midsize()
-    model = load_model(Checkpoint.open(folder))
+    checkpoint = Checkpoint.open(midsize())
+    model = load_model(checkpoint)
+    bandwidth = measure_bandwidth()
     costs = PassCosts(backend().pass_costs)
     found: dict[str, Any] = {}
-    for text in texts(Tokenizer.load(folder), names):
+    for text in texts(Tokenizer.load(checkpoint.folder), names):
         seconds: dict[str, list[float]] = {"plain": [], "guessing": []}
         passes = 0
         for n in range(rounds + 1):
@@ -241,21 +250,36 @@ def times(names: Sequence[str], count: int, rounds: int) -> dict[str, Any]:
                 taken, passes = write(model, text, count if n else 8, speculation)
                 if n:
                     seconds[name].append(taken)
-        figure = ratios(seconds["plain"], seconds["guessing"])
-        found[text.name] = seconds | {"ratio": figure, "passes": passes, "tokens": count}
+        # What the cache holds half-way through the answer.
+        held = len(text.prompt) + count // 2
+        read = bytes_per_token(checkpoint, held, FULL, backend().dtype.size)
+        found[text.name] = {
+            "plain": Figure.of(seconds["plain"]),
+            "guessing": Figure.of(seconds["guessing"]),
+            "ratio": ratios(seconds["plain"], seconds["guessing"]),
+            "plain_tokens_per_second": (count - 1) / Figure.of(seconds["plain"]).median,
+            "limit_tokens_per_second": bandwidth / read,
+            "bandwidth": bandwidth,
+            "passes": passes,
+            "tokens": count,
+        }
     rows = [
         [
             name,
             by["tokens"],
-            f"{min(by['plain']):.1f} s",
-            f"{min(by['guessing']):.1f} s",
+            f"{by['plain'].median:.1f} s",
+            f"{by['plain_tokens_per_second']:.1f}",
+            f"{by['limit_tokens_per_second']:.1f}",
+            f"{by['plain_tokens_per_second'] / by['limit_tokens_per_second']:.1%}",
+            f"{by['guessing'].median:.1f} s",
             f"{(by['tokens'] - 1) / by['passes']:.2f}",
             f"{by['ratio'].median:.2f}",
             f"{by['ratio'].spread:.0%}",
         ]
         for name, by in found.items()
     ]
-    header = ["text", "tokens", "plain", "guessing", "tokens a pass", "times faster", "spread"]
+    header = ["text", "tokens", "plain", "tokens/s", "limit", "share", "guessing"]
+    header += ["tokens a pass", "times faster", "spread"]
     show("Writing a text with a model of 0.36 billion parameters, 4 bits", header, rows)
     return found
 
@@ -268,7 +292,7 @@ def write(
     request = Request(
         np.array(text.prompt, np.int32), (), Sampling(0), count, speculation=speculation
     )
-    sampler, engine.Sampler = engine.Sampler, Dictated  # type: ignore[misc, attr-defined]
+    sampler, engine.Sampler = engine.Sampler, Dictated  # type: ignore[attr-defined]
     try:
         generation = generate(model, request)
         written = tokens(generation)
@@ -277,7 +301,7 @@ def write(
         ids = [first.id, *(token.id for token in written)]
         taken = time.perf_counter() - begin
     finally:
-        engine.Sampler = sampler  # type: ignore[misc, attr-defined]
+        engine.Sampler = sampler  # type: ignore[attr-defined]
     assert ids == text.answer[:count]
     return taken, generation.passes
 
@@ -295,32 +319,42 @@ def main() -> None:
     if given.only in (None, "time"):
         names = ("editing", "rewriting", "prose") if given.full else ("editing", "prose")
         figures["time"] = times(names, 600 if given.full else 60, given.rounds)
-    if "replay" in figures:
+    if "replay" in figures or "time" in figures:
         draw(record, given.out, figures)
     record.save(given.out, **figures)
+    different = figures.get("answers", {}).get("different")
+    if different:
+        sys.exit(f"{len(different)} answers were others with guesses than without")
 
 
 def draw(record: Record, out: Path, figures: dict[str, Any]) -> None:
-    found = figures["replay"]
-    timed = figures.get("time", {})
-    title = "Tokens that speculation gives"
-    with record.plot(out, panels=2 if timed else 1, title=title) as axes:
-        places = np.arange(len(found))
-        shades = {"any": "#ffd8a8", "GPU": OURS_COLOUR, "CPU": "#868e96"}
-        for n, (table, colour) in enumerate(shades.items()):
-            values = [by[table]["tokens_per_pass"] for by in found.values()]
-            label = "with free guesses" if table == "any" else f"by the {table}'s costs"
-            axes[0].bar(places + (n - 1) * 0.27, values, 0.25, color=colour, label=label)
-        axes[0].set_xticks(places, found.keys())
-        axes[0].set(ylabel="tokens a pass, replayed")
-        axes[0].axhline(1, color="#495057", linewidth=0.8)
-        axes[0].legend(frameon=False, fontsize=8)
-        if timed:
-            axes[1].bar(
-                list(timed), [by["ratio"].median for by in timed.values()], 0.4, color=OURS_COLOUR
-            )
-            axes[1].axhline(1, color="#495057", linewidth=0.8)
-            axes[1].set(ylabel="times faster than plain decoding, this CPU")
+    panels = [
+        (draw_into, figures[name])
+        for name, draw_into in (("replay", draw_replays), ("time", draw_times))
+        if name in figures
+    ]
+    with record.plot(out, panels=len(panels), title="Tokens that speculation gives") as axes:
+        for ax, (draw_into, found) in zip(axes, panels, strict=True):
+            draw_into(ax, found)
+            ax.axhline(1, color="#495057", linewidth=0.8)
+
+
+def draw_replays(ax: Any, found: dict[str, dict[str, dict[str, float]]]) -> None:
+    places = np.arange(len(found))
+    shades = {"any": "#ffd8a8", "GPU": OURS_COLOUR, "CPU": "#868e96"}
+    for n, (table, colour) in enumerate(shades.items()):
+        values = [by[table]["tokens_per_pass"] for by in found.values()]
+        label = "with free guesses" if table == "any" else f"by the {table}'s costs"
+        ax.bar(places + (n - 1) * 0.27, values, 0.25, color=colour, label=label)
+    ax.set_xticks(places, found.keys())
+    ax.set(ylabel="tokens a pass, replayed")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_times(ax: Any, found: dict[str, Any]) -> None:
+    ax.bar(list(found), [by["ratio"].median for by in found.values()], 0.4, color=OURS_COLOUR)
+    device = "CPU" if backend().name == "cpu" else "GPU"
+    ax.set(ylabel=f"times faster than plain decoding, this {device}")
 
 
 if __name__ == "__main__":
