@@ -4,21 +4,38 @@
 
 The mid-size model at 4 bits through the Python API. 1, 2, 4 and, with --full, 8 requests with
 prompts of their own come at once; the same ones are asked one after the other in the same round.
-Every answer has the same number of tokens, greedily drawn, and must be the same both ways. Tokens a
-second count all that is waited for, prompts included. The prediction of memory is what lets
-requests in: it must not be below the measurement.
+Every answer has the same number of tokens, greedily drawn, and must be the same both ways: where
+one is not, there is no gain to tell, and the status at the end is not 0. Tokens a second count all
+that is waited for, prompts included. "Each" is the decoding of one answer while others are written,
+"limit" what memory allows it: together they read the weights once, and every cache, at the
+bandwidth measured in the same run. The prediction of memory is what lets requests in: it must not
+be below the measurement.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import OURS_COLOUR, Figure, Record, console, interleave, options, show
+from benchmarks.common import (
+    OURS_COLOUR,
+    Figure,
+    Record,
+    console,
+    interleave,
+    options,
+    ratios,
+    show,
+)
 from benchmarks.midsize import midsize
 from magistral_mlx import Magistral, Result
+from magistral_mlx.backend import backend
+from magistral_mlx.bench.bandwidth import measure_bandwidth
+from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.peak import Shape, cache_bytes, fill_bytes, pass_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan
 
@@ -85,13 +102,24 @@ class Requests:
         pairs = zip(self.answers["together"], self.answers["in turn"], strict=True)
         return sum(one == other for one, other in pairs)
 
-    def predicted(self) -> int:
-        """Bytes of the largest footprint, as requests are let in by it."""
-        prompts = [
+    def prompt_tokens(self) -> list[int]:
+        return [
             len(self._magistral.prompt(prompt, system=None, thinking="off"))
             for prompt in self.prompts
         ]
-        return footprint(self._magistral.plan, [(prompt, self.tokens) for prompt in prompts])
+
+    def predicted(self) -> int:
+        """Bytes of the largest footprint, as requests are let in by it."""
+        requests = [(prompt, self.tokens) for prompt in self.prompt_tokens()]
+        return footprint(self._magistral.plan, requests)
+
+    def bytes_per_pass(self, checkpoint: Checkpoint) -> int:
+        """Bytes that one token of every answer reads, half-way: the weights once, all caches."""
+        scheme, size = self._magistral.plan.scheme, backend().dtype.size
+        weights = bytes_per_token(checkpoint, 0, scheme, size)
+        held = [prompt + self.tokens // 2 for prompt in self.prompt_tokens()]
+        caches = [bytes_per_token(checkpoint, tokens, scheme, size) - weights for tokens in held]
+        return weights + sum(caches)
 
 
 def footprint(plan: Plan, requests: list[tuple[int, int]]) -> int:
@@ -111,7 +139,9 @@ def main() -> None:
     tokens = 64 if given.full else 16
     record = Record("batch")
     results: dict[int, dict[str, Any]] = {}
-    with Magistral.load(given.model or midsize(), pictures=0) as magistral:
+    checkpoint = Checkpoint.open(given.model or midsize())
+    bandwidth = measure_bandwidth()
+    with Magistral.load(checkpoint.folder, pictures=0) as magistral:
         magistral.generate("Hello", max_tokens=8, **GREEDY)
         for count in ALL_COUNTS if given.full else COUNTS:
             console.print(f"{count} at once", style="dim")
@@ -119,31 +149,48 @@ def main() -> None:
             figures = interleave(
                 {"together": asked.together, "in turn": asked.in_turn}, given.rounds
             )
+            same = asked.same == count
+            gain = ratios(figures["together"].values, figures["in turn"].values)
             results[count] = figures | {
+                "gain": gain if same else None,
                 "each": Figure.of(asked.each),
+                "limit": bandwidth / asked.bytes_per_pass(checkpoint),
                 "measured": asked.peak,
                 "predicted": asked.predicted(),
                 "same": asked.same,
             }
     _show(results)
     _plot(record, given.out, results)
-    record.save(given.out, tokens=tokens, results=results)
+    record.save(given.out, tokens=tokens, bandwidth=bandwidth, results=results)
+    different = [str(count) for count, row in results.items() if row["same"] != count]
+    if different:
+        sys.exit(f"answers were not the same together and in turn: {', '.join(different)} at once")
 
 
 def _show(results: dict[int, dict[str, Any]]) -> None:
     rows = []
     for count, row in results.items():
-        together, in_turn = row["together"].median, row["in turn"].median
+        together, in_turn, each = (row[kind].median for kind in ("together", "in turn", "each"))
         memory = [f"{row[kind] / 1e6:,.0f} MB" for kind in ("measured", "predicted")]
-        speeds = [f"{value:.1f}" for value in (together, in_turn, row["each"].median)]
+        speeds = [f"{value:.1f}" for value in (together, in_turn, each, row["limit"])]
+        gain = row["gain"]
         rows.append(
-            [count, *speeds, f"{together / in_turn:.2f}x", *memory, f"{row['same']} of {count}"]
+            [
+                count,
+                *speeds,
+                f"{each / row['limit']:.1%}",
+                f"{gain.median:.2f}x ± {gain.spread / 2 * gain.median:.2f}" if gain else "",
+                *memory,
+                f"{row['same']} of {count}",
+            ]
         )
     header = [
         "at once",
         "tokens/s in all",
         "in turn",
         "each",
+        "limit",
+        "share",
         "gain",
         "memory",
         "predicted",
