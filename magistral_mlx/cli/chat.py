@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.loading import load_model, loading_options
+from magistral_mlx.cli.imports import quick_imports
+from magistral_mlx.cli.loading import loading_options, open_model
 from magistral_mlx.cli.thinking import parse_thinking
 
 if TYPE_CHECKING:
@@ -48,15 +49,16 @@ if TYPE_CHECKING:
 @loading_options
 def chat(**options: Any) -> None:
     """Talk with the model. Type /help for the commands."""
-    from magistral_mlx.cli.chatting.keys import history_file, interrupts, quiet_terminal
-    from magistral_mlx.cli.chatting.room import Room
+    with quick_imports():
+        from magistral_mlx.cli.chatting.keys import history_file, interrupts, quiet_terminal
+        from magistral_mlx.cli.chatting.room import Room
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
             "chat needs a terminal. In a pipe or a script use `magistral-mlx generate -`."
         )
     settings = _settings(options)
-    with quiet_terminal(), load_model(options, options["images"]) as magistral:
+    with quiet_terminal(), open_model(options, options["images"]) as magistral:
         conversation = _conversation(magistral, settings, options)
         room = Room(magistral, conversation, history_file())
         if options["file"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.cli.imports import quick_imports
-from magistral_mlx.cli.loading import load_model, loading_options
+from magistral_mlx.cli.loading import loading_options, open_model
 from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
 from magistral_mlx.cli.thinking import parse_thinking
 
@@ -80,7 +80,7 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
         if options["as_json"]
         else TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
     )
-    with load_model(options, len(pictures)) as magistral:
+    with open_model(options, len(pictures)) as magistral:
         messages = _messages(_system(magistral, options), pictures, text)
         return _show(magistral.stream(messages, options=settings), printer)
 

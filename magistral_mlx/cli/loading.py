@@ -1,8 +1,9 @@
-"""Loading the model that a command's options name, the same way for every command."""
+"""The options by which a model is loaded, and loading it for commands that talk to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,6 +14,7 @@ from magistral_mlx.cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from magistral_mlx.api import Magistral
+    from magistral_mlx.memory.plan import Plan
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -54,20 +56,27 @@ def loading(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in _TAKEN} | sizes
 
 
-def load_model(options: dict[str, Any], pictures: int) -> Magistral:
+def open_model(options: dict[str, Any], pictures: int) -> Magistral:
     """The model that a command's options name, with a bar on stderr and a warning if need be.
 
     Raises:
         InvalidOption: a size that is none; besides what `Magistral.load` raises.
     """
     given = loading(options)
-    with quick_imports(), load_bar() as on_progress:
+    with quick_imports():
         from magistral_mlx.api import Magistral
+
+    with load_bar() as on_progress, ExitStack() as quick:
+
+        def on_plan(plan: Plan) -> None:
+            warn_if_short(plan)
+            # What may take hours, a download, is over; the tokenizer's imports are still to come.
+            quick.enter_context(quick_imports())
 
         return Magistral.load(
             options["model"],
             **given,
             pictures=pictures,
-            on_plan=warn_if_short,
+            on_plan=on_plan,
             on_progress=on_progress,
         )

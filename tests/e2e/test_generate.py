@@ -323,3 +323,16 @@ def test_help_is_quick_to_read() -> None:
     assert done.returncode == 0
     for name in ("generate", "convert", "models"):
         assert name in done.stdout
+
+
+# How it starts
+
+
+def test_in_a_pipe_it_starts_without_what_only_a_terminal_or_asyncio_needs():
+    asked = ("--model", "demo", "--max-tokens", "1")
+    program = [sys.executable, "-X", "importtime", *command("generate", ASK, *asked)[1:]]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=300)
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time")}
+    assert "mistral_common" in imported
+    assert not imported & {"rich", "asyncio", "fastapi", "transformers", "mlx_lm"}
