@@ -74,8 +74,11 @@ __all__ = [
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
+_DEQUANTIZE_FROM = 5  # rows
 _MAPPED_BYTES = 32 << 20  # a buffer from which on glibc maps each afresh; it allows no more
-_KEPT_BYTES = 256 << 20  # freed ones that malloc may keep
+_KEPT_BYTES = 256 << 20  # at the end of the heap that malloc keeps when they are free
+_THREAD_BYTES = 64 << 20  # that it keeps for each thread, the size of a thread's heap
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 DEQUANTIZED_BYTES = _MAPPED_BYTES - (4 << 10)  # a block of a dequantized matrix
 _PART_BYTES = 256 << 10  # of a packed matrix, below which another stream costs more than it saves
 
@@ -88,8 +91,8 @@ class Backend:
     for never. `fused_attention` tells whether attention keeps its scores to itself.
     `prefill_chunk` is the number of prompt tokens that go through the model at once.
     `few_rows` is the number of rows up to which a pass is one graph, and projections of one input
-    are one product. On the CPU more rows than one make dequantized copies of the matrices, of
-    which a graph of all layers would have many in flight.
+    are one product. On the CPU more rows make dequantized copies of the matrices, of which a graph
+    of all layers would have many in flight.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -122,9 +125,10 @@ _GPU_COSTS = ((1, 1.0), (2, 1.3), (4, 1.9), (8, 3.2), (16, 4.0), (32, 5.0))
 def backend() -> Backend:
     """The backend of MLX's default device."""
     if mx.default_device() == mx.Device(mx.DeviceType.cpu):
-        rows = 5 if _HAS_OPENBLAS else None
+        rows = _DEQUANTIZE_FROM if _HAS_OPENBLAS else None
+        few = _DEQUANTIZE_FROM - 1
         return Backend(
-            "cpu", mx.float32, rows, fused_attention=False, prefill_chunk=512, few_rows=1
+            "cpu", mx.float32, rows, fused_attention=False, prefill_chunk=512, few_rows=few
         )
     name: Literal["metal", "cuda"] = "metal" if mx.metal.is_available() else "cuda"
     return Backend(name, mx.bfloat16, None, fused_attention=True, prefill_chunk=2048, few_rows=64)
@@ -150,10 +154,10 @@ def quantized_matmul(
         multiply = partial(_quantized_matmul, x)
         return _joined(_in_parts(multiply, weight, scales, biases, scheme))
     out_features = weight.shape[0]
-    step = max(1, DEQUANTIZED_BYTES // (x.shape[-1] * x.itemsize))
-    if out_features <= step:
+    blocks = -(-out_features * x.shape[-1] * x.itemsize // DEQUANTIZED_BYTES)
+    if blocks == 1:
         return _dequantized_matmul(x, weight, scales, biases, scheme)
-    parts = []
+    parts, step = [], -(-out_features // blocks)
     for start in range(0, out_features, step):
         block = _rows_of(slice(start, start + step), weight, scales, biases)
         parts.append(_dequantized_matmul(x, *block, scheme))
@@ -252,20 +256,21 @@ def dequantize(
 
 
 def reuse_memory() -> None:
-    """Have what is freed kept for reuse where the system would take long to give it again."""
+    """Have what is freed kept for reuse where the system would take long to give it again.
+
+    It holds for the whole process, and from then on.
+    """
     if backend().name == "cpu" and (malloc := _glibc()):
         malloc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        malloc.mallopt(_M_TOP_PAD, _THREAD_BYTES)
         malloc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def free_memory() -> None:
-    """Give back to the system what has been freed."""
+    """Give back to the system what has been freed; glibc keeps 64 MiB a thread all the same."""
     mx.clear_cache()
     if backend().name == "cpu" and (malloc := _glibc()):
-        malloc.malloc_trim(0)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+        malloc.malloc_trim(ctypes.c_size_t(0))
 
 
 @cache

@@ -20,6 +20,7 @@ def traits(dtype: str | None = None) -> Traits:
     return Traits(
         float_bytes=(DTYPES[dtype] if dtype else here.dtype).size,
         dequantized_bytes=0 if here.dequantize_from_rows is None else DEQUANTIZED_BYTES,
+        dequantized_rows=here.dequantize_from_rows or 0,
         fused_attention=here.fused_attention,
         workspace=WORKSPACE,
         chunk=here.prefill_chunk,

@@ -29,7 +29,6 @@ from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.model.vision import WORKSPACE as PICTURE_WORKSPACE
 
 MIB = 1 << 20
-_AHEAD = 17  # matrices that MLX dequantizes on a CPU before the first of them is done with
 _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
 
 
@@ -38,20 +37,21 @@ class Traits:
     """What of a backend matters here.
 
     float_bytes: size of a value of the compute dtype. dequantized_bytes: the block in which a
-    quantized matrix is dequantized for a chunk, 0 where it never is. fused_attention: scores are
-    never written out. workspace: bytes that attention may take at once. chunk: tokens of a prompt
-    that go through the model at once where memory allows it.
+    quantized matrix is dequantized for so many rows as `dequantized_rows` or more, 0 where it never
+    is. fused_attention: scores are never written out. workspace: bytes that attention may take at
+    once. chunk: tokens of a prompt that go through the model at once where memory allows it.
     """
 
     float_bytes: int
     dequantized_bytes: int
+    dequantized_rows: int
     fused_attention: bool
     workspace: int
     chunk: int
 
 
 # A GPU in bfloat16: what a plan for another Mac assumes.
-GPU = Traits(2, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
+GPU = Traits(2, 0, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
 
 
 @dataclass(frozen=True)
@@ -158,21 +158,9 @@ def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -
 
 
 def pass_bytes(text: TextConfig, rows: int, traits: Traits) -> int:
-    """What a pass over so many sequences takes beside what each of them does.
-
-    Where it dequantizes matrices first, MLX makes some of them ahead of their turn. Those that are
-    dequantized in blocks are waited for, block by block.
-    """
-    block = traits.dequantized_bytes
-    if rows <= 2 or not block:
-        return 0
-    d, head_dim = text.hidden_size, text.head_dim
-    width, keys = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
-    sizes = [d * n * traits.float_bytes for n in (width, text.intermediate_size)]
-    whole = max((size for size in sizes if size <= block), default=0)
-    ahead = min(_AHEAD, 3 * text.num_hidden_layers)
-    attention = _dequantized([d * width, d * keys, d * keys, d * width], traits)
-    return max(ahead * whole, attention, _dequantized([d * text.vocab_size], traits))
+    """What a pass over so many sequences takes beside what each of them does."""
+    head = _dequantized([text.hidden_size * text.vocab_size], rows, traits)
+    return max(*_dequantized_halves(text, rows, traits), head)
 
 
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
@@ -241,17 +229,22 @@ def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> 
     # Gate and up are held until their product is; on a GPU the next work is in flight as well.
     wide = 4 if traits.fused_attention else 2
     mlp = rows * (3 * text.hidden_size + wide * text.intermediate_size) * traits.float_bytes
-    if rows > 2:
-        d, i = text.hidden_size, text.intermediate_size
-        attention += _dequantized([d * width, d * keys, d * keys, d * width], traits)
-        mlp += _dequantized([d * i, d * i, d * i], traits)
-    return max(attention, mlp)
+    dequantized = _dequantized_halves(text, rows, traits)
+    return max(attention + dequantized[0], mlp + dequantized[1])
 
 
-def _dequantized(matrices: Sequence[int], traits: Traits) -> int:
-    """The matrices of half a layer dequantized, each with one array that is made on the way."""
+def _dequantized_halves(text: TextConfig, rows: int, traits: Traits) -> tuple[int, int]:
+    """The matrices of attention and those of the MLP of a layer, dequantized for so many rows."""
+    d, i = text.hidden_size, text.intermediate_size
+    width, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    attention = _dequantized([d * width, d * keys, d * keys, d * width], rows, traits)
+    return attention, _dequantized([d * i, d * i, d * i], rows, traits)
+
+
+def _dequantized(matrices: Sequence[int], rows: int, traits: Traits) -> int:
+    """Matrices of so many values dequantized, each with one array that is made on the way."""
     block = traits.dequantized_bytes
-    if not block:
+    if not block or rows < traits.dequantized_rows:
         return 0
     sizes = [values * traits.float_bytes for values in matrices]
     whole = sum(size for size in sizes if size <= block)

@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         growth = query_growth(self.query_scaling, caches[0].offset, h.shape[1])
         if isinstance(growth, mx.array):
             growth = growth.astype(h.dtype)
-        is_chunk = h.shape[1] > backend().few_rows
+        is_chunk = h.size // h.shape[-1] > backend().few_rows
         for layer, cache in zip(self["layers"], caches, strict=True):
             if is_chunk:
                 # One layer in flight at a time bounds memory, and how long a GPU is kept busy. The

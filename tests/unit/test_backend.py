@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -52,7 +54,7 @@ def in_one(x: mx.array, parts: tuple, scheme: Quantization) -> mx.array:
 
 
 @pytest.mark.parametrize("scheme", [AFFINE, MXFP4], ids=["affine", "mxfp4"])
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 4])
 @pytest.mark.parametrize("features", [3, 5, 64, 333])
 def test_sharing_rows_out_over_streams_changes_no_bit(
     features: int, rows: int, scheme: Quantization
@@ -71,9 +73,10 @@ def test_a_chain_of_products_over_streams_changes_no_bit():
     assert mx.array_equal(y, z)
 
 
-def test_every_thread_has_streams_of_its_own():
-    parts, x = matrix(64, AFFINE), vector()
-    expected = np.array(in_one(x, parts, AFFINE))
+@pytest.mark.parametrize("rows", [1, 6])
+def test_every_thread_has_streams_of_its_own(rows: int):
+    parts, x = matrix(64, AFFINE), vector(rows)
+    expected = np.array(quantized_matmul(x, *parts, AFFINE))
     found: list[object] = []
 
     def work() -> None:
@@ -101,7 +104,53 @@ def test_a_small_matrix_is_not_worth_another_stream(monkeypatch: pytest.MonkeyPa
     assert backend._parts(mx.zeros((8192, 256), mx.uint32)) == MANY
 
 
-def test_more_rows_are_multiplied_by_the_dequantized_matrix():
-    parts, x = matrix(64, AFFINE), vector(7)
-    expected = in_one(x, parts, AFFINE)
-    assert mx.allclose(quantized_matmul(x, *parts, AFFINE), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("scheme", [AFFINE, MXFP4], ids=["affine", "mxfp4"])
+@pytest.mark.parametrize("rows", [5, 7, 70])
+@pytest.mark.parametrize("features", [3, 5, 64, 333])
+@pytest.mark.parametrize("block", [32 << 20, 20_000], ids=["whole", "blocks"])
+def test_more_rows_are_multiplied_by_the_dequantized_matrix(
+    monkeypatch: pytest.MonkeyPatch, block: int, features: int, rows: int, scheme: Quantization
+):
+    monkeypatch.setattr(backend, "DEQUANTIZED_BYTES", block)
+    parts, x = matrix(features, scheme), vector(rows)
+    result = quantized_matmul(x, *parts, scheme)
+    assert result.shape == (1, rows, features)
+    assert mx.allclose(result, in_one(x, parts, scheme), rtol=1e-4, atol=1e-4)
+
+
+# Memory
+
+_FREE = """
+import threading
+from magistral_mlx.backend import free_memory, mx, reuse_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def work():
+    for n in range(4):
+        mx.eval([mx.full((7 << 20,), n) for _ in range(8)])  # 28 MiB each
+
+reuse_memory()
+before = resident()
+for ask in (work, lambda: threading.Thread(target=work)):
+    job = ask()
+    if job:
+        job.start()
+        job.join()
+free_memory()
+print((resident() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_what_is_kept_for_reuse_is_given_back_but_for_a_little():
+    done = subprocess.run([sys.executable, "-c", _FREE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 72
+
+
+def test_a_c_library_that_has_no_such_settings_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "_glibc", lambda: None)
+    backend.reuse_memory()
+    backend.free_memory()

@@ -156,7 +156,7 @@ def test_an_unquantized_model_is_advised_to_be_converted_where_that_is_enough() 
 
 def test_the_cache_is_shown_also_where_a_picture_needs_most() -> None:
     """On the CPU a large picture takes more than the caches of a short context."""
-    cpu = Traits(4, 32 << 20, fused_attention=False, workspace=256 << 20, chunk=512)
+    cpu = Traits(4, 32 << 20, 5, fused_attention=False, workspace=256 << 20, chunk=512)
     small = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, pictures=1))
     cache = cache_bytes(MAGISTRAL.config.text, small.scheme, 1024, 4)
     assert small.peak.cache == cache > 0

@@ -1,6 +1,7 @@
 """What passes cost on this machine: as measured by `magistral-mlx bench`, else the backend's guess.
 
-A file in the user's folder holds the measurements, one for each machine, MLX and model.
+A file in the user's folder holds the measurements, one for each machine, model and version of MLX
+and of this package.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from magistral_mlx import __version__
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.places import home_dir
@@ -55,7 +57,7 @@ def _path() -> Path:
 
 def _key(machine: str, decoder_bytes: int) -> str:
     version = mx.__version__  # type: ignore[attr-defined]  # the stub lacks it
-    return f"{machine}, MLX {version}, {decoder_bytes} bytes"
+    return f"{machine}, MLX {version}, magistral-mlx {__version__}, {decoder_bytes} bytes"
 
 
 def _read() -> dict[str, Any]:
