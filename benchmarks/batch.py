@@ -27,6 +27,7 @@ from benchmarks.common import (
     console,
     interleave,
     options,
+    ratio,
     ratios,
     show,
 )
@@ -173,13 +174,12 @@ def _show(results: dict[int, dict[str, Any]]) -> None:
         together, in_turn, each = (row[kind].median for kind in ("together", "in turn", "each"))
         memory = [f"{row[kind] / 1e6:,.0f} MB" for kind in ("measured", "predicted")]
         speeds = [f"{value:.1f}" for value in (together, in_turn, each, row["limit"])]
-        gain = row["gain"]
         rows.append(
             [
                 count,
                 *speeds,
                 f"{each / row['limit']:.1%}",
-                f"{gain.median:.2f}x ± {gain.spread / 2 * gain.median:.2f}" if gain else "",
+                ratio(row["together"], row["in turn"]) if row["gain"] else "",
                 *memory,
                 f"{row['same']} of {count}",
             ]

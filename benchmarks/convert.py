@@ -29,8 +29,10 @@ from benchmarks.common import (
     interleave,
     options,
     peers,
+    ratio,
     ratios,
     show,
+    spread,
 )
 from benchmarks.sparse import write_sparse_checkpoint
 from magistral_mlx.bench.process import OURS
@@ -102,7 +104,7 @@ def main() -> None:
         names = [OURS, *(program.label for program in theirs)]
         seconds = interleave({name: partial(work.seconds, name) for name in names}, given.rounds)
     against = {name: ratios(seconds[OURS].values, seconds[name].values) for name in names[1:]}
-    _show(layers, work, seconds, against)
+    _show(layers, work, seconds)
     _plot(record, given.out, layers, work, seconds)
     record.save(
         given.out,
@@ -118,22 +120,19 @@ def _peak(work: Conversions, name: str) -> int:
     return max(run.peak_bytes for run in work.measured[name])
 
 
-def _show(
-    layers: int, work: Conversions, seconds: dict[str, Figure], against: dict[str, Figure]
-) -> None:
+def _show(layers: int, work: Conversions, seconds: dict[str, Figure]) -> None:
     rows: list[list[Any]] = []
     for name, figure in seconds.items():
         cpu = Figure.of([run.cpu_seconds for run in work.measured[name]])
-        ratio = against.get(name)
         rows.append(
             [
                 name,
                 f"{figure.median:.1f} s",
-                f"{figure.spread:.0%}",
-                f"{ratio.median:.2f} ± {ratio.spread / 2 * ratio.median:.2f}" if ratio else "",
+                spread(figure),
+                ratio(seconds[OURS], figure) if name != OURS else "",
                 f"{cpu.median:.1f} s",
                 f"{_peak(work, name) / 1e9:.2f} GB",
-                f"{_peak(work, OURS) / _peak(work, name):.2f}" if ratio else "",
+                f"{_peak(work, OURS) / _peak(work, name):.2f}" if name != OURS else "",
                 f"{work.output[name] / 1e9:.2f} GB",
             ]
         )
