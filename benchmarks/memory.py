@@ -5,14 +5,13 @@
 The mid-size model at 4 bits; each KV scheme in a process of its own prefills a random prompt and
 decodes 8 tokens. The prediction is what `magistral-mlx plan` and the refusal before a run stand on:
 it must not be below the measurement. mlx-lm's cache is in full precision; its prefill is slow on a
-CPU, so the quick run gives it the shortest prompt only.
+CPU, so the quick run gives it the shortest prompt only. Each is measured once.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from benchmarks.common import COLOURS, Record, console, options, peers, runtimes, show
+from benchmarks.arguments import arguments
+from benchmarks.common import COLOURS, Record, console, peers, runtimes, show
 from benchmarks.midsize import midsize
 from magistral_mlx.backend import DTYPES, backend
 from magistral_mlx.bench.process import Program, ours
@@ -48,28 +47,27 @@ def measure(program: Program, checkpoint: Checkpoint, prompts: list[int]) -> dic
 
 
 def main() -> None:
-    given = options(__doc__ or "")
+    given = arguments(__doc__ or "", full=True)
     checkpoint = Checkpoint.open(midsize())
     lengths = [128, 1024, 4096, 8192] if given.full else [128, 1024]
     theirs = [peer for peer in peers(blas=False) if peer.label == "mlx-lm"]
     record = Record("memory", theirs)
     schemes = list(SCHEMES) if given.full else ["full", "4/4"]
-    rows: list[list[Any]] = []
-    results: dict[str, dict[int, dict[str, int]]] = {}
+    results: dict[str, dict[int, dict[str, float]]] = {}
     for scheme in schemes:
         peaks = measure(ours(scheme), checkpoint, lengths)
-        for prompt, peak in peaks.items():
-            plan = predicted(checkpoint, scheme, prompt)
-            results.setdefault(scheme, {})[prompt] = {"measured": peak, "predicted": plan}
-            above = f"{plan / peak - 1:+.1%}"
-            rows.append([f"ours, {scheme}", f"{prompt:,}", _mb(peak), _mb(plan), above])
+        results[scheme] = {
+            prompt: {"measured": peak, "predicted": predicted(checkpoint, scheme, prompt)}
+            for prompt, peak in peaks.items()
+        }
+    mine = list(results.values())
     for program in theirs:
         peaks = measure(program, checkpoint, lengths[: 2 if given.full else 1])
         results[program.label] = {prompt: {"measured": peak} for prompt, peak in peaks.items()}
-        rows += [
-            [program.label, f"{prompt:,}", _mb(peak), "", ""] for prompt, peak in peaks.items()
-        ]
-    show("Peak memory", ["cache", "prompt", "measured", "predicted", "above"], rows)
+        for by_prompt in mine:
+            for prompt, peak in peaks.items():
+                by_prompt[prompt]["ratio"] = by_prompt[prompt]["measured"] / peak
+    _show(results)
     with record.plot(given.out, title="Peak memory of a mid-size model") as (ax,):
         for name, by_prompt in results.items():
             values = [figures["measured"] / 1e6 for figures in by_prompt.values()]
@@ -83,7 +81,26 @@ def main() -> None:
     record.save(given.out, results=results)
 
 
-def _mb(size: int) -> str:
+def _show(results: dict[str, dict[int, dict[str, float]]]) -> None:
+    rows: list[list[str]] = []
+    for name, by_prompt in results.items():
+        for prompt, row in by_prompt.items():
+            measured, plan, ratio = row["measured"], row.get("predicted"), row.get("ratio")
+            rows.append(
+                [
+                    f"ours, {name}" if plan else name,
+                    f"{prompt:,}",
+                    _mb(measured),
+                    f"{ratio:.2f}" if ratio else "",
+                    _mb(plan) if plan else "",
+                    f"{plan / measured - 1:+.1%}" if plan else "",
+                ]
+            )
+    header = ["cache", "prompt", "measured", "ours / mlx-lm", "predicted", "above"]
+    show("Peak memory", header, rows)
+
+
+def _mb(size: float) -> str:
     return f"{size / 1e6:,.0f} MB"
 
 
