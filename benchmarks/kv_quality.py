@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Record, console, options, show
+from benchmarks.arguments import arguments
+from benchmarks.common import Record, console, show
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache, make_cache
 from magistral_mlx.cache.scheme import FULL, SCHEMES, KVScheme
@@ -195,7 +196,9 @@ def _attend(scheme: KVScheme, queries: Any, keys: Any, values: Any) -> Any:
 
 
 def main() -> None:
-    given = options(__doc__ or "", model={"default": "demo", "help": "demo or a folder"})
+    given = arguments(
+        __doc__ or "", full=True, model={"default": "demo", "help": "demo or a folder"}
+    )
     record = Record("kv_quality")
     folder = Path(locate(given.model))
     quality = on_cases(folder, 60 if given.full else 8)

@@ -24,14 +24,15 @@ import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.common import Record, console, options, show
+from benchmarks.arguments import arguments
+from benchmarks.common import Record, console, show
 from tests.soaking import Outcome, alone, questions, soak
 
 MIB = 1 << 20
 
 
 def main() -> None:
-    given = options(
+    given = arguments(
         __doc__ or "",
         requests={"type": int, "default": 500},
         clients={"type": int, "default": 64},
