@@ -1,21 +1,19 @@
 """The full-size model from end to end: convert, load, prefill, decode, beside mlx-lm.
 
-    python benchmarks/full_size.py
-    python benchmarks/full_size.py --context 131072
+    python -m benchmarks.full_size [--ours-only] [--folder DIR]
+    python -m benchmarks.full_size --context 131072
 
 Makes a bfloat16 checkpoint of Magistral Small's size (48 GB by its length; it is sparse, reads as
 zeros and takes no disk), converts it to 4 bits, loads the result, prefills 4 tokens and decodes 4.
-Each step runs in a process of its own, ours and mlx-lm's in turn. Needs 40 GB of disk for the two
-results (20 GB with --ours-only), and about 10 minutes on 2 cores.
+Each step runs in a process of its own, ours and mlx-lm's in turn. Beside decoding stands its
+physical limit: the bytes that a token reads over the bandwidth measured in the same run. Needs
+40 GB of disk for the two results (20 GB with --ours-only), and about 10 minutes on 2 cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -25,8 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 TOKENS = 4
 
@@ -129,10 +126,26 @@ def measure(step: str, folder: Path) -> dict[str, dict[str, float]]:
     return figures
 
 
-def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the table, ours beside mlx-lm's."""
-    table = Table("step", "figure", "ours", "mlx-lm", "ours / mlx-lm")
-    rows = [
+def decode_limit(folder: Path) -> dict[str, float]:
+    """Tokens a second that memory allows, by the bandwidth measured now."""
+    from magistral_mlx.backend import backend
+    from magistral_mlx.bench.bandwidth import measure_bandwidth
+    from magistral_mlx.bench.limit import bytes_per_token
+    from magistral_mlx.cache.scheme import FULL
+    from magistral_mlx.checkpoint.folder import Checkpoint
+
+    checkpoint = Checkpoint.open(folder / "ours")
+    read = bytes_per_token(checkpoint, 2 * TOKENS, FULL, backend().dtype.size)
+    bandwidth = measure_bandwidth()
+    return {"bandwidth": bandwidth, "bytes": read, "tokens_per_second": bandwidth / read}
+
+
+def show_results(results: dict[str, dict[str, dict[str, float]]], limit: float) -> None:
+    """Print the table, ours beside mlx-lm's. limit: decoded tokens a second."""
+    from benchmarks.common import show
+
+    rows = []
+    for phase, step, figure in (
         ("convert", "whole", "seconds"),
         ("convert", "whole", "resident_peak"),
         ("run", "load", "seconds"),
@@ -141,60 +154,75 @@ def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
         ("run", "decode", "seconds"),
         ("run", "decode", "mlx_peak"),
         ("run", "whole", "resident_peak"),
-    ]
-    for phase, step, figure in rows:
+    ):
         ours, theirs = (
             results.get(f"{phase}-{who}", {}).get(step, {}).get(figure)
             for who in ("ours", "mlx-lm")
         )
         unit = (lambda x: f"{x:,.1f} s") if figure == "seconds" else (lambda x: f"{x / 1e9:.2f} GB")
         label = f"{phase}" if step == "whole" else f"{step} {TOKENS if step != 'load' else ''}"
-        table.add_row(
-            label.strip(),
-            figure.replace("_", " "),
-            unit(ours) if ours else "-",
-            unit(theirs) if theirs else "-",
-            f"{ours / theirs:.2f}" if ours and theirs else "-",
-        )
-    Console().print(table)
+        rows.append([label.strip(), figure.replace("_", " "), *_sides(ours, theirs, unit)])
+    ours, theirs = (
+        (TOKENS - 1) / results[run]["decode"]["seconds"] if run in results else None
+        for run in ("run-ours", "run-mlx-lm")
+    )
+    rows.append(["decode", "tokens/s", *_sides(ours, theirs, "{:.3f}".format)])
+    shares = _sides(ours and ours / limit, theirs and theirs / limit, "{:.1%}".format)
+    rows.append(["", f"share of {limit:.3f}, the limit", *shares[:2], ""])
+    show("The full-size model", ["step", "figure", "ours", "mlx-lm", "ours / mlx-lm"], rows)
+
+
+def _sides(
+    ours: float | None, theirs: float | None, shown: Callable[[float], str]
+) -> tuple[str, str, str]:
+    """Ours, theirs and the ratio, for a table."""
+    return (
+        shown(ours) if ours else "-",
+        shown(theirs) if theirs else "-",
+        f"{ours / theirs:.2f}" if ours and theirs else "-",
+    )
+
+
+def compare(beside: bool, parent: Path | None, out: Path) -> None:
+    """Convert and run, beside mlx-lm if wanted; print the table and write the record."""
+    from benchmarks.common import Record, peers
+    from benchmarks.sparse import write_sparse_checkpoint
+
+    theirs = [program for program in peers(blas=False) if beside and program.label == "mlx-lm"]
+    who = ["ours", *(program.label for program in theirs)]
+    record = Record("full_size", theirs)
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        folder = Path(name)
+        write_sparse_checkpoint(folder / "source")
+        steps = [f"{phase}-{w}" for phase in ("convert", "run") for w in who]
+        results = {step: measure(step, folder) for step in steps}
+        limit = decode_limit(folder)
+    show_results(results, limit["tokens_per_second"])
+    record.save(out, results=results, limit=limit)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    parser.add_argument(
-        "--context",
-        type=int,
-        help="instead: a cache of so many tokens, a prefill chunk and three decode steps",
+    from benchmarks.arguments import arguments
+
+    given = arguments(
+        __doc__ or "",
+        folder={"type": Path, "help": "where to work; default: a temporary folder"},
+        context={
+            "type": int,
+            "help": "instead: a cache of so many tokens, a prefill chunk and three decode steps",
+        },
+        ours_only={"action": "store_true", "help": "leave mlx-lm out"},
+        step={"choices": STEPS, "help": argparse.SUPPRESS},
     )
-    parser.add_argument("--ours-only", action="store_true", help="leave mlx-lm out")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.step:
-        child(options.step, options.folder)
-        return
-    if options.context:
+    if given.step:
+        child(given.step, given.folder)
+    elif given.context:
         from benchmarks.long_context import report as report_context
 
-        report_context(options.context, kv="4/4", chunk=64, layers=40)
-        return
-    from benchmarks.sparse import write_sparse_checkpoint
-
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        write_sparse_checkpoint(folder / "source")
-        who = ["ours"] if options.ours_only else ["ours", "mlx-lm"]
-        steps = [f"{phase}-{w}" for phase in ("convert", "run") for w in who]
-        results = {step: measure(step, folder) for step in steps}
-    show(results)
-    if options.json:
-        versions = {p: importlib.metadata.version(p) for p in ("mlx", "mlx-lm", "magistral-mlx")}
-        machine = {"platform": platform.platform(), "cores": os.cpu_count()}
-        record = {"command": sys.argv, "machine": machine, "versions": versions, **results}
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        report_context(given.context, kv="4/4", chunk=64, layers=40, out=given.out)
+    else:
+        compare(not given.ours_only, given.folder, given.out)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main()

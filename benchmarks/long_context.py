@@ -1,16 +1,16 @@
 """The full-size 4-bit model with a full cache: one prefill chunk and a few tokens, and their peak.
 
-    python benchmarks/long_context.py --context 131072 --kv 4/4
+    python -m benchmarks.long_context [--context 131072] [--kv 4/4] [--chunk 64] [--layers 40]
 
 The model is made of zeros (a sparse file that takes no disk) and its cache is filled with random
 keys and values instead of a prompt that would take days here; neither changes what memory holds.
-The predicted peak stands beside the measured one. Needs 22 GiB of memory for the whole context.
+The predicted peak stands beside the measured one, and beside decoding its physical limit: the bytes
+that a token reads over the bandwidth of memory measured in the same run. Needs 22 GiB of memory for
+the whole context.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -22,8 +22,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.arguments import arguments
+from benchmarks.common import Record, show
 from benchmarks.sparse import write_sparse_4bit
-from magistral_mlx.backend import mx
+from magistral_mlx.backend import backend, mx
+from magistral_mlx.bench.bandwidth import measure_bandwidth
+from magistral_mlx.bench.limit import bytes_per_token
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.quantized import PARTS
 from magistral_mlx.cache.scheme import KVScheme
@@ -97,7 +101,9 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
         for _ in steps:
             pass
         end = time.perf_counter()
-    peak_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        read = bytes_per_token(checkpoint, context, scheme, backend().dtype.size)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    peak_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
         "context": context,
         "kv": kv,
@@ -106,6 +112,7 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
         "load_seconds": loaded - start,
         "prefill_chunk_seconds": first - began,
         "decode_seconds_a_token": (end - first) / (DECODED - 1),
+        "bytes_read_a_token": read,
         "mlx_peak": mx.get_peak_memory(),
         "predicted_peak": predicted.total,
         "predicted_weights": predicted.weights,
@@ -115,23 +122,43 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--context", type=int, default=131_072)
-    parser.add_argument("--kv", default="4/4", help="full, 8/8, 8/4 or 4/4")
-    parser.add_argument("--chunk", type=int, default=64, help="tokens of the prefill chunk")
-    parser.add_argument("--layers", type=int, default=40, help="fewer make it quicker")
-    options = parser.parse_args()
-    report(options.context, options.kv, options.chunk, options.layers)
+    given = arguments(
+        __doc__ or "",
+        context={"type": int, "default": 131_072, "help": "tokens; default 131072"},
+        kv={"default": "4/4", "help": "full, 8/8, 8/4 or 4/4; default 4/4"},
+        chunk={"type": int, "default": 64, "help": "tokens of the prefill chunk; default 64"},
+        layers={"type": int, "default": 40, "help": "fewer than 40 make it quicker"},
+    )
+    report(given.context, given.kv, given.chunk, given.layers, given.out)
 
 
-def report(context: int, kv: str, chunk: int, layers: int) -> None:
-    """Measure, and print the figures for a person and as a line of JSON."""
+def report(context: int, kv: str, chunk: int, layers: int, out: Path) -> None:
+    """Measure, print the figures, and write them to long_context.json in the folder `out`."""
+    record = Record("long_context")
     figures = measure(context, kv, chunk, layers)
-    for name, value in figures.items():
-        is_bytes = name.endswith("peak") or name.startswith("predicted")
-        shown = f"{value / (1 << 30):.2f} GiB" if is_bytes else value
-        print(f"{name:24} {shown}")
-    print(json.dumps(figures))
+    bandwidth = measure_bandwidth()
+    limit = figures["bytes_read_a_token"] / bandwidth
+    figures |= {"bandwidth": bandwidth, "limit_seconds_a_token": limit}
+    taken = figures["decode_seconds_a_token"]
+    show(
+        f"{layers} layers of the full-size model, a {kv} cache of {context:,} tokens",
+        ["", "predicted", "measured"],
+        [
+            ["load", "", f"{figures['load_seconds']:.1f} s"],
+            [f"prefill of {chunk} tokens", "", f"{figures['prefill_chunk_seconds']:.1f} s"],
+            ["decode, a token", "", f"{taken:.2f} s"],
+            ["  its limit, by memory", "", f"{limit:.2f} s, {limit / taken:.1%} of it reached"],
+            ["weights", _gib(figures["predicted_weights"]), ""],
+            ["cache", _gib(figures["predicted_cache"]), ""],
+            ["MLX peak", _gib(figures["predicted_peak"]), _gib(figures["mlx_peak"])],
+            ["peak resident", "", _gib(figures["resident_peak"])],
+        ],
+    )
+    record.save(out, **figures)
+
+
+def _gib(size: float) -> str:
+    return f"{size / (1 << 30):.2f} GiB"
 
 
 if __name__ == "__main__":
