@@ -1,16 +1,18 @@
 """Does an 8-bit cache change any answer? The demo model's held-out cases, greedily.
 
-    python -m benchmarks.kv_answers [--cases 200] [--kv 8/8]
+    python -m benchmarks.kv_answers [--full] [--cases N] [--kv 8/8]
 
 Window and first tokens are set to 0, so that every token of the cache is quantized; the whole
-output, the thinking included, is compared with that of a cache in full precision.
+output, the thinking included, is compared with that of a cache in full precision. 20 cases of each
+kind, 200 with --full.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from benchmarks.arguments import arguments
+from benchmarks.common import OURS_COLOUR, Record, console, show
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.chat.messages import Picture, User
 from magistral_mlx.chat.prompt import Prompt, encode
@@ -48,25 +50,38 @@ def output(model: MagistralModel, prompt: Prompt, scheme: KVScheme, eos: int) ->
 
 
 def main() -> None:
-    """Print, for each kind, how many outputs are the same."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="demo", help="a folder, or demo")
-    parser.add_argument("--cases", type=int, default=200, help="of each kind")
-    parser.add_argument("--kv", default="8/8")
-    options = parser.parse_args()
-    folder = locate(options.model)
+    given = arguments(
+        __doc__ or "",
+        full=True,
+        model={"default": "demo", "help": "demo or a folder"},
+        cases={"type": int, "help": "of each kind; default 20, 200 with --full"},
+        kv={"default": "8/8", "help": "8/8, 8/4 or 4/4; default 8/8"},
+    )
+    count = given.cases or (200 if given.full else 20)
+    record = Record("kv_answers")
+    folder = locate(given.model)
     checkpoint = Checkpoint.open(folder)
     tokenizer = Tokenizer.load(folder)
     model = load_model(checkpoint)
-    load_vision(model, checkpoint)
-    scheme = KVScheme.parse(options.kv).without_window()
+    if checkpoint.config.vision:
+        load_vision(model, checkpoint)
+    scheme = KVScheme.parse(given.kv).without_window()
     eos = tokenizer.special.eos
-    for kind in KINDS:
-        same = 0
-        for case in cases(kind, "held_out", options.cases):
-            prompt = prompt_of(case, tokenizer, folder)
-            same += output(model, prompt, FULL, eos) == output(model, prompt, scheme, eos)
-        print(f"{kind:14} {same}/{options.cases} outputs the same with {options.kv}")
+    same: dict[str, int] = {}
+    for kind in KINDS if checkpoint.config.vision else ("text",):
+        console.print(kind, style="dim")
+        prompts = [prompt_of(case, tokenizer, folder) for case in cases(kind, "held_out", count)]
+        same[kind] = sum(
+            output(model, prompt, FULL, eos) == output(model, prompt, scheme, eos)
+            for prompt in prompts
+        )
+    rows = [[kind, equal, count, f"{equal / count:.1%}"] for kind, equal in same.items()]
+    title = f"{given.model}: outputs that are the same with {given.kv} as in full precision"
+    show(title, ["kind", "the same", "of", "share"], rows)
+    with record.plot(given.out, title=title) as (ax,):
+        ax.bar(list(same), [100 * equal / count for equal in same.values()], color=OURS_COLOUR)
+        ax.set(ylabel=f"% of {count} outputs", ylim=(0, 100))
+    record.save(given.out, model=given.model, kv=given.kv, cases=count, same=same)
 
 
 if __name__ == "__main__":
