@@ -9,9 +9,9 @@ reads (weights and cache) over the bandwidth of memory measured in the same run.
 
 Decoding starts from caches that are filled with random keys and values, the same in all runtimes: a
 peer's prefill of 8,000 tokens would take half an hour on a CPU. Prefill runs on random tokens, from
-nothing and as the last 32 tokens of each context; in the quick run the peers get a shorter prompt
-than ours. What a step costs the host is the time to build its graph, and the operations in it, one
-for each that is one kernel on Metal.
+nothing and as the last 32 tokens of a context; in the quick run of one context, and the peers get a
+shorter prompt than ours. What a step costs the host is the time to build its graph, and the
+operations in it, one for each that is one kernel on Metal.
 
 `--model full-size` is for a GPU: 24 billion random parameters at 4 bits, 14 GB.
 """
@@ -47,7 +47,7 @@ from magistral_mlx.bench.worker import launches
 from magistral_mlx.cache.scheme import FULL
 from magistral_mlx.checkpoint.folder import Checkpoint
 
-CHECKED = 12  # greedy tokens that have to be ours
+CHECKED = 8  # greedy tokens that have to be ours
 TAIL = 32  # tokens that are prefilled at a context
 Figures = dict[int, dict[str, Figure]]
 Peaks = dict[int, dict[str, int]]
@@ -76,7 +76,7 @@ def same_tokens(workers: dict[str, Worker], vocabulary: int, exact: bool) -> dic
     Once after a prompt, once after caches filled with random keys and values.
     """
     equal: dict[str, int] = {}
-    for work in ({"prompt": 16}, {"prompt": 1, "filled": 300}):
+    for work in ({"prompt": 8}, {"prompt": 1, "filled": 300}):
         expected: list[int] = []
         for label, worker in list(workers.items()):
             ids = worker.ask("generate", count=CHECKED, vocabulary=vocabulary, **work)["ids"]
@@ -186,7 +186,7 @@ def show_host(graphs: dict[str, dict[str, Any]]) -> None:
     show("What one decoded token costs the host", header, rows)
 
 
-def draw(record: Record, out: Path, figures: Figures, fast: Figures, limits: Any) -> None:
+def draw(record: Record, out: Path, figures: Figures, fast: Figures) -> None:
     title = f"Tokens per second, {record.facts['model']}"
     with record.plot(out, panels=2, title=title) as (left, right):
         contexts = list(figures)
@@ -200,15 +200,15 @@ def draw(record: Record, out: Path, figures: Figures, fast: Figures, limits: Any
         left.set_xticks(contexts, [f"{context:,}" for context in contexts], fontsize=8)
         left.minorticks_off()
         left.legend(frameon=False, fontsize=8)
-        best = {label: (n, f.median) for n, by in fast.items() for label, f in by.items()}
-        for place, (label, (length, speed)) in enumerate(best.items()):
-            right.bar(place, speed, color=COLOURS.get(label))
-            text = f"{speed:,.1f}\n({length} tokens)"
-            right.annotate(text, (place, speed), ha="center", va="bottom", fontsize=8)
-        right.set(yscale="log", ylabel="prompt tokens/s")
-        right.set_ylim(top=max(speed for _, speed in best.values()) * 4)
-        labels = [label.replace(" + ", "\n+ ") for label in best]
-        right.set_xticks(range(len(best)), labels, fontsize=8)
+        most = max(map(len, fast.values()))
+        length = max(length for length, by_label in fast.items() if len(by_label) == most)
+        for place, (label, figure) in enumerate(fast[length].items()):
+            right.bar(place, figure.median, color=COLOURS.get(label))
+            text = f"{figure.median:,.1f}"
+            right.annotate(text, (place, figure.median), ha="center", va="bottom", fontsize=8)
+        right.set(ylabel=f"prompt tokens/s, {length} tokens", ylim=(0, None))
+        labels = [label.replace(" + ", "\n+ ") for label in fast[length]]
+        right.set_xticks(range(len(labels)), labels, fontsize=8)
 
 
 def main() -> None:
@@ -223,7 +223,7 @@ def main() -> None:
     longest = text.max_position_embeddings
     contexts = [128, 1024, 4096, 8192, 16384, 32768] if given.full else [128, 8192, 16384]
     contexts = [context for context in contexts if context + 64 <= longest]
-    count = (32 if given.full else 8) if given.model == "midsize" else 64
+    count = (32 if given.full else 6) if given.model == "midsize" else 64
     programs = all_programs()
     variant = "" if given.model == "midsize" else model
     record = Record("tokens_per_second", programs, variant=variant)
@@ -236,14 +236,16 @@ def main() -> None:
     with runtimes(programs, checkpoint.folder, names[dtype]) as workers:
         exact = backend().name == "cpu"
         equal = same_tokens(workers, text.vocab_size, exact)
-        for label in workers:
-            lengths.setdefault(label, [128, 512] if given.full else [32])
         decoded, peaks = decode(workers, contexts, count, text.vocab_size, given.rounds)
-        most = given.rounds if given.full else 1
-        filled = prefill(workers, lengths, text.vocab_size, most)
+        # Another BLAS changes no graph, and no product with packed weights.
         installed = {k: worker for k, worker in workers.items() if not worker.program.preload}
-        tails = prefill_at(installed, contexts[1:], text.vocab_size, most)
-        # A BLAS changes nothing of a graph.
+        most = given.rounds if given.full else 1
+        readers = workers if given.full else installed
+        for label in readers:
+            lengths.setdefault(label, [128, 512] if given.full else [32])
+        filled = prefill(readers, lengths, text.vocab_size, most)
+        places = contexts[1:] if given.full else contexts[1:2]
+        tails = prefill_at(installed, places, text.vocab_size, most)
         graphs = {
             k: worker.ask("graph", filled=127, rounds=20 if given.full else 5)
             for k, worker in installed.items()
@@ -255,7 +257,7 @@ def main() -> None:
         show_prefill(f"Prefill of the last {TAIL} tokens of a context", "context", tails)
     show_host(graphs)
     console.print(f"Memory read at {bandwidth / 1e9:.1f} GB/s; computed in {names[dtype]}.")
-    draw(record, given.out, decoded, filled, limits)
+    draw(record, given.out, decoded, filled)
     record.save(
         given.out,
         dtype=names[dtype],
