@@ -2,7 +2,7 @@
 
     python -m benchmarks.batch [--full] [--model FOLDER]
 
-The mid-size model at 4 bits through the Python API. 1, 2, 4 and, with --full, 8 requests with
+The mid-size model at 4 bits through the Python API. 1, 2, 6 and, with --full, 4 and 8 requests with
 prompts of their own come at once; the same ones are asked one after the other in the same round.
 Every answer has the same number of tokens, greedily drawn, and must be the same both ways: where
 one is not, there is no gain to tell, and the status at the end is not 0. Tokens a second count all
@@ -40,8 +40,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.peak import Shape, cache_bytes, fill_bytes, pass_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan
 
-COUNTS = (1, 2, 4)
-ALL_COUNTS = (*COUNTS, 8)
+COUNTS, ALL_COUNTS = (1, 2, 6), (1, 2, 4, 6, 8)
 GREEDY: dict[str, Any] = {
     "temperature": 0,
     "thinking": "off",
