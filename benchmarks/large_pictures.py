@@ -9,18 +9,20 @@ of one); ours and mlx-vlm's own classes, random weights in float32. MLX's peak a
 
 from __future__ import annotations
 
-import json
+import argparse
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from benchmarks.common import console, show
+from benchmarks.arguments import arguments
+from benchmarks.common import COLOURS, Record, console, peers, show
+from magistral_mlx.bench.process import OURS, Program
 
 LAYERS = 1
 CASES = ((1, 1120), (1, 1540), (4, 1540), (8, 1540))  # pictures, side
 PATCH, HEADS = 14, 16
-MLX_VLM = Path(__file__).parent.parent / ".venv-mlx-vlm" / "bin" / "python"
 
 THEIRS = """
 import sys
@@ -67,39 +69,71 @@ def ours(count: int, side: int) -> int:
     return mx.get_peak_memory() - held
 
 
-def theirs(count: int, side: int) -> str:
+def in_process(count: int, side: int) -> int:
+    """`ours` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.large_pictures", "--one", str(count), str(side)]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def theirs(program: Program, count: int, side: int) -> int | str:
     """The same for mlx-vlm, or why there is no figure."""
     # One mask and one score matrix over all pictures: heads x patches^2 x 4 bytes.
     scores = HEADS * (count * (side // PATCH) ** 2) ** 2
     if 4 * scores > 12e9:
         return f"does not fit: scores alone are {4 * scores / 1e9:,.0f} GB"
-    words = [str(MLX_VLM), "-c", THEIRS, str(side), str(LAYERS), str(count)]
+    words = [program.command[0], "-c", THEIRS, str(side), str(LAYERS), str(count)]
     done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         return f"crashes, with {scores / 1e9:.1f} billion scores in one array"
-    return f"{int(done.stdout) / 1e9:.2f} GB"
+    return int(done.stdout)
 
 
 def main() -> None:
-    """Print the table."""
-    if sys.argv[1:2] == ["--one"]:
-        print(ours(*map(int, sys.argv[2:])))
+    given = arguments(
+        __doc__ or "",
+        one={"nargs": 2, "type": int, "help": argparse.SUPPRESS},
+    )
+    if given.one:
+        print(ours(*given.one))
         return
-    rows = []
+    others = [program for program in peers(blas=False) if program.label == "mlx-vlm"]
+    record = Record("large_pictures", others)
+    results: list[dict[str, Any]] = []
     for count, side in CASES:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.large_pictures",
-            "--one",
-            str(count),
-            str(side),
-        ]
-        peak = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-        rows.append([f"{count} x {side}", f"{peak / 1e9:.2f} GB", theirs(count, side)])
-        console.print(rows[-1], style="dim")
-    show("Peak above the weights", ["pictures", "ours", "mlx-vlm"], rows)
-    console.print(json.dumps(rows))
+        console.print(f"{count} x {side}", style="dim")
+        peaks: dict[str, int | str] = {OURS: in_process(count, side)}
+        peaks |= {program.label: theirs(program, count, side) for program in others}
+        results.append({"pictures": count, "side": side, "peaks": peaks})
+    labels = [OURS, *(program.label for program in others)]
+    rows = [
+        [f"{found['pictures']} x {found['side']}", *map(_shown, found["peaks"].values())]
+        for found in results
+    ]
+    show("Peak above the weights", ["pictures", *labels], rows)
+    _plot(record, given.out, labels, results)
+    record.save(given.out, results=results)
+
+
+def _shown(peak: int | str) -> str:
+    return peak if isinstance(peak, str) else f"{peak / 1e9:.2f} GB"
+
+
+def _plot(record: Record, out: Path, labels: list[str], results: list[dict[str, Any]]) -> None:
+    with record.plot(out, title="Pictures of the largest size: peak above the weights") as (ax,):
+        for n, label in enumerate(labels):
+            measured = [
+                (place, found["peaks"][label] / 1e9)
+                for place, found in enumerate(results)
+                if not isinstance(found["peaks"][label], str)
+            ]
+            places = [place + n * 0.4 for place, _ in measured]
+            values = [value for _, value in measured]
+            bars = ax.bar(places, values, 0.38, color=COLOURS.get(label), label=label)
+            ax.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=8)
+        names = [f"{found['pictures']} x {found['side']}" for found in results]
+        ax.set_xticks([place + 0.2 for place in range(len(results))], names)
+        ax.set(xlabel="pictures and side; no bar: it does not run", ylabel="GB")
+        ax.legend(frameon=False, fontsize=8)
 
 
 if __name__ == "__main__":
