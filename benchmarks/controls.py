@@ -1,6 +1,6 @@
 """What each control of a generation costs: penalties, filters, DRY, thinking, grammars.
 
-    python benchmarks/controls.py [--json FILE]
+    python -m benchmarks.controls
 
 The first table is decoding time per token on a random model of one small layer and 1,280 ids, where
 nothing is left to hide behind: what a control adds is what the host and its few operations take.
@@ -10,17 +10,14 @@ Takes about a minute and a half.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.arguments import arguments
+from benchmarks.common import OURS_COLOUR, Record, show
 from magistral_mlx.engine.constraint import GrammarCompiler, GrammarMask
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.engine.sampling import Sampling
@@ -64,9 +61,9 @@ def controls() -> dict[str, dict[str, Any]]:
     }
 
 
-def decode_seconds(options: dict[str, Any]) -> float:
+def decode_seconds(asked: dict[str, Any]) -> float:
     """Seconds for a token, the prefill left out."""
-    given = {"sampling": PLAIN, "limit": TOKENS, **options}
+    given = {"sampling": PLAIN, "limit": TOKENS, **asked}
     generation = start(tiny_model(1), [1, 3, 1100, 4], **given)
     while generation.prefilled is None:
         next(generation)
@@ -80,8 +77,8 @@ def measure_controls() -> dict[str, float]:
     measured: dict[str, list[float]] = {}
     cases = controls()
     for _ in range(ROUNDS):
-        for name, options in cases.items():
-            measured.setdefault(name, []).append(decode_seconds(options))
+        for name, asked in cases.items():
+            measured.setdefault(name, []).append(decode_seconds(asked))
     return {name: statistics.median(times) * 1e6 for name, times in measured.items()}
 
 
@@ -133,21 +130,20 @@ def measure_masks() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    arguments = parser.parse_args()
-    console = Console()
+    given = arguments(__doc__ or "")
+    record = Record("controls")
     costs, masks = measure_controls(), measure_masks()
-    table = Table("control", "us a token", "added", title="Decoding, tiny model")
-    for name, cost in costs.items():
-        table.add_row(name, f"{cost:.0f}", f"{cost - costs['none']:+.0f}")
-    console.print(table)
-    table = Table("figure", "value", title="Grammars over 131,072 ids")
-    for name, value in masks.items():
-        table.add_row(name, f"{value:,.2f}")
-    console.print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"controls": costs, "masks": masks}, indent=2))
+    added = {name: cost - costs["none"] for name, cost in costs.items()}
+    rows = [[name, f"{cost:.0f}", f"{added[name]:+.0f}"] for name, cost in costs.items()]
+    show("Decoding, tiny model", ["control", "us a token", "added"], rows)
+    rows = [[name, f"{value:,.2f}"] for name, value in masks.items()]
+    show("Grammars over 131,072 ids", ["figure", "value"], rows)
+    with record.plot(given.out, title="What a control adds to a token") as (ax,):
+        names = [name for name in added if name != "none"]
+        ax.barh(names, [added[name] for name in names], color=OURS_COLOUR)
+        ax.invert_yaxis()
+        ax.set(xlabel="microseconds")
+    record.save(given.out, controls=costs, masks=masks)
 
 
 if __name__ == "__main__":
