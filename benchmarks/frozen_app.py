@@ -1,16 +1,15 @@
 """Does an app that embeds the package run where there is no Python? PyInstaller says.
 
-python benchmarks/frozen_app.py [--keep DIR]
+    python -m benchmarks.frozen_app [--keep DIR]
 
 Builds examples/script.py into one folder, copies it away from the checkout, and runs it there with
-an empty environment: the demo model must answer a sum and name a picture. Prints the time and the
+an empty environment: the demo model must answer a sum and name a picture. Shows the time and the
 size of the build, and the time of the first and the second start.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.arguments import arguments
+from benchmarks.common import ROOT, Record, console, show
+
 HOOKS = ROOT / "magistral_mlx" / "__pyinstaller"
 # What a development environment holds and an app does not need.
 LEFT_OUT = ("torch", "transformers", "mlx_lm", "scipy", "pandas", "matplotlib", "pytest", "IPython")
@@ -26,27 +27,34 @@ EXPECTED = ("answer: 122", "picture: A red circle.")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--keep", type=Path, help="Leave the built app in this folder.")
-    options.add_argument("--json", type=Path, help="Write the figures to this file.")
-    given = options.parse_args()
+    given = arguments(
+        __doc__ or "",
+        keep={"type": Path, "help": "leave the built app in this folder"},
+    )
+    if importlib.util.find_spec("PyInstaller") is None:
+        sys.exit("PyInstaller is not installed here: pip install pyinstaller")
+    record = Record("frozen_app")
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="frozen-") as scratch:
-        built, seconds = build(Path(scratch) / "build")
+        built, figures["build_seconds"] = build(Path(scratch) / "build")
         app = (given.keep or Path(scratch) / "elsewhere") / built.name
         app.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(built, app)
-        figures = {"build_seconds": round(seconds, 1), "megabytes": size(app) // 1_000_000}
+        figures["bytes"] = size(app)
         for start in ("first", "second"):
-            output, seconds = run(app / "script", Path(scratch))
+            output, figures[f"{start}_start_seconds"] = run(app / "script", Path(scratch))
             missing = [line for line in EXPECTED if line not in output.splitlines()]
             if missing:
                 sys.exit(f"the frozen app did not say {missing[0]!r}. It said:\n{output}")
-            figures[f"{start}_start_seconds"] = round(seconds, 2)
-    print(output.rstrip())
-    for name, figure in figures.items():
-        print(f"{name:>22} {figure}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    console.print(output.rstrip(), markup=False)
+    rows = [
+        ["build", f"{figures['build_seconds']:.1f} s"],
+        ["size", f"{figures['bytes'] / 1e6:,.0f} MB"],
+        ["first start", f"{figures['first_start_seconds']:.2f} s"],
+        ["second start", f"{figures['second_start_seconds']:.2f} s"],
+    ]
+    show("An app without Python", ["", "figure"], rows)
+    record.save(given.out, **figures)
 
 
 def build(folder: Path) -> tuple[Path, float]:
