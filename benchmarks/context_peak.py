@@ -18,7 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import console, show
+from benchmarks.arguments import arguments
+from benchmarks.common import Record, console, peers, show
 
 LAYERS, ALL, CHUNK, DECODED = 2, 40, 16, 3
 CONTEXTS = (4_096, 16_384, 40_960, 131_072)
@@ -90,56 +91,59 @@ def run(who: str, context: int, kv: str) -> float | None:
 
 
 def main() -> None:
-    """Measure each cache at each context, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="for JSON and plot")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = arguments(
+        __doc__ or "",
+        contexts={
+            "type": int,
+            "nargs": "+",
+            "default": CONTEXTS,
+            "help": "tokens; default 4096 16384 40960 131072",
+        },
+        one={"nargs": 3, "help": argparse.SUPPRESS},
+    )
     if given.one:
         who, context, kv = given.one
         figures = {"ours": ours, "mlx-lm": theirs}[who](int(context), kv)
         print(json.dumps(figures))
         return
+    programs = [program for program in peers(blas=False) if program.label == "mlx-lm"]
+    record = Record("context_peak", programs)
+    caches = [("ours", kv) for kv in OURS]
+    caches += [(program.label, kv) for program in programs for kv in THEIRS]
     rows, results = [], {}
-    for who, kinds in (("ours", OURS), ("mlx-lm", THEIRS)):
-        for kv in kinds:
-            peaks = [run(who, context, kv) for context in CONTEXTS]
-            results[f"{who}, {kv}"] = peaks
-            shown = [
-                "did not run"
-                if peak is None
-                else f"{peak / 2**30:.1f} GiB" + (" *" if peak > MAC else "")
-                for peak in peaks
-            ]
-            rows.append([f"{who}, {kv}", *shown])
-            console.print(rows[-1], style="dim")
-    show("Peak of the full-size model", ["cache", *(f"{c:,}" for c in CONTEXTS)], rows)
+    for who, kv in caches:
+        peaks = [run(who, context, kv) for context in given.contexts]
+        results[f"{who}, {kv}"] = peaks
+        rows.append([f"{who}, {kv}", *map(_shown, peaks)])
+        console.print(", ".join(rows[-1]), style="dim")
+    show("Peak of the full-size model", ["cache", *(f"{c:,}" for c in given.contexts)], rows)
     console.print("* does not fit: more than the 21.3 GiB that a 32 GB Mac gives to a model")
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "context_peak.json").write_text(json.dumps({"contexts": CONTEXTS, **results}))
-    _plot(results, given.out / "context_peak.png")
+    _plot(record, given.out, given.contexts, results)
+    record.save(given.out, contexts=given.contexts, peaks=results)
 
 
-def _plot(results: dict[str, list[float | None]], path: Path) -> None:
-    import matplotlib
+def _shown(peak: float | None) -> str:
+    if peak is None:
+        return "did not run"
+    return f"{peak / 2**30:.1f} GiB" + (" *" if peak > MAC else "")
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for (name, peaks), colour in zip(results.items(), SHADES, strict=True):
-        known = [(c, p / 2**30) for c, p in zip(CONTEXTS, peaks, strict=True) if p]
-        style = "--" if name.startswith("mlx-lm") else "-"
-        axes.plot(*zip(*known, strict=True), style, marker="o", label=name, color=colour)
-    axes.axhline(MAC / 2**30, color="grey", linewidth=1)
-    axes.annotate("what a 32 GB Mac gives", (CONTEXTS[0], MAC / 2**30 + 0.4), color="grey")
-    axes.set(xscale="log", xlabel="tokens of context", ylabel="peak, GiB (computing in float32)")
-    axes.set(title="Peak memory of the full-size model, 4-bit weights")
-    axes.minorticks_off()
-    axes.set_xticks(CONTEXTS, [f"{c:,}" for c in CONTEXTS])
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+def _plot(
+    record: Record, out: Path, contexts: list[int], results: dict[str, list[float | None]]
+) -> None:
+    title = "Peak memory of the full-size model, 4-bit weights"
+    with record.plot(out, title=title) as (ax,):
+        for (name, peaks), colour in zip(results.items(), SHADES, strict=False):
+            known = [(c, p / 2**30) for c, p in zip(contexts, peaks, strict=True) if p]
+            style = "--" if name.startswith("mlx-lm") else "-"
+            if known:
+                ax.plot(*zip(*known, strict=True), style, marker="o", label=name, color=colour)
+        ax.axhline(MAC / 2**30, color="grey", linewidth=1)
+        ax.annotate("what a 32 GB Mac gives", (contexts[0], MAC / 2**30 + 0.4), color="grey")
+        ax.set(xscale="log", xlabel="tokens of context", ylabel="peak, GiB (computing in float32)")
+        ax.minorticks_off()
+        ax.set_xticks(contexts, [f"{c:,}" for c in contexts])
+        ax.legend(frameon=False, fontsize=8)
 
 
 if __name__ == "__main__":
