@@ -308,7 +308,9 @@ def write(
 
 def main() -> None:
     given = options(
-        __doc__ or "", only={"choices": ["replay", "answers", "time"], "help": "one question alone"}
+        __doc__ or "",
+        quick=2,
+        only={"choices": ["replay", "answers", "time"], "help": "one question alone"},
     )
     record = Record("speculation")
     figures: dict[str, Any] = {}
