@@ -119,7 +119,7 @@ def measure(
 
 def main() -> None:
     given = options(__doc__ or "")
-    theirs = [program for program in peers(blas=False) if program.package == "mlx-lm"]
+    theirs = list(peers("mlx-lm", blas=False))
     makers = caches(peer=bool(theirs))
     record = Record("append", theirs)
     lengths = [1_000, 10_000, 100_000] if given.full else [1_000, 100_000]

@@ -28,6 +28,7 @@ __all__ = [
     "Record",
     "Worker",
     "all_programs",
+    "arguments",
     "console",
     "interleave",
     "openblas",
@@ -55,26 +56,30 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def options(doc: str, *, quick: int = 3, **more: dict[str, Any]) -> argparse.Namespace:
-    """Parse the options that every script has, and its own: name -> keywords of add_argument.
+    """Parse the options of a script that measures in rounds, and its own, as `arguments` does.
 
     quick: rounds without --full.
     """
+    rounds = {"type": int, "help": f"rounds at most; default {quick}, 7 with --full"}
+    given = arguments(doc, full=True, rounds=rounds, **more)
+    given.rounds = given.rounds or (7 if given.full else quick)
+    return given
+
+
+def arguments(doc: str, *, full: bool = False, **more: dict[str, Any]) -> argparse.Namespace:
+    """Parse --out, --full where it does something, and more: name -> keywords of add_argument."""
     first, _, rest = doc.partition("\n")
     parser = argparse.ArgumentParser(
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="all of it, however long it takes")
-    parser.add_argument(
-        "--rounds", type=int, help=f"rounds at most; default {quick}, 7 with --full"
-    )
+    if full:
+        parser.add_argument("--full", action="store_true", help="all of it, however long it takes")
     parser.add_argument(
         "--out", type=Path, default=OUT, help="folder for the JSON record and the plot"
     )
     for name, keywords in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
-    given = parser.parse_args()
-    given.rounds = given.rounds or (7 if given.full else quick)
-    return given
+    return parser.parse_args()
 
 
 # Runtimes
@@ -91,11 +96,15 @@ def openblas() -> str | None:
     return next(found, None)
 
 
-def peers(*, blas: bool = True) -> Iterator[Program]:
-    """mlx-lm and mlx-vlm as installed, and a second time with our OpenBLAS where there is one."""
+def peers(*names: str, blas: bool = True) -> Iterator[Program]:
+    """Those named, or mlx-lm and mlx-vlm, as installed.
+
+    blas: a second time with our OpenBLAS, where there is one.
+    """
     library = openblas()
-    for name in ("mlx-lm", f"mlx-vlm={VLM_PYTHON}" if VLM_PYTHON.exists() else "mlx-vlm"):
-        program = peer(name)
+    for name in names or ("mlx-lm", "mlx-vlm"):
+        elsewhere = name == "mlx-vlm" and VLM_PYTHON.exists()
+        program = peer(f"{name}={VLM_PYTHON}" if elsewhere else name)
         if version(program) is None:
             console.print(f"{program.label} is not installed here: left out.")
             continue
@@ -120,9 +129,9 @@ def runtimes(
             worker.close()
 
 
-def all_programs(*, blas: bool = True) -> list[Program]:
+def all_programs() -> list[Program]:
     """Ours and the peers."""
-    return [ours(), *peers(blas=blas)]
+    return [ours(), *peers()]
 
 
 def interleave(measures: dict[str, Callable[[], float]], most: int) -> dict[str, Figure]:

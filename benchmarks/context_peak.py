@@ -18,8 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.arguments import arguments
-from benchmarks.common import Record, console, peers, show
+from benchmarks.common import Record, arguments, console, peers, show
 
 LAYERS, ALL, CHUNK, DECODED = 2, 40, 16, 3
 CONTEXTS = (4_096, 16_384, 40_960, 131_072)
@@ -106,7 +105,7 @@ def main() -> None:
         figures = {"ours": ours, "mlx-lm": theirs}[who](int(context), kv)
         print(json.dumps(figures))
         return
-    programs = [program for program in peers(blas=False) if program.label == "mlx-lm"]
+    programs = list(peers("mlx-lm", blas=False))
     record = Record("context_peak", programs)
     caches = [("ours", kv) for kv in OURS]
     caches += [(program.label, kv) for program in programs for kv in THEIRS]

@@ -16,8 +16,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.arguments import arguments
-from benchmarks.common import OURS_COLOUR, Record, show
+from benchmarks.common import OURS_COLOUR, Record, arguments, show
 from magistral_mlx.engine.constraint import GrammarCompiler, GrammarMask
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.engine.sampling import Sampling

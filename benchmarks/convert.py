@@ -96,7 +96,7 @@ def main() -> None:
         folder={"type": Path, "default": BUILD, "help": "where to work; default build"},
     )
     layers = given.layers or (ALL_LAYERS if given.full else LAYERS)
-    theirs = [program for program in peers(blas=False) if program.label == "mlx-lm"]
+    theirs = list(peers("mlx-lm", blas=False))
     record = Record("convert", theirs)
     given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="convert-", dir=given.folder) as folder:

@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.arguments import arguments
-from benchmarks.common import ROOT, Record, console, show
+from benchmarks.common import ROOT, Record, arguments, console, show
 
 HOOKS = ROOT / "magistral_mlx" / "__pyinstaller"
 # What a development environment holds and an app does not need.

@@ -188,7 +188,7 @@ def compare(beside: bool, parent: Path | None, out: Path) -> None:
     from benchmarks.common import Record, peers
     from benchmarks.sparse import write_sparse_checkpoint
 
-    theirs = [program for program in peers(blas=False) if beside and program.label == "mlx-lm"]
+    theirs = list(peers("mlx-lm", blas=False)) if beside else []
     who = ["ours", *(program.label for program in theirs)]
     record = Record("full_size", theirs)
     with tempfile.TemporaryDirectory(dir=parent) as name:
@@ -202,7 +202,7 @@ def compare(beside: bool, parent: Path | None, out: Path) -> None:
 
 
 def main() -> None:
-    from benchmarks.arguments import arguments
+    from benchmarks.common import arguments
 
     given = arguments(
         __doc__ or "",

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.arguments import arguments
-from benchmarks.common import OURS_COLOUR, Record, console, show
+from benchmarks.common import OURS_COLOUR, Record, arguments, console, show
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.chat.messages import Picture, User
 from magistral_mlx.chat.prompt import Prompt, encode

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arguments import arguments
-from benchmarks.common import Record, console, show
+from benchmarks.common import Record, arguments, console, show
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache, make_cache
 from magistral_mlx.cache.scheme import FULL, SCHEMES, KVScheme

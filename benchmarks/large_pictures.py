@@ -16,8 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import arguments
-from benchmarks.common import COLOURS, Record, console, peers, show
+from benchmarks.common import COLOURS, Record, arguments, console, peers, show
 from magistral_mlx.bench.process import OURS, Program
 
 LAYERS = 1
@@ -96,7 +95,7 @@ def main() -> None:
     if given.one:
         print(ours(*given.one))
         return
-    others = [program for program in peers(blas=False) if program.label == "mlx-vlm"]
+    others = list(peers("mlx-vlm", blas=False))
     record = Record("large_pictures", others)
     results: list[dict[str, Any]] = []
     for count, side in CASES:

@@ -22,8 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.arguments import arguments
-from benchmarks.common import Record, show
+from benchmarks.common import Record, arguments, show
 from benchmarks.sparse import write_sparse_4bit
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.bench.bandwidth import measure_bandwidth

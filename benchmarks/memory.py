@@ -10,8 +10,7 @@ CPU, so the quick run gives it the shortest prompt only. Each is measured once.
 
 from __future__ import annotations
 
-from benchmarks.arguments import arguments
-from benchmarks.common import COLOURS, Record, console, peers, runtimes, show
+from benchmarks.common import COLOURS, Record, arguments, console, peers, runtimes, show
 from benchmarks.midsize import midsize
 from magistral_mlx.backend import DTYPES, backend
 from magistral_mlx.bench.process import Program, ours
@@ -50,7 +49,7 @@ def main() -> None:
     given = arguments(__doc__ or "", full=True)
     checkpoint = Checkpoint.open(midsize())
     lengths = [128, 1024, 4096, 8192] if given.full else [128, 1024]
-    theirs = [peer for peer in peers(blas=False) if peer.label == "mlx-lm"]
+    theirs = list(peers("mlx-lm", blas=False))
     record = Record("memory", theirs)
     schemes = list(SCHEMES) if given.full else ["full", "4/4"]
     results: dict[str, dict[int, dict[str, float]]] = {}

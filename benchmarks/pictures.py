@@ -85,7 +85,7 @@ def measure(
 
 def main() -> None:
     given = options(__doc__ or "", quick=1)
-    programs = [ours(), *(program for program in peers() if program.package == "mlx-vlm")]
+    programs = [ours(), *peers("mlx-vlm")]
     record = Record("pictures", programs)
     numbers = [1, 2, 4, 8]
     side = SIDE if given.full else SMALL_SIDE

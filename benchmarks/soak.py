@@ -24,8 +24,7 @@ import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.arguments import arguments
-from benchmarks.common import Record, console, show
+from benchmarks.common import Record, arguments, console, show
 from tests.soaking import Outcome, alone, questions, soak
 
 MIB = 1 << 20
