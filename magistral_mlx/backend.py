@@ -91,8 +91,7 @@ class Backend:
     for never. `fused_attention` tells whether attention keeps its scores to itself.
     `prefill_chunk` is the number of prompt tokens that go through the model at once.
     `few_rows` is the number of rows up to which a pass is one graph, and projections of one input
-    are one product. On the CPU more rows make dequantized copies of the matrices, of which a graph
-    of all layers would have many in flight.
+    are one product.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -153,17 +152,17 @@ def quantized_matmul(
     if threshold is None or rows < threshold:
         multiply = partial(_quantized_matmul, x)
         return _joined(_in_parts(multiply, weight, scales, biases, scheme))
+    # One block after another, and what made x done with before the first: the CPU's stream runs far
+    # ahead of its work, and without this a whole layer's matrices would be in memory at once.
+    mx.eval(x)
     out_features = weight.shape[0]
     blocks = -(-out_features * x.shape[-1] * x.itemsize // DEQUANTIZED_BYTES)
-    if blocks == 1:
-        return _dequantized_matmul(x, weight, scales, biases, scheme)
     parts, step = [], -(-out_features // blocks)
     for start in range(0, out_features, step):
         block = _rows_of(slice(start, start + step), weight, scales, biases)
         parts.append(_dequantized_matmul(x, *block, scheme))
-        # The CPU's stream runs far ahead of its work: without this all blocks would be in memory.
         mx.eval(parts[-1])
-    return mx.concatenate(parts, axis=-1)
+    return _joined(parts)
 
 
 def _quantized_matmul(

@@ -147,12 +147,14 @@ def prefill(
         places = np.flatnonzero(is_picture[start:end])
         if features is not None and len(places):
             h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
-        h = model(h, caches)
+        if end < total:
+            model.fill(h, caches)
+        else:
+            h = model(h, caches)
         if marks:
             for cache in caches:
                 cache.mark(marks)
         if end < total:
-            # Only the caches are wanted: the last block's output is never computed.
             mx.eval([array for cache in caches for array in cache.state])
             mx.clear_cache()
             most = yield Prefill(end, total)

@@ -226,9 +226,9 @@ def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> 
     keys = text.num_key_value_heads * text.head_dim
     attention = rows * (5 * text.hidden_size + 4 * width + 5 * keys) * traits.float_bytes
     attention += _attention(text, scheme, rows, shape.prompt, traits)
-    # Gate and up are held until their product is; on a GPU the next work is in flight as well.
-    wide = 4 if traits.fused_attention else 2
-    mlp = rows * (3 * text.hidden_size + wide * text.intermediate_size) * traits.float_bytes
+    # Gate, and up with the parts it is put together from; on a GPU the next work as well.
+    wide = 4 if traits.fused_attention else 3
+    mlp = rows * (4 * text.hidden_size + wide * text.intermediate_size) * traits.float_bytes
     dequantized = _dequantized_halves(text, rows, traits)
     return max(attention + dequantized[0], mlp + dequantized[1])
 
@@ -242,13 +242,11 @@ def _dequantized_halves(text: TextConfig, rows: int, traits: Traits) -> tuple[in
 
 
 def _dequantized(matrices: Sequence[int], rows: int, traits: Traits) -> int:
-    """Matrices of so many values dequantized, each with one array that is made on the way."""
+    """One after another of matrices of so many values dequantized, with what is made on the way."""
     block = traits.dequantized_bytes
     if not block or rows < traits.dequantized_rows:
         return 0
-    sizes = [values * traits.float_bytes for values in matrices]
-    whole = sum(size for size in sizes if size <= block)
-    return 2 * (whole + (block if max(sizes) > block else 0))
+    return 2 * min(block, max(matrices) * traits.float_bytes)
 
 
 def _attention(text: TextConfig, scheme: KVScheme, rows: int, keys: int, traits: Traits) -> int:

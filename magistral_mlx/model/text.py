@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from magistral_mlx.backend import backend, mx, nn
-from magistral_mlx.cache.kv import LayerCache
+from magistral_mlx.cache.kv import KVCache, LayerCache
 from magistral_mlx.config import TextConfig
 from magistral_mlx.model.linear import Embedding, Linear, Projections
 from magistral_mlx.model.rope import Rope, query_growth, score_scale
@@ -33,9 +33,7 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: LayerCache, growth: float | mx.array | None) -> mx.array:
         """(B, L, D) -> (B, L, D). growth: see `query_growth`."""
-        rotated = self.num_heads + self.num_kv_heads
-        qk, v = mx.split(self._heads(self["qkv_proj"](x)), [rotated], axis=1)
-        q, k = mx.split(self.rope(qk, cache.offset), [self.num_heads], axis=1)
+        q, k, v = self._qkv(x, cache)
         if growth is not None:
             q = q * growth
         y = cache.attend(q, k, v, scale=self.score_scale)  # (B, H, L, head_dim)
@@ -44,6 +42,18 @@ class Attention(nn.Module):
             y = y.transpose(0, 2, 1, 3)
         o: mx.array = self["o_proj"](y.reshape(batch, length, -1))
         return o
+
+    def fill(self, x: mx.array, cache: KVCache) -> None:
+        """Append the keys and values of (B, L, D) to the cache, with no output."""
+        _, k, v = self._qkv(x, cache)
+        cache.append(k, v)
+
+    def _qkv(self, x: mx.array, cache: LayerCache) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, L, D) -> (B, H, L, head_dim) and twice (B, H_kv, L, head_dim), rotated by rope."""
+        rotated = self.num_heads + self.num_kv_heads
+        qk, v = mx.split(self._heads(self["qkv_proj"](x)), [rotated], axis=1)
+        q, k = mx.split(self.rope(qk, cache.offset), [self.num_heads], axis=1)
+        return q, k, v
 
     def _heads(self, x: mx.array) -> mx.array:
         """(B, L, heads * head_dim) -> (B, heads, L, head_dim)"""
@@ -70,8 +80,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up = self["gate_up_proj"].apart(x)
-        y: mx.array = self["down_proj"](swiglu(gate, up))
+        # Unnamed, gate and up are freed before the next matrix is dequantized.
+        y: mx.array = self["down_proj"](swiglu(*self["gate_up_proj"].apart(x)))
         return y
 
 
@@ -90,6 +100,10 @@ class Block(nn.Module):
         y: mx.array = x + self["mlp"](self["post_attention_layernorm"](x))
         return y
 
+    def fill(self, x: mx.array, cache: KVCache) -> None:
+        """Append to the cache what a call would, with no output."""
+        self["self_attn"].fill(self["input_layernorm"](x), cache)
+
 
 class Decoder(nn.Module):
     """The blocks between the embedding and the head."""
@@ -103,18 +117,28 @@ class Decoder(nn.Module):
         self.query_scaling = config.query_scaling
 
     def __call__(self, h: mx.array, caches: Sequence[LayerCache]) -> mx.array:
+        y: mx.array = self["norm"](self._through(self["layers"], h, caches))
+        return y
+
+    def fill(self, h: mx.array, caches: Sequence[KVCache]) -> None:
+        """Append to the caches what a call would, without most of the last block's work."""
+        *layers, last = self["layers"]
+        last.fill(self._through(layers, h, caches), caches[-1])
+
+    def _through(
+        self, layers: Sequence[Block], h: mx.array, caches: Sequence[LayerCache]
+    ) -> mx.array:
+        """(B, L, D) -> (B, L, D) behind these layers, the first ones, not normed."""
         growth = query_growth(self.query_scaling, caches[0].offset, h.shape[1])
         if isinstance(growth, mx.array):
             growth = growth.astype(h.dtype)
         is_chunk = h.size // h.shape[-1] > backend().few_rows
-        for layer, cache in zip(self["layers"], caches, strict=True):
+        for layer, cache in zip(layers, caches, strict=False):
             if is_chunk:
-                # One layer in flight at a time bounds memory, and how long a GPU is kept busy. The
-                # last one stays lazy: a chunk that is not the prompt's last needs no more of it.
+                # One layer in flight at a time bounds memory, and how long a GPU is kept busy.
                 mx.eval(h)
             h = layer(h, cache, growth)
-        y: mx.array = self["norm"](h)
-        return y
+        return h
 
 
 class LanguageModel(nn.Module):
