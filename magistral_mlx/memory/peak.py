@@ -144,7 +144,7 @@ def predict(
 def fill_bytes(config: ModelConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
     """What a step of reading a prompt takes in passing: a picture of it, or a chunk."""
     pictures = max((_picture(config, size, traits) for size in shape.pictures), default=0)
-    return max(pictures, _chunk(config.text, scheme, shape, traits))
+    return max(pictures, _chunk(config.text, scheme, shape, traits)) + _FIXED
 
 
 def feature_bytes(config: ModelConfig, shape: Shape, traits: Traits) -> int:
@@ -160,7 +160,7 @@ def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -
 def pass_bytes(text: TextConfig, rows: int, traits: Traits) -> int:
     """What a pass over so many sequences takes beside what each of them does."""
     head = _dequantized([text.hidden_size * text.vocab_size], rows, traits)
-    return max(*_dequantized_halves(text, rows, traits), head)
+    return max(*_dequantized_halves(text, rows, traits), head) + _FIXED
 
 
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
