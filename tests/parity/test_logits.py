@@ -144,7 +144,10 @@ def test_three_pictures_with_text_between(
 def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
     model: MagistralModel,
 ) -> None:
-    """Eight pictures take what one takes, and their embeddings; one mask would take 64 times it."""
+    """Eight pictures take what one takes, and their embeddings; one mask would take 64 times it.
+
+    What one takes varies by a sixth with the timing of MLX's streams.
+    """
     peaks = {}
     for count in (1, 8):
         pictures = [some_picture(560, 560, seed) for seed in range(count)]
@@ -155,7 +158,7 @@ def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
         assert features is not None
         peaks[count] = mx.get_peak_memory() - before
         one = features.nbytes // count
-    assert peaks[8] < peaks[1] + 2 * 8 * one + 1e6
+    assert peaks[8] < 1.5 * peaks[1] + 2 * 8 * one
 
 
 @pytest.mark.parametrize("chunk", [700, 64, 1])
