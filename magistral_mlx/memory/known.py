@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from magistral_mlx.checkpoint.names import EMBEDDING, LANGUAGE, expected_tensors
+from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
-from magistral_mlx.memory.peak import Weights
+from magistral_mlx.memory.peak import Weights, sum_weights
 from magistral_mlx.memory.plan import Model
 from magistral_mlx.quantization import Quantization
 
@@ -49,14 +49,10 @@ def magistral_small(float_bytes: int = 2) -> Model:
 
 def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: int) -> Weights:
     """Bytes in memory of a model whose decoder's matrices are quantized by `scheme`."""
-    sizes, embedding = {True: 0, False: 0}, 0
+    sizes = {}
     for name, shape in expected_tensors(config).items():
-        in_decoder = name.startswith(LANGUAGE)
-        if in_decoder and len(shape) == 2:
-            size = scheme.nbytes((shape[0], shape[1]))  # its scales stay as they are stored
+        if name.startswith(LANGUAGE) and len(shape) == 2:
+            sizes[name] = scheme.nbytes((shape[0], shape[1]))  # its scales stay as they are stored
         else:
-            size = math.prod(shape) * float_bytes
-        sizes[in_decoder] += size
-        embedding += size if name.startswith(EMBEDDING) else 0
-    tied = config.text.tie_word_embeddings
-    return Weights(sizes[True], sizes[False], embedding=0 if tied else embedding)
+            sizes[name] = math.prod(shape) * float_bytes
+    return sum_weights(sizes, config)

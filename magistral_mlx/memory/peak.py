@@ -7,7 +7,7 @@ memory limit (`memory.limits`), under which it waits for running work before it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from magistral_mlx.cache.attention import (
@@ -106,16 +106,21 @@ class Peak:
 
 def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
     """Bytes of a checkpoint in memory: floats in the compute dtype, packed weights as stored."""
-    sizes, embedding = {True: 0, False: 0}, 0
     compact = keeps_scales(checkpoint, float_bytes)
+    sizes = {}
     for name, tensor in checkpoint.tensors.items():
-        size = tensor.nbytes
+        sizes[name] = tensor.nbytes
         if tensor.dtype in FLOATS and not (compact and is_scale(name)):
-            size = size // DTYPE_BYTES[tensor.dtype] * float_bytes
-        sizes[name.startswith(LANGUAGE)] += size
-        embedding += size if name.startswith(EMBEDDING) else 0
-    tied = checkpoint.config.text.tie_word_embeddings
-    return Weights(sizes[True], sizes[False], embedding=0 if tied else embedding)
+            sizes[name] = tensor.nbytes // DTYPE_BYTES[tensor.dtype] * float_bytes
+    return sum_weights(sizes, checkpoint.config)
+
+
+def sum_weights(sizes: Mapping[str, int], config: ModelConfig) -> Weights:
+    """The weights of tensors of these canonical names, each of so many bytes."""
+    decoder = sum(size for name, size in sizes.items() if name.startswith(LANGUAGE))
+    embedding = sum(size for name, size in sizes.items() if name.startswith(EMBEDDING))
+    tied = config.text.tie_word_embeddings
+    return Weights(decoder, sum(sizes.values()) - decoder, embedding=0 if tied else embedding)
 
 
 def predict(
@@ -159,8 +164,9 @@ def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -
 
 def pass_bytes(text: TextConfig, rows: int, traits: Traits) -> int:
     """What a pass over so many sequences takes beside what each of them does."""
-    head = _dequantized([text.hidden_size * text.vocab_size], rows, traits)
-    return max(*_dequantized_halves(text, rows, traits), head) + _FIXED
+    width = text.num_attention_heads * text.head_dim
+    widest = max(width, text.intermediate_size, text.vocab_size)
+    return _dequantized(text.hidden_size * widest, rows, traits) + _FIXED
 
 
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
@@ -229,24 +235,16 @@ def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> 
     # Gate, and up with the parts it is put together from; on a GPU the next work as well.
     wide = 4 if traits.fused_attention else 3
     mlp = rows * (4 * text.hidden_size + wide * text.intermediate_size) * traits.float_bytes
-    dequantized = _dequantized_halves(text, rows, traits)
-    return max(attention + dequantized[0], mlp + dequantized[1])
+    attention += _dequantized(text.hidden_size * width, rows, traits)
+    mlp += _dequantized(text.hidden_size * text.intermediate_size, rows, traits)
+    return max(attention, mlp)
 
 
-def _dequantized_halves(text: TextConfig, rows: int, traits: Traits) -> tuple[int, int]:
-    """The matrices of attention and those of the MLP of a layer, dequantized for so many rows."""
-    d, i = text.hidden_size, text.intermediate_size
-    width, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    attention = _dequantized([d * width, d * keys, d * keys, d * width], rows, traits)
-    return attention, _dequantized([d * i, d * i, d * i], rows, traits)
-
-
-def _dequantized(matrices: Sequence[int], rows: int, traits: Traits) -> int:
-    """One after another of matrices of so many values dequantized, with what is made on the way."""
-    block = traits.dequantized_bytes
-    if not block or rows < traits.dequantized_rows:
+def _dequantized(largest: int, rows: int, traits: Traits) -> int:
+    """Matrices of so many values at most, dequantized one by one, with what is made on the way."""
+    if rows < traits.dequantized_rows:
         return 0
-    return 2 * min(block, max(matrices) * traits.float_bytes)
+    return 2 * min(traits.dequantized_bytes, largest * traits.float_bytes)
 
 
 def _attention(text: TextConfig, scheme: KVScheme, rows: int, keys: int, traits: Traits) -> int:

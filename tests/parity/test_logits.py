@@ -146,7 +146,7 @@ def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
 ) -> None:
     """Eight pictures take what one takes, and their embeddings; one mask would take 64 times it.
 
-    What one takes varies by a sixth with the timing of MLX's streams.
+    What one takes varies by a tenth with the timing of MLX's streams.
     """
     peaks = {}
     for count in (1, 8):
@@ -158,7 +158,7 @@ def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
         assert features is not None
         peaks[count] = mx.get_peak_memory() - before
         one = features.nbytes // count
-    assert peaks[8] < 1.5 * peaks[1] + 2 * 8 * one
+    assert peaks[8] < 1.25 * peaks[1] + 2 * 8 * one
 
 
 @pytest.mark.parametrize("chunk", [700, 64, 1])
