@@ -22,7 +22,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "tokens_per_second": (),
     "tokens_per_second (demo)": ("--model", "demo"),
     "cold_start": (),
-    "pictures": (),
+    "images": (),
     "prefix_reuse": (),
     "speculation": (),
     "batch": (),

@@ -141,7 +141,7 @@ def main() -> None:
     results: dict[int, dict[str, Any]] = {}
     checkpoint = Checkpoint.open(given.model or midsize())
     bandwidth = measure_bandwidth()
-    with Magistral.load(checkpoint.folder, pictures=0) as magistral:
+    with Magistral.load(checkpoint.folder, images=0) as magistral:
         magistral.generate("Hello", max_tokens=8, **GREEDY)
         for count in ALL_COUNTS if given.full else COUNTS:
             console.print(f"{count} at once", style="dim")

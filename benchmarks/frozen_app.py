@@ -3,7 +3,7 @@
     python -m benchmarks.frozen_app [--keep DIR]
 
 Builds examples/script.py into one folder, copies it away from the checkout, and runs it there with
-an empty environment: the demo model must answer a sum and name a picture. Shows the time and the
+an empty environment: the demo model must answer a sum and name an image. Shows the time and the
 size of the build, and the time of the first and the second start.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.common import ROOT, Record, arguments, console, show
 HOOKS = ROOT / "magistral_mlx" / "__pyinstaller"
 # What a development environment holds and an app does not need.
 LEFT_OUT = ("torch", "transformers", "mlx_lm", "scipy", "pandas", "matplotlib", "pytest", "IPython")
-EXPECTED = ("answer: 122", "picture: A red circle.")
+EXPECTED = ("answer: 122", "image: A red circle.")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.common import OURS_COLOUR, Record, arguments, console, show
 from magistral_mlx.cache.scheme import FULL, KVScheme
-from magistral_mlx.chat.messages import Picture, User
+from magistral_mlx.chat.messages import Image, User
 from magistral_mlx.chat.prompt import Prompt, encode
 from magistral_mlx.chat.system import default_system
 from magistral_mlx.chat.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ LONGEST = 96  # tokens of an answer with its thinking
 def prompt_of(case: Case, tokenizer: Tokenizer, folder: Path) -> Prompt:
     """The prompt that `generate` would make of a case."""
     system = default_system(folder, thinks=tokenizer.thinks)
-    user = User((*(Picture.open(image) for image in case.images), case.question))
+    user = User((*(Image.open(image) for image in case.images), case.question))
     return encode([system, user] if system else [user], tokenizer)
 
 
@@ -39,7 +39,7 @@ def output(model: MagistralModel, prompt: Prompt, scheme: KVScheme, eos: int) ->
     """The tokens that the model writes, greedily."""
     request = Request(
         prompt.tokens,
-        prompt.pictures,
+        prompt.images,
         Sampling(temperature=0),
         LONGEST,
         scheme=scheme,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kv_quality [--full] [--model demo|FOLDER]
 
-First, held-out cases of the demo model (sums, pictures): the answer of a full-precision cache is
+First, held-out cases of the demo model (sums, images): the answer of a full-precision cache is
 fed token by token through each cache, and its next-token distributions are compared: the mean
 Kullback-Leibler divergence in nats, and how often the likeliest token is the same. Prompts of the
 demo are shorter than the window that schemes keep in full precision, so every scheme stands there
@@ -25,14 +25,14 @@ from benchmarks.common import Record, arguments, console, show
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache, make_cache
 from magistral_mlx.cache.scheme import FULL, SCHEMES, KVScheme
-from magistral_mlx.chat.messages import Picture, User
+from magistral_mlx.chat.messages import Image, User
 from magistral_mlx.chat.prompt import Prompt, encode
 from magistral_mlx.chat.system import default_system
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, cases
-from magistral_mlx.engine.prefill import prefill, see_pictures
+from magistral_mlx.engine.prefill import encode_images, prefill
 from magistral_mlx.library import locate
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -58,7 +58,7 @@ def schemes() -> dict[str, KVScheme]:
 
 @dataclass(frozen=True)
 class Answer:
-    """A case's prompt, the features of its pictures, and the greedy answer at full precision."""
+    """A case's prompt, the features of its images, and the greedy answer at full precision."""
 
     prompt: Prompt
     features: mx.array | None
@@ -70,8 +70,8 @@ def prompts(tokenizer: Tokenizer, folder: Path, count: int, kinds: Any) -> Itera
     system = default_system(folder, thinks=tokenizer.thinks)
     for kind in kinds:
         for case in cases(kind, "held_out", count):
-            pictures = tuple(Picture(image) for image in case.images)
-            content = (*pictures, case.question) if pictures else case.question
+            images = tuple(Image(image) for image in case.images)
+            content = (*images, case.question) if images else case.question
             messages = [User(content)] if system is None else [system, User(content)]
             yield encode(messages, tokenizer)
 
@@ -94,7 +94,7 @@ def step(model: MagistralModel, token: int, caches: list[KVCache]) -> mx.array:
 
 
 def answer_of(model: MagistralModel, prompt: Prompt, eos: int) -> Answer:
-    features = see_pictures(model, prompt.pictures)
+    features = encode_images(model, prompt.images)
     caches = model.make_caches(FULL)
     logits = fill(model, prompt, features, caches)
     tokens, rows = [], []

@@ -4,7 +4,7 @@
 
 Four cases, each after a cold run of its own in the same process: a document of 4,000 tokens asked
 about a second time, in the same process and, from --cache-dir, in a new one; the second turn of a
-chat; a picture that was seen before, with another text around it. All answer the same, token for
+chat; an image that was seen before, with another text around it. All answer the same, token for
 token, as without reuse: a case that does not has no ratio, and the status at the end is not 0. The
 ratio is what counts; both of its times come from one run.
 """
@@ -41,9 +41,9 @@ def document(magistral: Any, salt: int) -> str:
             return "".join(sums)
 
 
-def ask(magistral: Any, prompt: Any, picture: Any = None) -> dict[str, Any]:
+def ask(magistral: Any, prompt: Any, image: Any = None) -> dict[str, Any]:
     """Ask -> time to the first token, what was known of the prompt, and the answer."""
-    return figures(magistral.generate(prompt, () if picture is None else picture, **GREEDY))
+    return figures(magistral.generate(prompt, () if image is None else image, **GREEDY))
 
 
 def figures(result: Any) -> dict[str, Any]:
@@ -89,15 +89,15 @@ def second_turn(magistral: Any, salt: int) -> tuple[dict[str, Any], dict[str, An
     return sides[0], sides[1]
 
 
-def repeated_picture(magistral: Any, salt: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A picture behind another text than the first time, so that its features alone are known."""
-    from PIL import Image
+def repeated_image(magistral: Any, salt: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An image behind another text than the first time, so that its features alone are known."""
+    import PIL.Image
 
-    def look(picture: Any, n: int) -> dict[str, Any]:
+    def look(image: Any, n: int) -> dict[str, Any]:
         system = {"role": "system", "content": f"{n} is your number."}
-        return ask(magistral, [system, {"role": "user", "content": "What is it?"}], picture)
+        return ask(magistral, [system, {"role": "user", "content": "What is it?"}], image)
 
-    first, second = (Image.effect_noise((616, 616), salt / 100 + n) for n in (1, 50))
+    first, second = (PIL.Image.effect_noise((616, 616), salt / 100 + n) for n in (1, 50))
     magistral.release_memory()
     look(first, 1)  # reads the tower
     cold, warm = look(second, 2), look(second, 3)
@@ -137,8 +137,8 @@ def measure(model: str, kv: str | None, rounds: int) -> dict[str, dict[str, Any]
         magistral.generate("word " * 600, **GREEDY)
         cases["document, same process"] = lambda salt: same_process(magistral, salt)
         cases["second turn of a chat"] = lambda salt: second_turn(magistral, salt)
-        if magistral.sees:
-            cases["picture seen before"] = lambda salt: repeated_picture(magistral, salt)
+        if magistral.supports_images:
+            cases["image seen before"] = lambda salt: repeated_image(magistral, salt)
         for name, case in cases.items():
             results[name] = summary(name, [case(1000 * n) for n in range(1, rounds + 1)])
     name = "document, new process"

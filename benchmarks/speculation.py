@@ -153,7 +153,7 @@ def answers(count: int) -> dict[str, Any]:
     checkpoint = Checkpoint.open(demo_dir())
     model = load_model(checkpoint, mx.float32)
     tokenizer = Tokenizer.load(checkpoint.folder)
-    composer = Composer(checkpoint.folder, tokenizer, 4096, sees=False)
+    composer = Composer(checkpoint.folder, tokenizer, 4096, has_vision=False)
     speculation = Speculation(ANY)
     found = {"answers": 0, "same": 0, "near_ties": 0, "tokens": 0, "passes": 0, "accepted": 0}
     different: list[str] = []
@@ -193,7 +193,7 @@ def settings(job: Any, tokenizer: Tokenizer) -> Iterator[tuple[str, Request]]:
                     f"at {temperature}, {scheme}, budget {budget}",
                     Request(
                         tokens=job.prompt.tokens,
-                        pictures=(),
+                        images=(),
                         sampling=Sampling(temperature, seed=7),
                         limit=120,
                         scheme=kv,

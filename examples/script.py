@@ -1,4 +1,4 @@
-"""Ask two questions, one of them about a picture.
+"""Ask two questions, one of them about an image.
 
 python examples/script.py [MODEL]
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from magistral_mlx import Magistral
 
-PICTURE = Path(__file__).with_name("circle.png")
+IMAGE = Path(__file__).with_name("circle.png")
 
 
 def main(model: str = "demo") -> None:
@@ -17,8 +17,8 @@ def main(model: str = "demo") -> None:
         print("thinking:", sum_.thinking)
         print("answer:", sum_.text)
 
-        seen = magistral.generate("What is in the picture?", images=[PICTURE], temperature=0)
-        print("picture:", seen.text)
+        seen = magistral.generate("What is in the picture?", images=[IMAGE], temperature=0)
+        print("image:", seen.text)
         print(f"{seen.usage.prompt_tokens} tokens read, {seen.usage.completion_tokens} written")
 
 

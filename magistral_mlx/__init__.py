@@ -27,7 +27,7 @@ _HOMES = {
     "magistral_mlx.chat.messages": (
         "Assistant",
         "Message",
-        "Picture",
+        "Image",
         "RawPrompt",
         "System",
         "Thought",
@@ -46,7 +46,7 @@ _HOMES = {
         "ModelClosed",
         "ModelNotFound",
         "OutOfMemory",
-        "PictureError",
+        "ImageError",
         "PromptError",
         "StorageError",
         "TokenizerError",

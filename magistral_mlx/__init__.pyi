@@ -11,8 +11,8 @@ from magistral_mlx.api.result import Timings as Timings
 from magistral_mlx.api.result import Usage as Usage
 from magistral_mlx.api.stream import Stream as Stream
 from magistral_mlx.chat.messages import Assistant as Assistant
+from magistral_mlx.chat.messages import Image as Image
 from magistral_mlx.chat.messages import Message as Message
-from magistral_mlx.chat.messages import Picture as Picture
 from magistral_mlx.chat.messages import RawPrompt as RawPrompt
 from magistral_mlx.chat.messages import System as System
 from magistral_mlx.chat.messages import Thought as Thought
@@ -23,13 +23,13 @@ from magistral_mlx.errors import CheckpointError as CheckpointError
 from magistral_mlx.errors import ContextOverflow as ContextOverflow
 from magistral_mlx.errors import DeviceError as DeviceError
 from magistral_mlx.errors import HubError as HubError
+from magistral_mlx.errors import ImageError as ImageError
 from magistral_mlx.errors import InvalidOption as InvalidOption
 from magistral_mlx.errors import MagistralError as MagistralError
 from magistral_mlx.errors import MissingExtra as MissingExtra
 from magistral_mlx.errors import ModelClosed as ModelClosed
 from magistral_mlx.errors import ModelNotFound as ModelNotFound
 from magistral_mlx.errors import OutOfMemory as OutOfMemory
-from magistral_mlx.errors import PictureError as PictureError
 from magistral_mlx.errors import PromptError as PromptError
 from magistral_mlx.errors import StorageError as StorageError
 from magistral_mlx.errors import TokenizerError as TokenizerError

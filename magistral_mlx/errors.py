@@ -49,8 +49,8 @@ class TokenizerError(MagistralError):
     """The tokenizer is missing or cannot be read."""
 
 
-class PictureError(MagistralError):
-    """A picture that cannot be opened, or that this model cannot see."""
+class ImageError(MagistralError):
+    """An image that cannot be opened, or that this model cannot see."""
 
 
 class PromptError(MagistralError):

@@ -102,7 +102,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 def start(model: Any, prompt: Sequence[int], **options: Any) -> Generation:
     """A generation of greedy tokens, 30 at most, unless `options` say otherwise."""
-    given = {"pictures": (), "sampling": GREEDY, "limit": 30} | options
+    given = {"images": (), "sampling": GREEDY, "limit": 30} | options
     started_from = given.pop("start", None)
     return generate(model, Request(np.array(prompt, np.int32), **given), started_from)
 

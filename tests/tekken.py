@@ -38,13 +38,13 @@ def tekken_content(ranks: int = 256, version: str = "v13", thinking: bool = True
 
 @lru_cache
 def tekken_folder(
-    ranks: int = SMALL_RANKS, version: str = "v13", thinking: bool = True, pictures: bool = True
+    ranks: int = SMALL_RANKS, version: str = "v13", thinking: bool = True, images: bool = True
 ) -> Path:
     """A folder with a `tekken.json` of that many ranks and that version."""
-    folder = _root() / f"{version}-{ranks}-{thinking}-{pictures}"
+    folder = _root() / f"{version}-{ranks}-{thinking}-{images}"
     folder.mkdir()
     content = tekken_content(ranks, version, thinking)
-    if not pictures:
+    if not images:
         del content["image"]
     (folder / "tekken.json").write_text(json.dumps(content))
     return folder

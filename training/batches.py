@@ -1,4 +1,4 @@
-"""Batches of training examples. A batch holds one kind, and pictures of one grid at each place."""
+"""Batches of training examples. A batch holds one kind, and images of one grid at each place."""
 
 from dataclasses import dataclass
 from random import Random
@@ -21,9 +21,9 @@ from magistral_mlx.demo.cases import (
 )
 from training.prompts import Example, Prompter
 
-CELL = 28  # pixels a side that one picture token stands for
+CELL = 28  # pixels a side that one image token stands for
 TEXT_BATCH = 48
-PICTURE_BATCHES = {"one_picture": (8, 64), "two_pictures": (6, 32)}  # least, most
+IMAGE_BATCHES = {"one_image": (8, 64), "two_images": (6, 32)}  # least, most
 PATCHES_A_BATCH = 5000
 WITHOUT_SYSTEM = 0.125  # of the batches have no system prompt
 # Training seeds from here on are for the eye during training, and never trained on.
@@ -32,9 +32,9 @@ VALIDATION = 900_000_000
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, labels (B, L), labels -100 where nothing is learned; one (B, 3, H, W) a picture.
+    """ids, labels (B, L), labels -100 where nothing is learned; one (B, 3, H, W) an image.
 
-    truths: for each picture the numbers of its colour and its shape, (B, 2).
+    truths: for each image the numbers of its colour and its shape, (B, 2).
     """
 
     ids: Tensor
@@ -44,17 +44,17 @@ class Batch:
 
 
 def training_cases(rng: Random, kind: Kind, largest: int = LONGEST_WIDE) -> list[Case]:
-    """Cases of a kind for one batch; their pictures share a grid, sides up to `largest`."""
+    """Cases of a kind for one batch; their images share a grid, sides up to `largest`."""
 
     def seed() -> int:
         return int(rng.random() * VALIDATION)
 
     if kind == "text":
         return [make_case(kind, seed()) for _ in range(TEXT_BATCH)]
-    places = 1 if kind == "one_picture" else 2
+    places = 1 if kind == "one_image" else 2
     grids = [_grid(rng, largest) for _ in range(places)]
     patches = sum(4 * across * down for across, down in grids)
-    least, most = PICTURE_BATCHES[kind]
+    least, most = IMAGE_BATCHES[kind]
     count = max(least, min(most, PATCHES_A_BATCH // patches))
     return [
         make_case(kind, seed(), tuple(_size_within(rng, grid) for grid in grids))
@@ -88,8 +88,8 @@ def training_batch(rng: Random, prompter: Prompter, kind: Kind) -> Batch:
 
 
 def tower_batch(rng: Random, prompter: Prompter, largest: int) -> Batch:
-    """A batch of single pictures with sides up to `largest`."""
-    cases = training_cases(rng, "one_picture", largest)
+    """A batch of single images with sides up to `largest`."""
+    cases = training_cases(rng, "one_image", largest)
     return collate([prompter.example(case) for case in cases])
 
 
@@ -107,7 +107,7 @@ def _grid(rng: Random, largest: int) -> tuple[int, int]:
 
 
 def _size_within(rng: Random, grid: tuple[int, int]) -> tuple[int, int]:
-    """A size in pixels that becomes this grid of picture tokens."""
+    """A size in pixels that becomes this grid of image tokens."""
     width, height = (
         max(SHORTEST_SIDE, CELL * (side - 1) + 1 + int(rng.random() * CELL)) for side in grid
     )

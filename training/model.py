@@ -58,9 +58,9 @@ def demo_config() -> Mistral3Config:
 
 
 def tower_features(model: Mistral3ForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """The tower's output for pictures of one size: (N, 3, H, W) -> (N, H/14, W/14, D).
+    """The tower's output for images of one size: (N, 3, H, W) -> (N, H/14, W/14, D).
 
-    transformers strings all pictures into one sequence under one mask; pictures of one size,
+    transformers strings all images into one sequence under one mask; images of one size,
     stacked, need no mask and give the same numbers in a third of the time.
     """
     tower = model.model.vision_tower
@@ -75,8 +75,8 @@ def tower_features(model: Mistral3ForConditionalGeneration, pixels: Tensor) -> T
     return x.view(-1, h, w, width)
 
 
-def picture_embeddings(model: Mistral3ForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """What stands at the picture tokens: (N, 3, H, W) -> (N, H/28 * W/28, hidden)."""
+def image_embeddings(model: Mistral3ForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """What stands at the image tokens: (N, 3, H, W) -> (N, H/28 * W/28, hidden)."""
     projector = model.model.multi_modal_projector
     x = projector.norm(tower_features(model, pixels)).permute(0, 3, 1, 2)  # (N, D, h, w)
     x = nn.functional.unfold(x, kernel_size=2, stride=2).transpose(1, 2)  # (N, h*w/4, 4*D)
@@ -85,7 +85,7 @@ def picture_embeddings(model: Mistral3ForConditionalGeneration, pixels: Tensor) 
 
 
 class SeenHeads(nn.Module):
-    """Two linear heads that read colour and shape from picture embeddings, only for training."""
+    """Two linear heads that read colour and shape from image embeddings, only for training."""
 
     def __init__(self, width: int, colours: int, shapes: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class SeenHeads(nn.Module):
     def forward(self, seen: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, and whether the mean embedding tells each truth: (N, 2).
 
-        seen (N, T, D) are the embeddings of N pictures, truth (N, 2) their colours and shapes.
+        seen (N, T, D) are the embeddings of N images, truth (N, 2) their colours and shapes.
         Every one of the T places has to know, and so has their mean: wherever the decoder looks,
         it finds what it needs.
         """
@@ -117,7 +117,7 @@ def target_logits(
     """Logits (T, V) at the T places whose next token counts, and those tokens (T,).
 
     ids (B, L) padded on the right; labels (B, L) are the next tokens, -100 where none counts;
-    seen: the embeddings (B, P, D) of each picture, in the order of the prompt.
+    seen: the embeddings (B, P, D) of each image, in the order of the prompt.
     """
     x = model.get_input_embeddings()(ids)  # (B, L, D)
     if seen:

@@ -1,4 +1,4 @@
-"""From cases to what the model is fed: token ids by mistral-common, pictures as pixel arrays."""
+"""From cases to what the model is fed: token ids by mistral-common, images as pixel arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

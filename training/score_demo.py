@@ -34,7 +34,7 @@ def quantize_decoder(model: Mistral3ForConditionalGeneration) -> None:
         p.data = torch.from_numpy(np.array(small.astype(mx.float32)))
 
 
-def padded_pictures(example: Example) -> dict[str, torch.Tensor]:
+def padded_images(example: Example) -> dict[str, torch.Tensor]:
     """`pixel_values` (P, 3, H, W), padded at right and bottom, and `image_sizes` (P, 2)."""
     if not example.pixels:
         return {}
@@ -56,7 +56,7 @@ def answer(model: Mistral3ForConditionalGeneration, prompter: Prompter, example:
         do_sample=False,
         max_new_tokens=LONGEST_TURN,
         pad_token_id=11,
-        **padded_pictures(example),
+        **padded_images(example),
     )
     return prompter.answer_text(made[0, prompt.shape[1] :].tolist())
 

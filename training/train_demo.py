@@ -31,14 +31,14 @@ from training.model import (
     SeenHeads,
     demo_config,
     four_bit_decoder,
-    picture_embeddings,
+    image_embeddings,
     target_logits,
 )
 from training.prompts import Example, Prompter
 from training.tekken import write_tekken
 
 SEED = 7
-TOWER_STEPS, TOWER_RATE, SMALL_PICTURE = 1000, 1e-3, 170
+TOWER_STEPS, TOWER_RATE, SMALL_IMAGE = 1000, 1e-3, 170
 WARM_UP, FLOOR = 100, 0.03
 EYES_RATE, SEEN_WEIGHT = 0.3, 0.5  # of tower and projector; of the heads' loss, when all learn
 BETAS, DECAY, CLIP = (0.9, 0.98), 0.01, 1.0
@@ -72,7 +72,7 @@ def new_optimizer(*groups: tuple[float, list[nn.Parameter]]) -> torch.optim.Adam
 
 
 def eyes(model: Mistral3ForConditionalGeneration) -> list[nn.Parameter]:
-    """The weights that turn pixels into picture embeddings."""
+    """The weights that turn pixels into image embeddings."""
     parts = (model.model.vision_tower, model.model.multi_modal_projector)
     return [p for part in parts for p in part.parameters()]
 
@@ -92,9 +92,9 @@ class Cycle:
 
 
 CYCLES = (
-    Cycle(2800, 2e-3, ("one_picture", "text", "two_pictures", "text")),
-    # Two pictures and sums come last: more of them.
-    Cycle(1600, 1e-3, ("two_pictures", "text", "one_picture", "text", "two_pictures", "text")),
+    Cycle(2800, 2e-3, ("one_image", "text", "two_images", "text")),
+    # Two images and sums come last: more of them.
+    Cycle(1600, 1e-3, ("two_images", "text", "one_image", "text", "two_images", "text")),
 )
 STEPS = sum(cycle.steps for cycle in CYCLES)
 
@@ -160,9 +160,9 @@ def train_eyes(
         start = saved["step"]
     began, shares = time.monotonic(), []
     for step in range(start, TOWER_STEPS):
-        largest = SMALL_PICTURE if step < 0.6 * TOWER_STEPS else LONGEST_WIDE
+        largest = SMALL_IMAGE if step < 0.6 * TOWER_STEPS else LONGEST_WIDE
         batch = tower_batch(Random(f"tower {SEED} {step}"), prompter, largest)
-        loss, right = heads(picture_embeddings(model, batch.pixels[0]), batch.truths[0])
+        loss, right = heads(image_embeddings(model, batch.pixels[0]), batch.truths[0])
         loss.backward()
         update(optimizer, rate_at(step, TOWER_STEPS, TOWER_RATE))
         shares.append(right.float().mean(0))
@@ -180,7 +180,7 @@ def train_together(
     prompter: Prompter,
     state: TrainingState,
 ) -> None:
-    """Train every weight on sums and pictures through the language loss, the heads helping."""
+    """Train every weight on sums and images through the language loss, the heads helping."""
     optimizer = new_optimizer((EYES_RATE, [*eyes(model), *heads.parameters()]), (1.0, rest(model)))
     start, saved = 0, state.load()
     if saved and saved["phase"] == "together":
@@ -193,7 +193,7 @@ def train_together(
         batch = training_batch(Random(f"batch {SEED} {step}"), prompter, kind)
         at_four_bits = step >= FOUR_BITS_FROM and step // 4 % 4 != 0
         with four_bit_decoder(model) if at_four_bits else nullcontext():
-            seen = [picture_embeddings(model, pixels) for pixels in batch.pixels]
+            seen = [image_embeddings(model, pixels) for pixels in batch.pixels]
             loss = language_loss(model, batch, seen)
             losses.append(loss.item())
             for embeddings, truth in zip(seen, batch.truths, strict=True):
@@ -236,7 +236,7 @@ def share_right(model: Mistral3ForConditionalGeneration, examples: list[Example]
     right = 0
     for example in examples:
         batch = collate([example])
-        seen = [picture_embeddings(model, pixels) for pixels in batch.pixels]
+        seen = [image_embeddings(model, pixels) for pixels in batch.pixels]
         logits, truth = target_logits(model, batch.ids, batch.labels, seen)
         right += bool((logits.argmax(-1) == truth).all())
     return right / len(examples)

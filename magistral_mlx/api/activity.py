@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class MemoryUse:
     """Bytes by what they are for.
 
-    weights: of the decoder, and of the vision tower once a picture has come. caches: keys and
-    values of the answers that run. kept: caches of earlier prompts, and features of pictures.
+    weights: of the decoder, and of the vision tower once an image has come. caches: keys and
+    values of the answers that run. kept: caches of earlier prompts, and features of images.
     buffers: freed ones that MLX keeps for reuse, in the whole process. limit: what all of it may
     take together.
     """
@@ -28,8 +28,8 @@ class Activity:
 
     running: answers that are being generated. waiting: those that wait for their turn.
     prompts: that were begun; hits: those of them that began like an earlier one. prompt_tokens: of
-    all prompts; reused_tokens: those that were in the caches already. pictures: that were begun;
-    seen_pictures: those of them that were looked at before.
+    all prompts; reused_tokens: those that were in the caches already. images: that were begun;
+    seen_images: those of them that were looked at before.
     """
 
     running: int = 0
@@ -38,6 +38,6 @@ class Activity:
     hits: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
-    pictures: int = 0
-    seen_pictures: int = 0
+    images: int = 0
+    seen_images: int = 0
     memory: MemoryUse = field(default_factory=MemoryUse)

@@ -24,7 +24,7 @@ from magistral_mlx.api.options import DEFAULT, Options
 from magistral_mlx.chat.messages import Message, RawPrompt, System
 from magistral_mlx.chat.prompt import Prompt, encode, encode_raw
 from magistral_mlx.chat.system import default_system
-from magistral_mlx.errors import ContextOverflow, InvalidOption, PictureError
+from magistral_mlx.errors import ContextOverflow, ImageError, InvalidOption
 from magistral_mlx.events import TurnsDropped
 from magistral_mlx.hub.cache import repo_of_snapshot
 
@@ -63,15 +63,15 @@ class Composer:
         tokenizer: Tokenizer,
         context: int,
         *,
-        sees: bool,
+        has_vision: bool,
         drafts: bool = False,
     ) -> None:
-        """`context`: tokens that prompt and answer have together. `sees`: it has a tower.
+        """`context`: tokens that prompt and answer have together. `has_vision`: it has a tower.
         `drafts`: a draft model was loaded with it."""
         self.folder = folder
         self.tokenizer = tokenizer
         self.context = context
-        self._sees, self._drafts = sees, drafts
+        self._has_vision, self._drafts = has_vision, drafts
         self._lock = threading.Lock()
 
     @property
@@ -104,7 +104,7 @@ class Composer:
 
         Raises:
             PromptError: messages that make no prompt; ContextOverflow if they are too long.
-            PictureError: a picture for a model that cannot see.
+            ImageError: an image for a model that cannot see.
             InvalidOption: an option that this model does not have.
         """
         self._check(options)
@@ -159,10 +159,10 @@ class Composer:
 
     def _encode(self, messages: Sequence[Message], options: Options) -> Prompt:
         prompt = encode(messages, self.tokenizer, options.offered_tools, options.image_tokens)
-        if prompt.pictures and not self._sees:
-            raise PictureError(
-                "this model is text-only: it has no vision tower and cannot see pictures. Leave "
-                "the picture out, or use a checkpoint with vision."
+        if prompt.images and not self._has_vision:
+            raise ImageError(
+                "this model is text-only: it has no vision tower and cannot see images. Leave "
+                "the image out, or use a checkpoint with vision."
             )
         return prompt
 
@@ -219,7 +219,7 @@ class Composer:
         advice = (
             f'Leave out the {oldest} (overflow="drop" does so), or shorten what was said.'
             if drop_turns
-            else "Shorten it, send fewer or smaller pictures (image_tokens caps them), or load the "
+            else "Shorten it, send fewer or smaller images (image_tokens caps them), or load the "
             "model with a larger context."
         )
         return ContextOverflow(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Unpack
 
 from magistral_mlx.api.answer import Answer, Sink
 from magistral_mlx.api.history import turn_starts, without_oldest
-from magistral_mlx.api.inputs import Images, PromptLike, to_messages, to_pictures, with_pictures
+from magistral_mlx.api.inputs import Images, PromptLike, to_images, to_messages, with_images
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.stream import Stream
-from magistral_mlx.chat.messages import Assistant, Message, Picture, ToolResult, User
+from magistral_mlx.chat.messages import Assistant, Image, Message, ToolResult, User
 from magistral_mlx.errors import PromptError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Conversation:
 
         Raises:
             PromptError: what is no message.
-            PictureError: a picture that cannot be opened.
+            ImageError: an image that cannot be opened.
         """
         added = to_messages(message, images)
         with self._settled():
@@ -101,7 +101,7 @@ class Conversation:
         `send()` without a prompt then answers anew.
 
         Args:
-            images: None keeps the pictures of that message.
+            images: None keeps the images of that message.
             turn: which turn, counted from 0, or from the end with -1.
 
         Raises:
@@ -114,8 +114,8 @@ class Conversation:
             start = starts[turn]
             user = self._messages[start]
             assert isinstance(user, User)
-            pictures = _pictures(user) if images is None else to_pictures(images)
-            edited = with_pictures([User(text)], pictures) if pictures else [User(text)]
+            images = _images(user) if images is None else to_images(images)
+            edited = with_images([User(text)], images) if images else [User(text)]
             self._messages[start:] = edited
             self._forget_dropped()
 
@@ -127,7 +127,7 @@ class Conversation:
             return copy
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the conversation to a JSON file, pictures included.
+        """Write the conversation to a JSON file, images included.
 
         The file appears whole or not at all.
 
@@ -227,8 +227,8 @@ class Conversation:
         self, prompt: PromptLike | None, images: Images, changes: OptionFields, sink: Sink
     ) -> Answer:
         """Queue the answer to the history and `prompt`; it enters the history later."""
-        if prompt is None and to_pictures(images):
-            raise PromptError("pictures were given without a message that could hold them.")
+        if prompt is None and to_images(images):
+            raise PromptError("images were given without a message that could hold them.")
         asked = [] if prompt is None else to_messages(prompt, images)
         with self._settled():
             sent = self._sent([*self._messages, *asked])
@@ -306,6 +306,6 @@ def _continued(first: Assistant, rest: Assistant) -> Assistant:
     return Assistant(first.text + rest.text, thinking or None, rest.tool_calls, prefix=rest.prefix)
 
 
-def _pictures(user: User) -> list[Picture]:
+def _images(user: User) -> list[Image]:
     content = () if isinstance(user.content, str) else user.content
-    return [part for part in content if isinstance(part, Picture)]
+    return [part for part in content if isinstance(part, Image)]

@@ -12,8 +12,8 @@ from typing import Any
 
 from magistral_mlx.chat.messages import (
     Assistant,
+    Image,
     Message,
-    Picture,
     System,
     Thought,
     Tool,
@@ -24,7 +24,7 @@ from magistral_mlx.errors import PromptError
 from magistral_mlx.events import ToolCall
 
 _TEXT = ("text", "input_text", "output_text")
-_PICTURE = ("image_url", "input_image", "image")
+_IMAGE = ("image_url", "input_image", "image")
 _THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -33,7 +33,7 @@ def parse_message(entry: Mapping[str, Any], where: str, *, local_files: bool = T
 
     Raises:
         PromptError: naming the field that is wrong.
-        PictureError: a picture that cannot be opened.
+        ImageError: an image that cannot be opened.
     """
     if "role" not in entry:
         raise PromptError(
@@ -82,8 +82,8 @@ def parse_tool(entry: Any, where: str) -> Tool:
     return Tool(name, description, parameters)
 
 
-def to_dict(message: Message, picture_url: Callable[[Picture], str]) -> dict[str, Any]:
-    """`message` as a dict of JSON types; `picture_url` makes the URL of a picture."""
+def to_dict(message: Message, image_url: Callable[[Image], str]) -> dict[str, Any]:
+    """`message` as a dict of JSON types; `image_url` makes the URL of an image."""
     match message:
         case System(str(text)):
             return {"role": "system", "content": text}
@@ -92,7 +92,7 @@ def to_dict(message: Message, picture_url: Callable[[Picture], str]) -> dict[str
         case User(str(text)):
             return {"role": "user", "content": text}
         case User(parts):
-            return {"role": "user", "content": [_user_part(part, picture_url) for part in parts]}
+            return {"role": "user", "content": [_user_part(part, image_url) for part in parts]}
         case ToolResult(content, call_id):
             result = {"role": "tool", "content": content}
             return result if call_id is None else result | {"tool_call_id": call_id}
@@ -112,21 +112,21 @@ def _system_content(content: Any, where: str) -> str | tuple[str | Thought, ...]
     return _content(content, where, part)
 
 
-def _user_content(content: Any, where: str, local_files: bool) -> str | tuple[str | Picture, ...]:
-    from magistral_mlx.api.inputs import open_picture, picture_of_url
+def _user_content(content: Any, where: str, local_files: bool) -> str | tuple[str | Image, ...]:
+    from magistral_mlx.api.inputs import image_of_url, open_image
 
-    def part(chunk: Mapping[str, Any], kind: str, where: str) -> str | Picture:
-        if kind not in _PICTURE:
+    def part(chunk: Mapping[str, Any], kind: str, where: str) -> str | Image:
+        if kind not in _IMAGE:
             raise _unknown_kind(kind, where, "text or image_url")
         field = "image" if kind == "image" and "image" in chunk else "image_url"
         source, where = chunk.get(field), f"{where}.{field}"
         if isinstance(source, Mapping):
             source, where = source.get("url"), f"{where}.url"
         if isinstance(source, str):
-            return picture_of_url(source, where, local_files=local_files)
+            return image_of_url(source, where, local_files=local_files)
         if source is None:
-            raise PromptError(f"{where} is missing: it holds the picture.")
-        return open_picture(source)
+            raise PromptError(f"{where} is missing: it holds the image.")
+        return open_image(source)
 
     return _content(content, where, part)
 
@@ -226,9 +226,9 @@ def _system_part(part: str | Thought) -> dict[str, Any]:
     return {"type": "text", "text": part}
 
 
-def _user_part(part: str | Picture, picture_url: Callable[[Picture], str]) -> dict[str, Any]:
-    if isinstance(part, Picture):
-        return {"type": "image_url", "image_url": {"url": picture_url(part)}}
+def _user_part(part: str | Image, image_url: Callable[[Image], str]) -> dict[str, Any]:
+    if isinstance(part, Image):
+        return {"type": "image_url", "image_url": {"url": image_url(part)}}
     return {"type": "text", "text": part}
 
 

@@ -12,21 +12,21 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from magistral_mlx.chat.messages import (
     Assistant,
+    Image,
     Message,
-    Picture,
     RawPrompt,
     System,
     Tool,
     ToolResult,
     User,
 )
-from magistral_mlx.errors import PictureError, PromptError
+from magistral_mlx.errors import ImageError, PromptError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import PIL.Image
 
-PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | Picture"
-Images: TypeAlias = "PictureSource | Iterable[PictureSource]"
+ImageSource: TypeAlias = "str | PathLike[str] | bytes | PIL.Image.Image | Image"
+Images: TypeAlias = "ImageSource | Iterable[ImageSource]"
 PromptLike: TypeAlias = (
     str | RawPrompt | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
 )
@@ -46,14 +46,14 @@ def to_messages(
     Args:
         prompt: a user's text, one message, or several; dicts are those of OpenAI's and Mistral's
             chat APIs.
-        images: paths, bytes, PIL images, data URLs or Pictures.
-        local_files: whether a dict may name a picture by its path. A server must not allow it.
+        images: paths, bytes, PIL images, data URLs or Images.
+        local_files: whether a dict may name an image by its path. A server must not allow it.
 
     Raises:
         PromptError: naming the message and the field that is wrong.
-        PictureError: a picture that cannot be opened.
+        ImageError: an image that cannot be opened.
     """
-    pictures = to_pictures(images)
+    images = to_images(images)
     if isinstance(prompt, str):
         messages: list[Message] = [User(prompt)]
     elif isinstance(prompt, _TYPED):
@@ -70,43 +70,43 @@ def to_messages(
         raise PromptError(
             f"a prompt is text, a message or a list of messages, not {_kind(prompt)}."
         )
-    return with_pictures(messages, pictures) if pictures else messages
+    return with_images(messages, images) if images else messages
 
 
-def to_pictures(images: Images) -> list[Picture]:
-    """One picture or several, opened.
+def to_images(images: Images) -> list[Image]:
+    """One image or several, opened.
 
     Raises:
-        PictureError: one that cannot be opened.
+        ImageError: one that cannot be opened.
     """
-    if isinstance(images, str | bytes | PathLike | Picture) or _is_pil(images):
-        return [open_picture(images)]  # type: ignore[arg-type]
+    if isinstance(images, str | bytes | PathLike | Image) or _is_pil(images):
+        return [open_image(images)]  # type: ignore[arg-type]
     if not isinstance(images, Iterable):
-        raise PictureError(f"images are a list of pictures, not {_kind(images)}.")
-    return [open_picture(source) for source in images]
+        raise ImageError(f"images are a list of images, not {_kind(images)}.")
+    return [open_image(source) for source in images]
 
 
-def open_picture(source: PictureSource) -> Picture:
-    """A picture from a path, a data URL, bytes, a PIL image, or as it is.
+def open_image(source: ImageSource) -> Image:
+    """An image from a path, a data URL, bytes, a PIL image, or as it is.
 
     Raises:
-        PictureError: it cannot be opened, or lies on the web.
+        ImageError: it cannot be opened, or lies on the web.
     """
-    if isinstance(source, Picture):
+    if isinstance(source, Image):
         return source
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return Picture.open(data_of_url(source))
+        return Image.open(data_of_url(source))
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
     if not (isinstance(source, str | bytes | PathLike) or _is_pil(source)):
-        raise PictureError(
-            f"a picture is a path, bytes, a PIL image or a data URL, not {_kind(source)}."
+        raise ImageError(
+            f"an image is a path, bytes, a PIL image or a data URL, not {_kind(source)}."
         )
-    return Picture.open(source)
+    return Image.open(source)
 
 
-def with_pictures(messages: Sequence[Message], pictures: Sequence[Picture]) -> list[Message]:
-    """`messages` with `pictures` before what the last user's message holds.
+def with_images(messages: Sequence[Message], images: Sequence[Image]) -> list[Message]:
+    """`messages` with `images` before what the last user's message holds.
 
     Raises:
         PromptError: there is no user's message.
@@ -118,10 +118,10 @@ def with_pictures(messages: Sequence[Message], pictures: Sequence[Picture]) -> l
             held = tuple(part for part in content if part != "")
             return [
                 *messages[:n],
-                replace(user, content=(*pictures, *held)),
+                replace(user, content=(*images, *held)),
                 *messages[n + 1 :],
             ]
-    raise PromptError("pictures were given, but there is no user's message that could hold them.")
+    raise PromptError("images were given, but there is no user's message that could hold them.")
 
 
 def to_tools(tools: Iterable[ToolLike] | None) -> tuple[Tool, ...]:
@@ -140,24 +140,24 @@ def to_tools(tools: Iterable[ToolLike] | None) -> tuple[Tool, ...]:
     )
 
 
-def picture_of_url(url: str, where: str, *, local_files: bool) -> Picture:
-    """The picture that a dict's URL stands for: a data URL, a file:// URL or a path.
+def image_of_url(url: str, where: str, *, local_files: bool) -> Image:
+    """The image that a dict's URL stands for: a data URL, a file:// URL or a path.
 
     Raises:
-        PictureError: it cannot be opened, lies on the web, or is a file where none is allowed.
+        ImageError: it cannot be opened, lies on the web, or is a file where none is allowed.
     """
     scheme = urlsplit(url[:4096]).scheme.lower()
     if scheme in ("http", "https"):
-        raise PictureError(
-            f"{where} is a web address, and nothing is downloaded here. Fetch the picture first, "
+        raise ImageError(
+            f"{where} is a web address, and nothing is downloaded here. Fetch the image first, "
             "and give its bytes or a data URL."
         )
     if scheme != "data" and not local_files:
-        raise PictureError(f"{where} must be a data URL (data:image/png;base64,…).")
+        raise ImageError(f"{where} must be a data URL (data:image/png;base64,…).")
     try:
-        return open_picture(unquote(urlsplit(url).path) if scheme == "file" else url)
-    except PictureError as error:
-        raise PictureError(f"{where}: {error}") from error
+        return open_image(unquote(urlsplit(url).path) if scheme == "file" else url)
+    except ImageError as error:
+        raise ImageError(f"{where}: {error}") from error
 
 
 def _to_message(entry: Any, where: str, local_files: bool) -> Message:
@@ -174,17 +174,17 @@ def data_of_url(url: str) -> bytes:
     """What a data URL holds.
 
     Raises:
-        PictureError: it is malformed.
+        ImageError: it is malformed.
     """
     head, comma, data = url.partition(",")
     if not comma:
-        raise PictureError("the data URL has no comma, after which the picture's data stands.")
+        raise ImageError("the data URL has no comma, after which the image's data stands.")
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(data)
     try:
         return base64.b64decode("".join(unquote(data).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PictureError(f"the data URL is not valid base64: {error}.") from error
+        raise ImageError(f"the data URL is not valid base64: {error}.") from error
 
 
 def _is_pil(value: object) -> bool:

@@ -40,15 +40,15 @@ class Loading:
     on_progress: OnProgress | None
 
     def run(
-        self, context: int | None, kv: str | None, pictures: int, memory_limit: int | None
+        self, context: int | None, kv: str | None, images: int, memory_limit: int | None
     ) -> tuple[Checkpoint, Plan, Composer, Session]:
         """Find it, plan it, load it. Raises what `Magistral.load` raises."""
         _check_whole(
-            context=context, pictures=pictures, memory_limit=memory_limit, parallel=self.parallel
+            context=context, images=images, memory_limit=memory_limit, parallel=self.parallel
         )
         if self.parallel < 1:
             raise InvalidOption(f"parallel is {self.parallel}; it must be 1 or more.")
-        wish = Wish(context, kv, pictures, memory_limit)
+        wish = Wish(context, kv, images, memory_limit)
         _check_dtype(self.dtype)
         name = None if self.name is None else str(self.name)
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
@@ -74,9 +74,9 @@ class Loading:
         words = _load_tokenizer(checkpoint, self.tokenizer)
         if draft:
             check_vocabulary(draft, checkpoint, words)
-        sees = checkpoint.config.vision is not None
+        has_vision = checkpoint.config.vision is not None
         composer = Composer(
-            checkpoint.folder, words, plan.context, sees=sees, drafts=draft is not None
+            checkpoint.folder, words, plan.context, has_vision=has_vision, drafts=draft is not None
         )
         composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
         loaded(self.on_progress)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from magistral_mlx.api.answer import Answer, Sink
-from magistral_mlx.api.inputs import Images, PromptLike, to_messages, to_pictures
+from magistral_mlx.api.inputs import Images, PromptLike, to_images, to_messages
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.progress import LoadProgress, OnProgress
@@ -68,7 +68,7 @@ class Magistral:
         kv: KVName | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] | None = None,
         tokenizer: str | Path | None = None,
-        pictures: int = 1,
+        images: int = 1,
         memory_limit: int | None = None,
         parallel: int = PARALLEL,
         draft: str | Path | None = None,
@@ -79,7 +79,7 @@ class Magistral:
     ) -> Magistral:
         """Load a model: a folder, a hub name, "demo", or None for the one that is on this machine.
 
-        The decoder is loaded now, the vision tower with the first picture.
+        The decoder is loaded now, the vision tower with the first image.
 
         Args:
             context: tokens that prompt and answer may have together; None is up to 40,960, or
@@ -88,13 +88,13 @@ class Magistral:
             dtype: what to compute in; None is the backend's own choice.
             tokenizer: a tekken.json, or a folder or hub name that has one, where the checkpoint
                 lacks it.
-            pictures: how many of the largest size to keep memory for; 0 if none will come.
+            images: how many of the largest size to keep memory for; 0 if none will come.
             memory_limit: bytes to stay within, instead of what the machine recommends.
             parallel: calls to answer at once at most, as far as memory allows; 1 answers them one
                 after the other.
             draft: a smaller model with the same tokenizer, named as a model is, that guesses tokens
                 for this one to check several in one pass; see the option speculation.
-            cache_dir: a folder to keep beginnings of prompts in, their pictures' features included,
+            cache_dir: a folder to keep beginnings of prompts in, their images' features included,
                 so that later runs need not read them again; None keeps them in memory alone.
                 Models and processes may share it. What it holds can be read by this user only.
             cache_size: bytes that the files in it may take; None is 10 GB. What was used least
@@ -115,7 +115,7 @@ class Magistral:
         loading = Loading(
             name_or_dir, dtype, tokenizer, parallel, keeping, draft, on_plan, on_progress
         )
-        return cls(*loading.run(context, kv, pictures, memory_limit))
+        return cls(*loading.run(context, kv, images, memory_limit))
 
     @classmethod
     async def aload(
@@ -126,7 +126,7 @@ class Magistral:
         kv: KVName | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] | None = None,
         tokenizer: str | Path | None = None,
-        pictures: int = 1,
+        images: int = 1,
         memory_limit: int | None = None,
         parallel: int = PARALLEL,
         draft: str | Path | None = None,
@@ -154,7 +154,7 @@ class Magistral:
                 kv=kv,
                 dtype=dtype,
                 tokenizer=tokenizer,
-                pictures=pictures,
+                images=images,
                 memory_limit=memory_limit,
                 parallel=parallel,
                 draft=draft,
@@ -181,7 +181,7 @@ class Magistral:
         """Free what comes back by itself: MLX's buffers, the vision tower, and earlier prompts.
 
         For an app that is told that memory is short. It does not wait: it takes effect within a
-        token if something is being generated. The tower is read again with the next picture.
+        token if something is being generated. The tower is read again with the next image.
 
         Raises:
             ModelClosed: the model has been closed.
@@ -228,9 +228,9 @@ class Magistral:
         return self._composer.tokenizer
 
     @property
-    def sees(self) -> bool:
-        """Whether it can be shown pictures."""
-        return self._checkpoint.config.vision is not None and self.tokenizer.sees
+    def supports_images(self) -> bool:
+        """Whether it can be shown images."""
+        return self._checkpoint.config.vision is not None and self.tokenizer.has_image_tokens
 
     @property
     def thinks(self) -> bool:
@@ -277,7 +277,7 @@ class Magistral:
 
         Raises:
             PromptError: messages that make no prompt; ContextOverflow if they are too long.
-            PictureError: a picture that cannot be opened, or a model that cannot see.
+            ImageError: an image that cannot be opened, or a model that cannot see.
             InvalidOption: an option that is unknown or out of range.
             ModelClosed: the model has been closed.
         """
@@ -320,7 +320,7 @@ class Magistral:
         options: Options | None = None,
         **changes: Unpack[OptionFields],
     ) -> AsyncStream:
-        """`stream` for `async for`. Pictures are opened and tokens counted in a helper thread.
+        """`stream` for `async for`. Images are opened and tokens counted in a helper thread.
 
         What is wrong with the prompt is raised with the first event.
         """
@@ -354,7 +354,7 @@ class Magistral:
 
         Raises:
             PromptError: messages that make no prompt.
-            PictureError: a picture that cannot be opened, or a model that cannot see.
+            ImageError: an image that cannot be opened, or a model that cannot see.
         """
         options = Options.of(options, changes)
         if isinstance(prompt, RawPrompt):
@@ -406,5 +406,5 @@ class Magistral:
 
 
 def _check_no_images(images: Images) -> None:
-    if to_pictures(images):
-        raise PromptError("a RawPrompt has no place for pictures: show them in a message.")
+    if to_images(images):
+        raise PromptError("a RawPrompt has no place for images: show them in a message.")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from magistral_mlx.chat.image_tokens import FEWEST
 from magistral_mlx.chat.messages import System, Tool
-from magistral_mlx.chat.picture_tokens import FEWEST
 from magistral_mlx.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Options:
             None or "" sends none, a string is literal.
         overflow: what happens when a conversation outgrows its context: "error", or "drop" the
             oldest turns and tell so.
-        image_tokens: the most tokens a picture may take; larger ones are scaled down.
+        image_tokens: the most tokens an image may take; larger ones are scaled down.
     Speed:
         speculation: guess tokens and check several in one pass, with the same answer: "ngram"
             guesses from what has been written, "draft" from the draft model that was loaded,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from magistral_mlx.api.composer import Job
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.engine.generate import Generation, Token
-    from magistral_mlx.engine.pictures import PictureKey
+    from magistral_mlx.engine.images import ImageKey
     from magistral_mlx.memory.plan import Plan
     from magistral_mlx.memory.share import Claim
 
@@ -30,7 +30,7 @@ _LONG = f"Past {_GOOD_CONTEXT:,} tokens of context Magistral's answers may get w
 class Run:
     """A request that is being answered: its samples, one after the other.
 
-    claim: what it may take of the memory. pictures, keys: what tells its pictures, and its
+    claim: what it may take of the memory. images, keys: what tells its images, and its
     prompt's tokens, from those of others.
     generation: the present sample's; None before the prompt's turn has come.
     """
@@ -44,7 +44,7 @@ class Run:
         claim: Claim,
     ) -> None:
         self.job, self.answer, self.claim = job, answer, claim
-        self.pictures: Sequence[PictureKey] = ()
+        self.images: Sequence[ImageKey] = ()
         self.keys: NDArray[np.int64] = np.zeros(0, np.int64)
         self.generation: Generation | None = None
         self.index = 0  # of the sample
@@ -107,7 +107,7 @@ class Run:
         self._first: float | None = None
 
     def fill(self, most: int) -> None:
-        """Look at a picture, or read a part of the prompt, of so many tokens at most."""
+        """Look at an image, or read a part of the prompt, of so many tokens at most."""
         assert self.generation is not None
         start = time.perf_counter()
         self._note_length()

@@ -17,8 +17,8 @@ from magistral_mlx.backend import DTYPES, free_memory, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Request, generate
-from magistral_mlx.engine.pictures import PictureKey, keyed
-from magistral_mlx.engine.prefill import Prefilled, picture_keys
+from magistral_mlx.engine.images import ImageKey, keyed
+from magistral_mlx.engine.prefill import Prefilled, image_keys
 from magistral_mlx.engine.prefixes import Counts, Prefixes
 from magistral_mlx.errors import MagistralError, OutOfMemory
 from magistral_mlx.memory.limits import PROCESS
@@ -54,7 +54,7 @@ class Runtime:
         self._guessing: Guessing | None = None
 
     def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
-        """Read the decoder. The vision tower stays on disk until a picture comes.
+        """Read the decoder. The vision tower stays on disk until an image comes.
 
         Raises:
             CheckpointError: a file cannot be read to its end.
@@ -98,7 +98,7 @@ class Runtime:
         """Drop what comes back by itself: what is kept of earlier prompts, and the tower."""
         if self._prefixes is not None:
             self._prefixes.release()
-        if self._model is not None and self._model.sees:
+        if self._model is not None and self._model.vision_loaded:
             self._model.drop_vision()
         free_memory()
 
@@ -127,7 +127,7 @@ class Runtime:
         weights, draft = self.plan.model.weights, self.plan.model.draft
         return MemoryUse(
             weights=weights.decoder
-            + (weights.vision if model.sees else 0)
+            + (weights.vision if model.vision_loaded else 0)
             + (draft.decoder if draft else 0),
             kept=prefixes.nbytes,
             buffers=mx.get_cache_memory(),
@@ -146,13 +146,13 @@ class Runtime:
         index: int,
         start: Prefilled | None,
         *,
-        pictures: Sequence[PictureKey],
+        images: Sequence[ImageKey],
     ) -> Generation:
         """Begin sample `index` of a job.
 
         Args:
             start: what is in caches of its prompt already.
-            pictures: what tells its pictures from others.
+            images: what tells its images from others.
 
         Raises:
             InvalidOption: an option that this model's vocabulary does not allow.
@@ -161,7 +161,7 @@ class Runtime:
         options, plan = job.options, self.plan
         request = Request(
             tokens=job.prompt.tokens,
-            pictures=job.prompt.pictures,
+            images=job.prompt.images,
             sampling=replace(options.sampling(index), dry=job.dry),
             limit=job.limit,
             scheme=plan.scheme,
@@ -173,17 +173,17 @@ class Runtime:
             grammar=job.grammar,
             logprobs=options.reported_logprobs,
             vocabulary=job.vocabulary,
-            picture_keys=pictures,
+            image_keys=images,
             seen=self.prefixes,
             speculation=self._guessing.speculation(options.speculation),
         )
         return generate(self.model, request, start)
 
-    def keys(self, job: Job) -> tuple[tuple[PictureKey, ...], NDArray[np.int64]]:
-        """What tells a job's pictures, and its prompt's tokens, (L,), from those of others."""
+    def keys(self, job: Job) -> tuple[tuple[ImageKey, ...], NDArray[np.int64]]:
+        """What tells a job's images, and its prompt's tokens, (L,), from those of others."""
         config, prompt = self.model.config, job.prompt
-        pictures = picture_keys(config, prompt.pictures)
-        return pictures, keyed(prompt.tokens, pictures, config.image_token_id)
+        images = image_keys(config, prompt.images)
+        return images, keyed(prompt.tokens, images, config.image_token_id)
 
     def short_of_memory(self) -> bool:
         """Whether there is too little memory even without what is kept of earlier prompts."""
@@ -192,15 +192,15 @@ class Runtime:
         self.prefixes.release()
         return mx.get_active_memory() > PROCESS.allowed(self.plan)
 
-    def check_pictures(self, job: Job) -> None:
-        """Refuse pictures that would not fit beside the rest of the plan.
+    def check_images(self, job: Job) -> None:
+        """Refuse images that would not fit beside the rest of the plan.
 
         Raises:
             OutOfMemory: saying how many were planned for.
         """
-        plan, pictures = self.plan, job.prompt.pictures
-        sizes = tuple((pixels.shape[1], pixels.shape[2]) for pixels in pictures)
-        if not sizes or len(sizes) <= plan.pictures:
+        plan, images = self.plan, job.prompt.images
+        sizes = tuple((pixels.shape[1], pixels.shape[2]) for pixels in images)
+        if not sizes or len(sizes) <= plan.images:
             return
         shape = Shape(len(job.prompt), 1, plan.chunk, sizes)
         model = plan.model
@@ -209,11 +209,11 @@ class Runtime:
         limit = PROCESS.limit(plan)
         if peak.total > limit:
             n = len(sizes)
-            what = f"{n} pictures need" if n > 1 else "a picture of that size needs"
+            what = f"{n} images need" if n > 1 else "an image of that size needs"
             raise OutOfMemory(
                 f"{what} {gib(peak.total)} with this prompt, and {gib(limit)} are there: memory "
-                f"was planned for {plan.pictures}. Send fewer or smaller pictures, or load the "
-                f"model with pictures={n} to plan for them."
+                f"was planned for {plan.images}. Send fewer or smaller images, or load the "
+                f"model with images={n} to plan for them."
             )
 
     def _see(self) -> None:
@@ -222,13 +222,13 @@ class Runtime:
         Raises:
             CheckpointError: it cannot be read.
         """
-        if not self.model.sees:
+        if not self.model.vision_loaded:
             self._load_vision(self.model)
 
     def _load_vision(self, model: MagistralModel) -> None:
         try:
             load_vision(model, self._checkpoint)
         except BaseException:
-            if model.sees:
+            if model.vision_loaded:
                 model.drop_vision()  # half a tower must not pass for one
             raise

@@ -59,7 +59,7 @@ class Scheduler:
 
     def submit(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> None:
         """Let a job wait for its turn; a step must follow."""
-        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in job.prompt.pictures]
+        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in job.prompt.images]
         asked = job.options.max_tokens is not None
         claim = self._budget.claim(len(job.prompt), job.limit, sizes, asked=asked)
         run = Run(job, answer, tokenizer, self._runtime.plan, claim)
@@ -133,8 +133,8 @@ class Scheduler:
     def _look_at(self, run: Run) -> None:
         if run.job.dropped:
             run.answer.put(run.job.dropped)
-        self._runtime.check_pictures(run.job)
-        run.pictures, run.keys = self._runtime.keys(run.job)
+        self._runtime.check_images(run.job)
+        run.images, run.keys = self._runtime.keys(run.job)
 
     # Prompts
 
@@ -158,8 +158,8 @@ class Scheduler:
     def _fill_one(self, run: Run) -> None:
         if run.generation is None:
             self._begin(run)
-            run.fill(self._chunk)  # which tells what is held, and looks at the first picture
-            if run.pictures:
+            run.fill(self._chunk)  # which tells what is held, and looks at the first image
+            if run.images:
                 return
         if run.filling:
             run.fill(self._chunk)
@@ -180,7 +180,7 @@ class Scheduler:
             for other in self._running
             if other.generation is not None
         ]
-        prefilled = runtime.prefixes.take(run.job.prompt.tokens, run.pictures, room, in_use)
+        prefilled = runtime.prefixes.take(run.job.prompt.tokens, run.images, room, in_use)
         for note in runtime.prefixes.take_notes():
             run.answer.put(Notice(note))
         if prefilled is not None:
@@ -190,7 +190,7 @@ class Scheduler:
 
     def _begin_sample(self, run: Run, prefilled: Prefilled | None) -> None:
         self._mark_peak()
-        run.begin(self._runtime.generate(run.job, run.index, prefilled, pictures=run.pictures))
+        run.begin(self._runtime.generate(run.job, run.index, prefilled, images=run.images))
 
     # Tokens
 
@@ -287,7 +287,7 @@ class Scheduler:
             # It may take as long as a token, and nobody waits for it.
             room = self._budget.running(self._claims())
             self._runtime.prefixes.put(
-                run.tokens, run.pictures, generation.caches, generation.prefilled, room
+                run.tokens, run.images, generation.caches, generation.prefilled, room
             )
 
     def _leave(self, run: Run) -> None:

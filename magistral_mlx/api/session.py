@@ -60,8 +60,8 @@ class Session:
             hits=counts.hits,
             prompt_tokens=counts.tokens,
             reused_tokens=counts.reused,
-            pictures=counts.pictures,
-            seen_pictures=counts.seen,
+            images=counts.images,
+            seen_images=counts.seen,
             memory=replace(runtime.memory, caches=scheduler.caches),
         )
 

@@ -1,4 +1,4 @@
-"""A conversation in a JSON file: dicts as in OpenAI's API, pictures as data URLs."""
+"""A conversation in a JSON file: dicts as in OpenAI's API, images as data URLs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from magistral_mlx.api.dicts import parse_message, to_dict
 from magistral_mlx.api.options import DEFAULT, Default
-from magistral_mlx.chat.messages import Message, Picture, System
+from magistral_mlx.chat.messages import Image, Message, System
 from magistral_mlx.errors import PromptError, StorageError
 
 _FORMAT, _VERSION = "magistral-mlx conversation", 1
@@ -83,10 +83,10 @@ def _parse(entry: Any, where: str, path: Path) -> Message:
     return parse_message(entry, f"{path}: {where}", local_files=False)
 
 
-def _data_url(picture: Picture) -> str:
+def _data_url(image: Image) -> str:
     """Lossless, so that the conversation goes on as if it had not been saved."""
     data = io.BytesIO()
-    picture.image.save(data, "PNG")
+    image.image.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_mlx.engine.pictures import common
+from magistral_mlx.engine.images import common
 
 if TYPE_CHECKING:
     from magistral_mlx.api.running import Run

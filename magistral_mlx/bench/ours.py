@@ -23,7 +23,7 @@ from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Prefilled, Request, generate
-from magistral_mlx.engine.prefill import see_pictures
+from magistral_mlx.engine.prefill import encode_images
 from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
@@ -50,9 +50,9 @@ class Ours:
         return _ids(generate(self._model, request, start))
 
     def see(self, count: int, side: int) -> mx.array:
-        if not self._model.sees:
+        if not self._model.vision_loaded:
             load_vision(self._model, self._checkpoint)
-        features = see_pictures(self._model, random_pixels(count, side))
+        features = encode_images(self._model, random_pixels(count, side))
         assert features is not None
         mx.eval(features)
         return features

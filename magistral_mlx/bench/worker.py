@@ -38,7 +38,7 @@ class Runtime(Protocol):
         """
 
     def see(self, count: int, side: int) -> Any:
-        """Run `count` pictures of side x side pixels through tower and projector.
+        """Run `count` images of side x side pixels through tower and projector.
 
         -> the features of all, (tokens, D), evaluated.
         """
@@ -57,7 +57,7 @@ def serve(runtime: Runtime) -> None:
     handlers: dict[str, Callable[..., Task]] = {
         "load": load,
         "generate": generate,
-        "pictures": pictures,
+        "images": images,
         "graph": graph,
         "passes": passes,
     }
@@ -105,10 +105,10 @@ def generate(
     return {"ids": ids, "first": seconds[0], "steps": seconds[1:], **memory(mx)}
 
 
-def pictures(runtime: Runtime, count: int, side: int) -> Task:
-    """Encode random pictures -> seconds, and the peak of memory above what was held before.
+def images(runtime: Runtime, count: int, side: int) -> Task:
+    """Encode random images -> seconds, and the peak of memory above what was held before.
 
-    features: some of the first picture's and of the last one's, to see who computes the same.
+    features: some of the first image's and of the last one's, to see who computes the same.
     """
     mx = _mlx()
     mx.clear_cache()
@@ -198,7 +198,7 @@ def random_layer(shape: tuple[int, int, int, int], layer: int) -> tuple[Any, Any
 
 
 def random_pixels(count: int, side: int) -> list[Any]:
-    """Pictures of (3, side, side)."""
+    """Images of (3, side, side)."""
     import numpy as np
 
     rng = np.random.default_rng(count)
@@ -296,7 +296,7 @@ class _Peer:
         return matrix.get("scales", matrix.weight).dtype
 
     def see(self, count: int, side: int) -> Any:
-        raise NotImplementedError("this runtime sees no pictures")
+        raise NotImplementedError("this runtime sees no images")
 
 
 class MlxLm(_Peer):

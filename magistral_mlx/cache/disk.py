@@ -167,11 +167,11 @@ class DiskPrefixes:
         self._note(f"{path} was of no use and has been removed: {why}. Its prompt is read anew.")
         return True
 
-    # Pictures
+    # Images
 
     def features(self, name: str) -> mx.array | None:
         """What `keep_features` kept under that name."""
-        path = self._folder / f"picture-{name}"
+        path = self._folder / f"image-{name}"
         try:
             with _refusing(path):
                 (features,) = BlockFile(path, self._owner).read(["features"])
@@ -182,8 +182,8 @@ class DiskPrefixes:
         return features.to_device()
 
     def keep_features(self, name: str, features: mx.array) -> None:
-        """Keep the features of a picture, (n, D), evaluated."""
-        path = self._folder / f"picture-{name}"
+        """Keep the features of an image, (n, D), evaluated."""
+        path = self._folder / f"image-{name}"
         if self._wanted(path) and self._writer.has_room:
             self._writer.put(path, {"features": HostArray.of(features)})
 

@@ -11,38 +11,38 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from magistral_mlx.errors import PictureError
+from magistral_mlx.errors import ImageError
 from magistral_mlx.events import ToolCall
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import PIL.Image
 
-PICTURE_MODES = ("RGB", "RGBA")
+IMAGE_MODES = ("RGB", "RGBA")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture in a user's message: 8-bit RGB, or RGBA where it has transparency, upright.
+class Image:
+    """An image in a user's message: 8-bit RGB, or RGBA where it has transparency, upright.
 
-    `Picture.open` makes one from a file, bytes or any PIL image. Raises PictureError for an image
+    `Image.open` makes one from a file, bytes or any PIL image. Raises ImageError for an image
     in another mode.
     """
 
-    image: Image.Image
+    image: PIL.Image.Image
 
     def __post_init__(self) -> None:
-        if self.image.mode not in PICTURE_MODES:
-            raise PictureError(
-                f"A picture in mode {self.image.mode} must be converted to RGB or RGBA first: "
-                "make it with Picture.open(image)."
+        if self.image.mode not in IMAGE_MODES:
+            raise ImageError(
+                f"An image in mode {self.image.mode} must be converted to RGB or RGBA first: "
+                "make it with Image.open(image)."
             )
 
     @classmethod
-    def open(cls, source: str | PathLike[str] | bytes | Image.Image) -> Picture:
-        """Open and normalise a picture; see `magistral_mlx.chat.pictures.open_picture`."""
-        from magistral_mlx.chat.pictures import open_picture
+    def open(cls, source: str | PathLike[str] | bytes | PIL.Image.Image) -> Image:
+        """Open and normalise an image; see `magistral_mlx.chat.images.open_image`."""
+        from magistral_mlx.chat.images import open_image
 
-        return cls(open_picture(source))
+        return cls(open_image(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user's turn: text, or text and pictures in the order in which they are sent.
+    """A user's turn: text, or text and images in the order in which they are sent.
 
-    mistral-common joins neighbouring texts with a blank line, and moves a single picture that
+    mistral-common joins neighbouring texts with a blank line, and moves a single image that
     stands after all text to the front, as the model was trained.
     """
 
-    content: str | tuple[str | Picture, ...]
+    content: str | tuple[str | Image, ...]
 
 
 @dataclass(frozen=True, slots=True)

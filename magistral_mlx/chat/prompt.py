@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from magistral_mlx.chat.image_tokens import capped
 from magistral_mlx.chat.messages import Message, RawPrompt, Tool
-from magistral_mlx.chat.picture_tokens import capped
 from magistral_mlx.chat.request import build_request, ends_inside_thinking
 from magistral_mlx.errors import PromptError
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class Prompt:
     """What the model is fed.
 
-    `tokens` is (L,) int32. `pictures` are float32 arrays (3, H, W), normalised, one for each
-    picture in the order of their tokens; H and W are multiples of patch size × merge size.
+    `tokens` is (L,) int32. `images` are float32 arrays (3, H, W), normalised, one for each
+    image in the order of their tokens; H and W are multiples of patch size × merge size.
     `inside_thinking` tells that the prompt ends inside an open trace.
     """
 
     tokens: NDArray[np.int32]
-    pictures: tuple[NDArray[np.float32], ...] = ()
+    images: tuple[NDArray[np.float32], ...] = ()
     inside_thinking: bool = False
 
     def __len__(self) -> int:
@@ -43,17 +43,17 @@ def encode(
 ) -> Prompt:
     """The prompt for `messages`, as mistral-common's `encode_chat_completion` makes it.
 
-    `image_tokens` caps the tokens of each picture; larger ones are scaled down.
+    `image_tokens` caps the tokens of each image; larger ones are scaled down.
 
     Raises PromptError where the messages or tools are not a valid conversation for this
-    tokenizer's version; PictureError for a picture that it has no tokens for.
+    tokenizer's version; ImageError for an image that it has no tokens for.
     """
     import numpy as np
     from mistral_common.exceptions import MistralCommonException
 
     try:
         request = build_request(
-            messages, tools or (), thinking=tokenizer.thinks, pictures=tokenizer.sees
+            messages, tools or (), thinking=tokenizer.thinks, images=tokenizer.has_image_tokens
         )
         mistral = (
             tokenizer.mistral if image_tokens is None else capped(tokenizer.mistral, image_tokens)
@@ -73,7 +73,7 @@ def encode(
 def encode_raw(raw: RawPrompt, tokenizer: Tokenizer) -> Prompt:
     """The prompt that `raw` is, without any template.
 
-    Raises PromptError for no tokens, ids that the vocabulary lacks, or the tokens of a picture.
+    Raises PromptError for no tokens, ids that the vocabulary lacks, or the tokens of an image.
     """
     import numpy as np
 
@@ -103,6 +103,6 @@ def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
             )
         if id in (special.image, special.image_break, special.image_end):
             raise PromptError(
-                f"The prompt holds token {id}, which stands for a picture. Show pictures in a "
+                f"The prompt holds token {id}, which stands for an image. Show images in a "
                 "message instead."
             )

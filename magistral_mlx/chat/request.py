@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from magistral_mlx.chat.messages import (
     Assistant,
+    Image,
     Message,
-    Picture,
     System,
     Thought,
     Tool,
     ToolResult,
     User,
 )
-from magistral_mlx.errors import PictureError, PromptError
+from magistral_mlx.errors import ImageError, PromptError
 
 if TYPE_CHECKING:
     from mistral_common.protocol.instruct import chunk, messages, request, tool_calls
@@ -28,15 +28,15 @@ def build_request(
     tools: Sequence[Tool] = (),
     *,
     thinking: bool,
-    pictures: bool,
+    images: bool,
 ) -> request.ChatCompletionRequest[Any]:
     """A mistral-common request for `conversation`.
 
-    `thinking` and `pictures` say whether the tokenizer has tokens for them. Without thinking
+    `thinking` and `images` say whether the tokenizer has tokens for them. Without thinking
     tokens, earlier thinking is left out, as such a model never saw any.
 
     Raises PromptError for a conversation that ends in nothing to answer, a tool result without a
-    call, or a system prompt with thinking where the tokenizer has none; PictureError for pictures
+    call, or a system prompt with thinking where the tokenizer has none; ImageError for images
     where it has none.
     """
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -48,9 +48,9 @@ def build_request(
             "an assistant's with prefix=True, which is continued."
         )
     calls = _CallIds()
-    closed = [_message(m, calls, thinking, pictures) for m in conversation[:-1]]
+    closed = [_message(m, calls, thinking, images) for m in conversation[:-1]]
     return ChatCompletionRequest(
-        messages=[*closed, _message(conversation[-1], calls, thinking, pictures, last=True)],
+        messages=[*closed, _message(conversation[-1], calls, thinking, images, last=True)],
         tools=[_tool(tool) for tool in tools] or None,
     )
 
@@ -92,7 +92,7 @@ class _CallIds:
 
 
 def _message(
-    message: Message, calls: _CallIds, thinking: bool, pictures: bool, last: bool = False
+    message: Message, calls: _CallIds, thinking: bool, images: bool, last: bool = False
 ) -> messages.ChatMessage:
     from mistral_common.protocol.instruct.messages import SystemMessage, ToolMessage, UserMessage
 
@@ -103,7 +103,7 @@ def _message(
         case System(content=parts):
             return SystemMessage(content=[_system_chunk(part, thinking) for part in parts])
         case User(content=parts):
-            return UserMessage(content=[_user_chunk(part, pictures) for part in parts])
+            return UserMessage(content=[_user_chunk(part, images) for part in parts])
         case Assistant():
             return _assistant(message, calls.of_calls(message), thinking, last)
         case ToolResult(content=content):
@@ -129,19 +129,19 @@ def _system_chunk(part: str | Thought, thinking: bool) -> chunk.ContentChunk:
     return ThinkChunk(thinking=part.text, closed=True)
 
 
-def _user_chunk(part: str | Picture, pictures: bool) -> chunk.ContentChunk:
+def _user_chunk(part: str | Image, images: bool) -> chunk.ContentChunk:
     from mistral_common.protocol.instruct.chunk import ImageChunk, TextChunk
 
     if isinstance(part, str):
         return TextChunk(text=part)
-    if not isinstance(part, Picture):
+    if not isinstance(part, Image):
         raise PromptError(
-            f"A user's message is made of text and Picture, not {type(part)}: make a picture with "
-            "Picture.open."
+            f"A user's message is made of text and Image, not {type(part)}: make an image with "
+            "Image.open."
         )
-    if not pictures:
-        raise PictureError(
-            "This model's tokenizer has no picture tokens: it reads text only. Leave the picture "
+    if not images:
+        raise ImageError(
+            "This model's tokenizer has no image tokens: it reads text only. Leave the image "
             "out, or choose a model with a vision tower."
         )
     return ImageChunk(image=part.image)

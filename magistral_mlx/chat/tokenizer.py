@@ -111,8 +111,8 @@ class Tokenizer:
         return self.special.think is not None and self.special.end_think is not None
 
     @property
-    def sees(self) -> bool:
-        """Whether there are tokens and rules for pictures."""
+    def has_image_tokens(self) -> bool:
+        """Whether there are tokens and rules for images."""
         return self._tekken.image is not None
 
     def is_control(self, token: int) -> bool:

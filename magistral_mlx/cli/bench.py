@@ -85,7 +85,7 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     checkpoint = Checkpoint.open(folder)
     name = options["model"] or folder.name
     context = max(_contexts(checkpoint, options)) + options["tokens"]
-    wish = Wish(context, options["kv"], pictures=0)
+    wish = Wish(context, options["kv"], images=0)
     plan = plan_here(checkpoint, name, wish, options["dtype"])
     warn_if_short(plan)
     return name, checkpoint, plan.machine, plan.scheme.name

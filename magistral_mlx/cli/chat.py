@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="A system prompt, taken literally.")
 @click.option("--system-file", metavar="FILE", help="One from a file; its [THINK] part counts.")
 @click.option("--no-system", is_flag=True, help="Send no system prompt.")
-@click.option("--image-tokens", type=int, help="Scale pictures down to so many tokens each.")
-@click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
+@click.option("--image-tokens", type=int, help="Scale images down to so many tokens each.")
+@click.option("--images", type=int, default=1, show_default=True, help="Images to plan for.")
 @click.option(
     "--speculation",
     type=click.Choice(["auto", "off", "ngram", "draft"]),

@@ -119,7 +119,7 @@ def _memory(machine: Machine, plan: Plan | None) -> Finding:
         return Finding(
             "memory",
             "bad",
-            f"{has}: too little for Magistral Small at 4 bits with a picture; `magistral-mlx plan` "
+            f"{has}: too little for Magistral Small at 4 bits with an image; `magistral-mlx plan` "
             "says what would fit. Smaller models run",
         )
     return Finding("memory", "good", f"{has}: Magistral Small at 4 bits runs with {_what(plan)}")

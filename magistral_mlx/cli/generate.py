@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "images",
     multiple=True,
     metavar="FILE",
-    help="A picture, put before the text. Give it again for more, in order.",
+    help="An image, put before the text. Give it again for more, in order.",
 )
 @click.option(
     "--model",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--json-schema", metavar="FILE", help="Hold the answer to the schema in a file.")
 @click.option("--regex", metavar="PATTERN", help="Hold the answer to a regular expression.")
 @click.option("--choice", multiple=True, metavar="TEXT", help="One of these is the answer.")
-@click.option("--image-tokens", type=int, help="Scale pictures down to so many tokens each.")
+@click.option("--image-tokens", type=int, help="Scale images down to so many tokens each.")
 @click.option("--system", metavar="TEXT", help="A system prompt, taken literally.")
 @click.option("--system-file", metavar="FILE", help="One from a file; its [THINK] part counts.")
 @click.option("--no-system", is_flag=True, help="Send no system prompt.")
@@ -73,15 +73,15 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
     """
     with quick_imports():
         settings = _settings(options)
-    pictures = _open_pictures(images)
+    opened = _open_images(images)
     text = _read_prompt(prompt)
     printer: Printer = (
         JsonPrinter()
         if options["as_json"]
         else TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
     )
-    with open_model(options, len(pictures)) as magistral:
-        messages = _messages(_system(magistral, options), pictures, text)
+    with open_model(options, len(opened)) as magistral:
+        messages = _messages(_system(magistral, options), opened, text)
         return _show(magistral.stream(messages, options=settings), printer)
 
 
@@ -145,19 +145,19 @@ def _read_prompt(prompt: str) -> str:
     return text
 
 
-def _open_pictures(images: tuple[str, ...]) -> list[Any]:
-    """Open pictures before the model is loaded: a wrong path should not cost half a minute."""
+def _open_images(images: tuple[str, ...]) -> list[Any]:
+    """Open images before the model is loaded: a wrong path should not cost half a minute."""
     if not images:
         return []
-    from magistral_mlx.chat.messages import Picture
+    from magistral_mlx.chat.messages import Image
 
-    return [Picture.open(Path(image)) for image in images]
+    return [Image.open(Path(image)) for image in images]
 
 
-def _messages(system: System | None, pictures: list[Any], text: str) -> list[Message]:
+def _messages(system: System | None, images: list[Any], text: str) -> list[Message]:
     from magistral_mlx.chat.messages import User
 
-    user = User((*pictures, text) if pictures else text)
+    user = User((*images, text) if images else text)
     return [system, user] if system else [user]
 
 

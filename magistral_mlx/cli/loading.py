@@ -56,7 +56,7 @@ def loading(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in _TAKEN} | sizes
 
 
-def open_model(options: dict[str, Any], pictures: int) -> Magistral:
+def open_model(options: dict[str, Any], images: int) -> Magistral:
     """The model that a command's options name, with a bar on stderr and a warning if need be.
 
     Raises:
@@ -76,7 +76,7 @@ def open_model(options: dict[str, Any], pictures: int) -> Magistral:
         return Magistral.load(
             options["model"],
             **given,
-            pictures=pictures,
+            images=images,
             on_plan=on_plan,
             on_progress=on_progress,
         )

@@ -17,7 +17,7 @@ from magistral_mlx.requirements import check_platform
 
 # Command -> its module and the line that `--help` shows.
 _COMMANDS = {
-    "generate": ("magistral_mlx.cli.generate", "Answer a prompt, with pictures if you like."),
+    "generate": ("magistral_mlx.cli.generate", "Answer a prompt, with images if you like."),
     "chat": ("magistral_mlx.cli.chat", "Talk with the model on this terminal."),
     "serve": ("magistral_mlx.cli.serve", "Answer apps and browsers on this machine."),
     "traces": ("magistral_mlx.cli.traces", "Summarise what serve --record wrote."),
@@ -51,7 +51,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="magistral-mlx")
 def cli() -> None:
-    """Magistral Small 1.2 on Apple Silicon: text, pictures and thinking."""
+    """Magistral Small 1.2 on Apple Silicon: text, images and thinking."""
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def _show(found: list[FoundModel]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "from", "bits", "pictures", "size", "folder", box=None, pad_edge=False)
+    table = Table("name", "from", "bits", "images", "size", "folder", box=None, pad_edge=False)
     for model in found:
         name = model.name if model.complete else f"{model.name} (incomplete)"
         table.add_row(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("model", required=False)
 @click.option("--context", type=int, help="Tokens of prompt and answer together.")
 @click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4.")
-@click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
+@click.option("--images", type=int, default=1, show_default=True, help="Images to plan for.")
 @click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
 @click.option(
     "--machine", metavar="NAME", help="Another Mac, as in '32GB', 'M3 Max 64GB', '24GB macOS 26'."
@@ -73,9 +73,7 @@ def facts_of_plan(plan: Plan, why: str) -> dict[str, Any]:
     from magistral_mlx.memory.plan import Wish
 
     model, traits = plan.model, plan.traits
-    facts = _machine(
-        model, plan.machine, traits, Wish(pictures=plan.pictures, memory_limit=plan.limit)
-    )
+    facts = _machine(model, plan.machine, traits, Wish(images=plan.images, memory_limit=plan.limit))
     return facts | _caches(model, traits, plan.context) | _chosen(plan, why)
 
 
@@ -124,7 +122,7 @@ def _chosen(best: Plan, why: str) -> dict[str, Any]:
         "context": best.context,
         "kv": best.scheme.name,
         "prefill_chunk": best.chunk,
-        "pictures": best.pictures,
+        "images": best.images,
         "why": why,
         "bytes": {
             "weights": peak.weights,

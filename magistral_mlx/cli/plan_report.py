@@ -98,12 +98,12 @@ def _legend(sizes: dict[str, int]) -> Text:
 
 
 def _choice(facts: dict[str, Any]) -> str:
-    pictures = f", {facts['pictures']} picture(s) of the largest size" if facts["pictures"] else ""
+    images = f", {facts['images']} image(s) of the largest size" if facts["images"] else ""
     kept = facts["bytes"]["kept"]
-    alone = "; --images 0 plans for text alone" if facts["pictures"] else ""
+    alone = "; --images 0 plans for text alone" if facts["images"] else ""
     return (
         f"[bold]{facts['context']:,} tokens of context, KV cache {facts['kv']}[/bold], prompts in "
-        f"chunks of {facts['prefill_chunk']}{pictures}: {gib(facts['bytes']['total'])} in all\n"
+        f"chunks of {facts['prefill_chunk']}{images}: {gib(facts['bytes']['total'])} in all\n"
         f"({facts['why']}{alone})"
         + (f"\nUp to {gib(kept)} of the headroom keep what was read before." if kept else "")
     )

@@ -47,7 +47,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     metavar="ORIGIN",
     help="A web page that may use this server, as in https://chat.example. '*' lets all.",
 )
-@click.option("--allow-remote-images", is_flag=True, help="Fetch pictures from the internet.")
+@click.option("--allow-remote-images", is_flag=True, help="Fetch images from the internet.")
 @click.option(
     "--keep-alive",
     default="never",
@@ -65,7 +65,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     help="How long running answers may go on after Ctrl-C or SIGTERM.",
 )
 @loading_options
-@click.option("--images", type=int, default=1, show_default=True, help="Pictures to plan for.")
+@click.option("--images", type=int, default=1, show_default=True, help="Images to plan for.")
 @click.option(
     "--parallel",
     type=int,
@@ -77,7 +77,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     "--max-body", default="64MiB", show_default=True, metavar="SIZE", help="Of one request."
 )
 @click.option(
-    "--max-pictures", type=int, default=32, show_default=True, help="In one request, all told."
+    "--max-images", type=int, default=32, show_default=True, help="In one request, all told."
 )
 @click.option("--max-tokens", type=int, help="Of one answer. Default: what fits.")
 @click.option(
@@ -144,13 +144,13 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
         grace=float("inf") if grace is None else grace,
         limits=Limits(
             body_bytes=body,
-            pictures=options["max_pictures"],
+            images=options["max_images"],
             tokens=options["max_tokens"],
             seconds=parse_duration(options["max_time"]),
             queue=options["max_queue"],
         ),
         load=LoadOptions(
-            **loading(options), pictures=options["images"], parallel=options["parallel"]
+            **loading(options), images=options["images"], parallel=options["parallel"]
         ),
     )
 
@@ -174,7 +174,7 @@ def _tell(urls: list[str], catalog: Catalog, settings: Settings) -> None:
         _say(f"{url}/ is the page, {url}/v1 the API{_reach(settings)}.")
     for model in catalog:
         plan, info = model.plan, model.info
-        skills = [name for name in ("sees", "thinks") if getattr(info, name)]
+        skills = ["images"] * info.supports_images + ["thinking"] * info.thinks
         _say(
             f"{info.id}: {plan.context:,} tokens of context, KV cache {plan.scheme.name}, "
             f"{gib(plan.peak.total)} of {gib(plan.limit)}"

@@ -1,4 +1,4 @@
-"""Recorded answers as a picture: where the time and the tokens go."""
+"""Recorded answers as an image: where the time and the tokens go."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The problems that the demo checkpoint answers: sums, one picture, two pictures.
+"""The problems that the demo checkpoint answers: sums, one image, two images.
 
 A case is made from a seed alone, so training, tests and benchmarks name the same case by the same
 number. No case of the held-out split is ever trained on: sums are split by a hash of operation and
-operands, pictures by disjoint ranges of seeds.
+operands, images by disjoint ranges of seeds.
 """
 
 import hashlib
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, get_args
 
-from PIL import Image, ImageDraw
+import PIL.Image
+from PIL import ImageDraw
 
-Kind = Literal["text", "one_picture", "two_pictures"]
+Kind = Literal["text", "one_image", "two_images"]
+# What the demo was trained and scored with: other words would draw other cases.
+_SEED_WORDS = {"text": "text", "one_image": "one_picture", "two_images": "two_pictures"}
 Split = Literal["training", "held_out"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -33,7 +36,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 SHORTEST_SIDE, LONGEST_WIDE, LONGEST_NARROW = 60, 400, 300
-SMALLEST_SHAPE, LARGEST_SHAPE = 0.2, 0.9  # of the picture's shorter side
+SMALLEST_SHAPE, LARGEST_SHAPE = 0.2, 0.9  # of the image's shorter side
 SMOOTHING = 4  # an anti-aliased edge is drawn this many times larger, then averaged
 
 
@@ -41,7 +44,7 @@ SMOOTHING = 4  # an anti-aliased edge is drawn this many times larger, then aver
 class Drawing:
     """One shape on a plain ground; `image` is RGB, `box` is left, top, side in pixels."""
 
-    image: Image.Image
+    image: PIL.Image.Image
     colour: str
     shape: str
     box: tuple[int, int, int]
@@ -54,7 +57,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Case:
-    """A question with its pictures, the thinking that leads to the answer, and the answer."""
+    """A question with its images, the thinking that leads to the answer, and the answer."""
 
     kind: Kind
     seed: int
@@ -64,8 +67,8 @@ class Case:
     answer: str
 
     @property
-    def images(self) -> list[Image.Image]:
-        """The pictures in the order in which they stand before the question."""
+    def images(self) -> list[PIL.Image.Image]:
+        """The images in the order in which they stand before the question."""
         return [drawing.image for drawing in self.drawings]
 
 
@@ -78,15 +81,15 @@ def cases(kind: Kind, split: Split, count: int, start: int = 0) -> Iterator[Case
 def make_case(kind: Kind, seed: int, sizes: tuple[tuple[int, int], ...] | None = None) -> Case:
     """The case of that kind and seed; the seed says which split it belongs to (`SEEDS`).
 
-    `sizes` fixes the pictures' (width, height); without it they are drawn from the seed.
+    `sizes` fixes the images' (width, height); without it they are drawn from the seed.
     """
-    rng = Random(f"{kind} {seed}")
+    rng = Random(f"{_SEED_WORDS[kind]} {seed}")
     if kind == "text":
         return _text_case(rng, seed)
-    count = 1 if kind == "one_picture" else 2
+    count = 1 if kind == "one_image" else 2
     drawings = tuple(draw(rng, sizes[i] if sizes else random_size(rng)) for i in range(count))
     seen = [f"a {drawing.name}" for drawing in drawings]
-    if kind == "one_picture":
+    if kind == "one_image":
         return Case(kind, seed, ONE_QUESTION, drawings, f"I see {seen[0]}.", _sentence(seen))
     trace = f"First {seen[0]}, then {seen[1]}."
     return Case(kind, seed, TWO_QUESTION, drawings, trace, _sentence(seen))
@@ -150,7 +153,7 @@ def _trace(a: int, b: int, operation: str) -> str:
     return "; ".join(steps + ["1"] * carry)
 
 
-# Pictures
+# Images
 
 
 def random_size(rng: Random) -> tuple[int, int]:
@@ -166,7 +169,7 @@ def random_size(rng: Random) -> tuple[int, int]:
 def draw(
     rng: Random, size: tuple[int, int], colour: str | None = None, shape: str | None = None
 ) -> Drawing:
-    """A shape of any size and place in a picture of `size` (width, height) pixels."""
+    """A shape of any size and place in an image of `size` (width, height) pixels."""
     width, height = size
     colour = colour or list(COLOURS)[_whole(rng, 0, len(COLOURS) - 1)]
     shape = shape or SHAPES[_whole(rng, 0, len(SHAPES) - 1)]
@@ -177,15 +180,15 @@ def draw(
     grey = 255 if rng.random() < 0.5 else _whole(rng, 205, 240)
     ink = tuple(_whole(rng, least, most) for least, most in COLOURS[colour])
     scale = SMOOTHING if rng.random() < 0.5 else 1
-    image = Image.new("RGB", size, (grey, grey, grey))
+    image = PIL.Image.new("RGB", size, (grey, grey, grey))
     image.paste(ink, (left, top), _mask(shape, side, scale))
     return Drawing(image, colour, shape, (left, top, side))
 
 
-def _mask(shape: str, side: int, scale: int) -> Image.Image:
+def _mask(shape: str, side: int, scale: int) -> PIL.Image.Image:
     """The shape filling a square of `side` pixels, 0 outside and 255 inside."""
     last = side * scale - 1
-    mask = Image.new("L", (side * scale, side * scale), 0)
+    mask = PIL.Image.new("L", (side * scale, side * scale), 0)
     pen = ImageDraw.Draw(mask)
     if shape == "circle":
         pen.ellipse((0, 0, last, last), fill=255)

@@ -1,4 +1,4 @@
-"""The generation loop that every front stands on: pictures, prefill, decode."""
+"""The generation loop that every front stands on: images, prefill, decode."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from magistral_mlx.cache.scheme import FULL, RESERVED, KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarMask
 from magistral_mlx.engine.control import Control
 from magistral_mlx.engine.decode import advance
-from magistral_mlx.engine.pictures import PictureKey
-from magistral_mlx.engine.prefill import Prefilled, SeenPictures, prefill, see_after
+from magistral_mlx.engine.images import ImageKey
+from magistral_mlx.engine.prefill import (
+    ImageFeatureCache,
+    Prefilled,
+    iter_image_features_after,
+    prefill,
+)
 from magistral_mlx.engine.row import Row, Token
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.sampling import Sampling
@@ -36,7 +41,7 @@ __all__ = ["Generation", "Prefilled", "Request", "Token", "decode_together", "ge
 class Request:
     """What one generation works on.
 
-    tokens: (L,) prompt ids. pictures: (3, H, W) pixels each, in the order of their tokens.
+    tokens: (L,) prompt ids. images: (3, H, W) pixels each, in the order of their tokens.
     limit: tokens to produce at most; L + limit fits the context.
     scheme: how the caches store keys and values. chunk: prompt tokens at once; None is the
         backend's choice. workspace: bytes that attention may take at once.
@@ -45,13 +50,13 @@ class Request:
         from the start if there is none.
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
     vocabulary: lets the trace be cut at the end of a sentence, and tells prose from numbers.
-    seen: features of pictures seen before, by `picture_keys`, one a picture.
+    seen: features of images seen before, by `image_keys`, one an image.
     speculation: how tokens are guessed while this generation decodes alone; None is not at all.
     marks: places in the prompt that quantized caches can be trimmed back to, later.
     """
 
     tokens: NDArray[np.int32]
-    pictures: Sequence[NDArray[np.float32]]
+    images: Sequence[NDArray[np.float32]]
     sampling: Sampling
     limit: int
     scheme: KVScheme = FULL
@@ -62,8 +67,8 @@ class Request:
     grammar: Grammar | None = None
     logprobs: int | None = None
     vocabulary: Vocabulary | None = None
-    picture_keys: Sequence[PictureKey] = ()
-    seen: SeenPictures | None = None
+    image_keys: Sequence[ImageKey] = ()
+    seen: ImageFeatureCache | None = None
     speculation: Speculation | None = None
     marks: int = 0
 
@@ -173,7 +178,7 @@ class Generation(Iterator[Prefill | Token]):
     def fill(self, most: int | None = None) -> Prefill:
         """Put one chunk of the prompt into the caches -> how far that is.
 
-        The first calls look at the pictures, one each, and tell what the caches held already.
+        The first calls look at the images, one each, and tell what the caches held already.
 
         Args:
             most: tokens that the chunk has at most, where the request's chunks are larger.
@@ -306,12 +311,14 @@ def _fill(
         yield Prefill(held, held)
         return logits
     seen = []
-    looks = see_after(model, tokens, request.pictures, held, request.picture_keys, request.seen)
+    looks = iter_image_features_after(
+        model, tokens, request.images, held, request.image_keys, request.seen
+    )
     for features in looks:
         seen.append(features)
         yield Prefill(held, len(tokens))
-    pictures = mx.concatenate(seen) if seen else None
-    return (yield from prefill(model, caches, tokens, pictures, request.chunk, request.marks))
+    images = mx.concatenate(seen) if seen else None
+    return (yield from prefill(model, caches, tokens, images, request.chunk, request.marks))
 
 
 def _returned(steps: Generator[Prefill, int | None, mx.array]) -> mx.array:

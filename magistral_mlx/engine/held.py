@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache
-from magistral_mlx.engine.pictures import common
+from magistral_mlx.engine.images import common
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class Counts:
     """What has become of the prompts so far.
 
     prompts: looked up. hits: of which some tokens were held. tokens: of all prompts. reused: of
-    which were held. read: of which came from the disk. pictures: whose features were looked up.
+    which were held. read: of which came from the disk. images: whose features were looked up.
     seen: of which were held.
     """
 
@@ -28,7 +28,7 @@ class Counts:
     tokens: int = 0
     reused: int = 0
     read: int = 0
-    pictures: int = 0
+    images: int = 0
     seen: int = 0
 
 
@@ -72,7 +72,7 @@ class InUse(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The features of a picture, (n, D)."""
+    """The features of an image, (n, D)."""
 
     features: mx.array
 

@@ -1,4 +1,4 @@
-"""The prompt into the caches: pictures through the tower, then tokens in chunks."""
+"""The prompt into the caches: images through the tower, then tokens in chunks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.engine.pictures import PictureKey
+from magistral_mlx.engine.images import ImageKey
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -32,82 +32,80 @@ class Prefilled:
     logits: mx.array | None = None
 
 
-class SeenPictures(Protocol):
-    """The features of pictures that were seen before."""
+class ImageFeatureCache(Protocol):
+    """The features of images that were seen before."""
 
-    def features(self, picture: PictureKey) -> mx.array | None:
-        """The features of a picture, (n, D), if they are held."""
+    def features(self, image: ImageKey) -> mx.array | None:
+        """The features of an image, (n, D), if they are held."""
 
     def get_ready(self) -> None:
-        """Have the tower in memory, as a picture is about to be looked at."""
+        """Have the tower in memory, as an image is about to be looked at."""
 
-    def keep_features(self, picture: PictureKey, features: mx.array) -> None:
-        """Hold the features of a picture, (n, D), evaluated."""
+    def keep_features(self, image: ImageKey, features: mx.array) -> None:
+        """Hold the features of an image, (n, D), evaluated."""
 
 
-def see_pictures(model: MagistralModel, pictures: Sequence[NDArray[np.float32]]) -> mx.array | None:
-    """Run each picture, (3, H, W), through the tower -> (tokens of all of them, D), or None."""
-    features = [*look_at(model, pictures)]
+def encode_images(model: MagistralModel, images: Sequence[NDArray[np.float32]]) -> mx.array | None:
+    """Run each image, (3, H, W), through the tower -> (tokens of all of them, D), or None."""
+    features = [*iter_image_features(model, images)]
     return mx.concatenate(features) if features else None
 
 
-def look_at(
+def iter_image_features(
     model: MagistralModel,
-    pictures: Sequence[NDArray[np.float32]],
-    keys: Sequence[PictureKey] = (),
-    seen: SeenPictures | None = None,
+    images: Sequence[NDArray[np.float32]],
+    keys: Sequence[ImageKey] = (),
+    seen: ImageFeatureCache | None = None,
 ) -> Iterator[mx.array]:
-    """Run each picture, (3, H, W), through the tower -> (tokens of it, D), evaluated.
+    """Run each image, (3, H, W), through the tower -> (tokens of it, D), evaluated.
 
     One by one, so that memory holds the activations of a single one. Those that were `seen` by one
-    of the `keys`, one a picture, are not looked at again.
+    of the `keys`, one an image, are not looked at again.
     """
-    for n, pixels in enumerate(pictures):
+    for n, pixels in enumerate(images):
         known = seen.features(keys[n]) if seen else None
         if known is None:
             if seen:
                 seen.get_ready()
-            known = model.see(mx.array(pixels))
+            known = model.encode_image(mx.array(pixels))
             mx.eval(known)
             if seen:
                 seen.keep_features(keys[n], known)
         yield known
 
 
-def see_after(
+def iter_image_features_after(
     model: MagistralModel,
     tokens: NDArray[np.int32],
-    pictures: Sequence[NDArray[np.float32]],
+    images: Sequence[NDArray[np.float32]],
     held: int,
-    keys: Sequence[PictureKey] = (),
-    seen: SeenPictures | None = None,
+    keys: Sequence[ImageKey] = (),
+    seen: ImageFeatureCache | None = None,
 ) -> Iterator[mx.array]:
-    """The features of the picture tokens from position `held` on, (n, D) for each picture.
+    """The features of the image tokens from position `held` on, (n, D) for each image.
 
-    Pictures that lie before it, or were `seen`, are not looked at again.
+    Images that lie before it, or were `seen`, are not looked at again.
     """
     before = int(np.count_nonzero(tokens[:held] == model.config.image_token_id))
-    ends = np.cumsum([picture_tokens(model.config, pixels) for pixels in pictures], dtype=int)
-    done = int(np.searchsorted(ends, before, side="right"))  # pictures that are held as a whole
+    ends = np.cumsum([image_feature_count(model.config, pixels) for pixels in images], dtype=int)
+    done = int(np.searchsorted(ends, before, side="right"))  # images that are held as a whole
     start = before - (int(ends[done - 1]) if done else 0)
-    for features in look_at(model, pictures[done:], keys[done:], seen):
+    for features in iter_image_features(model, images[done:], keys[done:], seen):
         yield features[start:] if start else features
         start = 0
 
 
-def picture_tokens(config: ModelConfig, pixels: NDArray[np.float32]) -> int:
-    """The number of picture tokens that stand for a picture, (3, H, W); 0 without a tower."""
+def image_feature_count(config: ModelConfig, pixels: NDArray[np.float32]) -> int:
+    """The number of image tokens that stand for an image, (3, H, W); 0 without a tower."""
     if config.vision is None:
         return 0
     side = config.vision.patch_size * config.spatial_merge_size
     return (pixels.shape[1] // side) * (pixels.shape[2] // side)
 
 
-def picture_keys(
-    config: ModelConfig, pictures: Sequence[NDArray[np.float32]]
-) -> tuple[PictureKey, ...]:
-    """What tells the pictures, (3, H, W) each, from others."""
-    return tuple(PictureKey.of(pixels, picture_tokens(config, pixels)) for pixels in pictures)
+def image_keys(config: ModelConfig, images: Sequence[NDArray[np.float32]]) -> tuple[ImageKey, ...]:
+    """What tells the images, (3, H, W) each, from others."""
+    return tuple(ImageKey.of(pixels, image_feature_count(config, pixels)) for pixels in images)
 
 
 def prefill(
@@ -121,11 +119,11 @@ def prefill(
     """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
     What is sent is the number of tokens that the next chunk has at most. A chunk may begin or end
-    inside a picture's tokens. The head runs for the last position only.
+    inside an image's tokens. The head runs for the last position only.
 
     Args:
         tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
-        features: the embeddings that stand at the picture tokens still to come, in order.
+        features: the embeddings that stand at the image tokens still to come, in order.
         chunk: tokens at once; None is the backend's choice.
         marks: places that quantized caches can be trimmed back to, for prompts that share a part
             of this one: how many, 0 for none.
@@ -135,16 +133,16 @@ def prefill(
     """
     chunk = chunk or backend().prefill_chunk
     held = caches[0].length
-    is_picture = tokens == model.config.image_token_id
-    is_picture[:held] = False
-    first_feature = np.concatenate([[0], np.cumsum(is_picture)])
+    is_image = tokens == model.config.image_token_id
+    is_image[:held] = False
+    first_feature = np.concatenate([[0], np.cumsum(is_image)])
     total = len(tokens)
     most = yield Prefill(held, total)
     end = held
     while end < total:
         start, end = end, _end(end, total, min(chunk, most or chunk), marks)
         h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)
-        places = np.flatnonzero(is_picture[start:end])
+        places = np.flatnonzero(is_image[start:end])
         if features is not None and len(places):
             h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
         if end < total:

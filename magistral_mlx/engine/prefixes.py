@@ -21,7 +21,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cache.disk import DiskPrefixes
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.engine.held import Counts, Held, InUse, Seen
-from magistral_mlx.engine.pictures import PictureKey, keyed
+from magistral_mlx.engine.images import ImageKey, keyed
 from magistral_mlx.engine.prefill import Prefilled
 
 __all__ = ["Counts", "InUse", "Prefixes"]
@@ -50,9 +50,9 @@ class Prefixes:
         Args:
             budget: bytes that what is held and the caches of what runs may take together.
             make_caches: empty caches of the scheme that all of them have.
-            image_token: the id that stands for a part of a picture.
+            image_token: the id that stands for a part of an image.
             disk: where it is kept for later runs; `close` finishes writing.
-            load_tower: has the vision tower in memory, for a picture that was not seen before.
+            load_tower: has the vision tower in memory, for an image that was not seen before.
         """
         self.budget = budget
         self.counts = Counts()
@@ -78,7 +78,7 @@ class Prefixes:
     def take(
         self,
         tokens: NDArray[np.int32],
-        pictures: Sequence[PictureKey] = (),
+        images: Sequence[ImageKey] = (),
         running: int = 0,
         in_use: Sequence[InUse] = (),
     ) -> Prefilled | None:
@@ -88,12 +88,12 @@ class Prefixes:
         is shared, its owner keeps it and the caller gets a copy, if there is room for both.
 
         Args:
-            tokens: (L,) the whole prompt; pictures: those in it, in order.
+            tokens: (L,) the whole prompt; images: those in it, in order.
             running: bytes of the caches that are in use from now on, this prompt's among them.
             in_use: caches that others go on with, to be copied from where they hold more.
         """
         self._running = running
-        keys = keyed(tokens, pictures, self._image_token)
+        keys = keyed(tokens, images, self._image_token)
         self.counts.prompts += 1
         self.counts.tokens += len(keys)
         held, length = self._longest(keys)
@@ -113,7 +113,7 @@ class Prefixes:
     def put(
         self,
         tokens: NDArray[np.int32],
-        pictures: Sequence[PictureKey],
+        images: Sequence[ImageKey],
         caches: Sequence[KVCache],
         prefilled: Prefilled | None = None,
         running: int = 0,
@@ -133,7 +133,7 @@ class Prefixes:
         for cache in caches:
             cache.trim(length)
         mx.eval([array for cache in caches for array in cache.state])
-        keys = keyed(tokens[:length], pictures, self._image_token)
+        keys = keyed(tokens[:length], images, self._image_token)
         held = Held(keys, caches)
         if prefilled is not None and prefilled.length <= length:
             held = Held(keys, caches, prefilled.length, prefilled.logits)
@@ -175,31 +175,31 @@ class Prefixes:
 
     # Features
 
-    def features(self, picture: PictureKey) -> mx.array | None:
-        """The features of a picture that was seen before, (n, D)."""
-        self.counts.pictures += 1
-        seen = self._kept.get(picture)
+    def features(self, image: ImageKey) -> mx.array | None:
+        """The features of an image that was seen before, (n, D)."""
+        self.counts.images += 1
+        seen = self._kept.get(image)
         if not isinstance(seen, Seen):
-            features = None if self._disk is None else self._disk.features(picture.name)
+            features = None if self._disk is None else self._disk.features(image.name)
             if features is None:
                 return None
-            seen = self._kept[picture] = Seen(features)
+            seen = self._kept[image] = Seen(features)
         self.counts.seen += 1
-        self._kept.move_to_end(picture)
+        self._kept.move_to_end(image)
         self._evict()
         return seen.features
 
     def get_ready(self) -> None:
-        """Have the tower in memory, as a picture is about to be looked at."""
+        """Have the tower in memory, as an image is about to be looked at."""
         if self._load_tower is not None:
             self._load_tower()
 
-    def keep_features(self, picture: PictureKey, features: mx.array) -> None:
-        """Keep the features of a picture, (n, D), evaluated."""
-        self._kept[picture] = Seen(features)
+    def keep_features(self, image: ImageKey, features: mx.array) -> None:
+        """Keep the features of an image, (n, D), evaluated."""
+        self._kept[image] = Seen(features)
         self._evict()
         if self._disk is not None:
-            self._disk.keep_features(picture.name, features)
+            self._disk.keep_features(image.name, features)
 
     # The disk
 

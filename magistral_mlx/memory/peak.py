@@ -1,6 +1,6 @@
 """How much memory a run takes at most: pure arithmetic, checked against measurements by tests.
 
-The peak is weights + KV cache + what one chunk of the prompt, or one picture, needs in passing.
+The peak is weights + KV cache + what one chunk of the prompt, or one image, needs in passing.
 The last part is an estimate of what MLX holds in flight; it is kept by giving MLX the sum as its
 memory limit (`memory.limits`), under which it waits for running work before it allocates more.
 """
@@ -26,7 +26,7 @@ from magistral_mlx.checkpoint.header import DTYPE_BYTES, FLOATS
 from magistral_mlx.checkpoint.load import is_scale, keeps_scales
 from magistral_mlx.checkpoint.names import EMBEDDING, LANGUAGE
 from magistral_mlx.config import ModelConfig, TextConfig
-from magistral_mlx.model.vision import WORKSPACE as PICTURE_WORKSPACE
+from magistral_mlx.model.vision import WORKSPACE as IMAGE_WORKSPACE
 
 MIB = 1 << 20
 _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
@@ -74,12 +74,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a run: prompt and answer in tokens, pictures in pixels (height, width)."""
+    """The size of a run: prompt and answer in tokens, images in pixels (height, width)."""
 
     prompt: int
     answer: int
     chunk: int
-    pictures: tuple[tuple[int, int], ...] = ()
+    images: tuple[tuple[int, int], ...] = ()
 
     @property
     def context(self) -> int:
@@ -128,17 +128,17 @@ def predict(
 ) -> Peak:
     """The largest footprint of a run, whichever of its stages has it.
 
-    Stages: pictures through the tower; the prompt in chunks; decoding, when the cache is largest
+    Stages: images through the tower; the prompt in chunks; decoding, when the cache is largest
     and one layer of it may be held twice while it grows.
     """
-    vision = weights.vision if shape.pictures else 0
+    vision = weights.vision if shape.images else 0
     features = _features(config, shape) * traits.float_bytes
     cache = cache_bytes(config.text, scheme, shape.context, traits.float_bytes)
     first = min(shape.context, shape.prompt + RESERVED)
     first_cache = cache_bytes(config.text, scheme, first, traits.float_bytes)
     growing = cache // config.text.num_hidden_layers if shape.context > first else 0
     stages = [
-        (0, max((_picture(config, size, traits) for size in shape.pictures), default=0) + features),
+        (0, max((_image(config, size, traits) for size in shape.images), default=0) + features),
         (first_cache, features + _chunk(config.text, scheme, shape, traits)),
         (cache, features + growing + _decode(config.text, scheme, shape, traits)),
     ]
@@ -147,13 +147,13 @@ def predict(
 
 
 def fill_bytes(config: ModelConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
-    """What a step of reading a prompt takes in passing: a picture of it, or a chunk."""
-    pictures = max((_picture(config, size, traits) for size in shape.pictures), default=0)
-    return max(pictures, _chunk(config.text, scheme, shape, traits)) + _FIXED
+    """What a step of reading a prompt takes in passing: an image of it, or a chunk."""
+    images = max((_image(config, size, traits) for size in shape.images), default=0)
+    return max(images, _chunk(config.text, scheme, shape, traits)) + _FIXED
 
 
 def feature_bytes(config: ModelConfig, shape: Shape, traits: Traits) -> int:
-    """What the features of a prompt's pictures take until it has been read."""
+    """What the features of a prompt's images take until it has been read."""
     return _features(config, shape) * traits.float_bytes
 
 
@@ -196,24 +196,24 @@ def packed_token_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> 
 
 
 def _features(config: ModelConfig, shape: Shape) -> int:
-    """Values of the pictures' embeddings, once alone and once put together."""
+    """Values of the images' embeddings, once alone and once put together."""
     if config.vision is None:
         return 0
     token = config.vision.patch_size * config.spatial_merge_size
-    tokens = sum((height // token) * (width // token) for height, width in shape.pictures)
+    tokens = sum((height // token) * (width // token) for height, width in shape.images)
     return 2 * tokens * config.text.hidden_size
 
 
-def _picture(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
-    """One picture in the tower: its pixels, and its patches in one layer."""
+def _image(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
+    """One image in the tower: its pixels, and its patches in one layer."""
     vision = config.vision
     assert vision is not None
     patches = (size[0] // vision.patch_size) * (size[1] // vision.patch_size)
     heads, width = vision.num_attention_heads, vision.num_attention_heads * vision.head_dim
     hidden, wide = vision.hidden_size, vision.intermediate_size
     pixels = 3 * size[0] * size[1] * 4
-    scores = _scores(heads, patches, patches, PICTURE_WORKSPACE, traits)
-    if _in_blocks(heads, patches, patches, PICTURE_WORKSPACE, traits):
+    scores = _scores(heads, patches, patches, IMAGE_WORKSPACE, traits)
+    if _in_blocks(heads, patches, patches, IMAGE_WORKSPACE, traits):
         # Attention is done before the rest of the layer begins. In the first layer the pixels
         # are there once more, as patches.
         attention = patches * (2 * hidden + 8 * width) + 8 * QUERY_BLOCK * width

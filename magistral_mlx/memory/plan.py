@@ -60,21 +60,21 @@ class Model:
 class Wish:
     """What a user asks for; None leaves it to the plan.
 
-    pictures: how many of the largest size to plan for. memory_limit: bytes to stay within
+    images: how many of the largest size to plan for. memory_limit: bytes to stay within
     instead of what the machine recommends.
     """
 
     context: int | None = None
     kv: str | None = None
-    pictures: int = 1
+    images: int = 1
     memory_limit: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
         if self.context is not None and self.context < 1:
             raise InvalidOption(f"context is {self.context}; it must be 1 or more.")
-        if self.pictures < 0:
-            raise InvalidOption(f"pictures is {self.pictures}; it must be 0 or more.")
+        if self.images < 0:
+            raise InvalidOption(f"images is {self.images}; it must be 0 or more.")
         if self.memory_limit is not None and self.memory_limit < _LEAST_LIMIT:
             raise InvalidOption(
                 f"the memory limit is {self.memory_limit / 10**6:.0f} MB; it must be "
@@ -97,7 +97,7 @@ class Plan:
     scheme: KVScheme
     context: int
     chunk: int
-    pictures: int
+    images: int
     traits: Traits
     peak: Peak
     limit: int
@@ -171,7 +171,7 @@ def fit(
     """
     scheme = KVScheme.parse(scheme_name)
     limit = wish.memory_limit or machine.limit
-    pictures = wish.pictures if model.config.vision else 0
+    images = wish.images if model.config.vision else 0
     for chunk in _CHUNKS:
         if chunk > traits.chunk:
             continue
@@ -181,14 +181,14 @@ def fit(
         peak = max(
             (
                 predict(model.config, model.weights, scheme, shape, smaller)
-                for shape in _fullest(model.config, context, chunk, pictures)
+                for shape in _fullest(model.config, context, chunk, images)
             ),
             key=lambda peak: peak.total,
         )
         if model.draft:
             beside = model.draft.nbytes(scheme, context, traits.float_bytes)
             peak = replace(peak, weights=peak.weights + beside)
-        plan = Plan(machine, model, scheme, context, chunk, pictures, smaller, peak, limit)
+        plan = Plan(machine, model, scheme, context, chunk, images, smaller, peak, limit)
         if plan.headroom >= 0:
             break
     return plan
@@ -206,19 +206,19 @@ def longest_context(
     return low * SMALLEST_CONTEXT
 
 
-def _fullest(config: ModelConfig, context: int, chunk: int, pictures: int) -> list[Shape]:
+def _fullest(config: ModelConfig, context: int, chunk: int, images: int) -> list[Shape]:
     """Runs that fill the context, by their prompt or by their answer: one of them needs most."""
     sizes: tuple[tuple[int, int], ...] = ()
-    if config.vision and pictures:
+    if config.vision and images:
         token = config.vision.patch_size * config.spatial_merge_size
         side = config.vision.image_size // token * token
-        # Pictures cannot have more tokens than the context has.
-        rows = min(side // token, max(1, int((context / pictures) ** 0.5)))
-        sizes = ((rows * token, rows * token),) * pictures
+        # Images cannot have more tokens than the context has.
+        rows = min(side // token, max(1, int((context / images) ** 0.5)))
+        sizes = ((rows * token, rows * token),) * images
     prompt = min(context, chunk)
     return [
-        Shape(prompt=context, answer=0, chunk=chunk, pictures=sizes),
-        Shape(prompt=prompt, answer=context - prompt, chunk=chunk, pictures=sizes),
+        Shape(prompt=context, answer=0, chunk=chunk, images=sizes),
+        Shape(prompt=prompt, answer=context - prompt, chunk=chunk, images=sizes),
     ]
 
 

@@ -91,7 +91,7 @@ def _ways_out(case: _Case) -> list[str]:
     kinds = [
         list(_smaller_caches(case)),
         [_SHORTER],
-        list(_fewer_pictures(case)),
+        list(_fewer_images(case)),
         list(_no_draft(case)),
         list(_higher_limit(case)),
         list(_fewer_bits(case)),
@@ -149,12 +149,12 @@ def _smaller_caches(case: _Case) -> Iterator[_Change]:
         yield _Change(1, f"--kv {name}", partial(replace, scheme=name))
 
 
-def _fewer_pictures(case: _Case) -> Iterator[_Change]:
-    most = case.wish.pictures if case.model.config.vision else 0
+def _fewer_images(case: _Case) -> Iterator[_Change]:
+    most = case.wish.images if case.model.config.vision else 0
     for count in sorted({most * 3 // 4, most // 2, most // 4, 1, 0}, reverse=True):
         if count < most:
-            words = f"--images {count}" if count else "--images 0 (no pictures)"
-            yield _Change(1, words, partial(replace, wish=replace(case.wish, pictures=count)))
+            words = f"--images {count}" if count else "--images 0 (no images)"
+            yield _Change(1, words, partial(replace, wish=replace(case.wish, images=count)))
 
 
 def _no_draft(case: _Case) -> Iterator[_Change]:

@@ -27,7 +27,7 @@ class Claim:
 
     held: what its caches have room for. promised: what it may rely on. most: prompt and answer at
     their longest. filling: bytes that a step of reading its prompt takes in passing; features:
-    those that its pictures take meanwhile. asked: somebody asked for that length, so all of it is
+    those that its images take meanwhile. asked: somebody asked for that length, so all of it is
     promised.
     """
 
@@ -71,19 +71,19 @@ class Budget:
         return self._plan.total - peak.weights - peak.vision
 
     def claim(
-        self, prompt: int, limit: int, pictures: Sequence[tuple[int, int]] = (), *, asked: bool
+        self, prompt: int, limit: int, images: Sequence[tuple[int, int]] = (), *, asked: bool
     ) -> Claim:
         """What an answer of `limit` tokens at most takes as it begins.
 
         Args:
-            prompt: tokens of the prompt. pictures: their sizes in pixels (height, width).
+            prompt: tokens of the prompt. images: their sizes in pixels (height, width).
             asked: `limit` was asked for; otherwise it is all that the context holds.
         """
         plan = self._plan
-        shape = Shape(prompt, 0, plan.chunk, tuple(pictures))
+        shape = Shape(prompt, 0, plan.chunk, tuple(images))
         filling = fill_bytes(plan.model.config, plan.scheme, shape, plan.traits)
         features = feature_bytes(plan.model.config, shape, plan.traits)
-        if pictures and not plan.peak.vision:
+        if images and not plan.peak.vision:
             filling += plan.model.weights.vision  # nobody planned for the tower
         held = prompt + min(limit, RESERVED)
         # Where the context is small, so is what an answer without a length keeps others from.
@@ -129,7 +129,7 @@ class Budget:
 
     def _passing(self, claims: Sequence[Claim]) -> int:
         """Work that no answer has for itself: a part of a prompt; or a pass, and a layer that
-        grows in it. And the features of the pictures that are being read.
+        grows in it. And the features of the images that are being read.
         """
         growing = max((self.cache(claim.promised) for claim in claims), default=0)
         layer = growing // self._text.num_hidden_layers

@@ -1,6 +1,6 @@
 """The whole model: vision tower, projector and decoder.
 
-features = [model.see(pixels) for pixels in pictures]   # each (tokens, D)
+features = [model.encode_image(pixels) for pixels in images]   # each (tokens, D)
 h = model.embed(tokens)                                 # (1, L, D), features put in
 h = model(h, caches)                                    # (1, L, D)
 logits = model.logits(h[:, -1:])                        # (1, 1, vocab_size)
@@ -24,14 +24,14 @@ class MagistralModel(nn.Module):
     """Magistral Small and its siblings. Modules are named as the tensors of a checkpoint."""
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
-        """Build the decoder alone; `add_vision` builds the rest when a picture comes."""
+        """Build the decoder alone; `add_vision` builds the rest when an image comes."""
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.language_model = LanguageModel(config.text)
 
     @property
-    def sees(self) -> bool:
+    def vision_loaded(self) -> bool:
         """Whether the vision tower has been built."""
         return "vision_tower" in self
 
@@ -49,8 +49,8 @@ class MagistralModel(nn.Module):
         """An empty cache for each layer; `workspace` is what attention over it may take."""
         return [make_cache(scheme, workspace) for _ in self.language_model.model.layers]
 
-    def see(self, pixels: mx.array) -> mx.array:
-        """One picture, (3, H, W) normalised pixels -> (tokens, D) embeddings.
+    def encode_image(self, pixels: mx.array) -> mx.array:
+        """One image, (3, H, W) normalised pixels -> (tokens, D) embeddings.
 
         H and W are multiples of patch_size * spatial_merge_size.
         """

@@ -1,7 +1,7 @@
 """Rotary position embedding (RoPE: arXiv 2104.09864), and queries that grow with their position.
 
 The decoder turns by the one position of a token, with plain frequencies or YaRN's
-(arXiv 2309.00071). A picture's patches have a row and a column: of the head_dim / 2 frequencies,
+(arXiv 2309.00071). An image's patches have a row and a column: of the head_dim / 2 frequencies,
 those with an even index turn with the row, those with an odd index with the column. Source: Pixtral
 (arXiv 2410.07073) and its reference implementation.
 """
@@ -92,8 +92,8 @@ def query_growth(
     return scales[:, None, :, None]
 
 
-def picture_angles(height: int, width: int, head_dim: int, theta: float) -> mx.array:
-    """Angles of every patch of a picture, in row order: (height * width, head_dim / 2) float32."""
+def image_angles(height: int, width: int, head_dim: int, theta: float) -> mx.array:
+    """Angles of every patch of an image, in row order: (height * width, head_dim / 2) float32."""
     frequencies = theta ** (-mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim)  # (D/2,)
     rows = mx.arange(height, dtype=mx.float32)[:, None] * frequencies[0::2]  # (height, D/4)
     columns = mx.arange(width, dtype=mx.float32)[:, None] * frequencies[1::2]  # (width, D/4)

@@ -1,7 +1,7 @@
-"""The vision tower: Pixtral's transformer over the patches of one picture (arXiv 2410.07073).
+"""The vision tower: Pixtral's transformer over the patches of one image (arXiv 2410.07073).
 
-A picture only ever attends to itself, so pictures go through one at a time: no mask, and memory
-that grows with the largest picture instead of with the square of all of them together.
+An image only ever attends to itself, so images go through one at a time: no mask, and memory
+that grows with the largest image instead of with the square of all of them together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from magistral_mlx.backend import mx, nn
 from magistral_mlx.cache.attention import Segment, attend
 from magistral_mlx.config import VisionConfig
 from magistral_mlx.model.linear import Linear
-from magistral_mlx.model.rope import picture_angles, rotate
+from magistral_mlx.model.rope import image_angles, rotate
 from magistral_mlx.model.text import MLP
 
 WORKSPACE = 64 << 20  # bytes of scores at once, where they are written out: more is no faster
@@ -40,7 +40,7 @@ class PatchConv(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Every patch attends to every patch of its picture."""
+    """Every patch attends to every patch of its image."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels of one picture -> one vector a patch."""
+    """Pixels of one image -> one vector a patch."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -110,6 +110,6 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         """(channels, H, W), H and W multiples of patch_size -> (rows, columns, D)."""
         rows, columns = (side // self.config.patch_size for side in pixels.shape[1:])
-        angles = picture_angles(rows, columns, self.config.head_dim, self.config.rope_theta)
+        angles = image_angles(rows, columns, self.config.head_dim, self.config.rope_theta)
         x = self.ln_pre(self.patch_conv(pixels))
         return self.transformer(x, angles).reshape(rows, columns, -1)

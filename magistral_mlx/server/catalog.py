@@ -34,7 +34,7 @@ class ModelInfo:
     id: str
     created: int
     context: int
-    sees: bool
+    supports_images: bool
     thinks: bool
     loaded: bool
 
@@ -42,7 +42,9 @@ class ModelInfo:
 class ServedModel:
     """One model: what it is called and can do, and its `Magistral` once it has been loaded."""
 
-    def __init__(self, id: str, source: str, plan: Plan, composer: Composer, *, sees: bool) -> None:
+    def __init__(
+        self, id: str, source: str, plan: Plan, composer: Composer, *, has_vision: bool
+    ) -> None:
         """`source` is what `Magistral.load` takes."""
         self.id = id
         self.source = source
@@ -51,7 +53,7 @@ class ServedModel:
         self._magistral: Magistral | None = None  # stays when it has been closed: it still counts
         self._folder = composer.folder
         self._created = int((composer.folder / "config.json").stat().st_mtime)
-        self._sees = sees and composer.tokenizer.sees
+        self._supports_images = has_vision and composer.tokenizer.has_image_tokens
         self._thinks = composer.tokenizer.thinks
 
     @property
@@ -78,7 +80,7 @@ class ServedModel:
             self.id,
             self._created,
             magistral.context if magistral else self.plan.context,
-            self._sees,
+            self._supports_images,
             self._thinks,
             magistral is not None and not magistral.closed,
         )
@@ -138,12 +140,14 @@ def _describe(name: str | None, settings: Settings, on_progress: Progress | None
     folder = locate(name, on_progress=on_progress)
     checkpoint = Checkpoint.open(folder)
     load = settings.load
-    wish = Wish(load.context, load.kv, load.pictures, load.memory_limit)
+    wish = Wish(load.context, load.kv, load.images, load.memory_limit)
     plan = plan_here(checkpoint, name or str(folder), wish, load.dtype)
     tokenizer = Tokenizer.load(find_tokenizer(folder, load.tokenizer))
-    sees = checkpoint.config.vision is not None
-    composer = Composer(folder, tokenizer, plan.context, sees=sees)
-    return ServedModel(_id(name, folder), name or str(folder), plan, composer, sees=sees)
+    has_vision = checkpoint.config.vision is not None
+    composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision)
+    return ServedModel(
+        _id(name, folder), name or str(folder), plan, composer, has_vision=has_vision
+    )
 
 
 def _id(name: str | None, folder: Path) -> str:

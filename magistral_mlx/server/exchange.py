@@ -74,7 +74,7 @@ class Exchange(AsyncIterator[Event]):
         self.endpoint = endpoint
         self.body = body
         self.prompt = prompt
-        self.picture_bytes = 0  # that it takes while it waits, once they have been looked at
+        self.image_bytes = 0  # that it takes while it waits, once they have been looked at
         self.options = options.seeded()
         self.times = Times(time.perf_counter())
         self.collected = Collector(self.seed)

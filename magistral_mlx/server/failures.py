@@ -20,11 +20,11 @@ from starlette.exceptions import HTTPException
 from magistral_mlx.errors import (
     ContextOverflow,
     DeviceError,
+    ImageError,
     InvalidOption,
     MagistralError,
     ModelClosed,
     OutOfMemory,
-    PictureError,
     PromptError,
 )
 from magistral_mlx.server.refusals import Refusal
@@ -37,7 +37,7 @@ _ANTHROPIC_PATH = "/v1/messages"
 _KINDS: tuple[tuple[type[MagistralError], int, str | None], ...] = (
     (ContextOverflow, 400, "context_length_exceeded"),
     (PromptError, 400, None),
-    (PictureError, 400, "invalid_image"),
+    (ImageError, 400, "invalid_image"),
     (InvalidOption, 400, None),
     (OutOfMemory, 400, "out_of_memory"),
     (ModelClosed, 503, "unavailable"),

@@ -42,7 +42,7 @@ class BodyLimit:
     def _message(self) -> str:
         return (
             f"the request has more than {self._limit / MIB:.4g} MiB. Send fewer or smaller "
-            "pictures, or start the server with a higher --max-body."
+            "images, or start the server with a higher --max-body."
         )
 
     def _declared(self, scope: Scope) -> int:

@@ -1,6 +1,6 @@
 """Bodies of requests as JSON, bounded before anything is made of them.
 
-What a body costs goes by how many values it holds, not by its bytes: a picture is one long text. So
+What a body costs goes by how many values it holds, not by its bytes: an image is one long text. So
 the values are counted first, which takes no time, and what follows stays short.
 """
 

@@ -1,6 +1,6 @@
 """What is done with prompts before they queue for the model, in threads kept for it.
 
-Prompts with pictures are opened and scaled one at a time: while it is scaled a picture takes some
+Prompts with images are opened and scaled one at a time: while it is scaled an image takes some
 19 bytes a pixel, which is a gigabyte for the largest. Counting has a thread of its own, so that
 no chat waits for it.
 """
@@ -16,36 +16,36 @@ from magistral_mlx.api import Options
 from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.server.catalog import ServedModel
-from magistral_mlx.server.picture_limits import check_pictures, pictures_in
+from magistral_mlx.server.image_limits import check_images, images_in
 from magistral_mlx.server.settings import Settings
-from magistral_mlx.server.web_pictures import WebPictures
+from magistral_mlx.server.web_images import WebImages
 
 
 class Preparation:
     """The threads, and what runs in them. A thread that has begun goes on when nobody waits."""
 
     def __init__(self, settings: Settings) -> None:
-        self._most = settings.limits.pictures
-        self._web = WebPictures(settings)
-        self._pictures = ThreadPoolExecutor(1, "pictures")
+        self._most = settings.limits.images
+        self._web = WebImages(settings)
+        self._images = ThreadPoolExecutor(1, "images")
         self._texts = ThreadPoolExecutor(2, "prompts")
         self._counts = ThreadPoolExecutor(1, "counts")
 
     async def fetched(self, prompt: PromptLike) -> PromptLike:
-        """`prompt` with its pictures from the web; see `WebPictures.fetched`."""
+        """`prompt` with its images from the web; see `WebImages.fetched`."""
         return await self._web.fetched(prompt)
 
     async def check(self, prompt: PromptLike) -> int:
-        """Find what is wrong without the model or a picture's pixels -> bytes of its pictures.
+        """Find what is wrong without the model or an image's pixels -> bytes of its images.
 
         Raises:
-            BadRequest: more pictures or pixels than allowed.
+            BadRequest: more images or pixels than allowed.
             PromptError: what is no message.
         """
 
         def check() -> int:
-            size = check_pictures(prompt, self._most)
-            if not isinstance(prompt, RawPrompt) and not pictures_in(prompt):
+            size = check_images(prompt, self._most)
+            if not isinstance(prompt, RawPrompt) and not images_in(prompt):
                 to_messages(prompt, local_files=False)
             return size
 
@@ -53,10 +53,10 @@ class Preparation:
 
     def pool(self, prompt: PromptLike) -> Executor:
         """Where `prompt` is to become one for the model."""
-        return self._pictures if pictures_in(prompt) else self._texts
+        return self._images if images_in(prompt) else self._texts
 
     def opened(self, prompt: PromptLike) -> PromptLike:
-        """`prompt`, whose pictures are opened when it is read, once, and held by nothing else."""
+        """`prompt`, whose images are opened when it is read, once, and held by nothing else."""
         if isinstance(prompt, RawPrompt):
             return prompt
 
@@ -66,7 +66,7 @@ class Preparation:
         return cast(PromptLike, messages())
 
     async def count(self, served: ServedModel, prompt: PromptLike, options: Options) -> int:
-        """Tokens of the prompt. Raises what `fetched`, `check` and opening pictures do."""
+        """Tokens of the prompt. Raises what `fetched`, `check` and opening images do."""
         prompt = await self.fetched(prompt)
         await self.check(prompt)
 
@@ -75,10 +75,10 @@ class Preparation:
                 return len(served.prompt(prompt, options))
             return len(served.prompt(to_messages(prompt, local_files=False), options))
 
-        pool = self._pictures if pictures_in(prompt) else self._counts
+        pool = self._images if images_in(prompt) else self._counts
         return await asyncio.get_running_loop().run_in_executor(pool, count)
 
     def close(self) -> None:
         """Begin nothing more."""
-        for pool in (self._pictures, self._texts, self._counts):
+        for pool in (self._images, self._texts, self._counts):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -35,7 +35,7 @@ from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.shelf import STOPPING, Load, Shelf
 
 _MOST_ANSWERS = 128  # to one prompt, as in OpenAI's API
-_WAITING_BYTES = 1 << 30  # of pictures, which take memory while they wait
+_WAITING_BYTES = 1 << 30  # of images, which take memory while they wait
 _REMEMBERED = 32  # answers whose duration tells when a place may be free
 
 
@@ -123,7 +123,7 @@ class Serving:
         Raises, when it is entered:
             UnknownModel: 404.
             Busy: 429, too many wait already.
-            PromptError, PictureError, InvalidOption: 400.
+            PromptError, ImageError, InvalidOption: 400.
             Unavailable: 503, the model cannot be loaded, or the server is shutting down.
         """
         return Exchange(self, request, model, prompt, options, endpoint=endpoint, body=body)
@@ -170,20 +170,20 @@ class Serving:
         return served
 
     def hold(self, exchange: Exchange, size: int) -> None:
-        """Let its pictures, of `size` bytes, wait with it.
+        """Let its images, of `size` bytes, wait with it.
 
         Raises:
             Busy: those of others take too much already.
         """
         waiting = (other for other in self._exchanges if not other.running)
-        held = sum(other.picture_bytes for other in waiting)
+        held = sum(other.image_bytes for other in waiting)
         if size and held and held + size > _WAITING_BYTES:
             raise Busy(
-                f"pictures of {held >> 20:,} MiB wait already, and there is no room for "
+                f"images of {held >> 20:,} MiB wait already, and there is no room for "
                 f"{size >> 20:,} more. Come again later.",
                 self._retry_after(),
             )
-        exchange.picture_bytes = size
+        exchange.image_bytes = size
 
     def _check_queue(self) -> None:
         """Raises Busy if too many wait already, those whose tokens are counted included."""

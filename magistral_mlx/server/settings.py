@@ -21,13 +21,13 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class Limits:
     """What one request may ask for.
 
-    body_bytes: of its body. pictures: in all its messages. tokens: of an answer, thinking
+    body_bytes: of its body. images: in all its messages. tokens: of an answer, thinking
     included; None for what the context leaves. seconds: from the first token of the prompt to the
     last one of the answer; None for no limit. queue: requests that may wait for their turn.
     """
 
     body_bytes: int = 64 * MIB
-    pictures: int = 32
+    images: int = 32
     tokens: int | None = None
     seconds: float | None = 3600.0
     queue: int = 128
@@ -39,8 +39,8 @@ class Limits:
         for name in ("tokens", "seconds"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
-        if self.pictures < 0:
-            raise InvalidOption(f"the limit of pictures is {self.pictures}; it must be 0 or more.")
+        if self.images < 0:
+            raise InvalidOption(f"the limit of images is {self.images}; it must be 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class LoadOptions:
     kv: Literal["full", "8/8", "8/4", "4/4"] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     tokenizer: str | None = None
-    pictures: int = 1
+    images: int = 1
     memory_limit: int | None = None
     parallel: int = PARALLEL
     cache_dir: str | None = None
@@ -69,7 +69,7 @@ class Settings:
     api_key: what requests must bring; required for a host that others can reach.
     allowed_hosts: names in the Host header besides those of this machine.
     cors_origins: web pages that may use the server from a browser, "*" for all.
-    allow_remote_images: fetch pictures from public web addresses.
+    allow_remote_images: fetch images from public web addresses.
     keep_alive: seconds after which an idle model gives its memory back; None keeps it.
     record: a folder that gets each exchange as a JSON file.
     log_prompts: write what is asked and answered into the log.

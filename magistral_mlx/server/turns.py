@@ -10,21 +10,21 @@ Part = dict[str, Any]
 class Turns:
     """Puts the pieces of a conversation together, in the order in which they come.
 
-    What a tool returned may hold pictures, for which the model's template has no place there: they
+    What a tool returned may hold images, for which the model's template has no place there: they
     are shown by the user once all results have been told.
     """
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
         self._thinking: str | None = None  # of an assistant's turn that is still to come
-        self._pictures: list[Part] = []  # that tools have returned
+        self._images: list[Part] = []  # that tools have returned
 
     def system(self, content: str | list[Part]) -> None:
         self._close()
         self._messages.append({"role": "system", "content": content})
 
     def user(self, content: str | list[Part]) -> None:
-        shown, self._pictures = self._pictures, []
+        shown, self._images = self._images, []
         self._close()
         if shown:
             content = [text_part(content)] if isinstance(content, str) else content
@@ -49,10 +49,10 @@ class Turns:
         """What a tool returned."""
         self._close(show=False)
         texts = [part for part in content if part["type"] == "text"]
-        pictures = [part for part in content if part["type"] != "text"]
-        if pictures and not texts:
-            texts = [text_part("(see the picture)")]
-        self._pictures += pictures
+        images = [part for part in content if part["type"] != "text"]
+        if images and not texts:
+            texts = [text_part("(see the image)")]
+        self._images += images
         self._messages.append({"role": "tool", "tool_call_id": id, "content": texts})
 
     def messages(self) -> list[dict[str, Any]]:
@@ -79,9 +79,9 @@ class Turns:
             self._show()
 
     def _show(self) -> None:
-        if self._pictures:
-            pictures, self._pictures = self._pictures, []
-            self._messages.append({"role": "user", "content": pictures})
+        if self._images:
+            images, self._images = self._images, []
+            self._messages.append({"role": "user", "content": images})
 
 
 def left_open(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,5 +96,5 @@ def text_part(text: str) -> Part:
     return {"type": "text", "text": text}
 
 
-def picture_part(url: str) -> Part:
+def image_part(url: str) -> Part:
     return {"type": "image_url", "image_url": {"url": url}}

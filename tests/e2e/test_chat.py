@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from tests.scripted import write_scripted_checkpoint
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
@@ -208,18 +208,18 @@ def test_an_unknown_command_names_the_nearest(chat: Terminal):
     type_command(chat, "/sistem", "there is no command /sistem. Did you mean /system?")
 
 
-def test_pictures_go_with_the_next_message(chat: Terminal, tmp_path: Path):
-    picture = tmp_path / "a red one.png"
-    Image.new("RGB", (60, 40), (200, 10, 10)).save(picture)
-    type_command(chat, f"/image '{picture}'", "1 picture will go with your next message")
-    chat.wait_for("· 1 picture")
+def test_images_go_with_the_next_message(chat: Terminal, tmp_path: Path):
+    image = tmp_path / "a red one.png"
+    PIL.Image.new("RGB", (60, 40), (200, 10, 10)).save(image)
+    type_command(chat, f"/image '{image}'", "1 image will go with your next message")
+    chat.wait_for("· 1 image")
     ask(chat, "What is it?")
-    chat.wait_for("of 4,096 tokens", gone="· 1 picture")
+    chat.wait_for("of 4,096 tokens", gone="· 1 image")
     file = tmp_path / "chat.json"
     type_command(chat, f"/save {file}", "Saved to")
     kinds = [part["type"] for part in json.loads(file.read_text())["messages"][0]["content"]]
     assert kinds == ["image_url", "text"]
-    type_command(chat, "/image /no/such.png", "There is no picture /no/such.png")
+    type_command(chat, "/image /no/such.png", "There is no image /no/such.png")
 
 
 def test_the_system_prompt_is_shown_and_changed(chat: Terminal):
@@ -276,9 +276,9 @@ def test_the_plan_is_shown(chat: Terminal):
     type_command(chat, "/plan", "longest context")
 
 
-def test_memory_is_planned_for_as_many_pictures_as_are_asked_for(talker: Path, home: Path):
+def test_memory_is_planned_for_as_many_images_as_are_asked_for(talker: Path, home: Path):
     with start(talker, home, "--images", "3") as terminal:
-        type_command(terminal, "/plan", "3 picture(s)")
+        type_command(terminal, "/plan", "3 image(s)")
 
 
 def test_a_message_that_is_too_long_is_refused_and_kept(talker: Path, home: Path):

@@ -22,7 +22,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, Case, Kind, cases, is_right
 from magistral_mlx.engine.generate import Request, decode_together, generate
-from magistral_mlx.engine.prefill import see_pictures
+from magistral_mlx.engine.prefill import encode_images
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -90,7 +90,7 @@ def answers(
             model,
             Request(
                 prompt.tokens,
-                prompt.pictures,
+                prompt.images,
                 Sampling(temperature=0),
                 96,
                 scheme=scheme,
@@ -127,10 +127,10 @@ def logits_of(
 ) -> NDArray[np.float32]:
     """(tokens of the output, vocab_size): the logits that each of them was drawn from."""
     caches = model.make_caches(scheme)
-    is_picture = prompt.tokens == model.config.image_token_id
+    is_image = prompt.tokens == model.config.image_token_id
     h = model.embed(mx.array(prompt.tokens[None]))
-    if is_picture.any():
-        h[0, mx.array(np.flatnonzero(is_picture))] = see_pictures(model, prompt.pictures)
+    if is_image.any():
+        h[0, mx.array(np.flatnonzero(is_image))] = encode_images(model, prompt.images)
     found = [model.logits(model(h, caches)[:, -1:])[0]]
     for token in output[:-1]:
         found.append(model.logits(model(model.embed(mx.array([[token]])), caches))[0])

@@ -32,10 +32,10 @@ def test_every_example_is_tested():
 
 
 def test_the_script_answers_and_sees():
-    thinking, answer, picture, figures = run("script.py")
+    thinking, answer, image, figures = run("script.py")
     assert thinking == "thinking: 7+5+0=2,1; 3+8+1=2,1; 1"
     assert answer == "answer: 122"
-    assert picture == "picture: A red circle."
+    assert image == "image: A red circle."
     assert "tokens read" in figures
 
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx.places import demo_dir
 from tests.checkpoints import write_hf_checkpoint
@@ -73,11 +73,11 @@ def test_the_answer_alone_reaches_a_pipe() -> None:
     assert re.search(r"prompt \d+ tokens at .*/s · thinking \d+ \+ answer \d+ tokens", done.stderr)
 
 
-def test_a_picture_is_described(tmp_path: Path) -> None:
-    Image.new("RGB", (200, 120), "white").save(tmp_path / "ground.png")
-    picture = Image.open(tmp_path / "ground.png")
-    picture.paste((220, 30, 30), (60, 20, 140, 100))
-    picture.save(tmp_path / "square.png")
+def test_a_image_is_described(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (200, 120), "white").save(tmp_path / "ground.png")
+    image = PIL.Image.open(tmp_path / "ground.png")
+    image.paste((220, 30, 30), (60, 20, 140, 100))
+    image.save(tmp_path / "square.png")
     done = generate("What is in the picture?", "--image", str(tmp_path / "square.png"))
     assert done.stdout == "A red square.\n"
 
@@ -184,7 +184,7 @@ def test_a_model_comes_from_the_hub_and_is_there_the_next_time(tmp_path: Path) -
 @pytest.fixture
 def jpeg(tmp_path: Path) -> Path:
     path = tmp_path / "photo.jpg"
-    Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    PIL.Image.effect_noise((64, 64), 50).convert("RGB").save(path)
     return path
 
 
@@ -230,10 +230,10 @@ def test_a_missing_tokenizer_that_cannot_be_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "there is no picture"), (b"", "empty"), (b"<html>hello</html>", "web page")],
+    [(None, "there is no image"), (b"", "empty"), (b"<html>hello</html>", "web page")],
 )
-def test_a_file_that_is_no_picture(tmp_path: Path, content: bytes | None, says: str) -> None:
-    path = tmp_path / "picture.png"
+def test_a_file_that_is_no_image(tmp_path: Path, content: bytes | None, says: str) -> None:
+    path = tmp_path / "image.png"
     if content is not None:
         path.write_bytes(content)
     message = refusal("generate", "What?", "--model", "demo", "--image", str(path))
@@ -241,7 +241,7 @@ def test_a_file_that_is_no_picture(tmp_path: Path, content: bytes | None, says: 
     assert says in message.lower()
 
 
-def test_a_truncated_picture(jpeg: Path) -> None:
+def test_a_truncated_image(jpeg: Path) -> None:
     jpeg.write_bytes(jpeg.read_bytes()[:500])
     message = refusal("generate", "What?", "--model", "demo", "--image", str(jpeg))
     assert str(jpeg) in message
@@ -249,12 +249,12 @@ def test_a_truncated_picture(jpeg: Path) -> None:
 
 def test_a_decompression_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
-    Image.new("1", (20000, 20000)).save(path)
+    PIL.Image.new("1", (20000, 20000)).save(path)
     message = refusal("generate", "What?", "--model", "demo", "--image", str(path))
     assert "pixels" in message
 
 
-def test_a_picture_for_a_model_that_cannot_see(tmp_path: Path, jpeg: Path) -> None:
+def test_a_image_for_a_model_that_cannot_see(tmp_path: Path, jpeg: Path) -> None:
     from tests.checkpoints import tiny_config
 
     folder = write_hf_checkpoint(tmp_path / "blind", config=tiny_config(vision=False))

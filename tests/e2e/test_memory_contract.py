@@ -24,7 +24,7 @@ from magistral_mlx.model.linear import quantize_modules
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.quantization import Quantization
 
-PICTURE = 10
+IMAGE = 10
 
 DEMO = ModelConfig(
     TextConfig(192, 512, 3, 4, 2, 64, 2024, 131072, 1e-5, 1e4),
@@ -36,7 +36,7 @@ MIDSIZE = ModelConfig(  # 0.26B
 )
 MANY_HEADS = replace(DEMO, vision=VisionConfig(128, 256, 1, 16, 16, 1540, 14, 3, 1e4))
 
-# prompt, answer, chunk, pictures
+# prompt, answer, chunk, images
 RUNS = [
     (64, 8, 512, ()),
     (1024, 8, 64, ()),
@@ -45,7 +45,7 @@ RUNS = [
     (2000, 8, 256, ()),
     (300, 1100, 256, ()),
 ]
-LARGE_PICTURES = [(1300, 2, 512, ((980, 980),)), (700, 2, 128, ((700, 700),))]
+LARGE_IMAGES = [(1300, 2, 512, ((980, 980),)), (700, 2, 128, ((700, 700),))]
 
 
 @pytest.fixture(scope="module", params=[DEMO, MIDSIZE], ids=["demo", "midsize"])
@@ -79,24 +79,24 @@ def weights_of(model: MagistralModel) -> Weights:
 def test_the_measured_peak_is_the_predicted_one(
     model: MagistralModel, scheme: str, run: tuple[int, int, int, tuple[tuple[int, int], ...]]
 ) -> None:
-    prompt, answer, chunk, pictures = run
+    prompt, answer, chunk, images = run
     if model.config is MIDSIZE and (answer > 1000 or scheme in ("8/8", "8/4")) and prompt != 2000:
         prompt, answer = min(prompt, 512), 8  # the same arithmetic in less time
-    check_the_peak(model, scheme, Shape(prompt, answer, chunk, pictures), traits())
+    check_the_peak(model, scheme, Shape(prompt, answer, chunk, images), traits())
 
 
 @pytest.mark.parametrize("config", [DEMO, MANY_HEADS], ids=["demo", "many heads"])
-@pytest.mark.parametrize("run", LARGE_PICTURES, ids=str)
-def test_large_pictures_have_the_predicted_peak_in_any_chunk(
+@pytest.mark.parametrize("run", LARGE_IMAGES, ids=str)
+def test_large_images_have_the_predicted_peak_in_any_chunk(
     config: ModelConfig, run: tuple[int, int, int, tuple[tuple[int, int], ...]]
 ) -> None:
-    """Attention over the text has less room where the chunk is small; pictures have their own."""
-    prompt, answer, chunk, pictures = run
+    """Attention over the text has less room where the chunk is small; images have their own."""
+    prompt, answer, chunk, images = run
     here = traits()
     here = replace(here, workspace=here.workspace * chunk // 512)
     gc.collect()
     others = mx.get_active_memory()  # a model of another test
-    shape = Shape(prompt, answer, chunk, pictures)
+    shape = Shape(prompt, answer, chunk, images)
     check_the_peak(make_model(config), "full", shape, here, others)
 
 
@@ -104,13 +104,13 @@ def check_the_peak(
     model: MagistralModel, scheme: str, shape: Shape, here: Traits, others: int = 0
 ) -> None:
     kv, weights = KVScheme.parse(scheme), weights_of(model)
-    prompt, pictures = shape.prompt, shape.pictures
+    prompt, images = shape.prompt, shape.images
     tokens = np.full(prompt, 50, np.int32)
-    seen = sum(height // 28 * (width // 28) for height, width in pictures)
-    tokens[:seen] = PICTURE
+    seen = sum(height // 28 * (width // 28) for height, width in images)
+    tokens[:seen] = IMAGE
     request = Request(
         tokens,
-        [np.zeros((3, *size), np.float32) for size in pictures],
+        [np.zeros((3, *size), np.float32) for size in images],
         Sampling(temperature=0),
         shape.answer,
         scheme=kv,
@@ -124,5 +124,5 @@ def check_the_peak(
         pass
     measured = mx.get_peak_memory() - others
     predicted = predict(model.config, weights, kv, shape, here).total
-    predicted += 0 if pictures else weights.vision  # this model has its tower loaded all along
+    predicted += 0 if images else weights.vision  # this model has its tower loaded all along
     assert measured <= predicted <= measured + max(0.05 * measured, 32e6)

@@ -54,7 +54,7 @@ def test_the_bytes_of_the_cache_stand_under_each_scheme() -> None:
 
 
 def test_the_cache_is_shown_whatever_needs_most() -> None:
-    """A large picture of the demo model takes more than its caches, which come later."""
+    """A large image of the demo model takes more than its caches, which come later."""
     facts = json.loads(plan("demo", "--context", "1024", "--json"))
     assert facts["bytes"]["cache"] == facts["kv_bytes"][facts["kv"]] > 0
 

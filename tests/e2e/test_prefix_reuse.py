@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import Magistral
 from magistral_mlx.backend import mx
@@ -48,7 +48,7 @@ def read(stdout: str) -> tuple[str, int]:
 
 @pytest.mark.parametrize("kv", ["full", "8/8", "4/4"])
 def test_a_turn_reads_what_is_new_in_it_and_nothing_else(kv: str) -> None:
-    with Magistral.load("demo", kv=kv, pictures=0) as magistral:  # type: ignore[arg-type]
+    with Magistral.load("demo", kv=kv, images=0) as magistral:  # type: ignore[arg-type]
         chat, afresh = magistral.chat(temperature=0), magistral.chat(temperature=0)
         before = 0
         for question in QUESTIONS:
@@ -65,19 +65,19 @@ def test_a_turn_reads_what_is_new_in_it_and_nothing_else(kv: str) -> None:
             assert chat_again.send(question).message == result.message
 
 
-def test_a_picture_in_a_conversation_is_looked_at_once() -> None:
-    picture = Image.new("RGB", (112, 112), (200, 30, 30))
+def test_a_image_in_a_conversation_is_looked_at_once() -> None:
+    image = PIL.Image.new("RGB", (112, 112), (200, 30, 30))
     with Magistral.load("demo") as magistral:
         chat = magistral.chat(temperature=0)
-        chat.send("What is in the picture?", [picture])
+        chat.send("What is in the picture?", [image])
         second = chat.send("And what colour is it?")
         assert second.stats.cached_tokens > 16
-        assert magistral._session.activity.pictures == 1
+        assert magistral._session.activity.images == 1
         assert second.message == magistral.generate(list(chat.messages[:-1]), temperature=0).message
 
 
 def test_released_memory_is_read_again() -> None:
-    with Magistral.load("demo", pictures=0) as magistral:
+    with Magistral.load("demo", images=0) as magistral:
         first = magistral.generate(QUESTIONS[0], temperature=0)
         assert magistral.generate(QUESTIONS[0], temperature=0).stats.cached_tokens > 0
         magistral.release_memory()
@@ -92,7 +92,7 @@ def test_memory_stays_within_the_plan_however_much_was_read(kv: str) -> None:
         "demo",
         kv=kv,  # type: ignore[arg-type]
         context=3000,
-        pictures=0,
+        images=0,
         memory_limit=limit,
     ) as magistral:
         plan = magistral.plan

@@ -2,9 +2,9 @@
 
     python run_in_mlx_vlm.py INPUTS.npz CHECKPOINT OUTPUT.npz [CHECKPOINT OUTPUT.npz]...
 
-INPUTS holds `ids` (1, L) with the tokens of pictures among them, `pixels` (N, 3, H, W) and `sizes`
-(N, 2) in pixels (a picture smaller than the largest is padded at the right and the bottom), and
-`text` (1, L) without pictures. Each OUTPUT gets `pictures` and `text`, both (1, L, vocabulary).
+INPUTS holds `ids` (1, L) with the tokens of images among them, `pixels` (N, 3, H, W) and `sizes`
+(N, 2) in pixels (an image smaller than the largest is padded at the right and the bottom), and
+`text` (1, L) without images. Each OUTPUT gets `images` and `text`, both (1, L, vocabulary).
 """
 
 import sys
@@ -24,7 +24,7 @@ def main(inputs: str, *pairs: str) -> None:
         model.update(tree_map(widen, model.parameters()))
         seen = model(ids, pixels, None, image_sizes=given["sizes"].tolist())
         read = model(text, None, None)
-        np.savez(output, pictures=np.array(seen.logits), text=np.array(read.logits))
+        np.savez(output, images=np.array(seen.logits), text=np.array(read.logits))
 
 
 def widen(array: mx.array) -> mx.array:

@@ -17,7 +17,7 @@ from transformers import Mistral3ForConditionalGeneration, MistralForCausalLM
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.prefill import prefill, see_pictures
+from magistral_mlx.engine.prefill import encode_images, prefill
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
@@ -53,38 +53,38 @@ def some_text(length: int, seed: int = 0) -> list[int]:
     return rng.integers(100, 1280, length).tolist()
 
 
-def some_picture(height: int, width: int, seed: int = 0) -> Pixels:
+def some_image(height: int, width: int, seed: int = 0) -> Pixels:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((3, height, width), dtype=np.float32)
 
 
-def picture_tokens(pixels: Pixels) -> list[int]:
+def image_tokens(pixels: Pixels) -> list[int]:
     rows, columns = pixels.shape[1] // 28, pixels.shape[2] // 28
     row = [IMG] * columns
     return [*([*row, BREAK] * rows)[:-1], END]
 
 
-def reference_logits(reference: Any, tokens: list[int], pictures: list[Pixels]) -> Pixels:
+def reference_logits(reference: Any, tokens: list[int], images: list[Pixels]) -> Pixels:
     """(L, vocab_size) logits of transformers for every position."""
     inputs: dict[str, Any] = {"input_ids": torch.tensor([tokens])}
-    if pictures:
-        height = max(p.shape[1] for p in pictures)
-        width = max(p.shape[2] for p in pictures)
-        padded = np.zeros((len(pictures), 3, height, width), np.float32)
-        for image, p in zip(padded, pictures, strict=True):
+    if images:
+        height = max(p.shape[1] for p in images)
+        width = max(p.shape[2] for p in images)
+        padded = np.zeros((len(images), 3, height, width), np.float32)
+        for image, p in zip(padded, images, strict=True):
             image[:, : p.shape[1], : p.shape[2]] = p
         inputs["pixel_values"] = torch.tensor(padded)
-        inputs["image_sizes"] = torch.tensor([p.shape[1:] for p in pictures])
+        inputs["image_sizes"] = torch.tensor([p.shape[1:] for p in images])
     with torch.no_grad():
         return reference(**inputs).logits[0].numpy()
 
 
 def our_logits(
-    model: MagistralModel, tokens: list[int], pictures: list[Pixels], chunk: int | None = None
+    model: MagistralModel, tokens: list[int], images: list[Pixels], chunk: int | None = None
 ) -> Pixels:
     """(vocab_size,) logits after the last position, through prefill and its chunks."""
     steps = prefill(
-        model, model.make_caches(), np.array(tokens, np.int32), see_pictures(model, pictures), chunk
+        model, model.make_caches(), np.array(tokens, np.int32), encode_images(model, images), chunk
     )
     while True:
         try:
@@ -98,15 +98,15 @@ def assert_close(ours: Pixels, theirs: Pixels) -> None:
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
-def several_pictures() -> tuple[list[int], list[Pixels]]:
-    """Three pictures of different sizes and aspects with text before, between and after."""
-    pictures = [
-        some_picture(28 * h, 28 * w, seed) for seed, (h, w) in enumerate([(3, 5), (7, 2), (1, 4)])
+def several_images() -> tuple[list[int], list[Pixels]]:
+    """Three images of different sizes and aspects with text before, between and after."""
+    images = [
+        some_image(28 * h, 28 * w, seed) for seed, (h, w) in enumerate([(3, 5), (7, 2), (1, 4)])
     ]
     tokens = some_text(5)
-    for n, picture in enumerate(pictures):
-        tokens += picture_tokens(picture) + some_text(6 + n, seed=n)
-    return tokens, pictures
+    for n, image in enumerate(images):
+        tokens += image_tokens(image) + some_text(6 + n, seed=n)
+    return tokens, images
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 130])
@@ -122,39 +122,39 @@ def test_every_position_of_a_text(model: MagistralModel, reference: Any) -> None
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 2), (4, 4), (2, 9), (11, 3)])
-def test_one_picture(model: MagistralModel, reference: Any, rows: int, columns: int) -> None:
-    picture = some_picture(28 * rows, 28 * columns)
-    tokens = [1, 3, *picture_tokens(picture), *some_text(9)]
+def test_one_image(model: MagistralModel, reference: Any, rows: int, columns: int) -> None:
+    image = some_image(28 * rows, 28 * columns)
+    tokens = [1, 3, *image_tokens(image), *some_text(9)]
     ours, theirs = (
-        our_logits(model, tokens, [picture]),
-        reference_logits(reference, tokens, [picture])[-1],
+        our_logits(model, tokens, [image]),
+        reference_logits(reference, tokens, [image])[-1],
     )
     assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("chunk", [None, 4, 7])
-def test_three_pictures_with_text_between(
+def test_three_images_with_text_between(
     model: MagistralModel, reference: Any, chunk: int | None
 ) -> None:
-    tokens, pictures = several_pictures()
-    ours = our_logits(model, tokens, pictures, chunk)
-    assert_close(ours, reference_logits(reference, tokens, pictures)[-1])
+    tokens, images = several_images()
+    ours = our_logits(model, tokens, images, chunk)
+    assert_close(ours, reference_logits(reference, tokens, images)[-1])
 
 
-def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
+def test_memory_of_the_tower_does_not_grow_with_the_number_of_images(
     model: MagistralModel,
 ) -> None:
-    """Eight pictures take what one takes, and their embeddings; one mask would take 64 times it.
+    """Eight images take what one takes, and their embeddings; one mask would take 64 times it.
 
     What one takes varies by a tenth with the timing of MLX's streams.
     """
     peaks = {}
     for count in (1, 8):
-        pictures = [some_picture(560, 560, seed) for seed in range(count)]
+        images = [some_image(560, 560, seed) for seed in range(count)]
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        features = see_pictures(model, pictures)
+        features = encode_images(model, images)
         assert features is not None
         peaks[count] = mx.get_peak_memory() - before
         one = features.nbytes // count
@@ -163,21 +163,21 @@ def test_memory_of_the_tower_does_not_grow_with_the_number_of_pictures(
 
 @pytest.mark.parametrize("chunk", [700, 64, 1])
 def test_a_long_prompt_in_chunks(model: MagistralModel, reference: Any, chunk: int) -> None:
-    picture = some_picture(28 * 4, 28 * 6)
-    tokens = some_text(300) + picture_tokens(picture)
+    image = some_image(28 * 4, 28 * 6)
+    tokens = some_text(300) + image_tokens(image)
     tokens += some_text(700 - len(tokens), seed=1)
-    ours = our_logits(model, tokens, [picture], chunk)
-    assert_close(ours, reference_logits(reference, tokens, [picture])[-1])
+    ours = our_logits(model, tokens, [image], chunk)
+    assert_close(ours, reference_logits(reference, tokens, [image])[-1])
 
 
 def test_decode_steps_equal_a_full_forward(model: MagistralModel, reference: Any) -> None:
-    tokens, pictures = several_pictures()
+    tokens, images = several_images()
     written = some_text(32, seed=9)
     caches = model.make_caches()
-    steps = prefill(model, caches, np.array(tokens, np.int32), see_pictures(model, pictures))
+    steps = prefill(model, caches, np.array(tokens, np.int32), encode_images(model, images))
     for _ in steps:
         pass
-    theirs = reference_logits(reference, tokens + written, pictures)
+    theirs = reference_logits(reference, tokens + written, images)
     for n, token in enumerate(written):
         h = model(model.embed(mx.array([[token]])), caches)
         assert_close(np.array(model.logits(h)[0, 0]), theirs[len(tokens) + n])
@@ -220,6 +220,6 @@ def test_other_layouts_of_the_same_weights(
         folder = write_mistral_checkpoint(tmp_path, seed=5)
     else:
         folder = write_hf_checkpoint(tmp_path, seed=5, names="classic", shards=3)
-    tokens, pictures = several_pictures()
-    ours = our_logits(load(folder), tokens, pictures)
-    np.testing.assert_array_equal(ours, our_logits(model, tokens, pictures))
+    tokens, images = several_images()
+    ours = our_logits(load(folder), tokens, images)
+    np.testing.assert_array_equal(ours, our_logits(model, tokens, images))

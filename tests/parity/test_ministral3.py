@@ -25,7 +25,7 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.config import ModelConfig, QueryScaling, Yarn
-from magistral_mlx.engine.prefill import see_pictures
+from magistral_mlx.engine.prefill import encode_images
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
@@ -184,16 +184,16 @@ def test_mistrals_own_layout_is_the_same_model(
     assert_close(run(ours, some_tokens(200)), theirs)
 
 
-def test_it_sees_pictures(tmp_path: Path) -> None:
+def test_it_sees_images(tmp_path: Path) -> None:
     folder = write(tmp_path, config_of(vision=True))
     reference = Mistral3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    picture = np.random.default_rng(1).standard_normal((3, 84, 140), dtype=np.float32)
+    image = np.random.default_rng(1).standard_normal((3, 84, 140), dtype=np.float32)
     tokens = [1, 3, *([10] * 5 + [12]) * 2, *[10] * 5, 13, *some_tokens(40)]
     with torch.no_grad():
         theirs = (
             reference(
                 input_ids=torch.tensor([tokens]),
-                pixel_values=torch.tensor(picture[None]),
+                pixel_values=torch.tensor(image[None]),
                 image_sizes=torch.tensor([[84, 140]]),
             )
             .logits[0]
@@ -203,13 +203,13 @@ def test_it_sees_pictures(tmp_path: Path) -> None:
     model = load_model(checkpoint, mx.float32)
     load_vision(model, checkpoint)
     h = model.embed(mx.array([tokens]))
-    h[0, mx.array(np.flatnonzero(np.array(tokens) == 10))] = see_pictures(model, [picture])
+    h[0, mx.array(np.flatnonzero(np.array(tokens) == 10))] = encode_images(model, [image])
     assert_close(np.array(model.logits(model(h, model.make_caches()))[0]), theirs)
 
 
-@pytest.mark.parametrize("kind", ["text", "pictures", "mistral"])
+@pytest.mark.parametrize("kind", ["text", "images", "mistral"])
 def test_mlx_lm_reads_the_conversion_as_we_do(tmp_path: Path, kind: str) -> None:
-    config = config_of(vision=kind == "pictures")
+    config = config_of(vision=kind == "images")
     if kind == "mistral":
         source = write_mistral_checkpoint(tmp_path / "source", config=config)
     else:

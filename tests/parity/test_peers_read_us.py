@@ -1,4 +1,4 @@
-"""One output loads in mlx-vlm (pictures and text) and gives the same logits there as here.
+"""One output loads in mlx-vlm (images and text) and gives the same logits there as here.
 
 mlx-vlm lives in an environment of its own, `.venv-mlx-vlm`, which `make test` builds: its pins of
 other libraries clash with ours. mlx-lm is compared in test_convert_mlx_lm.py.
@@ -17,7 +17,7 @@ from magistral_convert import ConvertOptions, convert
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.prefill import see_pictures
+from magistral_mlx.engine.prefill import encode_images
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def mlx_vlm(converted: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
-    """Case -> its logits in mlx-vlm: `pictures` and `text`. One process loads them all."""
+    """Case -> its logits in mlx-vlm: `images` and `text`. One process loads them all."""
     folder = tmp_path_factory.mktemp("logits")
     np.savez(folder / "inputs.npz", **inputs())
     outputs = {case: folder / f"{number}.npz" for number, case in enumerate(converted)}
@@ -88,19 +88,19 @@ def mlx_vlm(converted: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_mlx_vlm_sees_pictures_as_we_do(case: str, converted: dict[str, Path], mlx_vlm):
+def test_mlx_vlm_sees_images_as_we_do(case: str, converted: dict[str, Path], mlx_vlm):
     given = inputs()
     model = load_all(converted[case])
-    pictures = [
+    images = [
         pixels[:, :height, :width]
         for pixels, (height, width) in zip(given["pixels"], SIZES, strict=True)
     ]
-    features = see_pictures(model, pictures)
+    features = encode_images(model, images)
     h = model.embed(mx.array(given["ids"]))
     places = np.flatnonzero(given["ids"][0] == IMG)
     h[0, mx.array(places)] = features
     ours = np.array(model.logits(model(h, model.make_caches())))
-    assert_same_logits(ours, mlx_vlm[case]["pictures"])
+    assert_same_logits(ours, mlx_vlm[case]["images"])
 
 
 @pytest.mark.parametrize("case", CASES)

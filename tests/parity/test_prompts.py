@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +17,10 @@ from mistral_common.protocol.instruct.messages import (
 )
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-from PIL import Image
 
 from magistral_mlx.chat.messages import (
     Assistant,
-    Picture,
+    Image,
     System,
     Thought,
     Tool,
@@ -51,10 +51,10 @@ def reference() -> MistralTokenizer:
     return MistralTokenizer.from_file(tekken_folder(FULL_RANKS) / "tekken.json")
 
 
-def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+def noise(width: int, height: int, mode: str = "RGB") -> PIL.Image.Image:
     shape = (height, width, len(mode))
     pixels = np.random.default_rng(width * height).integers(0, 256, shape, dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return PIL.Image.fromarray(pixels)
 
 
 def assert_same(ours: Prompt, reference: MistralTokenizer, messages: list, tools: list = ()):  # type: ignore[assignment]
@@ -62,8 +62,8 @@ def assert_same(ours: Prompt, reference: MistralTokenizer, messages: list, tools
         ChatCompletionRequest(messages=messages, tools=list(tools) or None)
     )
     assert ours.tokens.tolist() == theirs.tokens
-    assert len(ours.pictures) == len(theirs.images)
-    for our_pixels, their_pixels in zip(ours.pictures, theirs.images, strict=True):
+    assert len(ours.images) == len(theirs.images)
+    for our_pixels, their_pixels in zip(ours.images, theirs.images, strict=True):
         assert our_pixels.dtype == np.float32
         np.testing.assert_array_equal(our_pixels, their_pixels)
 
@@ -138,14 +138,14 @@ def test_several_turns_with_earlier_thinking(reference: MistralTokenizer):
     assert_same(encode(ours, full_tokenizer()), reference, theirs)
 
 
-def test_several_pictures_between_texts_and_turns(reference: MistralTokenizer):
+def test_several_images_between_texts_and_turns(reference: MistralTokenizer):
     a, b, c, d = noise(300, 100), noise(61, 400), noise(1600, 20), noise(33, 33, "RGBA")
     ours = [
-        User((Picture(a), "first", Picture(b), "second", "third")),
+        User((Image(a), "first", Image(b), "second", "third")),
         Assistant("ok", thinking="hm"),
-        User(("look", Picture(c))),
+        User(("look", Image(c))),
         Assistant("ok"),
-        User((Picture(d), Picture(a))),
+        User((Image(d), Image(a))),
     ]
     theirs = [
         UserMessage(
@@ -164,7 +164,7 @@ def test_several_pictures_between_texts_and_turns(reference: MistralTokenizer):
     ]
     prompt = encode(ours, full_tokenizer())
     assert_same(prompt, reference, theirs)
-    merged_patches = sum(p.shape[1] * p.shape[2] for p in prompt.pictures) // 28**2
+    merged_patches = sum(p.shape[1] * p.shape[2] for p in prompt.images) // 28**2
     assert np.count_nonzero(prompt.tokens == full_tokenizer().special.image) == merged_patches
 
 
@@ -252,10 +252,10 @@ def test_a_generated_answer_goes_back_as_it_was_written():
 @pytest.mark.parametrize("version", ["v3", "v7", "v11"])
 def test_older_versions(version: str):
     tokenizer: Tokenizer = older_tokenizer(version)
-    picture = noise(120, 45)
+    image = noise(120, 45)
     ours = [
         System("Be brief."),
-        User((Picture(picture), "What?")),
+        User((Image(image), "What?")),
         Assistant(tool_calls=(CALL,)),
         ToolResult("{}", "abcdefgh1"),
         Assistant("Red."),
@@ -263,7 +263,7 @@ def test_older_versions(version: str):
     ]
     theirs = [
         SystemMessage(content="Be brief."),
-        UserMessage(content=[ImageChunk(image=picture), TextChunk(text="What?")]),
+        UserMessage(content=[ImageChunk(image=image), TextChunk(text="What?")]),
         AssistantMessage(tool_calls=[MISTRAL_CALL]),
         ToolMessage(content="{}", tool_call_id="abcdefgh1"),
         AssistantMessage(content="Red."),

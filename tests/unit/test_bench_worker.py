@@ -11,7 +11,7 @@ from magistral_mlx.bench import worker
 
 
 class Counting:
-    """A runtime that notes what it is made to do, and sees numbers instead of pictures."""
+    """A runtime that notes what it is made to do, and sees numbers instead of images."""
 
     def __init__(self) -> None:
         self.did: list[str] = []
@@ -40,6 +40,6 @@ def test_filling_the_caches_counts_neither_as_time_nor_as_memory(
     assert answer["ids"] == [0, 1]
 
 
-def test_pictures_are_answered_with_features_of_the_first_and_the_last():
-    answer = worker.pictures(Counting(), count=2, side=196)
+def test_images_are_answered_with_features_of_the_first_and_the_last():
+    answer = worker.images(Counting(), count=2, side=196)
     assert answer["features"] == [*range(8), *range(20, 28)]

@@ -3,13 +3,13 @@
 from datetime import date
 
 import numpy as np
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx.chat.messages import (
     Assistant,
+    Image,
     Message,
-    Picture,
     System,
     Thought,
     Tool,
@@ -18,7 +18,7 @@ from magistral_mlx.chat.messages import (
 )
 from magistral_mlx.chat.prompt import encode
 from magistral_mlx.chat.tokenizer import Tokenizer
-from magistral_mlx.errors import PictureError, PromptError
+from magistral_mlx.errors import ImageError, PromptError
 from magistral_mlx.events import ToolCall
 from tests.tekken import full_tokenizer, older_tokenizer, small_tokenizer, tekken_folder
 
@@ -39,7 +39,7 @@ def refusal(messages: list[Message], tokenizer: Tokenizer | None = None, **more)
 def test_the_template_of_magistral():
     messages = [
         System(("Draft first:", Thought("Your thoughts"), "Then answer.")),
-        User((Picture(Image.new("RGB", (300, 100))), "What is it?")),
+        User((Image(PIL.Image.new("RGB", (300, 100))), "What is it?")),
         Assistant("Red.", thinking="hm"),
         User("Sure?"),
     ]
@@ -51,18 +51,18 @@ def test_the_template_of_magistral():
     )
 
 
-def test_a_picture_has_a_token_for_each_merged_patch():
+def test_a_image_has_a_token_for_each_merged_patch():
     tokenizer = small_tokenizer()
-    picture = Picture(Image.new("RGB", (56, 28)))
-    prompt = encode([User((picture, "a", picture, "b"))], tokenizer)
+    image = Image(PIL.Image.new("RGB", (56, 28)))
+    prompt = encode([User((image, "a", image, "b"))], tokenizer)
     assert np.count_nonzero(prompt.tokens == tokenizer.special.image) == 2 * 2
-    assert [p.shape for p in prompt.pictures] == [(3, 28, 56)] * 2
+    assert [p.shape for p in prompt.images] == [(3, 28, 56)] * 2
 
 
-def test_a_picture_that_is_only_written_of_has_no_tokens():
+def test_a_image_that_is_only_written_of_has_no_tokens():
     tokenizer = small_tokenizer()
     prompt = encode([User("[IMG]")], tokenizer)
-    assert prompt.pictures == ()
+    assert prompt.images == ()
     assert tokenizer.special.image not in prompt.tokens
     assert prompt.tokens.dtype == np.int32
     assert len(prompt) == len(prompt.tokens)
@@ -153,18 +153,18 @@ def test_something_that_is_no_message_is_refused(wrong):
     assert "must be System, User, Assistant or ToolResult" in refusal([wrong, User("a")])
 
 
-def test_an_image_that_is_not_a_picture_says_how_to_make_one():
-    assert "Picture.open" in refusal([User((Image.new("RGB", (9, 9)), "a"))])  # type: ignore[arg-type]
+def test_an_image_that_is_not_a_image_says_how_to_make_one():
+    assert "Image.open" in refusal([User((PIL.Image.new("RGB", (9, 9)), "a"))])  # type: ignore[arg-type]
     assert "text and Thought" in refusal([System(("a", 7)), User("b")])  # type: ignore[arg-type]
 
 
-def test_a_picture_for_a_text_model_is_refused():
-    tokenizer = Tokenizer.load(tekken_folder(pictures=False))
-    with pytest.raises(PictureError, match="reads text only"):
-        encode([User((Picture(Image.new("RGB", (9, 9))), "a"))], tokenizer)
+def test_a_image_for_a_text_model_is_refused():
+    tokenizer = Tokenizer.load(tekken_folder(images=False))
+    with pytest.raises(ImageError, match="reads text only"):
+        encode([User((Image(PIL.Image.new("RGB", (9, 9))), "a"))], tokenizer)
 
 
-def test_a_picture_in_another_mode_must_be_opened_first():
-    with pytest.raises(PictureError, match=r"mode CMYK .*Picture\.open"):
-        Picture(Image.new("CMYK", (9, 9)))
-    assert Picture.open(Image.new("CMYK", (9, 9))).image.mode == "RGB"
+def test_a_image_in_another_mode_must_be_opened_first():
+    with pytest.raises(ImageError, match=r"mode CMYK .*Image\.open"):
+        Image(PIL.Image.new("CMYK", (9, 9)))
+    assert Image.open(PIL.Image.new("CMYK", (9, 9))).image.mode == "RGB"

@@ -62,7 +62,7 @@ def test_older_models_have_no_thinking_tokens(version: str):
     assert tokenizer.special.think is None
     assert tokenizer.special.end_think is None
     assert not tokenizer.thinks
-    assert tokenizer.sees
+    assert tokenizer.has_image_tokens
 
 
 def test_control_tokens_spelled_in_text_stay_text():

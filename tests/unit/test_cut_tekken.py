@@ -20,7 +20,7 @@ def tokenizer(tmp_path_factory):
     return MistralTokenizer.from_file(str(path))
 
 
-def test_it_is_version_13_with_thinking_and_pictures(tokenizer):
+def test_it_is_version_13_with_thinking_and_images(tokenizer):
     tekken = tokenizer.instruct_tokenizer.tokenizer
     assert tekken.version.value == "v13"
     assert tekken.n_words == 1000 + RANKS

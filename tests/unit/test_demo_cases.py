@@ -1,4 +1,4 @@
-"""What the demo's problems promise: true arithmetic, honest splits, pictures as described."""
+"""What the demo's problems promise: true arithmetic, honest splits, images as described."""
 
 import re
 
@@ -80,10 +80,10 @@ def test_one_sum_in_ten_is_held_out():
     assert share == pytest.approx(0.1, abs=0.01)
 
 
-def test_the_seeds_of_the_splits_do_not_meet_and_held_out_pictures_are_not_training_pictures():
+def test_the_seeds_of_the_splits_do_not_meet_and_held_out_images_are_not_training_images():
     assert SEEDS["training"].stop <= SEEDS["held_out"].start
     seen = [
-        {case.images[0].tobytes() for case in cases("one_picture", split, 200)} for split in SPLITS
+        {case.images[0].tobytes() for case in cases("one_image", split, 200)} for split in SPLITS
     ]
     assert len(seen[1]) == 200
     assert not seen[0] & seen[1]
@@ -102,13 +102,13 @@ def test_a_seed_makes_the_same_case_every_time(kind):
 
 def test_known_seeds_make_known_cases_on_every_python():
     assert make_case("text", 1_000_000_000).question == "What is 272 - 68?"
-    assert make_case("one_picture", 1_000_000_000).answer == "A yellow triangle."
-    assert make_case("two_pictures", 1_000_000_000).answer == "A green square and a red circle."
+    assert make_case("one_image", 1_000_000_000).answer == "A yellow triangle."
+    assert make_case("two_images", 1_000_000_000).answer == "A green square and a red circle."
 
 
-def test_pictures_and_shapes_keep_to_their_sizes():
+def test_images_and_shapes_keep_to_their_sizes():
     wide = tall = 0
-    for case in cases("two_pictures", "held_out", 300):
+    for case in cases("two_images", "held_out", 300):
         for drawing in case.drawings:
             width, height = drawing.image.size
             assert 60 <= min(width, height) <= 300
@@ -126,7 +126,7 @@ def test_pictures_and_shapes_keep_to_their_sizes():
 
 
 def test_a_drawing_shows_its_colour_inside_its_box_and_plain_light_ground_outside():
-    for case in cases("one_picture", "held_out", 100):
+    for case in cases("one_image", "held_out", 100):
         drawing = case.drawings[0]
         pixels = np.asarray(drawing.image)
         left, top, side = drawing.box
@@ -141,7 +141,7 @@ def test_a_drawing_shows_its_colour_inside_its_box_and_plain_light_ground_outsid
 
 def test_a_square_fills_its_box_a_circle_pi_fourths_and_a_triangle_half():
     share = {"square": 1.0, "circle": np.pi / 4, "triangle": 0.5}
-    for case in cases("one_picture", "held_out", 100):
+    for case in cases("one_image", "held_out", 100):
         drawing = case.drawings[0]
         left, top, side = drawing.box
         pixels = np.asarray(drawing.image.convert("RGB")).astype(int)
@@ -152,17 +152,17 @@ def test_a_square_fills_its_box_a_circle_pi_fourths_and_a_triangle_half():
 
 
 def test_all_colours_shapes_and_grounds_occur():
-    drawings = [case.drawings[0] for case in cases("one_picture", "held_out", 200)]
+    drawings = [case.drawings[0] for case in cases("one_image", "held_out", 200)]
     assert {(d.colour, d.shape) for d in drawings} == {(c, s) for c in COLOURS for s in SHAPES}
 
 
 def test_the_answers_read_as_the_product_promises():
     thing = f"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
-    for case in cases("one_picture", "held_out", 50):
+    for case in cases("one_image", "held_out", 50):
         assert case.question == "What is in the picture?"
         assert re.fullmatch(f"A {thing}\\.", case.answer)
         assert case.drawings[0].name in case.trace
-    for case in cases("two_pictures", "held_out", 50):
+    for case in cases("two_images", "held_out", 50):
         assert case.question == "What is in the pictures?"
         assert re.fullmatch(f"A {thing} and a {thing}\\.", case.answer)
         first, second = (drawing.name for drawing in case.drawings)
@@ -170,7 +170,7 @@ def test_the_answers_read_as_the_product_promises():
 
 
 def test_an_answer_is_right_whatever_the_blanks_around_it_and_wrong_otherwise():
-    case = make_case("one_picture", 3)
+    case = make_case("one_image", 3)
     assert is_right(case, f" {case.answer}\n")
     assert not is_right(case, case.answer.rstrip("."))
     assert not is_right(case, "")

@@ -17,7 +17,7 @@ from magistral_mlx.cache.disk import DiskPrefixes
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine.prefixes import Prefixes
 from tests.engine_models import tiny_model
-from tests.unit.test_prefixes import IMAGE, PLENTY, answer, picture, seeing_model, some_tokens
+from tests.unit.test_prefixes import IMAGE, PLENTY, answer, image, seeing_model, some_tokens
 
 SCHEMES = ["full", "8/8", "4/4"]
 LIMIT = 1 << 30
@@ -133,27 +133,27 @@ def test_two_runs_at_once_share_the_folder(runs: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["full", "4/4"])
-def test_features_of_a_picture_outlive_a_run(
+def test_features_of_a_image_outlive_a_run(
     runs: Any, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = seeing_model()
-    prompt, pictures = [IMAGE] * 12 + some_tokens(40, seed=1), [picture(4, 3, seed=1)]
+    prompt, images = [IMAGE] * 12 + some_tokens(40, seed=1), [image(4, 3, seed=1)]
     first = runs(scheme, model=model)
-    produced, _ = first.ask(prompt, pictures=pictures)
+    produced, _ = first.ask(prompt, images=images)
     first.prefixes.close()
-    monkeypatch.setattr(type(model), "see", lambda *_: pytest.fail("it was looked at again"))
-    assert runs(scheme, model=model).ask(prompt, pictures=pictures)[0] == produced
+    monkeypatch.setattr(type(model), "encode_image", lambda *_: pytest.fail("encoded again"))
+    assert runs(scheme, model=model).ask(prompt, images=images)[0] == produced
 
 
-def test_pictures_of_one_size_are_told_apart(runs: Any) -> None:
+def test_images_of_one_size_are_told_apart(runs: Any) -> None:
     model = seeing_model()
     prompt = [IMAGE] * 12 + some_tokens(400, seed=1)
     first = runs(model=model)
-    first.ask(prompt, pictures=[picture(4, 3, seed=1)])
+    first.ask(prompt, images=[image(4, 3, seed=1)])
     first.prefixes.close()
-    other = [picture(4, 3, seed=2)]
-    produced, held = runs(model=model).ask(prompt, pictures=other)
-    assert (produced, held) == (expected(prompt, model=model, pictures=other), 0)
+    other = [image(4, 3, seed=2)]
+    produced, held = runs(model=model).ask(prompt, images=other)
+    assert (produced, held) == (expected(prompt, model=model, images=other), 0)
 
 
 # What it was not written for
@@ -241,17 +241,17 @@ def test_a_damaged_block_leaves_those_before_it(runs: Any, tmp_path: Path) -> No
 
 def test_damaged_features_are_computed_anew(runs: Any, tmp_path: Path) -> None:
     model = seeing_model()
-    prompt, pictures = [IMAGE] * 12 + some_tokens(40, seed=1), [picture(4, 3, seed=1)]
+    prompt, images = [IMAGE] * 12 + some_tokens(40, seed=1), [image(4, 3, seed=1)]
     first = runs(model=model)
-    produced, _ = first.ask(prompt, pictures=pictures)
+    produced, _ = first.ask(prompt, images=images)
     first.prefixes.close()
-    (path,) = (tmp_path / "kept").glob("*/picture-*")
+    (path,) = (tmp_path / "kept").glob("*/image-*")
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
     path.write_bytes(content)
     run = runs(model=model)
-    assert run.ask(prompt, pictures=pictures)[0] == produced
-    assert "picture-" in run.prefixes.take_notes()[0]
+    assert run.ask(prompt, images=images)[0] == produced
+    assert "image-" in run.prefixes.take_notes()[0]
 
 
 def test_a_file_that_a_process_left_unfinished_is_ignored(runs: Any, tmp_path: Path) -> None:

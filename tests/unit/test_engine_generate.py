@@ -223,40 +223,40 @@ def test_a_generation_that_was_stopped_leaves_caches_to_go_on_from(taken: int) -
 
 
 @pytest.mark.parametrize("held", [2, 5, 11, 12, 13, 17, 20, 27])
-def test_pictures_that_are_held_are_not_needed_again(held: int, tmp_path: Path) -> None:
-    """Two pictures of 2 x 3 and 3 x 2 tokens with rows ended by [IMG_BREAK], the last [IMG_END]."""
+def test_images_that_are_held_are_not_needed_again(held: int, tmp_path: Path) -> None:
+    """Two images of 2 x 3 and 3 x 2 tokens with rows ended by [IMG_BREAK], the last [IMG_END]."""
     checkpoint = Checkpoint.open(write_hf_checkpoint(tmp_path / "seeing"))
     model = load_model(checkpoint, mx.float32)
     load_vision(model, checkpoint)
-    prompt = [1, 3, *picture(2, 3), 1100, *picture(3, 2), 1101, 4]
+    prompt = [1, 3, *image(2, 3), 1100, *image(3, 2), 1101, 4]
     pixels = [random_pixels(2, 3), random_pixels(3, 2)]
-    first = start(model, prompt, pictures=pixels, limit=8)
+    first = start(model, prompt, images=pixels, limit=8)
     expected = ids_of(first)
     kept = Prefilled(first.caches, held)
-    assert ids_of(start(model, prompt, pictures=pixels, limit=8, start=kept)) == expected
+    assert ids_of(start(model, prompt, images=pixels, limit=8, start=kept)) == expected
 
 
-def test_pictures_are_looked_at_one_a_step(tmp_path: Path) -> None:
+def test_images_are_looked_at_one_a_step(tmp_path: Path) -> None:
     """So that whoever waits hears of each, and can stop between two."""
     checkpoint = Checkpoint.open(write_hf_checkpoint(tmp_path / "seeing"))
     model = load_model(checkpoint, mx.float32)
     load_vision(model, checkpoint)
     pixels = [random_pixels(1, 1) for _ in range(3)]
     looked: list[int] = []
-    see = model.see
+    see = model.encode_image
 
-    def counting(picture: mx.array) -> mx.array:
+    def counting(image: mx.array) -> mx.array:
         looked.append(1)
-        return see(picture)
+        return see(image)
 
-    object.__setattr__(model, "see", counting)
-    generation = start(model, [1, 3, *picture(1, 1) * 3, 4], pictures=pixels, limit=1)
+    object.__setattr__(model, "encode_image", counting)
+    generation = start(model, [1, 3, *image(1, 1) * 3, 4], images=pixels, limit=1)
     for count in (1, 2, 3):
         progress = generation.fill()
         assert (progress.done, len(looked)) == (0, count)
 
 
-def picture(rows: int, columns: int) -> list[int]:
+def image(rows: int, columns: int) -> list[int]:
     tokens = ([10] * columns + [12]) * rows
     return [*tokens[:-1], 13]
 

@@ -77,11 +77,11 @@ WHOLE = Model("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
         (MAGISTRAL, "32GB", {"context": 100_000, "kv": "8/8"}),
         (MAGISTRAL, "32GB", {"context": 131_072, "kv": "full"}),
         (MAGISTRAL, "24GB", {"context": 131_072}),
-        (MAGISTRAL, "24GB", {"context": 40_960, "kv": "8/8", "pictures": 20}),
+        (MAGISTRAL, "24GB", {"context": 40_960, "kv": "8/8", "images": 20}),
         (MAGISTRAL, "24GB", {"memory_limit": 13 * GIB}),
         (MAGISTRAL, "18GB", {}),
         (MAGISTRAL, "18GB macOS 26", {}),
-        (MAGISTRAL, "18GB macOS 26", {"pictures": 0, "context": 40_960}),
+        (MAGISTRAL, "18GB macOS 26", {"images": 0, "context": 40_960}),
         (MAGISTRAL, "16GB", {}),
         (WHOLE, "16GB", {}),
         (WHOLE, "32GB", {"context": 131_072}),
@@ -104,7 +104,7 @@ def with_changes(
     way: str, model: Model, machine: Machine, wish: Wish
 ) -> tuple[Model, Machine, Traits, Wish]:
     """What somebody has who does what is said there."""
-    for option, field in (("kv", "kv"), ("context", "context"), ("images", "pictures")):
+    for option, field in (("kv", "kv"), ("context", "context"), ("images", "images")):
         if found := re.search(rf"--{option} (\S+)", way):
             value = found[1] if option == "kv" else int(found[1])
             wish = replace(wish, **{field: value})
@@ -121,8 +121,8 @@ def with_changes(
     return model, machine, GPU, wish
 
 
-def test_pictures_are_given_up_where_that_makes_it_fit() -> None:
-    with pytest.raises(OutOfMemory, match=r"fit: --context 17408 --images 0 \(no pictures\); "):
+def test_images_are_given_up_where_that_makes_it_fit() -> None:
+    with pytest.raises(OutOfMemory, match=r"fit: --context 17408 --images 0 \(no images\); "):
         plan(named_machine("18GB macOS 26"))
 
 
@@ -154,13 +154,13 @@ def test_an_unquantized_model_is_advised_to_be_converted_where_that_is_enough() 
     assert "fit: its 4-bit conversion" not in str(error.value)
 
 
-def test_the_cache_is_shown_also_where_a_picture_needs_most() -> None:
-    """On the CPU a large picture takes more than the caches of a short context."""
+def test_the_cache_is_shown_also_where_a_image_needs_most() -> None:
+    """On the CPU a large image takes more than the caches of a short context."""
     cpu = Traits(4, 32 << 20, 5, fused_attention=False, workspace=256 << 20, chunk=512)
-    small = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, pictures=1))
+    small = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, images=1))
     cache = cache_bytes(MAGISTRAL.config.text, small.scheme, 1024, 4)
     assert small.peak.cache == cache > 0
-    none = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, pictures=0))
+    none = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, images=0))
     assert small.peak.total - none.peak.total > MAGISTRAL.weights.vision
 
 
@@ -178,7 +178,7 @@ def test_a_context_beyond_the_models_is_refused() -> None:
         plan(context=200_000)
 
 
-@pytest.mark.parametrize("wish", [{"context": 0}, {"pictures": -1}, {"kv": "3/3"}])
+@pytest.mark.parametrize("wish", [{"context": 0}, {"images": -1}, {"kv": "3/3"}])
 def test_a_wish_out_of_range_is_named(wish: dict[str, object]) -> None:
     with pytest.raises(InvalidOption):
         Wish(**wish)  # type: ignore[arg-type]

@@ -17,8 +17,8 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Request, generate
-from magistral_mlx.engine.pictures import PictureKey
-from magistral_mlx.engine.prefill import picture_keys
+from magistral_mlx.engine.images import ImageKey
+from magistral_mlx.engine.prefill import image_keys
 from magistral_mlx.engine.prefixes import Prefixes
 from magistral_mlx.events import Prefill
 from tests.checkpoints import tiny_config, write_hf_checkpoint
@@ -26,8 +26,8 @@ from tests.engine_models import GREEDY, tiny_model
 
 SCHEMES = ["full", "8/8", "4/4"]
 PLENTY = 1 << 30
-IMAGE = 10  # the id of a picture token
-SIDE = 28  # pixels of a picture token
+IMAGE = 10  # the id of an image token
+SIDE = 28  # pixels of an image token
 
 Pixels = NDArray[np.float32]
 
@@ -52,19 +52,19 @@ def answer(
     prefixes: Prefixes | None = None,
     *,
     scheme: str = "full",
-    pictures: Sequence[Pixels] = (),
+    images: Sequence[Pixels] = (),
     limit: int = 20,
 ) -> tuple[list[int], int]:
     """The tokens that a model answers, and how many of the prompt's were held."""
-    prompt, keys = np.array(tokens, np.int32), picture_keys(model.config, pictures)
+    prompt, keys = np.array(tokens, np.int32), image_keys(model.config, images)
     request = Request(
         prompt,
-        pictures,
+        images,
         GREEDY,
         limit,
         KVScheme.parse(scheme),
         chunk=128,
-        picture_keys=keys,
+        image_keys=keys,
         seen=prefixes,
         marks=4,
     )
@@ -83,7 +83,7 @@ def put(
     prefixes: Prefixes,
     generation: Generation,
     tokens: Sequence[int],
-    keys: Sequence[PictureKey] = (),
+    keys: Sequence[ImageKey] = (),
 ) -> None:
     prefixes.put(np.array(tokens, np.int32), keys, generation.caches, generation.prefilled)
 
@@ -92,8 +92,8 @@ def some_tokens(count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(1100, 1280, count).tolist()
 
 
-def picture(width: int, height: int, seed: int) -> Pixels:
-    """A picture of so many picture tokens."""
+def image(width: int, height: int, seed: int) -> Pixels:
+    """An image of so many image tokens."""
     pixels = np.random.default_rng(seed).standard_normal((3, height * SIDE, width * SIDE))
     return pixels.astype(np.float32)
 
@@ -196,18 +196,18 @@ def test_what_is_taken_out_is_gone_until_it_is_put_back() -> None:
     assert prefixes.take(longer) is not None
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_pictures_are_told_by_their_content(scheme: str) -> None:
+def test_images_are_told_by_their_content(scheme: str) -> None:
     model, prefixes = seeing_model(), prefixes_of(seeing_model(), scheme)
-    red, blue = picture(4, 3, seed=1), picture(4, 3, seed=2)
+    red, blue = image(4, 3, seed=1), image(4, 3, seed=2)
     before, after = some_tokens(150, seed=1), some_tokens(30, seed=2)
     prompt = before + [IMAGE] * 12 + after
 
     def ask(pixels: Pixels, prefixes: Prefixes | None = None) -> tuple[list[int], int]:
-        return answer(model, prompt, prefixes, scheme=scheme, pictures=[pixels])
+        return answer(model, prompt, prefixes, scheme=scheme, images=[pixels])
 
     first, _ = ask(red, prefixes)
     assert ask(red, prefixes) == (first, len(prompt))
@@ -217,19 +217,19 @@ def test_pictures_are_told_by_their_content(scheme: str) -> None:
     assert ask(red, prefixes)[0] == first
 
 
-def test_the_tower_is_not_asked_about_a_picture_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tower_is_not_asked_about_a_image_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prefixes = seeing_model(), prefixes_of(seeing_model())
     looked = []
-    see = type(model).see
-    monkeypatch.setattr(type(model), "see", lambda *given: looked.append(1) or see(*given))
-    red, blue = picture(4, 3, seed=1), picture(3, 4, seed=2)
+    see = type(model).encode_image
+    monkeypatch.setattr(type(model), "encode_image", lambda *given: looked.append(1) or see(*given))
+    red, blue = image(4, 3, seed=1), image(3, 4, seed=2)
     one, two = [1100] + [IMAGE] * 12, [1200, 1201] + [IMAGE] * 12 + [1100] + [IMAGE] * 12
-    answer(model, [*one, 1101], prefixes, pictures=[red])
+    answer(model, [*one, 1101], prefixes, images=[red])
     assert len(looked) == 1
-    produced, held = answer(model, [*two, 1101], prefixes, pictures=[blue, red])
+    produced, held = answer(model, [*two, 1101], prefixes, images=[blue, red])
     assert (held, len(looked)) == (0, 2)
-    assert produced == answer(model, [*two, 1101], pictures=[blue, red])[0]
-    assert (prefixes.counts.pictures, prefixes.counts.seen) == (3, 1)
+    assert produced == answer(model, [*two, 1101], images=[blue, red])[0]
+    assert (prefixes.counts.images, prefixes.counts.seen) == (3, 1)
 
 
 # The budget
@@ -270,11 +270,11 @@ def test_an_entry_larger_than_the_budget_is_not_kept() -> None:
 def test_release_gives_up_everything() -> None:
     model, prefixes = seeing_model(), prefixes_of(seeing_model())
     prompt = [IMAGE] * 12 + some_tokens(50, seed=1)
-    answer(model, prompt, prefixes, pictures=[picture(4, 3, seed=1)])
+    answer(model, prompt, prefixes, images=[image(4, 3, seed=1)])
     assert prefixes.nbytes > 0
     prefixes.release()
     assert prefixes.nbytes == 0
-    assert answer(model, prompt, prefixes, pictures=[picture(4, 3, seed=1)])[1] == 0
+    assert answer(model, prompt, prefixes, images=[image(4, 3, seed=1)])[1] == 0
 
 
 def test_a_conversation_is_held_once_however_many_turns_it_has() -> None:

@@ -29,7 +29,7 @@ from magistral_mlx.server.anthropic.stream import MessageStream
 from magistral_mlx.server.openai.chat_answer import chat_completion
 from magistral_mlx.server.openai.chat_stream import ChatStream
 from magistral_mlx.server.openai.figures import logprobs_of
-from magistral_mlx.server.turns import Turns, left_open, picture_part, text_part
+from magistral_mlx.server.turns import Turns, image_part, left_open, text_part
 
 EXCHANGE = cast(Any, SimpleNamespace(model="m", created=1))
 STATS = Stats(100, 3, 7, 0.5, 1.0, 0.5, 0, cached_tokens=60)
@@ -200,17 +200,17 @@ def test_a_turn_of_the_model_is_put_together_from_its_pieces():
     ]
 
 
-def test_pictures_that_tools_returned_are_shown_after_all_results():
+def test_images_that_tools_returned_are_shown_after_all_results():
     turns = Turns()
     turns.call("f", "{}", "a")
     turns.call("f", "{}", "b")
-    turns.result([picture_part("data:1")], "a")
-    turns.result([text_part("two"), picture_part("data:2")], "b")
+    turns.result([image_part("data:1")], "a")
+    turns.result([text_part("two"), image_part("data:2")], "b")
     turns.user("And?")
     _, one, two, user = turns.messages()
-    assert [part["text"] for part in one["content"]] == ["(see the picture)"]
+    assert [part["text"] for part in one["content"]] == ["(see the image)"]
     assert [part["text"] for part in two["content"]] == ["two"]
-    assert user["content"] == [picture_part("data:1"), picture_part("data:2"), text_part("And?")]
+    assert user["content"] == [image_part("data:1"), image_part("data:2"), text_part("And?")]
 
 
 def test_thinking_without_an_answer_is_kept():

@@ -61,18 +61,18 @@ def _help(room: Room, rest: str) -> None:
 
 
 def _image(room: Room, rest: str) -> None:
-    from magistral_mlx.chat.messages import Picture
+    from magistral_mlx.chat.messages import Image
 
     if not rest:
-        room.pictures.clear()
-        room.say("No pictures go with your next message.")
+        room.images.clear()
+        room.say("No images go with your next message.")
         return
-    if not room.magistral.sees:
-        raise InvalidOption("this model is text-only and cannot see pictures.")
-    opened = [Picture.open(Path(name).expanduser()) for name in _words(rest)]
-    room.pictures += opened
-    count = len(room.pictures)
-    room.say(f"{count} picture{'s' * (count > 1)} will go with your next message.")
+    if not room.magistral.supports_images:
+        raise InvalidOption("this model is text-only and cannot see images.")
+    opened = [Image.open(Path(name).expanduser()) for name in _words(rest)]
+    room.images += opened
+    count = len(room.images)
+    room.say(f"{count} image{'s' * (count > 1)} will go with your next message.")
 
 
 def _system(room: Room, rest: str) -> None:
@@ -160,7 +160,7 @@ def _quit(room: Room, rest: str) -> None:
 
 COMMANDS = {
     "help": Command("", "this list", _help),
-    "image": Command("FILE…", "show pictures with the next message; alone: none", _image, True),
+    "image": Command("FILE…", "show images with the next message; alone: none", _image, True),
     "system": Command("TEXT|none|default", "set or show the system prompt", _system),
     "think": Command("", "show the last thinking", _think),
     "thinking": Command(

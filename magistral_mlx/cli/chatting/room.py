@@ -17,7 +17,7 @@ from rich.text import Text as Styled
 
 from magistral_mlx.api import Conversation, Magistral
 from magistral_mlx.api.async_stream import AsyncStream
-from magistral_mlx.chat.messages import Assistant, Picture, User
+from magistral_mlx.chat.messages import Assistant, Image, User
 from magistral_mlx.cli.chatting.commands import COMMANDS, run_command
 from magistral_mlx.cli.chatting.keys import interrupts, line_editor
 from magistral_mlx.cli.chatting.view import AnswerView
@@ -36,7 +36,7 @@ class Room:
         self.magistral = magistral
         self.chat = chat
         self.console = Console(highlight=False)
-        self.pictures: list[Picture] = []
+        self.images: list[Image] = []
         self.leaving = False
         self._unfolded = False
         self._draft = ""  # what stands in the input when it is shown next
@@ -83,10 +83,10 @@ class Room:
             self.say("There is no thinking to show.")
 
     def take_up(self, messages: list[User]) -> None:
-        """Put messages back into the input, and their pictures beside it."""
+        """Put messages back into the input, and their images beside it."""
         parts = [part for message in messages for part in _parts(message)]
         self._draft = "\n\n".join(part for part in parts if isinstance(part, str))
-        self.pictures = [part for part in parts if isinstance(part, Picture)]
+        self.images = [part for part in parts if isinstance(part, Image)]
         self._used = self.chat.tokens
 
     def ask_next(self, messages: list[User]) -> None:
@@ -99,13 +99,13 @@ class Room:
 
     def begin_anew(self) -> None:
         self.chat = self.magistral.chat(options=self.chat.options)
-        self.pictures, self._used, self._last_thinking = [], 0, ""
+        self.images, self._used, self._last_thinking = [], 0, ""
 
     def show_history(self) -> None:
         """Show a conversation that was loaded."""
         for message in self.chat.messages:
             if isinstance(message, User):
-                texts = [part if isinstance(part, str) else "[picture]" for part in _parts(message)]
+                texts = [part if isinstance(part, str) else "[image]" for part in _parts(message)]
                 self.console.print(Styled("❯ " + "\n  ".join(texts), style="bold"))
             elif isinstance(message, Assistant):
                 self._last_thinking = message.thinking or ""
@@ -137,7 +137,7 @@ class Room:
         text = line.strip()
         if text.startswith("/") and not text.startswith("//"):
             run_command(self, text)
-        elif text or self.pictures:
+        elif text or self.images:
             self._next = [self._message(text.removeprefix("/") if text[:2] == "//" else text)]
         if self._resume:
             self._resume = False
@@ -147,8 +147,8 @@ class Room:
             await self._answer(self.chat.astream(asked), asked)
 
     def _message(self, text: str) -> User:
-        pictures, self.pictures = self.pictures, []
-        return User((*pictures, text) if text else tuple(pictures)) if pictures else User(text)
+        images, self.images = self.images, []
+        return User((*images, text) if text else tuple(images)) if images else User(text)
 
     async def _answer(self, stream: AsyncStream, asked: list[User]) -> None:
         """Show an answer as it comes; Ctrl-C stops it, Ctrl-T folds and unfolds the thinking."""
@@ -217,15 +217,15 @@ class Room:
 
     def _toolbar(self) -> str:
         parts = [f"{self._used:,} of {self.magistral.context:,} tokens"]
-        if self.pictures:
-            parts.append(f"{len(self.pictures)} picture{'s' * (len(self.pictures) > 1)}")
+        if self.images:
+            parts.append(f"{len(self.images)} image{'s' * (len(self.images) > 1)}")
         thinking = self.chat.options.thinking
         if thinking != "on":
             parts.append(f"thinking {thinking}")
         return " · ".join(parts)
 
 
-def _parts(user: User) -> tuple[str | Picture, ...]:
+def _parts(user: User) -> tuple[str | Image, ...]:
     return (user.content,) if isinstance(user.content, str) else user.content
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
-from magistral_mlx.server.example_picture import RED_CIRCLE
+from magistral_mlx.server.example_image import RED_CIRCLE
 
 _SUM = {"role": "user", "content": "What is 37 + 85?"}
 _ADD = {
@@ -20,7 +20,7 @@ _ADD = {
     },
 }
 _THINKING = {"type": "enabled", "budget_tokens": 1024}
-_PICTURE = {
+_IMAGE = {
     "role": "user",
     "content": [
         {
@@ -46,7 +46,7 @@ MESSAGE_EXAMPLES: dict[str, Example] = {
     "text": _example("A question, answered at once", messages=[_SUM]),
     "thinking": _example("A question, with thinking", messages=[_SUM], thinking=_THINKING),
     "stream": _example("A stream", messages=[_SUM], thinking=_THINKING, stream=True),
-    "picture": _example("A picture", messages=[_PICTURE], thinking=_THINKING),
+    "image": _example("An image", messages=[_IMAGE], thinking=_THINKING),
     "tool": _example(
         "A call to a tool", messages=[_SUM], tools=[_ADD], tool_choice={"type": "any"}
     ),
@@ -62,5 +62,5 @@ MESSAGE_EXAMPLES: dict[str, Example] = {
 }
 COUNT_EXAMPLES: dict[str, Example] = {
     "text": {"summary": "A question", "value": {"messages": [_SUM], "tools": [_ADD]}},
-    "picture": {"summary": "A picture", "value": {"messages": [_PICTURE]}},
+    "image": {"summary": "An image", "value": {"messages": [_IMAGE]}},
 }

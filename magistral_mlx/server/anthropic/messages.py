@@ -42,7 +42,7 @@ router = APIRouter(
 async def messages(
     request: Request, body: Annotated[MessageRequest, Body(openapi_examples=MESSAGE_EXAMPLES)]
 ) -> Response:
-    """Anthropic's messages, with pictures, thinking blocks and tools.
+    """Anthropic's messages, with images, thinking blocks and tools.
 
     As there, the model thinks only where `thinking` says so. While a long prompt is being read a
     stream sends pings.
@@ -74,7 +74,7 @@ async def messages(
 async def count_tokens(
     request: Request, body: Annotated[CountRequest, Body(openapi_examples=COUNT_EXAMPLES)]
 ) -> TokenCount:
-    """Tokens of the prompt, pictures and tools included. The model need not be loaded for it."""
+    """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
     serving: Serving = request.app.state.serving
     tokens = await serving.count(request, body.model, conversation(body), options_of(body))
     return TokenCount(input_tokens=tokens)

@@ -27,7 +27,7 @@ from magistral_mlx.server.efforts import thinking_of
 from magistral_mlx.server.functions import Choice, FunctionIn, tool_options
 from magistral_mlx.server.option_values import seed_option, stop_option, top_p_option
 from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.turns import Part, Turns, left_open, picture_part, text_part
+from magistral_mlx.server.turns import Part, Turns, image_part, left_open, text_part
 
 Shown = TextBlock | ImageBlock | DocumentBlock
 
@@ -179,5 +179,5 @@ def _part(block: Shown) -> Part:
         case ImageBlock():
             source = block.source
             if isinstance(source, Base64Source):
-                return picture_part(f"data:{source.media_type};base64,{source.data}")
-            return picture_part(source.url)
+                return image_part(f"data:{source.media_type};base64,{source.data}")
+            return image_part(source.url)

@@ -16,7 +16,7 @@ class TextBlock(Request):
 
 
 class Base64Source(Request):
-    """The picture itself."""
+    """The image itself."""
 
     type: Literal["base64"]
     media_type: str
@@ -24,14 +24,14 @@ class Base64Source(Request):
 
 
 class URLSource(Request):
-    """Where a picture is: fetched if the server was started with --allow-remote-images."""
+    """Where an image is: fetched if the server was started with --allow-remote-images."""
 
     type: Literal["url"]
     url: str
 
 
 class ImageBlock(Request):
-    """A picture."""
+    """An image."""
 
     type: Literal["image"]
     source: Annotated[Base64Source | URLSource, Field(discriminator="type")]

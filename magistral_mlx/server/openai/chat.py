@@ -39,7 +39,7 @@ router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
 async def chat_completions(
     request: Request, body: Annotated[ChatRequest, Body(openapi_examples=CHAT_EXAMPLES)]
 ) -> Response:
-    """OpenAI's chat completions, with pictures, thinking, tools and structured output.
+    """OpenAI's chat completions, with images, thinking, tools and structured output.
 
     The thinking comes apart from the content, in `reasoning_content`. While a long prompt is being
     read a stream sends chunks with an empty delta and `progress`, and a comment every ten seconds.

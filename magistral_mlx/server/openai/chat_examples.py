@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
-from magistral_mlx.server.example_picture import RED_CIRCLE
+from magistral_mlx.server.example_image import RED_CIRCLE
 
 _SUM = {"role": "user", "content": "What is 37 + 85?"}
 _ADD = {
@@ -49,8 +49,8 @@ CHAT_EXAMPLES: dict[str, Example] = {
         reasoning_effort="low",
         reasoning_format="mistral",
     ),
-    "picture": _example(
-        "A picture",
+    "image": _example(
+        "An image",
         messages=[
             {
                 "role": "user",

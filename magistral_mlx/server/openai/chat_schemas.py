@@ -73,7 +73,7 @@ class ChatRequest(SamplingFields):
         Field(
             ge=1,
             le=1_000_000,
-            description="The most tokens a picture may take; larger ones are scaled down. Not in "
+            description="The most tokens an image may take; larger ones are scaled down. Not in "
             "OpenAI's API.",
         ),
     ] = None

@@ -30,8 +30,8 @@ class RefusalPart(Request):
     refusal: str
 
 
-class PictureURL(Request):
-    """Where a picture is."""
+class ImageURL(Request):
+    """Where an image is."""
 
     url: Annotated[
         str,
@@ -43,11 +43,11 @@ class PictureURL(Request):
     detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
 
 
-class PicturePart(Request):
-    """A picture."""
+class ImagePart(Request):
+    """An image."""
 
     type: Literal["image_url"]
-    image_url: PictureURL | str
+    image_url: ImageURL | str
 
 
 class FunctionCall(Request):
@@ -79,7 +79,7 @@ class UserMessage(Request):
     """A user's turn."""
 
     role: Literal["user"]
-    content: str | Many[Annotated[TextPart | PicturePart, Field(discriminator="type")]]
+    content: str | Many[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
 class AssistantMessage(Request):

@@ -31,7 +31,7 @@ class Model(BaseModel):
     display_name: str
     created_at: Annotated[datetime, Field(description="`created` once more, for Anthropic's API.")]
     context_length: Annotated[int, Field(description="Tokens of prompt and answer together.")]
-    vision: Annotated[bool, Field(description="Whether it can be shown pictures.")]
+    vision: Annotated[bool, Field(description="Whether it can be shown images.")]
     thinking: Annotated[bool, Field(description="Whether it thinks before it answers.")]
     loaded: Annotated[bool, Field(description="Whether it is in memory now.")]
 
@@ -68,7 +68,7 @@ def _model(info: ModelInfo) -> Model:
         display_name=info.id,
         created_at=datetime.fromtimestamp(info.created, UTC),
         context_length=info.context,
-        vision=info.sees,
+        vision=info.supports_images,
         thinking=info.thinks,
         loaded=info.loaded,
     )

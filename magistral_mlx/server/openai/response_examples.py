@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
-from magistral_mlx.server.example_picture import RED_CIRCLE
+from magistral_mlx.server.example_image import RED_CIRCLE
 
 _SUM = "What is 37 + 85?"
 _ADD = {
@@ -30,8 +30,8 @@ def _example(summary: str, **body: Any) -> Example:
 RESPONSE_EXAMPLES: dict[str, Example] = {
     "text": _example("A question", input=_SUM),
     "stream": _example("A stream", input=_SUM, stream=True, reasoning={"summary": "auto"}),
-    "picture": _example(
-        "A picture",
+    "image": _example(
+        "An image",
         input=[
             {
                 "role": "user",

@@ -25,7 +25,7 @@ from magistral_mlx.server.openai.response_schemas import (
 from magistral_mlx.server.openai.tool_schemas import JSONFormat
 from magistral_mlx.server.option_values import seed_option, top_p_option
 from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.turns import Part, Turns, left_open, picture_part, text_part
+from magistral_mlx.server.turns import Part, Turns, image_part, left_open, text_part
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -99,7 +99,7 @@ def _parts(content: str | Sequence[InputText | InputImage | Refusal]) -> list[Pa
 def _part(part: InputText | InputImage | Refusal) -> Part:
     match part:
         case InputImage():
-            return picture_part(part.image_url)
+            return image_part(part.image_url)
         case Refusal():
             return text_part(part.refusal)
         case _:

@@ -19,7 +19,7 @@ class InputText(Request):
 
 
 class InputImage(Request):
-    """A picture: a data URL, or a web address where the server fetches them."""
+    """An image: a data URL, or a web address where the server fetches them."""
 
     type: Literal["input_image"]
     image_url: str

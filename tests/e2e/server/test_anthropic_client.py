@@ -77,8 +77,8 @@ def test_why_it_stopped_is_told(client: anthropic.Anthropic):
     assert stopped.content[-1].text == "1"
 
 
-def test_a_picture_is_seen(client: anthropic.Anthropic):
-    case = make_case("one_picture", 1_000_000_000)
+def test_a_image_is_seen(client: anthropic.Anthropic):
+    case = make_case("one_image", 1_000_000_000)
     data = io.BytesIO()
     case.images[0].save(data, "PNG")
     source = {
@@ -91,8 +91,8 @@ def test_a_picture_is_seen(client: anthropic.Anthropic):
     assert message.content[-1].text == case.answer
 
 
-def test_a_picture_that_a_tool_returned_is_seen(client: anthropic.Anthropic):
-    case = make_case("one_picture", 1_000_000_000)
+def test_a_image_that_a_tool_returned_is_seen(client: anthropic.Anthropic):
+    case = make_case("one_image", 1_000_000_000)
     data = io.BytesIO()
     case.images[0].save(data, "PNG")
     source = {
@@ -108,10 +108,10 @@ def test_a_picture_that_a_tool_returned_is_seen(client: anthropic.Anthropic):
         {"role": "assistant", "content": [use]},
         {"role": "user", "content": [result]},
     ]
-    with_picture = client.messages.count_tokens(model="demo", messages=turns)  # type: ignore[arg-type]
-    result["content"] = "(see the picture)"
+    with_image = client.messages.count_tokens(model="demo", messages=turns)  # type: ignore[arg-type]
+    result["content"] = "(see the image)"
     without = client.messages.count_tokens(model="demo", messages=turns)  # type: ignore[arg-type]
-    assert with_picture.input_tokens > without.input_tokens + 4
+    assert with_image.input_tokens > without.input_tokens + 4
     assert ask(client, turns).content
 
 

@@ -86,7 +86,7 @@ def test_defaults_are_as_said():
     for said in (
         f"`--parallel` ({defaults['parallel']})",
         f"`--max-queue` ({defaults['max_queue']})",
-        f"`--max-pictures` ({defaults['max_pictures']})",
+        f"`--max-images` ({defaults['max_images']})",
         "`--max-body` (64 MiB)",
         "`--grace` (30 s)",
         "`--max-time` (1 h)",

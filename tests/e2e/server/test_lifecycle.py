@@ -23,7 +23,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cli.main import main
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.server.app import create_app
-from magistral_mlx.server.example_picture import RED_CIRCLE
+from magistral_mlx.server.example_image import RED_CIRCLE
 from magistral_mlx.server.settings import Limits, LoadOptions, Settings
 from tests.fake_hub import FakeHub
 from tests.scripted import write_scripted_checkpoint
@@ -106,8 +106,8 @@ class TestLoading:
             assert told == "talker could not be loaded: talker/config.json is damaged."
 
     def test_nor_that_of_one_that_cannot_see(self, talker: Server, endless: str):
-        picture = {"type": "image_url", "image_url": {"url": RED_CIRCLE}}
-        status, body = talker.post(CHAT, {"messages": [{"role": "user", "content": [picture]}]})
+        image = {"type": "image_url", "image_url": {"url": RED_CIRCLE}}
+        status, body = talker.post(CHAT, {"messages": [{"role": "user", "content": [image]}]})
         assert status == 400
         assert body["error"]["message"].startswith("this model is text-only")
         assert str(Path(endless).parent) not in body["error"]["message"]

@@ -94,11 +94,11 @@ def test_memory_is_told_by_kind(fresh: Server):
     fresh.ask(SUM)
     wait_until(lambda: memory("kept_cache") > 0)
     assert memory("peak") > weights
-    picture = base64.b64encode(Path("examples/circle.png").read_bytes()).decode()
-    url = {"url": f"data:image/png;base64,{picture}"}
+    image = base64.b64encode(Path("examples/circle.png").read_bytes()).decode()
+    url = {"url": f"data:image/png;base64,{image}"}
     content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "What is it?"}]
     assert fresh.post(CHAT, {"messages": [{"role": "user", "content": content}]})[0] == 200
-    assert memory("weights") > weights, "the vision tower came with the first picture"
+    assert memory("weights") > weights, "the vision tower came with the first image"
 
 
 def test_what_runs_and_waits_is_told_while_it_does(tmp_path: Path):

@@ -52,8 +52,8 @@ def test_a_chat_streams_its_thinking_its_answer_and_its_usage(server: Server):
     assert found[-1]["usage"]["total_tokens"] > 40
 
 
-def test_a_picture_after_the_text_is_seen(server: Server):
-    assert written(chunks(send(server, "picture")), "content") == "A red circle."
+def test_a_image_after_the_text_is_seen(server: Server):
+    assert written(chunks(send(server, "image")), "content") == "A red circle."
 
 
 def test_a_title_is_made_without_a_stream(server: Server):

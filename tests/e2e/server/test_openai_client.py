@@ -161,11 +161,11 @@ def test_an_open_turn_of_the_model_is_continued(client: openai.OpenAI):
         assert ask(client, [*SUM, turn | prefix]).choices[0].message.content == "2"
 
 
-# Pictures and structure
+# Images and structure
 
 
-def test_a_picture_is_seen(client: openai.OpenAI):
-    case = make_case("one_picture", 1_000_000_000)
+def test_a_image_is_seen(client: openai.OpenAI):
+    case = make_case("one_image", 1_000_000_000)
     data = io.BytesIO()
     case.images[0].save(data, "PNG")
     url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

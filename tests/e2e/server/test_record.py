@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx.cli.main import main
 from magistral_mlx.server.record import Recorder
@@ -174,7 +174,7 @@ class TestTraces:
         assert str(file) in err
         assert list(tmp_path.iterdir()) == [file]
         if kind == "png":
-            with Image.open(file) as image:
+            with PIL.Image.open(file) as image:
                 assert len(image.convert("RGB").getcolors(1 << 24)) > 20
 
     def test_files_that_are_no_exchanges_are_told_and_left_out(

@@ -8,7 +8,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from magistral_mlx.server.example_picture import RED_CIRCLE
+from magistral_mlx.server.example_image import RED_CIRCLE
 from magistral_mlx.server.openai.response_schemas import InputMessage
 from magistral_mlx.server.openai.response_store import Remembered, ResponseStore
 from magistral_mlx.server.refusals import NotFound
@@ -162,7 +162,7 @@ def test_a_function_is_called_where_one_is_required(client: openai.OpenAI):
     assert json.loads(call.arguments)["sign"] in ("+", "-")
 
 
-def test_pictures_and_log_probabilities(client: openai.OpenAI):
+def test_images_and_log_probabilities(client: openai.OpenAI):
     content = [
         {"type": "input_image", "image_url": RED_CIRCLE, "detail": "auto"},
         {"type": "input_text", "text": "What is in the picture?"},

@@ -10,8 +10,8 @@ import logging
 import socket
 from collections.abc import Iterator
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.server.preparation import Preparation
@@ -30,7 +30,7 @@ def locked() -> Iterator[Server]:
         api_key=KEY,
         allowed_hosts=("my-mac.local",),
         cors_origins=("https://chat.example",),
-        limits=Limits(body_bytes=200_000, pictures=2, tokens=3),
+        limits=Limits(body_bytes=200_000, images=2, tokens=3),
     )
     with live_server(settings) as running:
         yield running
@@ -49,13 +49,13 @@ def raw(server: Server, *lines: str) -> tuple[int, str]:
         return response.status, response.read().decode()
 
 
-def picture_url(size: tuple[int, int]) -> str:
+def image_url(size: tuple[int, int]) -> str:
     file = io.BytesIO()
-    Image.new("L", size).save(file, "PNG")
+    PIL.Image.new("L", size).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def with_pictures(*urls: str) -> dict[str, object]:
+def with_images(*urls: str) -> dict[str, object]:
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}]}
 
@@ -243,20 +243,20 @@ class TestLimits:
             assert response.status == 413
             assert json.loads(response.read())["error"]["code"] == "request_too_large"
 
-    def test_more_pictures_than_allowed_are_refused_before_they_are_opened(self, locked: Server):
-        status, body = locked.post(CHAT, with_pictures(*["data:,no picture"] * 3), **bearer())
+    def test_more_images_than_allowed_are_refused_before_they_are_opened(self, locked: Server):
+        status, body = locked.post(CHAT, with_images(*["data:,no image"] * 3), **bearer())
         assert status == 400
-        assert "3 pictures" in body["error"]["message"]
-        assert "--max-pictures" in body["error"]["message"]
+        assert "3 images" in body["error"]["message"]
+        assert "--max-images" in body["error"]["message"]
 
-    def test_pictures_that_unfold_to_too_many_pixels_are_refused(self, server: Server):
-        bomb = picture_url((13_000, 13_000))
+    def test_images_that_unfold_to_too_many_pixels_are_refused(self, server: Server):
+        bomb = image_url((13_000, 13_000))
         assert len(bomb) < 300_000
-        status, body = server.post(CHAT, with_pictures(bomb))
+        status, body = server.post(CHAT, with_images(bomb))
         assert status == 400
         assert "169 megapixels" in body["error"]["message"]
-        large = picture_url((7_000, 7_000))
-        status, body = server.post(CHAT, with_pictures(*[large] * 3))
+        large = image_url((7_000, 7_000))
+        status, body = server.post(CHAT, with_images(*[large] * 3))
         assert status == 400
         assert "147 megapixels together" in body["error"]["message"]
 
@@ -271,15 +271,15 @@ class TestLimits:
         assert "128" in body["error"]["message"]
 
 
-class TestPictures:
+class TestImages:
     def test_web_addresses_are_refused_unless_allowed(self, server: Server):
-        status, body = server.post(CHAT, with_pictures("https://example.com/cat.png"))
+        status, body = server.post(CHAT, with_images("https://example.com/cat.png"))
         assert status == 400
         assert "--allow-remote-images" in body["error"]["message"]
 
     @pytest.mark.parametrize("url", ["/etc/hostname", "file:///etc/hostname", "etc/hostname"])
     def test_files_of_the_server_are_out_of_reach(self, server: Server, url: str):
-        status, body = server.post(CHAT, with_pictures(url))
+        status, body = server.post(CHAT, with_images(url))
         assert status == 400
         assert "data URL" in body["error"]["message"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import anthropic
 import httpx2 as httpx
 import openai
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx.api import Magistral
-from magistral_mlx.chat.messages import Picture
+from magistral_mlx.chat.messages import Image
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.server import preparation, serving, sse
 from magistral_mlx.server.settings import Limits, Settings
@@ -27,9 +27,9 @@ from tests.serving import CHAT, Server, live_server, wait_until
 COUNT = "/v1/messages/count_tokens"
 
 
-def picture() -> str:
+def image() -> str:
     file = io.BytesIO()
-    Image.new("RGB", (28, 28), "red").save(file, "PNG")
+    PIL.Image.new("RGB", (28, 28), "red").save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -60,13 +60,13 @@ class Gate:
                 self.inside -= 1
 
 
-def test_prompts_with_pictures_are_opened_one_at_a_time_and_texts_pass_them(
+def test_prompts_with_images_are_opened_one_at_a_time_and_texts_pass_them(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    gate = Gate(Picture.open)
-    monkeypatch.setattr(Picture, "open", gate)
+    gate = Gate(Image.open)
+    monkeypatch.setattr(Image, "open", gate)
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(server.post, CHAT, seeing(picture())) for _ in range(4)]
+        asked = [pool.submit(server.post, CHAT, seeing(image())) for _ in range(4)]
         wait_until(lambda: gate.inside == 1 and server.serving.waiting == 4)
         assert server.ask("What is 37 + 85?")[0] == 200
         gate.open.set()
@@ -74,16 +74,16 @@ def test_prompts_with_pictures_are_opened_one_at_a_time_and_texts_pass_them(
     assert gate.most == 1
 
 
-def test_pictures_that_wait_are_bounded_by_the_bytes_they_take(
+def test_images_that_wait_are_bounded_by_the_bytes_they_take(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    gate = Gate(Picture.open)
-    monkeypatch.setattr(Picture, "open", gate)
+    gate = Gate(Image.open)
+    monkeypatch.setattr(Image, "open", gate)
     monkeypatch.setattr(serving, "_WAITING_BYTES", 28 * 28 * 12 + 1)
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(server.post, CHAT, seeing(picture()))
+        first = pool.submit(server.post, CHAT, seeing(image()))
         wait_until(lambda: gate.inside == 1)
-        status, body = server.post(CHAT, seeing(picture()))
+        status, body = server.post(CHAT, seeing(image()))
         assert (status, body["error"]["code"]) == (429, "queue_full")
         gate.open.set()
         assert first.result()[0] == 200
@@ -109,8 +109,8 @@ def test_counting_holds_up_no_chat_and_counts_as_waiting(monkeypatch: pytest.Mon
         assert gate.most == 1
 
 
-def test_a_prompt_lets_go_of_its_pictures_once_it_is_made():
-    made = preparation.Preparation(Settings()).opened(seeing(picture())["messages"])
+def test_a_prompt_lets_go_of_its_images_once_it_is_made():
+    made = preparation.Preparation(Settings()).opened(seeing(image())["messages"])
     assert len(list(made)) == 1
     assert list(made) == [], "nothing holds the pixels any more"
 
@@ -167,7 +167,7 @@ class TestStreamsWhileAModelIsLoaded:
             body["messages"] *= 40
             status, answer = server.post(CHAT, body)
             assert status == 400
-            assert "--max-pictures" in answer["error"]["message"]
+            assert "--max-images" in answer["error"]["message"]
 
     def test_one_that_is_left_leaves_the_queue(self, gate: Gate):
         with loading(gate) as server:

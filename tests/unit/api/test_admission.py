@@ -32,7 +32,7 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Magistral]:
         patch.setattr("magistral_mlx.memory.share.RESERVED", 64)
         patch.setattr("magistral_mlx.engine.generate.RESERVED", 64)
         with Magistral.load(
-            folder, kv="full", context=CONTEXT, pictures=0, memory_limit=96 * MIB
+            folder, kv="full", context=CONTEXT, images=0, memory_limit=96 * MIB
         ) as magistral:
             yield magistral
 

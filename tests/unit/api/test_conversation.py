@@ -5,16 +5,16 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import (
     Assistant,
     ContextOverflow,
     Conversation,
+    Image,
     InvalidOption,
     Magistral,
-    Picture,
     PromptError,
     StorageError,
     System,
@@ -28,7 +28,7 @@ from magistral_mlx import (
 from tests.unit.api.conftest import ANSWER, THOUGHT
 
 _ANSWERED = Assistant(ANSWER, THOUGHT)
-_RED = Image.new("RGB", (60, 40), (200, 10, 10))
+_RED = PIL.Image.new("RGB", (60, 40), (200, 10, 10))
 
 
 @pytest.fixture
@@ -171,12 +171,12 @@ def test_editing_forgets_what_followed(chat: Conversation):
             chat.edit("?", turn=turn)
 
 
-def test_editing_keeps_the_pictures_unless_there_are_others(chat: Conversation):
+def test_editing_keeps_the_images_unless_there_are_others(chat: Conversation):
     chat.append("What?", _RED)
     chat.edit("Which?")
     (message,) = chat.messages
     assert isinstance(message, User) and len(message.content) == 2
-    assert message.content[1] == "Which?" and isinstance(message.content[0], Picture)
+    assert message.content[1] == "Which?" and isinstance(message.content[0], Image)
     chat.edit("None?", images=())
     assert chat.messages == (User("None?"),)
 
@@ -250,14 +250,14 @@ def test_a_conversation_that_outgrows_its_context_says_so(talker_folder: Path):
 
 def full_history() -> list[Any]:
     return [
-        User(("See:", Picture(_RED), "What?")),
+        User(("See:", Image(_RED), "What?")),
         Assistant("", "hm", (ToolCall("look", '{"at": 1}', "abcdefgh1"),)),
         ToolResult("red", "abcdefgh1"),
         Assistant("Röd 🟥", "ha", prefix=True),
     ]
 
 
-def test_a_saved_conversation_comes_back_with_its_pictures(talker: Magistral, tmp_path: Path):
+def test_a_saved_conversation_comes_back_with_its_images(talker: Magistral, tmp_path: Path):
     file = tmp_path / "chat.json"
     system = System(("Draft:", Thought("hm"), "Answer."))
     chat = talker.chat(full_history(), system=system)
@@ -268,9 +268,9 @@ def test_a_saved_conversation_comes_back_with_its_pictures(talker: Magistral, tm
     assert other.messages[1:] == chat.messages[1:]
     first, same = chat.messages[0], other.messages[0]
     assert isinstance(first, User) and isinstance(same, User)
-    picture, copy = first.content[1], same.content[1]
-    assert isinstance(picture, Picture) and isinstance(copy, Picture)
-    assert picture.image.tobytes() == copy.image.tobytes()
+    image, copy = first.content[1], same.content[1]
+    assert isinstance(image, Image) and isinstance(copy, Image)
+    assert image.image.tobytes() == copy.image.tobytes()
     assert (same.content[0], same.content[2]) == ("See:", "What?")
     assert len(talker.prompt(other.messages[:1])) == len(talker.prompt(chat.messages[:1]))
 
@@ -360,8 +360,8 @@ def test_another_file_is_refused_and_the_chat_stays(
 
 def test_a_file_cannot_make_us_open_others(talker: Magistral, tmp_path: Path):
     file = tmp_path / "chat.json"
-    picture = {"type": "image_url", "image_url": {"url": "/etc/passwd"}}
-    messages = [{"role": "user", "content": [picture]}]
+    image = {"type": "image_url", "image_url": {"url": "/etc/passwd"}}
+    messages = [{"role": "user", "content": [image]}]
     content = {"format": "magistral-mlx conversation", "version": 1, "messages": messages}
     file.write_text(json.dumps(content))
     with pytest.raises(Exception, match="must be a data URL"):

@@ -4,18 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import (
     Assistant,
     ContextOverflow,
     Finished,
+    ImageError,
     InvalidOption,
     Magistral,
     ModelClosed,
     Options,
-    PictureError,
     Prefill,
     PromptError,
     Sample,
@@ -34,7 +34,7 @@ from magistral_mlx import (
 from tests.scripted import write_scripted_checkpoint
 from tests.unit.api.conftest import ANSWER, THOUGHT
 
-_RED = Image.new("RGB", (280, 280), (200, 10, 10))
+_RED = PIL.Image.new("RGB", (280, 280), (200, 10, 10))
 
 
 def text_of(magistral: Magistral, prompt: Any, **options: Any) -> str:
@@ -379,11 +379,11 @@ def test_a_context_that_the_model_does_not_have_is_refused(talker_folder: Path, 
         Magistral.load(talker_folder, context=context)
 
 
-# Pictures
+# Images
 
 
-def test_pictures_are_seen_and_capped(talker: Magistral):
-    assert talker.sees
+def test_images_are_seen_and_capped(talker: Magistral):
+    assert talker.supports_images
     whole = talker.generate("What?", _RED)
     capped = talker.generate("What?", [_RED], image_tokens=30)
     assert whole.text == capped.text == ANSWER
@@ -393,8 +393,8 @@ def test_pictures_are_seen_and_capped(talker: Magistral):
 
 
 def test_a_text_only_model_says_that_it_cannot_see(endless: Magistral):
-    assert not endless.sees
-    with pytest.raises(PictureError, match="text-only: it has no vision tower"):
+    assert not endless.supports_images
+    with pytest.raises(ImageError, match="text-only: it has no vision tower"):
         endless.generate("What?", _RED)
 
 

@@ -1,4 +1,4 @@
-"""What may be passed as a prompt: text, typed messages, dicts of OpenAI's API, pictures."""
+"""What may be passed as a prompt: text, typed messages, dicts of OpenAI's API, images."""
 
 import base64
 import io
@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import (
     Assistant,
-    Picture,
-    PictureError,
+    Image,
+    ImageError,
     PromptError,
     System,
     Thought,
@@ -22,9 +22,9 @@ from magistral_mlx import (
     User,
 )
 from magistral_mlx.api.dicts import parse_message, to_dict
-from magistral_mlx.api.inputs import open_picture, to_messages, to_tools
+from magistral_mlx.api.inputs import open_image, to_messages, to_tools
 
-_IMAGE = Image.new("RGB", (30, 20), (200, 10, 10))
+_IMAGE = PIL.Image.new("RGB", (30, 20), (200, 10, 10))
 
 
 def png() -> bytes:
@@ -37,14 +37,14 @@ def data_url() -> str:
     return "data:image/png;base64," + base64.b64encode(png()).decode()
 
 
-def same_pixels(picture: Picture) -> bool:
-    return picture.image.size == (30, 20) and picture.image.getpixel((3, 3)) == (200, 10, 10)
+def same_pixels(image: Image) -> bool:
+    return image.image.size == (30, 20) and image.image.getpixel((3, 3)) == (200, 10, 10)
 
 
-def picture_in(message: object) -> Picture:
+def image_in(message: object) -> Image:
     assert isinstance(message, User)
-    (picture,) = [part for part in message.content if isinstance(part, Picture)]
-    return picture
+    (image,) = [part for part in message.content if isinstance(part, Image)]
+    return image
 
 
 # Text and typed messages
@@ -71,11 +71,11 @@ def test_a_list_names_the_entry_that_is_no_message():
         to_messages([User("Hi"), "Bye"])  # type: ignore[list-item]
 
 
-# Pictures
+# Images
 
 
-@pytest.mark.parametrize("kind", ["path", "text path", "bytes", "PIL", "data URL", "Picture"])
-def test_a_picture_may_come_in_many_ways(kind: str, tmp_path: Path):
+@pytest.mark.parametrize("kind", ["path", "text path", "bytes", "PIL", "data URL", "Image"])
+def test_a_image_may_come_in_many_ways(kind: str, tmp_path: Path):
     file = tmp_path / "red.png"
     file.write_bytes(png())
     source = {
@@ -84,22 +84,22 @@ def test_a_picture_may_come_in_many_ways(kind: str, tmp_path: Path):
         "bytes": png(),
         "PIL": _IMAGE,
         "data URL": data_url(),
-        "Picture": Picture(_IMAGE),
+        "Image": Image(_IMAGE),
     }[kind]
     (one,) = to_messages("?", source)
     (several,) = to_messages("?", [source, source])
     assert isinstance(one, User) and isinstance(several, User)
-    assert one.content[1] == "?" and same_pixels(picture_in(one))
-    assert [type(part) for part in several.content] == [Picture, Picture, str]
+    assert one.content[1] == "?" and same_pixels(image_in(one))
+    assert [type(part) for part in several.content] == [Image, Image, str]
 
 
-def test_pictures_stand_before_the_text_of_the_last_users_message():
+def test_images_stand_before_the_text_of_the_last_users_message():
     messages = to_messages([User("One"), Assistant("1"), User("Two")], _IMAGE)
     assert messages[0] == User("One")
     assert isinstance(messages[2], User) and messages[2].content[1] == "Two"
 
 
-def test_pictures_without_a_users_message_are_refused():
+def test_images_without_a_users_message_are_refused():
     with pytest.raises(PromptError, match="no user's message that could hold them"):
         to_messages([System("Hi")], _IMAGE)
 
@@ -109,18 +109,18 @@ def test_pictures_without_a_users_message_are_refused():
     [
         ("data:image/png;base64", "no comma"),
         ("data:image/png;base64,@@@", "not valid base64"),
-        ("data:image/png;base64,aGVsbG8=", "not a picture that can be opened"),
+        ("data:image/png;base64,aGVsbG8=", "not an image that can be opened"),
         ("https://example.org/a.png", "Download it first"),
     ],
 )
-def test_a_url_that_is_no_picture_says_why(url: str, message: str):
-    with pytest.raises(PictureError, match=message):
-        open_picture(url)
+def test_a_url_that_is_no_image_says_why(url: str, message: str):
+    with pytest.raises(ImageError, match=message):
+        open_image(url)
 
 
-def test_something_else_is_no_picture():
-    with pytest.raises(PictureError, match="a picture is a path, bytes, a PIL image or a data URL"):
-        open_picture(3)  # type: ignore[arg-type]
+def test_something_else_is_no_image():
+    with pytest.raises(ImageError, match="an image is a path, bytes, a PIL image or a data URL"):
+        open_image(3)  # type: ignore[arg-type]
 
 
 # Dicts
@@ -190,9 +190,9 @@ def test_arguments_of_a_call_may_be_a_dict():
     ],
     ids=["OpenAI", "Mistral", "Responses", "PIL", "bytes"],
 )
-def test_pictures_in_dicts(chunk: dict[str, Any]):
+def test_images_in_dicts(chunk: dict[str, Any]):
     (message,) = to_messages({"role": "user", "content": [{"type": "text", "text": "?"}, chunk]})
-    assert same_pixels(picture_in(message))
+    assert same_pixels(image_in(message))
 
 
 def test_a_file_in_a_dict_is_opened_unless_the_caller_is_not_trusted(tmp_path: Path):
@@ -201,8 +201,8 @@ def test_a_file_in_a_dict_is_opened_unless_the_caller_is_not_trusted(tmp_path: P
     for url in (str(file), file.as_uri()):
         chunk = {"type": "image_url", "image_url": {"url": url}}
         prompt = [{"role": "user", "content": [chunk]}]
-        assert same_pixels(picture_in(to_messages(prompt)[0]))
-        with pytest.raises(PictureError, match=r"url must be a data URL"):
+        assert same_pixels(image_in(to_messages(prompt)[0]))
+        with pytest.raises(ImageError, match=r"url must be a data URL"):
             to_messages(prompt, local_files=False)
 
 
@@ -240,12 +240,12 @@ def test_a_malformed_dict_names_message_and_field(entry: dict[str, Any], message
         to_messages([{"role": "user", "content": "Hi"}, entry])
 
 
-def test_a_picture_that_cannot_be_opened_names_its_place():
+def test_a_image_that_cannot_be_opened_names_its_place():
     chunk = {"type": "image_url", "image_url": {"url": "/no/such.png"}}
-    with pytest.raises(PictureError, match=r"messages\[0\]\.content\[0\].*no picture /no/such"):
+    with pytest.raises(ImageError, match=r"messages\[0\]\.content\[0\].*no image /no/such"):
         to_messages([{"role": "user", "content": [chunk]}])
     chunk = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-    with pytest.raises(PictureError, match="is a web address, and nothing is downloaded"):
+    with pytest.raises(ImageError, match="is a web address, and nothing is downloaded"):
         to_messages([{"role": "user", "content": [chunk]}])
 
 
@@ -264,7 +264,7 @@ def test_a_picture_that_cannot_be_opened_names_its_place():
     ],
 )
 def test_a_message_survives_the_way_to_a_dict_and_back(message: Any):
-    entry = json.loads(json.dumps(to_dict(message, lambda picture: "")))
+    entry = json.loads(json.dumps(to_dict(message, lambda image: "")))
     assert parse_message(entry, "it") == message
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import Magistral
 from magistral_mlx.backend import mx
@@ -67,14 +67,14 @@ def test_a_memory_limit_holds_beside_another_model(folder: Path) -> None:
         assert PROCESS.allowed(first.plan) == 128 * MIB + second.plan.total
 
 
-def test_a_picture_that_memory_was_not_planned_for_is_refused(folder: Path) -> None:
+def test_a_image_that_memory_was_not_planned_for_is_refused(folder: Path) -> None:
     """With a large one the tower needs more than 64 MB; a small one and text go on."""
-    large, small = Image.new("RGB", (1540, 1540)), Image.new("RGB", (56, 56))
-    with Magistral.load(folder, pictures=0, memory_limit=64 * 10**6) as magistral:
-        with pytest.raises(OutOfMemory, match=r"memory was planned for 0.*with pictures=1"):
+    large, small = PIL.Image.new("RGB", (1540, 1540)), PIL.Image.new("RGB", (56, 56))
+    with Magistral.load(folder, images=0, memory_limit=64 * 10**6) as magistral:
+        with pytest.raises(OutOfMemory, match=r"memory was planned for 0.*with images=1"):
             magistral.generate("What is it?", large)
-        for pictures in ([small], []):
-            result = magistral.generate("Hi", pictures, max_tokens=3, seed=1)
+        for images in ([small], []):
+            result = magistral.generate("Hi", images, max_tokens=3, seed=1)
             assert result.finish_reason == "length"
 
 
@@ -99,7 +99,7 @@ def test_a_context_cut_by_memory_ends_with_that_reason(tmp_path: Path) -> None:
     """32,768 tokens of cache would take 96 MiB."""
     config = tiny_config(max_position_embeddings=32_768)
     folder = write_hf_checkpoint(tmp_path, config=config)
-    with Magistral.load(folder, kv="full", pictures=0, memory_limit=64 * MIB) as magistral:
+    with Magistral.load(folder, kv="full", images=0, memory_limit=64 * MIB) as magistral:
         assert magistral.plan.shortened
         assert 1024 <= magistral.context < 32_768
         text = "\N{GREEK SMALL LETTER ALPHA}" * (magistral.context // 2 - 50)  # 2 tokens each
@@ -109,14 +109,14 @@ def test_a_context_cut_by_memory_ends_with_that_reason(tmp_path: Path) -> None:
 
 
 def test_a_context_that_was_asked_for_ends_with_length(folder: Path) -> None:
-    with Magistral.load(folder, context=64, pictures=0) as magistral:
+    with Magistral.load(folder, context=64, images=0) as magistral:
         result = magistral.generate("Hi", seed=1, thinking="off", system=None)
     assert result.finish_reason == "length"
 
 
 def test_a_run_that_would_pass_the_plan_stops_with_what_it_has(folder: Path) -> None:
     """Something else in the process takes the memory: the answer ends, nothing crashes."""
-    with Magistral.load(folder, context=512, pictures=0, memory_limit=128 * MIB) as magistral:
+    with Magistral.load(folder, context=512, images=0, memory_limit=128 * MIB) as magistral:
         stream = magistral.stream("Hi", seed=1, thinking="off", system=None)
         next(stream)
         hog = mx.zeros((160 * MIB,), mx.uint8)

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import (
     ContextOverflow,
@@ -45,12 +45,12 @@ def test_a_raw_prompt_that_is_none_is_refused(talker: Magistral):
     for raw, problem in (
         (RawPrompt(()), "no tokens"),
         (RawPrompt((1, 10**7)), "go from 0 to"),
-        (RawPrompt((1, image)), "stands for a picture"),
+        (RawPrompt((1, image)), "stands for an image"),
     ):
         with pytest.raises(PromptError, match=problem):
             talker.generate(raw)
-    with pytest.raises(PromptError, match="no place for pictures"):
-        talker.generate(RawPrompt("a"), images=[Image.new("RGB", (8, 8))])
+    with pytest.raises(PromptError, match="no place for images"):
+        talker.generate(RawPrompt("a"), images=[PIL.Image.new("RGB", (8, 8))])
     with pytest.raises(PromptError, match="no message"):
         talker.chat(RawPrompt("a"))
     with pytest.raises(ContextOverflow):

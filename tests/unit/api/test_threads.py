@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import (
     Assistant,
@@ -340,7 +340,7 @@ def test_closing_gives_the_memory_back(heavy_folder: Path):
     with Magistral.load(heavy_folder) as magistral:
         loaded = mx.get_active_memory() - before
         assert loaded > 150 * MB
-        magistral.generate("Hi " * 300, Image.new("RGB", (300, 300)), max_tokens=20)
+        magistral.generate("Hi " * 300, PIL.Image.new("RGB", (300, 300)), max_tokens=20)
         conversation = magistral.chat()
         conversation.append("Hello")
         conversation.stream(max_tokens=5).result()
@@ -370,13 +370,13 @@ def test_a_stream_keeps_its_model(talker_folder: Path):
 
 
 def test_memory_is_released_on_request_and_comes_back(heavy_folder: Path):
-    picture = Image.new("RGB", (300, 300))
+    image = PIL.Image.new("RGB", (300, 300))
     with Magistral.load(heavy_folder) as magistral:
         text_only = mx.get_active_memory()
-        first = magistral.generate("Hi", picture, max_tokens=8, temperature=0)
+        first = magistral.generate("Hi", image, max_tokens=8, temperature=0)
         assert mx.get_active_memory() - text_only > 2 * MB
         assert memory_once_released(magistral) - text_only < 1 * MB
-        again = magistral.generate("Hi", picture, max_tokens=8, temperature=0)
+        again = magistral.generate("Hi", image, max_tokens=8, temperature=0)
     assert again.text == first.text
 
 

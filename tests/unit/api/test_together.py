@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from magistral_mlx import (
     CheckpointError,
@@ -66,13 +66,13 @@ def tell_time(
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Magistral]:
-    with Magistral.load("demo", pictures=1) as magistral:
+    with Magistral.load("demo", images=1) as magistral:
         yield magistral
 
 
 def mixed() -> dict[str, dict[str, Any]]:
     """Requests that have little in common."""
-    red = Image.new("RGB", (56, 56), "red")
+    red = PIL.Image.new("RGB", (56, 56), "red")
     schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     return {
         "greedy": {"prompt": "What is 12 + 30?", **GREEDY},
@@ -85,7 +85,7 @@ def mixed() -> dict[str, dict[str, Any]]:
         "penalties": {"prompt": "Hello", "presence_penalty": 1.0, "dry": True, "seed": 4},
         "one": {"prompt": "What is 1 + 1?", "max_tokens": 1, "seed": 5},
         "silent": {"prompt": "What is 60 + 7?", "thinking": "off", **GREEDY},
-        "picture": {"prompt": "What is in the picture?", "images": red, **GREEDY},
+        "image": {"prompt": "What is in the picture?", "images": red, **GREEDY},
     }
 
 
@@ -374,7 +374,7 @@ def test_what_goes_wrong_with_one_reaches_that_one_alone(
     together = Together(talker)
     with held(talker):
         together.ask("a", "What?")
-        together.ask("seeing", "What?", Image.new("RGB", (28, 28)))
+        together.ask("seeing", "What?", PIL.Image.new("RGB", (28, 28)))
         together.ask("b", "What?")
     with pytest.raises(CheckpointError, match="damaged"):
         together.result("seeing")

@@ -1,6 +1,6 @@
-"""A cap on the tokens of a picture: larger ones are scaled down by mistral-common's own rule.
+"""A cap on the tokens of an image: larger ones are scaled down by mistral-common's own rule.
 
-Its rule has a largest side, 1540 pixels. A picture with more tokens than the cap is treated as if
+Its rule has a largest side, 1540 pixels. An image with more tokens than the cap is treated as if
 that largest side were smaller: the largest with which it fits.
 """
 
@@ -10,18 +10,18 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from magistral_mlx.errors import InvalidOption, PictureError
+from magistral_mlx.errors import ImageError, InvalidOption
 
 if TYPE_CHECKING:
     from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk
     from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, ImageEncoding
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-FEWEST = 2  # one merged patch and the end of the picture
+FEWEST = 2  # one merged patch and the end of the image
 
 
-def picture_tokens(width: int, height: int, config: ImageConfig) -> int:
-    """Tokens of a picture of that many pixels, row ends included."""
+def image_prompt_tokens(width: int, height: int, config: ImageConfig) -> int:
+    """Tokens of an image of that many pixels, row ends included."""
     ratio = max(width, height) / config.max_image_size
     if ratio > 1:
         width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
@@ -31,14 +31,14 @@ def picture_tokens(width: int, height: int, config: ImageConfig) -> int:
 
 
 def largest_side(width: int, height: int, config: ImageConfig, cap: int) -> int:
-    """The largest `max_image_size` with which the picture has at most `cap` tokens.
+    """The largest `max_image_size` with which the image has at most `cap` tokens.
 
     Fewer pixels never make more tokens, so it is found by halving.
     """
     low, high = 1, config.max_image_size
     while low < high:
         middle = (low + high + 1) // 2
-        if picture_tokens(width, height, replace(config, max_image_size=middle)) <= cap:
+        if image_prompt_tokens(width, height, replace(config, max_image_size=middle)) <= cap:
             low = middle
         else:
             high = middle - 1
@@ -46,12 +46,12 @@ def largest_side(width: int, height: int, config: ImageConfig, cap: int) -> int:
 
 
 def capped(mistral: MistralTokenizer[Any, Any, Any, Any, Any], cap: int) -> Any:
-    """A copy of the tokenizer that gives no picture more than `cap` tokens.
+    """A copy of the tokenizer that gives no image more than `cap` tokens.
 
     It shares the vocabulary with the original.
 
     Raises:
-        InvalidOption: a cap that no picture can keep.
+        InvalidOption: a cap that no image can keep.
     """
     if cap < FEWEST:
         raise InvalidOption(f"image_tokens is {cap}; it must be {FEWEST} or more.")
@@ -76,8 +76,8 @@ def _capped_encoder(encoder: ImageEncoder, cap: int) -> ImageEncoder:
             side = largest_side(width, height, config, cap)
             encoding = ImageEncoder(replace(config, max_image_size=side), ids)(content)
             if len(encoding.tokens) > cap:
-                raise PictureError(
-                    f"a picture of {width}×{height} pixels cannot be shown in {cap} tokens. "
+                raise ImageError(
+                    f"an image of {width}×{height} pixels cannot be shown in {cap} tokens. "
                     "Allow more with image_tokens."
                 )
             return encoding

@@ -1,4 +1,4 @@
-"""Pictures that messages name by a web address, fetched where the server is allowed to."""
+"""Images that messages name by a web address, fetched where the server is allowed to."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 from typing import Any
 
 from magistral_mlx.api.inputs import PromptLike
-from magistral_mlx.errors import PictureError
+from magistral_mlx.errors import ImageError
 from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.remote_pictures import fetch_picture
+from magistral_mlx.server.remote_images import fetch_image
 from magistral_mlx.server.settings import MIB, Settings
 
-_AT_ONCE = 4  # requests whose pictures are fetched
-_SECONDS = 60.0  # for all pictures of one
+_AT_ONCE = 4  # requests whose images are fetched
+_SECONDS = 60.0  # for all images of one
 
 
-class WebPictures:
+class WebImages:
     """Fetches them, for a few requests at a time."""
 
     def __init__(self, settings: Settings) -> None:
@@ -23,29 +23,29 @@ class WebPictures:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def fetched(self, prompt: PromptLike) -> PromptLike:
-        """`prompt` with the bytes of pictures in place of their web addresses.
+        """`prompt` with the bytes of images in place of their web addresses.
 
         Cancelling the task hangs up on the web.
 
         Raises:
-            PictureError: fetching is off, failed, or took too long.
+            ImageError: fetching is off, failed, or took too long.
             BadRequest: more of them, or of their bytes, than the server takes.
         """
         places = _places(prompt)
         if not places:
             return prompt
         limits = self._settings.limits
-        if len(places) > limits.pictures:
+        if len(places) > limits.images:
             raise BadRequest(
-                f"the request names {len(places)} pictures on the web, and this server takes "
-                f"{limits.pictures} at most. Send fewer."
+                f"the request names {len(places)} images on the web, and this server takes "
+                f"{limits.images} at most. Send fewer."
             )
         try:
             async with self._turns, asyncio.timeout(_SECONDS):
                 return await self._fetch(prompt, places)
         except TimeoutError:
-            raise PictureError(
-                f"the pictures on the web did not arrive within {_SECONDS:g} seconds together. "
+            raise ImageError(
+                f"the images on the web did not arrive within {_SECONDS:g} seconds together. "
                 "Send their bytes as data URLs."
             ) from None
 
@@ -54,11 +54,11 @@ class WebPictures:
         changed = list(prompt)
         for n, m, url in places:
             where = f"messages[{n}].content[{m}].image_url"
-            image = await fetch_picture(url, self._settings, where=where)
+            image = await fetch_image(url, self._settings, where=where)
             taken += len(image)
             if taken > most:
                 raise BadRequest(
-                    f"the pictures on the web have more than {most / MIB:.4g} MiB together. Send "
+                    f"the images on the web have more than {most / MIB:.4g} MiB together. Send "
                     "fewer or smaller ones, or start the server with a higher --max-body."
                 )
             content = list(changed[n]["content"])

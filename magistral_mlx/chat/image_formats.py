@@ -1,4 +1,4 @@
-"""Which picture formats are opened, and what a file is that is none of them."""
+"""Which image formats are opened, and what a file is that is none of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMATS = (
     "PSD", "QOI",
 )  # fmt: skip
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# How files begin that are mistaken for pictures, in lower case.
+# How files begin that are mistaken for images, in lower case.
 _OTHERS = (
     (b"%pdf", "it is a PDF"),
     (b"%!ps", "it is PostScript"),
@@ -34,14 +34,14 @@ def allowed_formats(head: bytes) -> list[str]:
 
     HEIC support is loaded for files that need it only.
     """
-    from PIL import Image
+    import PIL.Image
 
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    Image.init()
-    return [format for format in FORMATS if format in Image.OPEN]
+    PIL.Image.init()
+    return [format for format in FORMATS if format in PIL.Image.OPEN]
 
 
 def describe_unknown(head: bytes, file: IO[bytes]) -> str:
@@ -60,21 +60,21 @@ def describe_unknown(head: bytes, file: IO[bytes]) -> str:
 
 
 def _begins_like(format: str, head: bytes) -> bool:
-    from PIL import Image
+    import PIL.Image
 
-    accept = Image.OPEN[format][1]
+    accept = PIL.Image.OPEN[format][1]
     return accept is not None and accept(head[:16]) is True
 
 
 def _identify(file: IO[bytes]) -> str | None:
     """The name of a marked format that Pillow knows and we leave out; reads no pixels."""
-    from PIL import Image
+    import PIL.Image
 
-    others = [id for id in Image.ID if id not in FORMATS and Image.OPEN[id][1] is not None]
+    others = [id for id in PIL.Image.ID if id not in FORMATS and PIL.Image.OPEN[id][1] is not None]
     try:
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(file, formats=others).format
+            return PIL.Image.open(file, formats=others).format
     except Exception:  # only a better message is at stake
         return None

@@ -1,4 +1,4 @@
-"""Fetching pictures from the web, with a web that stands on this machine."""
+"""Fetching images from the web, with a web that stands on this machine."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import PIL.Image
 import pytest
-from PIL import Image
 
-from magistral_mlx.errors import PictureError
-from magistral_mlx.server import remote_pictures, web_pictures
+from magistral_mlx.errors import ImageError
+from magistral_mlx.server import remote_images, web_images
 from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.remote_pictures import fetch_picture, is_public
+from magistral_mlx.server.remote_images import fetch_image, is_public
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, live_server, wait_until
 
 ALLOWED = Settings(allow_remote_images=True)
 
 
-def picture() -> bytes:
+def image() -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (28, 28), "red").save(file, "PNG")
+    PIL.Image.new("RGB", (28, 28), "red").save(file, "PNG")
     return file.getvalue()
 
 
@@ -42,7 +42,7 @@ class Web(ThreadingHTTPServer):
         self.hosts: list[str | None] = []
         self.stuck = threading.Event()
 
-    def url(self, path: str, host: str = "pictures.example") -> str:
+    def url(self, path: str, host: str = "images.example") -> str:
         return f"http://{host}:{self.server_port}{path}"
 
 
@@ -68,13 +68,13 @@ class _Page(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    """pictures.example leads to a server on 127.0.0.1, which passes for public."""
+    """images.example leads to a server on 127.0.0.1, which passes for public."""
     with Web() as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
-        monkeypatch.setattr(socket, "getaddrinfo", names({"pictures.example": "127.0.0.1"}))
+        monkeypatch.setattr(socket, "getaddrinfo", names({"images.example": "127.0.0.1"}))
         monkeypatch.setattr(
-            remote_pictures,
+            remote_images,
             "is_public",
             lambda address: address == "127.0.0.1" or is_public(address),
         )
@@ -94,30 +94,30 @@ def names(known: dict[str, str]) -> Callable[..., list[tuple[object, ...]]]:
 
 
 def fetch(url: str, settings: Settings = ALLOWED) -> bytes:
-    return asyncio.run(fetch_picture(url, settings))
+    return asyncio.run(fetch_image(url, settings))
 
 
 def test_nothing_is_fetched_unless_that_was_allowed(web: Web):
-    with pytest.raises(PictureError, match="--allow-remote-images"):
+    with pytest.raises(ImageError, match="--allow-remote-images"):
         fetch(web.url("/cat.png"), Settings())
     assert web.asked == []
 
 
 def test_the_bytes_come_and_the_host_is_named(web: Web):
-    web.pages["/a%20cat.png?size=1"] = (200, {}, picture())
-    assert fetch(web.url("/a cat.png?size=1")) == picture()
-    assert web.hosts == [f"pictures.example:{web.server_port}"]
+    web.pages["/a%20cat.png?size=1"] = (200, {}, image())
+    assert fetch(web.url("/a cat.png?size=1")) == image()
+    assert web.hosts == [f"images.example:{web.server_port}"]
 
 
 def test_a_redirect_is_followed(web: Web):
     web.pages["/old"] = (302, {"Location": "/new"}, b"")
-    web.pages["/new"] = (200, {}, picture())
-    assert fetch(web.url("/old")) == picture()
+    web.pages["/new"] = (200, {}, image())
+    assert fetch(web.url("/old")) == image()
 
 
 def test_a_circle_of_redirects_ends(web: Web):
     web.pages["/round"] = (302, {"Location": "/round"}, b"")
-    with pytest.raises(PictureError, match="more than 3 redirects"):
+    with pytest.raises(ImageError, match="more than 3 redirects"):
         fetch(web.url("/round"))
 
 
@@ -126,14 +126,14 @@ def test_a_circle_of_redirects_ends(web: Web):
 )
 def test_a_redirect_to_a_private_address_is_not_followed(web: Web, target: str):
     web.pages["/trap"] = (302, {"Location": target}, b"")
-    with pytest.raises(PictureError, match="not a public address"):
+    with pytest.raises(ImageError, match="not a public address"):
         fetch(web.url("/trap"))
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://pictures.example/x", "gopher://x"])
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://images.example/x", "gopher://x"])
 def test_a_redirect_to_another_protocol_is_not_followed(web: Web, target: str):
     web.pages["/trap"] = (302, {"Location": target}, b"")
-    with pytest.raises(PictureError, match="http:// or https://"):
+    with pytest.raises(ImageError, match="http:// or https://"):
         fetch(web.url("/trap"))
 
 
@@ -147,9 +147,9 @@ def test_the_address_that_was_checked_is_connected_to_whatever_the_name_says_lat
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    web.pages["/cat.png"] = (200, {}, picture())
-    assert fetch(web.url("/cat.png")) == picture()
-    with pytest.raises(PictureError, match="not a public address"):
+    web.pages["/cat.png"] = (200, {}, image())
+    assert fetch(web.url("/cat.png")) == image()
+    with pytest.raises(ImageError, match="not a public address"):
         fetch(web.url("/cat.png"))
 
 
@@ -163,21 +163,21 @@ def test_a_name_with_a_private_address_among_public_ones_is_refused(
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
-    with pytest.raises(PictureError, match="not a public address"):
+    with pytest.raises(ImageError, match="not a public address"):
         fetch(web.url("/cat.png"))
     assert web.asked == []
 
 
-def test_a_picture_that_is_too_large_is_cut_off(web: Web, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote_pictures, "_MOST_BYTES", 1 << 20)
+def test_a_image_that_is_too_large_is_cut_off(web: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote_images, "_MOST_BYTES", 1 << 20)
     web.pages["/large"] = (200, {}, bytes(2 << 20))
-    with pytest.raises(PictureError, match="more than 1 MiB"):
+    with pytest.raises(ImageError, match="more than 1 MiB"):
         fetch(web.url("/large"))
 
 
 def test_a_server_that_keeps_silent_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote_pictures, "_SECONDS", 0.1)
-    with pytest.raises(PictureError, match="did not arrive within"):
+    monkeypatch.setattr(remote_images, "_SECONDS", 0.1)
+    with pytest.raises(ImageError, match="did not arrive within"):
         fetch(web.url("/stuck"))
 
 
@@ -193,21 +193,21 @@ def test_what_else_goes_wrong_is_said(
     web: Web, page: tuple[int, dict[str, str], bytes], problem: str
 ):
     web.pages["/cat.png"] = page
-    with pytest.raises(PictureError, match=f"image_url.*{problem}"):
+    with pytest.raises(ImageError, match=f"image_url.*{problem}"):
         fetch(web.url("/cat.png"))
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "http://user:secret@pictures.example/",
+        "http://user:secret@images.example/",
         "http:///x",
-        "http://pictures.example:99999/",
+        "http://images.example:99999/",
         "http://[::1/",
     ],
 )
 def test_addresses_that_make_no_sense_are_refused(url: str):
-    with pytest.raises(PictureError, match="image_url") as caught:
+    with pytest.raises(ImageError, match="image_url") as caught:
         fetch(url)
     assert "secret" not in str(caught.value)
 
@@ -254,8 +254,8 @@ def test_public_addresses_do(address: str):
     assert is_public(address)
 
 
-def test_the_model_sees_a_picture_from_the_web(web: Web):
-    web.pages["/red.png"] = (200, {}, picture())
+def test_the_model_sees_a_image_from_the_web(web: Web):
+    web.pages["/red.png"] = (200, {}, image())
     settings = Settings(models=("demo",), allow_remote_images=True)
     content = [
         {"type": "image_url", "image_url": {"url": web.url("/red.png")}},
@@ -282,7 +282,7 @@ def test_what_is_fetched_counts_as_waiting_and_ends_with_its_client(
             ended.set()
         raise AssertionError
 
-    monkeypatch.setattr(web_pictures, "fetch_picture", stuck)
+    monkeypatch.setattr(web_images, "fetch_image", stuck)
     source = {"type": "url", "url": web.url("/stuck")}
     part = (
         {"type": "image_url", "image_url": {"url": source["url"]}}
@@ -301,12 +301,12 @@ def test_what_is_fetched_counts_as_waiting_and_ends_with_its_client(
         wait_until(lambda: running.ask("Hello", max_tokens=1)[0] == 200)
 
 
-def test_pictures_of_one_request_are_bounded_by_their_bytes_together(web: Web):
-    web.pages["/red.png"] = (200, {}, picture())
+def test_images_of_one_request_are_bounded_by_their_bytes_together(web: Web):
+    web.pages["/red.png"] = (200, {}, image())
     part = {"type": "image_url", "image_url": {"url": web.url("/red.png")}}
-    limits = Limits(body_bytes=len(picture()) * 3 // 2)
-    fetching = web_pictures.WebPictures(Settings(allow_remote_images=True, limits=limits))
+    limits = Limits(body_bytes=len(image()) * 3 // 2)
+    fetching = web_images.WebImages(Settings(allow_remote_images=True, limits=limits))
     one = asyncio.run(fetching.fetched([{"role": "user", "content": [part]}]))
-    assert one == [{"role": "user", "content": [{"type": "image", "image": picture()}]}]
+    assert one == [{"role": "user", "content": [{"type": "image", "image": image()}]}]
     with pytest.raises(BadRequest, match="--max-body"):
         asyncio.run(fetching.fetched([{"role": "user", "content": [part, part]}]))

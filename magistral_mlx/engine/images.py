@@ -1,4 +1,4 @@
-"""Which picture stands where: what makes the beginnings of two prompts the same."""
+"""Which image stands where: what makes the beginnings of two prompts the same."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _DIGEST = 16  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class PictureKey:
-    """A picture by its content: equal keys stand for equal pixels, and so for equal features."""
+class ImageKey:
+    """An image by its content: equal keys stand for equal pixels, and so for equal features."""
 
     digest: bytes
     tokens: int
@@ -25,28 +25,28 @@ class PictureKey:
         return f"{self.digest.hex()}-{self.tokens}"
 
     @classmethod
-    def of(cls, pixels: NDArray[np.float32], tokens: int) -> PictureKey:
-        """The key of a picture, (3, H, W), that has `tokens` picture tokens in a prompt."""
+    def of(cls, pixels: NDArray[np.float32], tokens: int) -> ImageKey:
+        """The key of an image, (3, H, W), that has `tokens` image tokens in a prompt."""
         content = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=_DIGEST)
         content.update(np.ascontiguousarray(pixels).data)
         return cls(content.digest(), tokens)
 
 
 def keyed(
-    tokens: NDArray[np.int32], pictures: Sequence[PictureKey], image_token: int
+    tokens: NDArray[np.int32], images: Sequence[ImageKey], image_token: int
 ) -> NDArray[np.int64]:
-    """(L,) tokens, the picture tokens replaced by negative numbers that tell their picture.
+    """(L,) tokens, the image tokens replaced by negative numbers that tell their image.
 
     Two prompts begin alike as far as their keyed tokens do. The tokens may end before, or inside,
-    a picture.
+    an image.
     """
     found = tokens.astype(np.int64)
     places = np.flatnonzero(tokens == image_token)
     start = 0
-    for picture in pictures:
-        number = int.from_bytes(picture.digest[:8], "little") >> 1
-        found[places[start : start + picture.tokens]] = -1 - number
-        start += picture.tokens
+    for image in images:
+        number = int.from_bytes(image.digest[:8], "little") >> 1
+        found[places[start : start + image.tokens]] = -1 - number
+        start += image.tokens
     return found
 
 

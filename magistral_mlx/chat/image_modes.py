@@ -6,26 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import PIL.Image
     from numpy.typing import NDArray
-    from PIL import Image
 
 
-def turn_upright(image: Image.Image) -> Image.Image:
+def turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """`image` turned and mirrored as EXIF says; itself where EXIF is broken or says nothing."""
-    from PIL import ExifTags, Image
+    import PIL.Image
+    from PIL import ExifTags
 
     turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
+        2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+        3: PIL.Image.Transpose.ROTATE_180,
+        4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+        5: PIL.Image.Transpose.TRANSPOSE,
+        6: PIL.Image.Transpose.ROTATE_270,
+        7: PIL.Image.Transpose.TRANSVERSE,
+        8: PIL.Image.Transpose.ROTATE_90,
     }
     try:
         turn = turns.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken EXIF fails in many ways, and is no reason to refuse the picture
+    except Exception:  # broken EXIF fails in many ways, and is no reason to refuse the image
         return image
     if turn is None:
         return image
@@ -35,7 +36,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
+def to_rgb_or_rgba(image: PIL.Image.Image) -> PIL.Image.Image:
     """`image` (loaded) as RGB, or as RGBA where it may be transparent; itself if it is that.
 
     16 bits, 32 bits and floating point are scaled, not clipped.
@@ -50,20 +51,20 @@ def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if transparent else "RGB")
 
 
-def _from_high_depth(image: Image.Image) -> Image.Image:
+def _from_high_depth(image: PIL.Image.Image) -> PIL.Image.Image:
     import numpy as np
-    from PIL import Image
+    import PIL.Image
 
     values = np.asarray(image)  # (H, W)
     if image.mode.startswith("I;16"):
         grey = _scale(np.arange(65536), 0, 65535)[values]
     else:
         grey = _scale(values, *_black_and_white(values))
-    return Image.fromarray(grey).convert("RGB")
+    return PIL.Image.fromarray(grey).convert("RGB")
 
 
 def _black_and_white(values: NDArray[Any]) -> tuple[float, float]:
-    """What counts as black and white in a picture whose format does not say.
+    """What counts as black and white in an image whose format does not say.
 
     Integers: 8 bits if they fit, else 16, the depth of most files that Pillow opens this way.
     Floats: 0 to 1, or 0 to 255. Values outside of that: from the smallest to the largest.

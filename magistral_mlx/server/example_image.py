@@ -1,4 +1,4 @@
-"""A picture for the examples of the OpenAPI document."""
+"""An image for the examples of the OpenAPI document."""
 
 # 64 by 64 pixels: a red circle on white.
 RED_CIRCLE = (

@@ -1,4 +1,4 @@
-"""Opening pictures: any file a user has, as the upright 8-bit picture that the model is shown.
+"""Opening images: any file a user has, as the upright 8-bit image that the model is shown.
 
 From there on mistral-common's own steps: white behind transparency, resize, normalisation.
 """
@@ -13,54 +13,54 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from magistral_mlx.chat.picture_formats import allowed_formats, describe_unknown
-from magistral_mlx.chat.picture_modes import to_rgb_or_rgba, turn_upright
-from magistral_mlx.errors import PictureError
+from magistral_mlx.chat.image_formats import allowed_formats, describe_unknown
+from magistral_mlx.chat.image_modes import to_rgb_or_rgba, turn_upright
+from magistral_mlx.errors import ImageError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import PIL.Image
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 
 
-def open_picture(source: str | PathLike[str] | bytes | Image.Image) -> Image.Image:
-    """The picture in a file, in the bytes of one, or in a PIL image: RGB or RGBA, 8-bit, upright.
+def open_image(source: str | PathLike[str] | bytes | PIL.Image.Image) -> PIL.Image.Image:
+    """The image in a file, in the bytes of one, or in a PIL image: RGB or RGBA, 8-bit, upright.
 
     EXIF orientation is applied, of an animation the first frame is taken, 16-bit and floating
     point are scaled to 8 bits, and what may be transparent comes as RGBA. A plain PIL image that
     is already so is given back as it is.
 
-    Raises PictureError for one that is missing, a folder, unreadable, empty, cut short, no
-    picture, in a format that is not supported, without pixels, or larger than MAX_PIXELS;
+    Raises ImageError for one that is missing, a folder, unreadable, empty, cut short, no
+    image, in a format that is not supported, without pixels, or larger than MAX_PIXELS;
     the size is checked before anything is decoded.
     """
-    from PIL import Image
+    import PIL.Image
 
-    if isinstance(source, Image.Image):
-        return _decode(source, "The picture")
+    if isinstance(source, PIL.Image.Image):
+        return _decode(source, "The image")
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), "The picture")
+        return _read(io.BytesIO(source), "The image")
     name = os.fspath(source)
     try:
         with _open_file(Path(source), name) as file:
             return _read(file, name)
     except FileNotFoundError:
         hint = "Download it first, and give the file." if "://" in name else "Check the path."
-        raise PictureError(f"There is no picture {name}. {hint}") from None
+        raise ImageError(f"There is no image {name}. {hint}") from None
     except PermissionError:
-        raise PictureError(f"No permission to read {name}. Change its access rights.") from None
+        raise ImageError(f"No permission to read {name}. Change its access rights.") from None
     except OSError as error:
-        raise PictureError(f"{name} cannot be read: {error.strerror or error}.") from error
+        raise ImageError(f"{name} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:  # a zero byte in the path
-        raise PictureError(f"{name!r} is not a path: {error}.") from error
+        raise ImageError(f"{name!r} is not a path: {error}.") from error
 
 
 def _open_file(path: Path, name: str) -> IO[bytes]:
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise PictureError(f"{name} is a folder, not a picture. Name the files in it one by one.")
+        raise ImageError(f"{name} is a folder, not an image. Name the files in it one by one.")
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-        raise PictureError(f"{name} is a device or socket, not a picture.")
+        raise ImageError(f"{name} is a device or socket, not an image.")
     file = path.open("rb")
     if stat.S_ISREG(mode):
         return file
@@ -68,50 +68,51 @@ def _open_file(path: Path, name: str) -> IO[bytes]:
         return io.BytesIO(file.read())
 
 
-def _read(file: IO[bytes], name: str) -> Image.Image:
+def _read(file: IO[bytes], name: str) -> PIL.Image.Image:
     """Identify and decode; `name` begins the messages."""
-    from PIL import Image, UnidentifiedImageError
+    import PIL.Image
+    from PIL import UnidentifiedImageError
 
     head = file.read(64)
     file.seek(0)
     if not head:
-        raise PictureError(f"{name} is empty (0 bytes). Copy or download it again.")
+        raise ImageError(f"{name} is empty (0 bytes). Copy or download it again.")
     with warnings.catch_warnings():
-        # Pillow warns of large pictures and odd metadata, which are no reason for concern here.
+        # Pillow warns of large images and odd metadata, which are no reason for concern here.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(file, formats=allowed_formats(head))
-        except Image.DecompressionBombError as error:
-            raise PictureError(_too_large(name)) from error
+            image = PIL.Image.open(file, formats=allowed_formats(head))
+        except PIL.Image.DecompressionBombError as error:
+            raise ImageError(_too_large(name)) from error
         except UnidentifiedImageError as error:
-            raise PictureError(
-                f"{name} is not a picture that can be opened{describe_unknown(head, file)}. "
+            raise ImageError(
+                f"{name} is not an image that can be opened{describe_unknown(head, file)}. "
                 "Expected JPEG, PNG, HEIC, WebP, GIF, AVIF, TIFF or BMP: convert it first."
             ) from error
         except Exception as error:
-            raise PictureError(_damaged(name, error)) from error
+            raise ImageError(_damaged(name, error)) from error
         return _decode(image, name)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     """The pixels, upright, as a plain RGB or RGBA image that no longer hangs on the file."""
-    from PIL import Image
+    import PIL.Image
 
     width, height = image.size
     if width < 1 or height < 1:
-        raise PictureError(f"{name} has no pixels ({width}×{height}).")
+        raise ImageError(f"{name} has no pixels ({width}×{height}).")
     if width * height > MAX_PIXELS:
-        raise PictureError(_too_large(name, f" ({width}×{height})"))
+        raise ImageError(_too_large(name, f" ({width}×{height})"))
     try:
         image.load()
         converted = to_rgb_or_rgba(turn_upright(image))
-    except Image.DecompressionBombError:
-        raise PictureError(_too_large(name)) from None
+    except PIL.Image.DecompressionBombError:
+        raise ImageError(_too_large(name)) from None
     except MemoryError:
-        raise PictureError(f"{name} ({width}×{height}) does not fit in memory.") from None
+        raise ImageError(f"{name} ({width}×{height}) does not fit in memory.") from None
     except Exception as error:
-        raise PictureError(_damaged(name, error, image.format)) from error
-    return converted if type(converted) is Image.Image else converted.copy()
+        raise ImageError(_damaged(name, error, image.format)) from error
+    return converted if type(converted) is PIL.Image.Image else converted.copy()
 
 
 def _damaged(name: str, error: Exception, format: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Pictures from public web addresses, for a server that was told to fetch them.
+"""Images from public web addresses, for a server that was told to fetch them.
 
 A client must not reach through the server what it cannot reach itself. So a host's addresses are
 looked up once, each must be public, and the connection goes to the very address that was checked;
@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import h11
 
-from magistral_mlx.errors import PictureError
+from magistral_mlx.errors import ImageError
 from magistral_mlx.server.settings import MIB, Settings
 
 _MOST_BYTES = 20 * MIB
@@ -37,29 +37,29 @@ class _Answer:
     body: bytes
 
 
-async def fetch_picture(url: str, settings: Settings, *, where: str = "image_url") -> bytes:
+async def fetch_image(url: str, settings: Settings, *, where: str = "image_url") -> bytes:
     """The bytes at a http(s) URL.
 
     Args:
-        where: what names the picture in errors, such as messages[0].content[1].image_url.
+        where: what names the image in errors, such as messages[0].content[1].image_url.
 
     Raises:
-        PictureError: fetching is off, the address is not public, it cannot be reached, or there is
+        ImageError: fetching is off, the address is not public, it cannot be reached, or there is
             too much.
     """
     if not settings.allow_remote_images:
-        raise PictureError(
-            f"{where} is a web address, and this server fetches nothing. Send the picture as a "
+        raise ImageError(
+            f"{where} is a web address, and this server fetches nothing. Send the image as a "
             "data URL (data:image/png;base64,…), or start it with --allow-remote-images."
         )
     try:
         async with asyncio.timeout(_SECONDS):
             return await _follow(url, where)
     except TimeoutError:
-        raise PictureError(f"{where} did not arrive within {_SECONDS:g} seconds.") from None
+        raise ImageError(f"{where} did not arrive within {_SECONDS:g} seconds.") from None
     except (OSError, h11.ProtocolError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PictureError(f"{where} cannot be fetched: {reason}.") from error
+        raise ImageError(f"{where} cannot be fetched: {reason}.") from error
 
 
 def is_public(address: str) -> bool:
@@ -83,8 +83,8 @@ async def _follow(url: str, where: str) -> bytes:
         elif answer.status == 200:
             return answer.body
         else:
-            raise PictureError(f"{where} cannot be fetched: its server answers {answer.status}.")
-    raise PictureError(f"{where} leads through more than {_REDIRECTS} redirects.")
+            raise ImageError(f"{where} cannot be fetched: its server answers {answer.status}.")
+    raise ImageError(f"{where} leads through more than {_REDIRECTS} redirects.")
 
 
 def _checked(url: str, where: str) -> SplitResult:
@@ -92,11 +92,11 @@ def _checked(url: str, where: str) -> SplitResult:
         parts = urlsplit(url)
         port_is_valid = parts.port is None or parts.port > 0
     except ValueError as error:
-        raise PictureError(f"{where} is no URL: {error}.") from None
+        raise ImageError(f"{where} is no URL: {error}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
-        raise PictureError(f"{where} must lead to a http:// or https:// address.")
+        raise ImageError(f"{where} must lead to a http:// or https:// address.")
     if parts.username is not None or parts.password is not None:
-        raise PictureError(f"{where} holds a user name or password, which is never sent.")
+        raise ImageError(f"{where} holds a user name or password, which is never sent.")
     return parts
 
 
@@ -126,11 +126,11 @@ async def _address_of(host: str, port: int, where: str) -> str:
             ascii_host, port, type=socket.SOCK_STREAM
         )
     except (OSError, UnicodeError):
-        raise PictureError(f"{where}: there is no host {host[:100]!r}.") from None
+        raise ImageError(f"{where}: there is no host {host[:100]!r}.") from None
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
-        raise PictureError(
-            f"{where} leads to {host[:100]!r}, which is not a public address. Pictures are "
+        raise ImageError(
+            f"{where} leads to {host[:100]!r}, which is not a public address. Images are "
             "fetched from the internet only."
         )
     return addresses[0]
@@ -166,12 +166,12 @@ async def _read(connection: h11.Connection, reader: asyncio.StreamReader, where:
             if status != 200:
                 return _Answer(status, location, b"")
             if headers.get(b"content-encoding", b"identity") != b"identity":
-                raise PictureError(f"{where} comes compressed, which was not asked for.")
+                raise ImageError(f"{where} comes compressed, which was not asked for.")
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > _MOST_BYTES:
-                raise PictureError(f"{where} has more than {_MOST_BYTES // MIB} MiB.")
+                raise ImageError(f"{where} has more than {_MOST_BYTES // MIB} MiB.")
         elif isinstance(event, h11.EndOfMessage):
             return _Answer(status, location, bytes(body))
         elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
-            raise PictureError(f"{where} cannot be fetched: its server hung up.")
+            raise ImageError(f"{where} cannot be fetched: its server hung up.")

@@ -1,12 +1,12 @@
-"""Time and memory against number and size of pictures: ours and mlx-vlm, tower and projector.
+"""Time and memory against number and size of images: ours and mlx-vlm, tower and projector.
 
-    python -m benchmarks.pictures [--full]
+    python -m benchmarks.images [--full]
 
-The mid-size tower (512 wide, 6 layers), in float32 on the CPU. Where their number grows, pictures
+The mid-size tower (512 wide, 6 layers), in float32 on the CPU. Where their number grows, images
 are of 392 x 392 random pixels, with --full of 784 x 784. Memory is MLX's peak above the weights.
 Before anything is timed, every runtime has to give the features that ours gives. mlx-vlm attends
 over all patches at once, so its memory grows with the square of their number: it gets four of the
-larger pictures at most (6 GB), and fewer without a fast BLAS, where one takes half a minute.
+larger images at most (6 GB), and fewer without a fast BLAS, where one takes half a minute.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from benchmarks.midsize import midsize
 from magistral_mlx.backend import DTYPES, backend, mx
 from magistral_mlx.bench.process import OURS, ours
 
-SIDE, SMALL_SIDE = 784, 392  # a picture of 770 pixels is resized to 784, a multiple of 28
+SIDE, SMALL_SIDE = 784, 392  # an image of 770 pixels is resized to 784, a multiple of 28
 TOLERANCE, COARSE = 1e-3, 0.1  # of the largest feature; in 16 bits
 
 
 def same_features(workers: dict[str, Worker], tolerance: float) -> dict[str, float]:
-    """Label -> how far two small pictures' features are from ours, as a share of the largest.
+    """Label -> how far two small images' features are from ours, as a share of the largest.
 
     Runtimes that compute something else are ended and left out.
     """
     apart: dict[str, float] = {}
     mine: list[float] = []
     for label, worker in list(workers.items()):
-        features = worker.ask("pictures", count=2, side=196)["features"]
+        features = worker.ask("images", count=2, side=196)["features"]
         mine = mine or features
         differences = [abs(a - b) for a, b in zip(mine, features, strict=True)]
         apart[label] = max(differences) / max(map(abs, mine))
@@ -59,14 +59,14 @@ def measure(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """'count x side' -> label -> seconds and bytes above the weights.
 
-    most: pictures at once that a runtime is given.
+    most: images at once that a runtime is given.
     """
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for count, side in works:
         above: dict[str, int] = {}
 
         def once(label: str, count: int = count, side: int = side) -> float:
-            answer = workers[label].ask("pictures", count=count, side=side)
+            answer = workers[label].ask("images", count=count, side=side)
             above[label] = answer["above"]  # noqa: B023
             return answer["seconds"]
 
@@ -86,7 +86,7 @@ def measure(
 def main() -> None:
     given = options(__doc__ or "", quick=1)
     programs = [ours(), *peers("mlx-vlm")]
-    record = Record("pictures", programs)
+    record = Record("images", programs)
     numbers = [1, 2, 4, 8]
     side = SIDE if given.full else SMALL_SIDE
     works = [(count, side) for count in numbers]
@@ -114,15 +114,15 @@ def main() -> None:
         for work, by_label in results.items()
         for label, figures in by_label.items()
     ]
-    header = ["runtime", "pictures", "time", "spread", "ours / theirs", "above"]
+    header = ["runtime", "images", "time", "spread", "ours / theirs", "above"]
     header += ["time / one", "memory / one"]
-    show("Pictures through tower and projector", header, rows)
+    show("Images through tower and projector", header, rows)
     draw(record, given.out, results, numbers, side)
     record.save(given.out, features_apart=apart, results=results)
 
 
 def draw(record: Record, out: Path, results: Any, numbers: list[int], side: int) -> None:
-    title = f"Pictures of {side} x {side} through a mid-size tower"
+    title = f"Images of {side} x {side} through a mid-size tower"
     with record.plot(out, panels=2, title=title) as axes:
         for ax, key, unit, name in (
             (axes[0], "seconds", 1, "seconds"),
@@ -137,7 +137,7 @@ def draw(record: Record, out: Path, results: Any, numbers: list[int], side: int)
                 values = [(y.median if isinstance(y, Figure) else y) / unit for _, y in points]
                 xs = [x for x, _ in points]
                 ax.plot(xs, values, marker="o", color=COLOURS[label], label=label)
-            ax.set(xlabel="pictures", ylabel=name, ylim=(0, None))
+            ax.set(xlabel="images", ylabel=name, ylim=(0, None))
             ax.set_xticks(numbers)
             ax.legend(frameon=False, fontsize=8)
 
