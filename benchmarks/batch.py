@@ -124,13 +124,13 @@ class Requests:
 
 def footprint(plan: Plan, requests: list[tuple[int, int]]) -> int:
     """Bytes of weights, caches and work of requests that run at once, (prompt, answer) tokens."""
-    text, scheme, traits = plan.model.config.text, plan.scheme, plan.traits
+    text, scheme, profile = plan.model.config.text, plan.scheme, plan.profile
     lengths = [prompt + answer for prompt, answer in requests]
-    caches = sum(cache_bytes(text, scheme, tokens, traits.float_bytes) for tokens in lengths)
-    rows = sum(row_bytes(text, scheme, tokens, traits) for tokens in lengths)
+    caches = sum(cache_bytes(text, scheme, tokens, profile.float_bytes) for tokens in lengths)
+    rows = sum(row_bytes(text, scheme, tokens, profile) for tokens in lengths)
     shapes = [Shape(prompt, 0, plan.chunk) for prompt, _ in requests]
-    filling = max(fill_bytes(plan.model.config, scheme, shape, traits) for shape in shapes)
-    together = pass_bytes(text, len(requests), traits)
+    filling = max(fill_bytes(plan.model.config, scheme, shape, profile) for shape in shapes)
+    together = pass_bytes(text, len(requests), profile)
     return plan.model.weights.decoder + caches + rows + max(filling, together)
 
 

@@ -36,7 +36,7 @@ from magistral_mlx.config import TextConfig
 from magistral_mlx.engine.generate import Prefilled, Request, generate
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
-from magistral_mlx.memory.here import describe, traits
+from magistral_mlx.memory.here import describe, profile
 from magistral_mlx.memory.peak import Shape, predict
 
 DECODED = 3
@@ -77,7 +77,7 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
     scheme = KVScheme.parse(kv)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint.open(write_sparse_4bit(Path(folder), layers=layers))
-        here = traits()
+        here = profile()
         known = describe(checkpoint, "full size", here.float_bytes)
         shape = Shape(prompt=context - DECODED, answer=DECODED, chunk=chunk)
         predicted = predict(known.config, known.weights, scheme, shape, here)

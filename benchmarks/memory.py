@@ -16,7 +16,7 @@ from magistral_mlx.backend import DTYPES, backend
 from magistral_mlx.bench.process import Program, ours
 from magistral_mlx.cache.scheme import RESERVED, SCHEMES, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.memory.here import traits
+from magistral_mlx.memory.here import profile
 from magistral_mlx.memory.peak import Shape, loaded_weights, predict
 
 ANSWER = 8
@@ -24,7 +24,7 @@ ANSWER = 8
 
 def predicted(checkpoint: Checkpoint, scheme: str, prompt: int) -> int:
     """Bytes of the largest footprint, as the plan has it."""
-    here = traits()
+    here = profile()
     shape = Shape(prompt, RESERVED, here.chunk)  # a run without an end, as it is measured
     weights = loaded_weights(checkpoint, here.float_bytes)
     return predict(checkpoint.config, weights, KVScheme.parse(scheme), shape, here).total

@@ -38,7 +38,7 @@ from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.demo.cases import cases
 from magistral_mlx.engine import generate as engine
 from magistral_mlx.engine.generate import Request, Token, generate
-from magistral_mlx.engine.sampler import FREE, Sampler, Steer
+from magistral_mlx.engine.sampler import UNCONSTRAINED, DrawConstraints, Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
@@ -227,8 +227,10 @@ class Dictated(Sampler):
     text: mx.array
     start: int
 
-    def _choose(self, logits: mx.array, position: int, steer: Steer = FREE) -> mx.array:
-        drawn = super()._choose(logits, position, steer)
+    def _choose(
+        self, logits: mx.array, position: int, constraints: DrawConstraints = UNCONSTRAINED
+    ) -> mx.array:
+        drawn = super()._choose(logits, position, constraints)
         return drawn * 0 + self.text[position - self.start]
 
 

@@ -20,7 +20,7 @@ from magistral_mlx.errors import InvalidOption, TokenizerError
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.library import locate
 from magistral_mlx.memory.here import hold_plan
-from magistral_mlx.memory.plan import Wish
+from magistral_mlx.memory.plan import PlanRequest
 
 if TYPE_CHECKING:
     from magistral_mlx.memory.plan import Plan
@@ -48,12 +48,12 @@ class Loading:
         )
         if self.parallel < 1:
             raise InvalidOption(f"parallel is {self.parallel}; it must be 1 or more.")
-        wish = Wish(context, kv, images, memory_limit)
+        request = PlanRequest(context, kv, images, memory_limit)
         _check_dtype(self.dtype)
         name = None if self.name is None else str(self.name)
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
         draft = None if self.draft is None else Checkpoint.open(locate(str(self.draft)))
-        plan = hold_plan(checkpoint, name or str(checkpoint.folder), wish, self.dtype, draft)
+        plan = hold_plan(checkpoint, name or str(checkpoint.folder), request, self.dtype, draft)
         runtime = Runtime(checkpoint, plan, self.dtype, self.keeping, draft)
         session = Session(runtime, self.parallel)  # whose end releases the plan
         try:

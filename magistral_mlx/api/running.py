@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.engine.generate import Generation, Token
     from magistral_mlx.engine.images import ImageKey
+    from magistral_mlx.memory.admission import Reservation
     from magistral_mlx.memory.plan import Plan
-    from magistral_mlx.memory.share import Claim
 
 _GOOD_CONTEXT = 40_000  # tokens, by the model's card
 _LONG = f"Past {_GOOD_CONTEXT:,} tokens of context Magistral's answers may get worse."
@@ -30,7 +30,7 @@ _LONG = f"Past {_GOOD_CONTEXT:,} tokens of context Magistral's answers may get w
 class Run:
     """A request that is being answered: its samples, one after the other.
 
-    claim: what it may take of the memory. images, keys: what tells its images, and its
+    reservation: what it may take of the memory. images, keys: what tells its images, and its
     prompt's tokens, from those of others.
     generation: the present sample's; None before the prompt's turn has come.
     """
@@ -41,9 +41,9 @@ class Run:
         answer: Answer,
         tokenizer: Tokenizer,
         plan: Plan,
-        claim: Claim,
+        reservation: Reservation,
     ) -> None:
-        self.job, self.answer, self.claim = job, answer, claim
+        self.job, self.answer, self.reservation = job, answer, reservation
         self.images: Sequence[ImageKey] = ()
         self.keys: NDArray[np.int64] = np.zeros(0, np.int64)
         self.generation: Generation | None = None

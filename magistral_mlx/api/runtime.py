@@ -78,7 +78,7 @@ class Runtime:
                 disk.when_room(self.when_idle)
         self._prefixes = Prefixes(
             plan.caches,
-            lambda: model.make_caches(plan.scheme, plan.traits.workspace),
+            lambda: model.make_caches(plan.scheme, plan.profile.workspace),
             model.config.image_token_id,
             disk,
             self._see,
@@ -167,7 +167,7 @@ class Runtime:
             scheme=plan.scheme,
             chunk=plan.chunk,
             marks=plan.marks,
-            workspace=plan.traits.workspace,
+            workspace=plan.profile.workspace,
             stop_tokens=job.stop_tokens,
             thinking=job.thinking,
             grammar=job.grammar,
@@ -204,7 +204,7 @@ class Runtime:
             return
         shape = Shape(len(job.prompt), 1, plan.chunk, sizes)
         model = plan.model
-        alone = predict(model.config, model.weights, plan.scheme, shape, plan.traits)
+        alone = predict(model.config, model.weights, plan.scheme, shape, plan.profile)
         peak = replace(alone, weights=plan.peak.weights)  # with those of a draft model
         limit = PROCESS.limit(plan)
         if peak.total > limit:

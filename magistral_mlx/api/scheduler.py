@@ -24,7 +24,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.engine.generate import decode_together
 from magistral_mlx.engine.prefixes import InUse
 from magistral_mlx.events import FinishReason, Notice
-from magistral_mlx.memory.share import Budget, Claim
+from magistral_mlx.memory.admission import Budget, Reservation
 
 _SHARED_CHUNK = 512  # tokens of a prompt that others wait for at once, at most
 
@@ -61,8 +61,8 @@ class Scheduler:
         """Let a job wait for its turn; a step must follow."""
         sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in job.prompt.images]
         asked = job.options.max_tokens is not None
-        claim = self._budget.claim(len(job.prompt), job.limit, sizes, asked=asked)
-        run = Run(job, answer, tokenizer, self._runtime.plan, claim)
+        reservation = self._budget.reservation(len(job.prompt), job.limit, sizes, asked=asked)
+        run = Run(job, answer, tokenizer, self._runtime.plan, reservation)
         with self._lock:
             self._waiting.append(run)
 
@@ -80,7 +80,7 @@ class Scheduler:
     @property
     def caches(self) -> int:
         """Bytes of the caches of what runs."""
-        return sum(self._budget.cache(run.claim.held) for run in list(self._running))
+        return sum(self._budget.cache(run.reservation.held) for run in list(self._running))
 
     # On the worker
 
@@ -118,7 +118,7 @@ class Scheduler:
                 first = self._waiting[0] if self._waiting else None
             if first is None:
                 return
-            if self._running and not self._budget.fits([*self._claims(), first.claim]):
+            if self._running and not self._budget.fits([*self._reservations(), first.reservation]):
                 return
             with self._lock:
                 self._waiting.popleft()
@@ -153,7 +153,7 @@ class Scheduler:
         if run.filling:
             self._turns.join(run)
         else:
-            run.claim = run.claim.filled()
+            run.reservation = run.reservation.filled()
 
     def _fill_one(self, run: Run) -> None:
         if run.generation is None:
@@ -174,7 +174,7 @@ class Scheduler:
     def _begin(self, run: Run) -> None:
         """Begin its first sample, with what is in caches already, be they kept or in use."""
         runtime = self._runtime
-        room = self._budget.running(self._claims())
+        room = self._budget.running(self._reservations())
         in_use = [
             InUse(other.keys, other.generation.caches)
             for other in self._running
@@ -185,7 +185,7 @@ class Scheduler:
             run.answer.put(Notice(note))
         if prefilled is not None:
             held = sum(cache.nbytes for cache in prefilled.caches)
-            run.claim = run.claim.holding(self._budget.tokens(held))
+            run.reservation = run.reservation.holding(self._budget.tokens(held))
         self._begin_sample(run, prefilled)
 
     def _begin_sample(self, run: Run, prefilled: Prefilled | None) -> None:
@@ -236,24 +236,24 @@ class Scheduler:
 
     # Memory
 
-    def _claims(self) -> list[Claim]:
-        return [run.claim for run in self._running]
+    def _reservations(self) -> list[Reservation]:
+        return [run.reservation for run in self._running]
 
     def _has_room(self, run: Run) -> bool:
         """Whether its next token has room, letting its caches grow if they must and may."""
-        if not run.claim.short(run.length):
+        if not run.reservation.short(run.length):
             return True
-        grown = run.claim.grown()
-        claims = [grown if other is run else other.claim for other in self._running]
-        if len(claims) > 1 and not self._budget.fits(claims):
+        grown = run.reservation.grown()
+        reservations = [grown if other is run else other.reservation for other in self._running]
+        if len(reservations) > 1 and not self._budget.fits(reservations):
             return False
-        run.claim = grown
-        self._runtime.prefixes.make_room(self._budget.running(claims))
+        run.reservation = grown
+        self._runtime.prefixes.make_room(self._budget.running(reservations))
         return True
 
     def _end_newest(self, runs: list[Run]) -> None:
         """Nobody can go on: end the newest one to which no length was promised."""
-        open_ended = [run for run in runs if not run.claim.asked]
+        open_ended = [run for run in runs if not run.reservation.asked]
         newest = (open_ended or runs)[-1]
         self._for_one(newest, self._finish, newest, "memory")
         self._short = False
@@ -285,7 +285,7 @@ class Scheduler:
         if generation is not None:
             generation.close()
             # It may take as long as a token, and nobody waits for it.
-            room = self._budget.running(self._claims())
+            room = self._budget.running(self._reservations())
             self._runtime.prefixes.put(
                 run.tokens, run.images, generation.caches, generation.prefilled, room
             )

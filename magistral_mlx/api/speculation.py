@@ -45,7 +45,7 @@ def load_drafter(
     """Load a draft model in the precision of `model`. Raises what `load_model` raises."""
     assert plan.model.draft is not None, "it was planned for"
     small = load_model(draft, model.dtype, report)
-    caches = small.make_caches(plan.scheme, plan.traits.workspace)
+    caches = small.make_caches(plan.scheme, plan.profile.workspace)
     for cache in caches:
         cache.reserve(RESERVED, plan.context)
     # A pass of either reads all of its weights.

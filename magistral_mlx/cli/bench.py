@@ -78,15 +78,15 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     from magistral_mlx.cli.progress import warn_if_short
     from magistral_mlx.library import locate
     from magistral_mlx.memory.here import plan_here
-    from magistral_mlx.memory.plan import Wish
+    from magistral_mlx.memory.plan import PlanRequest
 
     _check(options)
     folder = Path(locate(options["model"]))
     checkpoint = Checkpoint.open(folder)
     name = options["model"] or folder.name
     context = max(_contexts(checkpoint, options)) + options["tokens"]
-    wish = Wish(context, options["kv"], images=0)
-    plan = plan_here(checkpoint, name, wish, options["dtype"])
+    request = PlanRequest(context, options["kv"], images=0)
+    plan = plan_here(checkpoint, name, request, options["dtype"])
     warn_if_short(plan)
     return name, checkpoint, plan.machine, plan.scheme.name
 

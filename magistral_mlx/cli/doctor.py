@@ -102,10 +102,10 @@ def _plan(machine: Machine) -> Plan | None:
     """The plan for Magistral Small at 4 bits; None if it does not fit."""
     from magistral_mlx.errors import OutOfMemory
     from magistral_mlx.memory.choose import make_plan
-    from magistral_mlx.memory.here import traits
+    from magistral_mlx.memory.here import profile
     from magistral_mlx.memory.known import magistral_small
 
-    here = traits()
+    here = profile()
     try:
         return make_plan(magistral_small(here.float_bytes), machine, here)
     except OutOfMemory:
@@ -168,13 +168,13 @@ def _rank(plan: Plan) -> tuple[int, int]:
 
 
 def _free_memory(machine: Machine) -> Finding:
-    from magistral_mlx.memory.here import traits
+    from magistral_mlx.memory.here import profile
     from magistral_mlx.memory.known import magistral_small
 
     free = machine.available
     if free is None:
         return Finding("free memory", "good", "not known here")
-    needed = magistral_small(traits().float_bytes).weights.decoder
+    needed = magistral_small(profile().float_bytes).weights.decoder
     if free < needed:
         return Finding(
             "free memory",

@@ -11,8 +11,8 @@ from magistral_mlx.cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
-    from magistral_mlx.memory.peak import Traits
-    from magistral_mlx.memory.plan import Model, Plan, Wish
+    from magistral_mlx.memory.peak import BackendProfile
+    from magistral_mlx.memory.plan import Model, Plan, PlanRequest
 
 
 @click.command()
@@ -29,55 +29,65 @@ if TYPE_CHECKING:
 def plan(model: str | None, **options: Any) -> None:
     """Show what of MODEL fits: weights, cache, context. Default: the model that generate takes."""
     from magistral_mlx.cli import plan_report as report
-    from magistral_mlx.memory.here import traits
+    from magistral_mlx.memory.here import profile
     from magistral_mlx.memory.machine import (
         APPLE_SIZES,
         named_machine,
         this_machine,
     )
     from magistral_mlx.memory.peak import GPU
-    from magistral_mlx.memory.plan import Wish
+    from magistral_mlx.memory.plan import PlanRequest
 
     if options["machine"] and options["all_machines"]:
         raise click.UsageError("give only one of --machine and --all-machines.")
     limit = parse_size(options["memory_limit"])
-    wish = Wish(options["context"], options["kv"], options["images"], limit)
+    request = PlanRequest(options["context"], options["kv"], options["images"], limit)
     if options["all_machines"]:
         described = _model(model, GPU)
-        rows = [facts_of(described, named_machine(f"{size}GB"), GPU, wish) for size in APPLE_SIZES]
+        rows = [
+            facts_of(described, named_machine(f"{size}GB"), GPU, request) for size in APPLE_SIZES
+        ]
         click.echo(json.dumps(rows)) if options["as_json"] else report.show_machines(rows)
         return
     if options["machine"]:
-        machine, backend_traits = named_machine(options["machine"]), GPU
+        machine, backend_profile = named_machine(options["machine"]), GPU
     else:
-        machine, backend_traits = this_machine(), traits()
-    facts = facts_of(_model(model, backend_traits), machine, backend_traits, wish)
+        machine, backend_profile = this_machine(), profile()
+    facts = facts_of(_model(model, backend_profile), machine, backend_profile, request)
     click.echo(json.dumps(facts)) if options["as_json"] else report.show(facts)
 
 
-def facts_of(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[str, Any]:
+def facts_of(
+    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest
+) -> dict[str, Any]:
     """Everything that the report shows, as JSON types; bytes are integers."""
     from magistral_mlx.errors import OutOfMemory
     from magistral_mlx.memory.choose import make_plan
 
-    facts = _machine(model, machine, traits, wish)
+    facts = _machine(model, machine, profile, request)
     try:
-        best = make_plan(model, machine, traits, wish)
+        best = make_plan(model, machine, profile, request)
     except OutOfMemory as error:
-        return facts | _caches(model, traits, wish.context) | {"fits": False, "why": str(error)}
-    return facts | _caches(model, traits, best.context) | _chosen(best, _why(best, traits, wish))
+        return facts | _caches(model, profile, request.context) | {"fits": False, "why": str(error)}
+    return (
+        facts | _caches(model, profile, best.context) | _chosen(best, _why(best, profile, request))
+    )
 
 
 def facts_of_plan(plan: Plan, why: str) -> dict[str, Any]:
     """The same of a plan that is being followed."""
-    from magistral_mlx.memory.plan import Wish
+    from magistral_mlx.memory.plan import PlanRequest
 
-    model, traits = plan.model, plan.traits
-    facts = _machine(model, plan.machine, traits, Wish(images=plan.images, memory_limit=plan.limit))
-    return facts | _caches(model, traits, plan.context) | _chosen(plan, why)
+    model, profile = plan.model, plan.profile
+    facts = _machine(
+        model, plan.machine, profile, PlanRequest(images=plan.images, memory_limit=plan.limit)
+    )
+    return facts | _caches(model, profile, plan.context) | _chosen(plan, why)
 
 
-def _machine(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict[str, Any]:
+def _machine(
+    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest
+) -> dict[str, Any]:
     """The machine, and the longest context there with each cache."""
     from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.memory.plan import longest_context
@@ -87,17 +97,17 @@ def _machine(model: Model, machine: Machine, traits: Traits, wish: Wish) -> dict
         "machine": {
             "name": machine.name,
             "memory": machine.memory,
-            "limit": wish.memory_limit or machine.limit,
+            "limit": request.memory_limit or machine.limit,
             "available": machine.available,
         },
         "longest_context": {
-            scheme: longest_context(model, machine, traits, wish, scheme, model.longest_context)
+            scheme: longest_context(model, machine, profile, request, scheme, model.longest_context)
             for scheme in SCHEMES
         },
     }
 
 
-def _caches(model: Model, traits: Traits, context: int | None) -> dict[str, Any]:
+def _caches(model: Model, profile: BackendProfile, context: int | None) -> dict[str, Any]:
     """Bytes of the KV cache under each scheme, at the context in question."""
     from magistral_mlx.cache.scheme import SCHEMES, KVScheme
     from magistral_mlx.memory.peak import cache_bytes
@@ -106,7 +116,7 @@ def _caches(model: Model, traits: Traits, context: int | None) -> dict[str, Any]
     context = context or min(DEFAULT_CONTEXT, model.longest_context)
     text = model.config.text
     sizes = {
-        scheme: cache_bytes(text, KVScheme.parse(scheme), context, traits.float_bytes)
+        scheme: cache_bytes(text, KVScheme.parse(scheme), context, profile.float_bytes)
         for scheme in SCHEMES
     }
     return {"kv_bytes": sizes, "kv_bytes_context": context}
@@ -142,23 +152,23 @@ def _chosen(best: Plan, why: str) -> dict[str, Any]:
     }
 
 
-def _why(best: Plan, traits: Traits, wish: Wish) -> str:
+def _why(best: Plan, profile: BackendProfile, request: PlanRequest) -> str:
     """What made the plan choose so, in a sentence."""
     from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.memory.plan import fit, gib
 
-    if wish.kv:
-        return f"a {wish.kv} cache was asked for"
+    if request.kv:
+        return f"a {request.kv} cache was asked for"
     if best.shortened:
         return "the longest context that the smallest cache allows here"
     finer = SCHEMES[: SCHEMES.index(best.scheme.name)]
     if not finer:
         return "all of it fits in full precision"
-    missing = -fit(best.model, best.machine, traits, wish, finer[-1], best.context).headroom
+    missing = -fit(best.model, best.machine, profile, request, finer[-1], best.context).headroom
     return f"the highest precision that fits: {finer[-1]} needs {gib(missing)} more"
 
 
-def _model(name: str | None, traits: Traits) -> Model:
+def _model(name: str | None, profile: BackendProfile) -> Model:
     """A model on this machine, on the hub (its headers alone are fetched), or the default one."""
     from magistral_convert.source import headers_of
     from magistral_mlx.errors import ModelNotFound
@@ -170,5 +180,5 @@ def _model(name: str | None, traits: Traits) -> Model:
         try:
             name = str(default_model())
         except ModelNotFound:
-            return magistral_small(traits.float_bytes)
-    return describe(headers_of(name), name, traits.float_bytes)
+            return magistral_small(profile.float_bytes)
+    return describe(headers_of(name), name, profile.float_bytes)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.engine.constraint import GrammarMask
 from magistral_mlx.engine.dry import Dry, dry_penalties
-from magistral_mlx.engine.sampler import Steer
+from magistral_mlx.engine.sampler import DrawConstraints
 from magistral_mlx.engine.thinking import ThinkingControl
 
 
@@ -55,11 +55,11 @@ class Control:
         if self._dry:
             self._remember(token)
 
-    def steer(self) -> Steer:
+    def constraints(self) -> DrawConstraints:
         """What holds for the next token."""
         thinking = self.thinking
         if thinking and thinking.forced:
-            return Steer(forced=thinking.forced)
+            return DrawConstraints(forced=thinking.forced)
         bias: dict[int, float] = {}
         if self._dry:
             history = self._tokens[: self._length]
@@ -69,7 +69,7 @@ class Control:
             if self.mask and thinking.inside:
                 # Only the mark may end the trace, so that the answer is sure to come.
                 bias |= dict.fromkeys(thinking.exits, -math.inf)
-        return Steer(allowed=self._allowed(), bias=bias)
+        return DrawConstraints(allowed=self._allowed(), bias=bias)
 
     @property
     def _inside(self) -> bool:

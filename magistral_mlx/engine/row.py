@@ -9,7 +9,7 @@ from typing import Literal
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.engine.control import Control
-from magistral_mlx.engine.sampler import FREE, Draw, Sampler, Steer, dispatch
+from magistral_mlx.engine.sampler import UNCONSTRAINED, Draw, DrawConstraints, Sampler, dispatch
 from magistral_mlx.engine.speculate.speculator import Speculator
 from magistral_mlx.events import Forced
 
@@ -64,9 +64,9 @@ class Row:
         self.passes = 0
         self._stop = stop
         self._left = limit
-        self._steer = control.steer() if control else FREE
-        self.pending = sampler.draw(logits, self.position, self._steer)
-        self._following: tuple[Draw, Steer] | None = None
+        self._constraints = control.constraints() if control else UNCONSTRAINED
+        self.pending = sampler.draw(logits, self.position, self._constraints)
+        self._following: tuple[Draw, DrawConstraints] | None = None
         dispatch([self.pending])
 
     @property
@@ -97,7 +97,7 @@ class Row:
 
     def give(self) -> Token:
         """The pending token, as soon as the device has it."""
-        forced = self._steer.forced
+        forced = self._constraints.forced
         token = _token(self.pending, forced[1] if forced else None)
         self._left -= 1
         if token.id in self._stop:
@@ -125,15 +125,15 @@ class Row:
             self.go_to(*self._following)
             self.passes += 1
 
-    def go_to(self, draw: Draw, steer: Steer) -> None:
+    def go_to(self, draw: Draw, constraints: DrawConstraints) -> None:
         """Make `draw` the pending token."""
-        self.pending, self._steer, self._following = draw, steer, None
+        self.pending, self._constraints, self._following = draw, constraints, None
         self.position += 1
 
     def _draw(self, logits: mx.array) -> None:
         try:
-            steer = self.control.steer() if self.control else FREE
-            self._following = self.sampler.draw(logits, self.position + 1, steer), steer
+            constraints = self.control.constraints() if self.control else UNCONSTRAINED
+            self._following = self.sampler.draw(logits, self.position + 1, constraints), constraints
         except Exception as error:
             self.error = error
 

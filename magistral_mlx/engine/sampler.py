@@ -26,7 +26,7 @@ from magistral_mlx.events import Forced
 
 
 @dataclass(frozen=True)
-class Steer:
+class DrawConstraints:
     """What holds for one draw beyond the sampling options.
 
     forced: the token to take, and why. allowed: one bit for each id, the lowest first in each
@@ -46,7 +46,7 @@ class Steer:
         return self.bias.get(token, 0) > -math.inf
 
 
-FREE = Steer()
+UNCONSTRAINED = DrawConstraints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,14 @@ class Sampler:
         self._bias = _pairs(bias) if bias else None
         self._bits = mx.arange(32, dtype=mx.uint32)
 
-    def draw(self, logits: mx.array, position: int, steer: Steer = FREE) -> Draw:
+    def draw(
+        self, logits: mx.array, position: int, constraints: DrawConstraints = UNCONSTRAINED
+    ) -> Draw:
         """The token at `position` of prompt and output, from its logits, (1, vocab_size)."""
-        if steer.forced is None:
-            token = self._choose(logits, position, steer)
+        if constraints.forced is None:
+            token = self._choose(logits, position, constraints)
         else:
-            token = mx.array([steer.forced[0]], mx.uint32)
+            token = mx.array([constraints.forced[0]], mx.uint32)
         if self._penalties:
             self._penalties.add(token)
         if self._top_logprobs is None:
@@ -119,9 +121,9 @@ class Sampler:
         if self._penalties and memory:
             self._penalties.memory = memory
 
-    def _choose(self, logits: mx.array, position: int, steer: Steer) -> mx.array:
+    def _choose(self, logits: mx.array, position: int, constraints: DrawConstraints) -> mx.array:
         sampling = self._sampling
-        logits = self._adjust(logits, steer)
+        logits = self._adjust(logits, constraints)
         if sampling.temperature == 0:
             return mx.argmax(logits, axis=-1)
         logits = keep_likely(
@@ -133,15 +135,15 @@ class Sampler:
         key = mx.random.key(sampling.seed << 32 | position)
         return mx.argmax(logits + mx.random.gumbel(logits.shape, key=key), axis=-1)
 
-    def _adjust(self, logits: mx.array, steer: Steer) -> mx.array:
+    def _adjust(self, logits: mx.array, constraints: DrawConstraints) -> mx.array:
         """Masks, biases and penalties, each only where there is one."""
-        if steer.allowed is not None:
-            logits = mx.where(self._unpack(steer.allowed, logits.shape[-1]), logits, -mx.inf)
-        if self._bias or self._penalties or steer.bias:
+        if constraints.allowed is not None:
+            logits = mx.where(self._unpack(constraints.allowed, logits.shape[-1]), logits, -mx.inf)
+        if self._bias or self._penalties or constraints.bias:
             logits = logits.astype(mx.float32)
         if self._penalties:
             logits = self._penalties.apply(logits)
-        for pairs in (self._bias, _pairs(steer.bias) if steer.bias else None):
+        for pairs in (self._bias, _pairs(constraints.bias) if constraints.bias else None):
             if pairs:
                 ids, values = pairs
                 logits = logits.at[:, ids].add(values)

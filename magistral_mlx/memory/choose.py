@@ -7,12 +7,12 @@ from dataclasses import replace
 from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.machine import Machine
-from magistral_mlx.memory.peak import Traits
+from magistral_mlx.memory.peak import BackendProfile
 from magistral_mlx.memory.plan import (
     DEFAULT_CONTEXT,
     Model,
     Plan,
-    Wish,
+    PlanRequest,
     fit,
     gib,
     longest_context,
@@ -20,7 +20,9 @@ from magistral_mlx.memory.plan import (
 from magistral_mlx.memory.refusal import refusal
 
 
-def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None = None) -> Plan:
+def make_plan(
+    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest | None = None
+) -> Plan:
     """The best plan that fits.
 
     The context asked for, or by default the longest up to 40,960 tokens, at the highest cache
@@ -30,25 +32,26 @@ def make_plan(model: Model, machine: Machine, traits: Traits, wish: Wish | None 
         OutOfMemory: what was asked for does not fit, or nothing does.
         InvalidOption: a context that the model does not have.
     """
-    wish = wish or Wish()
-    if wish.context is not None and wish.context > model.longest_context:
+    request = request or PlanRequest()
+    if request.context is not None and request.context > model.longest_context:
         raise InvalidOption(
-            f"context is {wish.context:,}; this model has {model.longest_context:,} tokens at most."
+            f"context is {request.context:,}; this model has {model.longest_context:,} tokens "
+            "at most."
         )
-    if wish.memory_limit is not None and wish.memory_limit > machine.limit:
+    if request.memory_limit is not None and request.memory_limit > machine.limit:
         raise InvalidOption(
-            f"the memory limit is {gib(wish.memory_limit)}; {machine.name} allows "
+            f"the memory limit is {gib(request.memory_limit)}; {machine.name} allows "
             f"{gib(machine.limit)}. Give less, or leave it out."
         )
-    context = wish.context or min(DEFAULT_CONTEXT, model.longest_context)
-    schemes = [wish.kv] if wish.kv else list(SCHEMES)
+    context = request.context or min(DEFAULT_CONTEXT, model.longest_context)
+    schemes = [request.kv] if request.kv else list(SCHEMES)
     for name in schemes:
-        plan = fit(model, machine, traits, wish, name, context)
+        plan = fit(model, machine, profile, request, name, context)
         if plan.headroom >= 0:
             return plan
-    if wish.context is None:
-        longest = longest_context(model, machine, traits, wish, schemes[-1], context)
+    if request.context is None:
+        longest = longest_context(model, machine, profile, request, schemes[-1], context)
         if longest:
-            short = fit(model, machine, traits, wish, schemes[-1], longest)
+            short = fit(model, machine, profile, request, schemes[-1], longest)
             return replace(short, shortened=True)
-    raise OutOfMemory(refusal(model, machine, traits, wish, plan))
+    raise OutOfMemory(refusal(model, machine, profile, request, plan))

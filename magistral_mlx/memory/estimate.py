@@ -48,7 +48,7 @@ def chunk_flops(weights: int, text: TextConfig, start: int, end: int) -> float:
 
 def chunk_bytes(plan: Plan, end: int) -> int:
     """Bytes that the chunk up to token `end` reads: what its last token does."""
-    text, float_bytes = plan.model.config.text, plan.traits.float_bytes
+    text, float_bytes = plan.model.config.text, plan.profile.float_bytes
     return bytes_per_token(plan.model.weights, text, end, plan.scheme, float_bytes)
 
 
@@ -60,7 +60,7 @@ def decode_tokens_per_second(plan: Plan, context: int) -> float | None:
     chip = plan.machine.chip
     if chip is None:
         return None
-    text, float_bytes = plan.model.config.text, plan.traits.float_bytes
+    text, float_bytes = plan.model.config.text, plan.profile.float_bytes
     read = bytes_per_token(plan.model.weights, text, context, plan.scheme, float_bytes)
     return decode_limit(read, chip)
 

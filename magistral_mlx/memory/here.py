@@ -10,14 +10,14 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import this_machine
-from magistral_mlx.memory.peak import Traits, loaded_weights
-from magistral_mlx.memory.plan import Draft, Model, Plan, Wish
+from magistral_mlx.memory.peak import BackendProfile, loaded_weights
+from magistral_mlx.memory.plan import Draft, Model, Plan, PlanRequest
 
 
-def traits(dtype: str | None = None) -> Traits:
+def profile(dtype: str | None = None) -> BackendProfile:
     """What of the present backend matters to a plan, computing in `dtype` or its own choice."""
     here = backend()
-    return Traits(
+    return BackendProfile(
         float_bytes=(DTYPES[dtype] if dtype else here.dtype).size,
         dequantized_bytes=0 if here.dequantize_from_rows is None else DEQUANTIZED_BYTES,
         dequantized_rows=here.dequantize_from_rows or 0,
@@ -41,7 +41,7 @@ def describe(
 def plan_here(
     checkpoint: Checkpoint,
     source: str,
-    wish: Wish | None = None,
+    request: PlanRequest | None = None,
     dtype: str | None = None,
     draft: Checkpoint | None = None,
 ) -> Plan:
@@ -50,21 +50,21 @@ def plan_here(
     Raises:
         OutOfMemory: it does not fit, or not with what was wished for.
     """
-    here = traits(dtype)
+    here = profile(dtype)
     machine = this_machine()
     machine = replace(machine, limit=machine.limit - PROCESS.planned)
-    return make_plan(describe(checkpoint, source, here.float_bytes, draft), machine, here, wish)
+    return make_plan(describe(checkpoint, source, here.float_bytes, draft), machine, here, request)
 
 
 def hold_plan(
     checkpoint: Checkpoint,
     source: str,
-    wish: Wish | None = None,
+    request: PlanRequest | None = None,
     dtype: str | None = None,
     draft: Checkpoint | None = None,
 ) -> Plan:
     """`plan_here`, with MLX's limits set for it; `PROCESS.release` gives its share back."""
     with PROCESS.lock:
-        plan = plan_here(checkpoint, source, wish, dtype, draft)
+        plan = plan_here(checkpoint, source, request, dtype, draft)
         PROCESS.hold(plan)
     return plan

@@ -33,7 +33,7 @@ _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
 
 
 @dataclass(frozen=True)
-class Traits:
+class BackendProfile:
     """What of a backend matters here.
 
     float_bytes: size of a value of the compute dtype. dequantized_bytes: the block in which a
@@ -51,7 +51,7 @@ class Traits:
 
 
 # A GPU in bfloat16: what a plan for another Mac assumes.
-GPU = Traits(2, 0, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
+GPU = BackendProfile(2, 0, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def sum_weights(sizes: Mapping[str, int], config: ModelConfig) -> Weights:
 
 
 def predict(
-    config: ModelConfig, weights: Weights, scheme: KVScheme, shape: Shape, traits: Traits
+    config: ModelConfig, weights: Weights, scheme: KVScheme, shape: Shape, profile: BackendProfile
 ) -> Peak:
     """The largest footprint of a run, whichever of its stages has it.
 
@@ -132,41 +132,41 @@ def predict(
     and one layer of it may be held twice while it grows.
     """
     vision = weights.vision if shape.images else 0
-    features = _features(config, shape) * traits.float_bytes
-    cache = cache_bytes(config.text, scheme, shape.context, traits.float_bytes)
+    features = _features(config, shape) * profile.float_bytes
+    cache = cache_bytes(config.text, scheme, shape.context, profile.float_bytes)
     first = min(shape.context, shape.prompt + RESERVED)
-    first_cache = cache_bytes(config.text, scheme, first, traits.float_bytes)
+    first_cache = cache_bytes(config.text, scheme, first, profile.float_bytes)
     growing = cache // config.text.num_hidden_layers if shape.context > first else 0
     stages = [
-        (0, max((_image(config, size, traits) for size in shape.images), default=0) + features),
-        (first_cache, features + _chunk(config.text, scheme, shape, traits)),
-        (cache, features + growing + _decode(config.text, scheme, shape, traits)),
+        (0, max((_image(config, size, profile) for size in shape.images), default=0) + features),
+        (first_cache, features + _chunk(config.text, scheme, shape, profile)),
+        (cache, features + growing + _decode(config.text, scheme, shape, profile)),
     ]
     workspace = max(map(sum, stages)) - cache
     return Peak(weights.decoder, vision, cache, workspace + _FIXED)
 
 
-def fill_bytes(config: ModelConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
+def fill_bytes(config: ModelConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
     """What a step of reading a prompt takes in passing: an image of it, or a chunk."""
-    images = max((_image(config, size, traits) for size in shape.images), default=0)
-    return max(images, _chunk(config.text, scheme, shape, traits)) + _FIXED
+    images = max((_image(config, size, profile) for size in shape.images), default=0)
+    return max(images, _chunk(config.text, scheme, shape, profile)) + _FIXED
 
 
-def feature_bytes(config: ModelConfig, shape: Shape, traits: Traits) -> int:
+def feature_bytes(config: ModelConfig, shape: Shape, profile: BackendProfile) -> int:
     """What the features of a prompt's images take until it has been read."""
-    return _features(config, shape) * traits.float_bytes
+    return _features(config, shape) * profile.float_bytes
 
 
-def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, traits: Traits) -> int:
+def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, profile: BackendProfile) -> int:
     """What one sequence of `tokens` takes in passing in a pass over several."""
-    return _decode(text, scheme, Shape(prompt=0, answer=tokens, chunk=1), traits)
+    return _decode(text, scheme, Shape(prompt=0, answer=tokens, chunk=1), profile)
 
 
-def pass_bytes(text: TextConfig, rows: int, traits: Traits) -> int:
+def pass_bytes(text: TextConfig, rows: int, profile: BackendProfile) -> int:
     """What a pass over so many sequences takes beside what each of them does."""
     width = text.num_attention_heads * text.head_dim
     widest = max(width, text.intermediate_size, text.vocab_size)
-    return _dequantized(text.hidden_size * widest, rows, traits) + _FIXED
+    return _dequantized(text.hidden_size * widest, rows, profile) + _FIXED
 
 
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
@@ -204,7 +204,7 @@ def _features(config: ModelConfig, shape: Shape) -> int:
     return 2 * tokens * config.text.hidden_size
 
 
-def _image(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
+def _image(config: ModelConfig, size: tuple[int, int], profile: BackendProfile) -> int:
     """One image in the tower: its pixels, and its patches in one layer."""
     vision = config.vision
     assert vision is not None
@@ -212,81 +212,83 @@ def _image(config: ModelConfig, size: tuple[int, int], traits: Traits) -> int:
     heads, width = vision.num_attention_heads, vision.num_attention_heads * vision.head_dim
     hidden, wide = vision.hidden_size, vision.intermediate_size
     pixels = 3 * size[0] * size[1] * 4
-    scores = _scores(heads, patches, patches, IMAGE_WORKSPACE, traits)
-    if _in_blocks(heads, patches, patches, IMAGE_WORKSPACE, traits):
+    scores = _scores(heads, patches, patches, IMAGE_WORKSPACE, profile)
+    if _in_blocks(heads, patches, patches, IMAGE_WORKSPACE, profile):
         # Attention is done before the rest of the layer begins. In the first layer the pixels
         # are there once more, as patches.
         attention = patches * (2 * hidden + 8 * width) + 8 * QUERY_BLOCK * width
         mlp = patches * (6 * hidden + 3 * width + 2 * wide)
         return pixels + max(
-            pixels + attention * traits.float_bytes + scores, mlp * traits.float_bytes
+            pixels + attention * profile.float_bytes + scores, mlp * profile.float_bytes
         )
-    layer = patches * (6 * hidden + 6 * width + 4 * wide) * traits.float_bytes
+    layer = patches * (6 * hidden + 6 * width + 4 * wide) * profile.float_bytes
     return 2 * pixels + layer + scores
 
 
-def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
+def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
     """One chunk of the prompt in one layer."""
     rows = min(shape.chunk, shape.prompt)
     width = text.num_attention_heads * text.head_dim
     keys = text.num_key_value_heads * text.head_dim
-    attention = rows * (5 * text.hidden_size + 4 * width + 5 * keys) * traits.float_bytes
-    attention += _attention(text, scheme, rows, shape.prompt, traits)
+    attention = rows * (5 * text.hidden_size + 4 * width + 5 * keys) * profile.float_bytes
+    attention += _attention(text, scheme, rows, shape.prompt, profile)
     # Gate, and up with the parts it is put together from; on a GPU the next work as well.
-    wide = 4 if traits.fused_attention else 3
-    mlp = rows * (4 * text.hidden_size + wide * text.intermediate_size) * traits.float_bytes
-    attention += _dequantized(text.hidden_size * width, rows, traits)
-    mlp += _dequantized(text.hidden_size * text.intermediate_size, rows, traits)
+    wide = 4 if profile.fused_attention else 3
+    mlp = rows * (4 * text.hidden_size + wide * text.intermediate_size) * profile.float_bytes
+    attention += _dequantized(text.hidden_size * width, rows, profile)
+    mlp += _dequantized(text.hidden_size * text.intermediate_size, rows, profile)
     return max(attention, mlp)
 
 
-def _dequantized(largest: int, rows: int, traits: Traits) -> int:
+def _dequantized(largest: int, rows: int, profile: BackendProfile) -> int:
     """Matrices of so many values at most, dequantized one by one, with what is made on the way."""
-    if rows < traits.dequantized_rows:
+    if rows < profile.dequantized_rows:
         return 0
-    return 2 * min(traits.dequantized_bytes, largest * traits.float_bytes)
+    return 2 * min(profile.dequantized_bytes, largest * profile.float_bytes)
 
 
-def _attention(text: TextConfig, scheme: KVScheme, rows: int, keys: int, traits: Traits) -> int:
+def _attention(
+    text: TextConfig, scheme: KVScheme, rows: int, keys: int, profile: BackendProfile
+) -> int:
     """What attention of `rows` queries over `keys` tokens of a cache takes in passing."""
     heads, width = text.num_key_value_heads, text.head_dim
-    if traits.fused_attention:
+    if profile.fused_attention:
         if not scheme.quantized:
             return 0
-        return min(traits.workspace, heads * dequantized_bytes(keys, width, traits.float_bytes))
+        return min(profile.workspace, heads * dequantized_bytes(keys, width, profile.float_bytes))
     if not scheme.quantized:
-        return _scores(text.num_attention_heads, rows, keys, traits.workspace, traits)
+        return _scores(text.num_attention_heads, rows, keys, profile.workspace, profile)
     queries = text.num_attention_heads * min(rows, scheme.block if scheme.window else PIECE)
-    token = queries * score_bytes(traits.float_bytes) + heads * width * 4 * DEQUANTIZED_COPIES
-    return min(traits.workspace, keys * token)
+    token = queries * score_bytes(profile.float_bytes) + heads * width * 4 * DEQUANTIZED_COPIES
+    return min(profile.workspace, keys * token)
 
 
-def _scores(heads: int, rows: int, keys: int, workspace: int, traits: Traits) -> int:
+def _scores(heads: int, rows: int, keys: int, workspace: int, profile: BackendProfile) -> int:
     """Scores that are written out: all of them, or those of a block of queries."""
-    if traits.fused_attention:
+    if profile.fused_attention:
         return 0
-    bytes_a_row = heads * keys * score_bytes(traits.float_bytes)
-    if _in_blocks(heads, rows, keys, workspace, traits):
+    bytes_a_row = heads * keys * score_bytes(profile.float_bytes)
+    if _in_blocks(heads, rows, keys, workspace, profile):
         return min(workspace, min(rows, QUERY_BLOCK) * bytes_a_row)
     return rows * bytes_a_row * 5 // 8
 
 
-def _in_blocks(heads: int, rows: int, keys: int, workspace: int, traits: Traits) -> bool:
+def _in_blocks(heads: int, rows: int, keys: int, workspace: int, profile: BackendProfile) -> bool:
     """Whether `attend` goes by blocks, as not all scores have room in the workspace."""
-    scores = heads * rows * keys * score_bytes(traits.float_bytes)
-    return not traits.fused_attention and scores > workspace
+    scores = heads * rows * keys * score_bytes(profile.float_bytes)
+    return not profile.fused_attention and scores > workspace
 
 
-def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, traits: Traits) -> int:
+def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
     """One token: logits, what sampling sorts, and the attention of the layers in flight.
 
     With guesses at the next tokens there are more queries, but fewer layers in flight.
     """
     scores = text.num_attention_heads * shape.context * 4
-    if not traits.fused_attention:
-        attention = 2 * _attention(text, scheme, 1, shape.context, traits)
+    if not profile.fused_attention:
+        attention = 2 * _attention(text, scheme, 1, shape.context, profile)
     elif scheme.quantized:
-        attention = max(12 * scores, min(traits.workspace, FEW_QUERIES * 3 * scores))
+        attention = max(12 * scores, min(profile.workspace, FEW_QUERIES * 3 * scores))
     else:
         attention = 12 * scores
     return 10 * text.vocab_size * 4 + attention

@@ -11,9 +11,9 @@ from magistral_mlx.memory.chips import GIB
 from magistral_mlx.memory.machine import Machine
 from magistral_mlx.memory.peak import (
     MIB,
+    BackendProfile,
     Peak,
     Shape,
-    Traits,
     Weights,
     cache_bytes,
     mark_bytes,
@@ -57,7 +57,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlanRequest:
     """What a user asks for; None leaves it to the plan.
 
     images: how many of the largest size to plan for. memory_limit: bytes to stay within
@@ -98,7 +98,7 @@ class Plan:
     context: int
     chunk: int
     images: int
-    traits: Traits
+    profile: BackendProfile
     peak: Peak
     limit: int
     shortened: bool = False
@@ -132,13 +132,13 @@ class Plan:
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of one sequence's caches with room for `tokens`, or for the context if that is
         shorter, and with their marks."""
-        text, float_bytes = self.model.config.text, self.traits.float_bytes
+        text, float_bytes = self.model.config.text, self.profile.float_bytes
         caches = cache_bytes(text, self.scheme, min(tokens, self.context), float_bytes)
         return caches + self.marks * self._mark_bytes
 
     @property
     def _mark_bytes(self) -> int:
-        return mark_bytes(self.model.config.text, self.scheme, self.traits.float_bytes)
+        return mark_bytes(self.model.config.text, self.scheme, self.profile.float_bytes)
 
     @property
     def total(self) -> int:
@@ -163,21 +163,26 @@ class Plan:
 
 
 def fit(
-    model: Model, machine: Machine, traits: Traits, wish: Wish, scheme_name: str, context: int
+    model: Model,
+    machine: Machine,
+    profile: BackendProfile,
+    request: PlanRequest,
+    scheme_name: str,
+    context: int,
 ) -> Plan:
     """The plan for one scheme and context, in the largest prefill chunk that fits.
 
     Where none fits, the plan has the smallest chunk and negative headroom.
     """
     scheme = KVScheme.parse(scheme_name)
-    limit = wish.memory_limit or machine.limit
-    images = wish.images if model.config.vision else 0
+    limit = request.memory_limit or machine.limit
+    images = request.images if model.config.vision else 0
     for chunk in _CHUNKS:
-        if chunk > traits.chunk:
+        if chunk > profile.chunk:
             continue
         # A smaller chunk comes with less room for attention.
         share = min(1.0, chunk / 512)
-        smaller = replace(traits, workspace=int(traits.workspace * share))
+        smaller = replace(profile, workspace=int(profile.workspace * share))
         peak = max(
             (
                 predict(model.config, model.weights, scheme, shape, smaller)
@@ -186,7 +191,7 @@ def fit(
             key=lambda peak: peak.total,
         )
         if model.draft:
-            beside = model.draft.nbytes(scheme, context, traits.float_bytes)
+            beside = model.draft.nbytes(scheme, context, profile.float_bytes)
             peak = replace(peak, weights=peak.weights + beside)
         plan = Plan(machine, model, scheme, context, chunk, images, smaller, peak, limit)
         if plan.headroom >= 0:
@@ -195,13 +200,18 @@ def fit(
 
 
 def longest_context(
-    model: Model, machine: Machine, traits: Traits, wish: Wish, scheme: str, most: int
+    model: Model,
+    machine: Machine,
+    profile: BackendProfile,
+    request: PlanRequest,
+    scheme: str,
+    most: int,
 ) -> int:
     """The longest context, a multiple of 1,024 up to `most`, that fits; 0 if none does."""
     low, high = 0, most // SMALLEST_CONTEXT
     while low < high:
         middle = (low + high + 1) // 2
-        plan = fit(model, machine, traits, wish, scheme, middle * SMALLEST_CONTEXT)
+        plan = fit(model, machine, profile, request, scheme, middle * SMALLEST_CONTEXT)
         low, high = (middle, high) if plan.headroom >= 0 else (low, middle - 1)
     return low * SMALLEST_CONTEXT
 

@@ -14,8 +14,8 @@ from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.memory.chips import GIB, working_set
 from magistral_mlx.memory.known import quantized_weights
 from magistral_mlx.memory.machine import APPLE_SIZES, Machine
-from magistral_mlx.memory.peak import MIB, Traits
-from magistral_mlx.memory.plan import Model, Plan, Wish, fit, gib, longest_context
+from magistral_mlx.memory.peak import MIB, BackendProfile
+from magistral_mlx.memory.plan import Model, Plan, PlanRequest, fit, gib, longest_context
 from magistral_mlx.quantization import Quantization
 
 _SYSTEM = 4 * GIB  # what macOS needs for itself when the GPU's limit is raised
@@ -28,23 +28,23 @@ class _Case:
 
     model: Model
     machine: Machine
-    traits: Traits
-    wish: Wish
+    profile: BackendProfile
+    request: PlanRequest
     scheme: str
     context: int
 
     @property
     def plan(self) -> Plan:
-        return fit(self.model, self.machine, self.traits, self.wish, self.scheme, self.context)
+        return fit(self.model, self.machine, self.profile, self.request, self.scheme, self.context)
 
     @property
     def hopeless(self) -> bool:
-        return self.model.weights.decoder > (self.wish.memory_limit or self.machine.limit)
+        return self.model.weights.decoder > (self.request.memory_limit or self.machine.limit)
 
     def shortened(self) -> _Case | None:
         """With the longest context that fits, if one does and it is shorter."""
         longest = longest_context(
-            self.model, self.machine, self.traits, self.wish, self.scheme, self.context
+            self.model, self.machine, self.profile, self.request, self.scheme, self.context
         )
         return replace(self, context=longest) if 0 < longest < self.context else None
 
@@ -65,11 +65,13 @@ _Choice = tuple[_Change | None, ...]  # one or none of each kind, finer ones fir
 _SHORTER = _Change(1, "--context {plan.context}", lambda case: case)
 
 
-def refusal(model: Model, machine: Machine, traits: Traits, wish: Wish, plan: Plan) -> str:
+def refusal(
+    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest, plan: Plan
+) -> str:
     """The message for a plan that misses its limit, with up to three changes that would help."""
-    case = _Case(model, machine, traits, wish, plan.scheme.name, plan.context)
+    case = _Case(model, machine, profile, request, plan.scheme.name, plan.context)
     peak = plan.peak
-    who = "the memory limit" if wish.memory_limit else machine.name
+    who = "the memory limit" if request.memory_limit else machine.name
     return (
         f"{model.source} with {plan.context:,} tokens of context and a {plan.scheme.name} KV "
         f"cache needs {gib(peak.total)} (weights {gib(peak.weights + peak.vision)}, cache "
@@ -150,11 +152,11 @@ def _smaller_caches(case: _Case) -> Iterator[_Change]:
 
 
 def _fewer_images(case: _Case) -> Iterator[_Change]:
-    most = case.wish.images if case.model.config.vision else 0
+    most = case.request.images if case.model.config.vision else 0
     for count in sorted({most * 3 // 4, most // 2, most // 4, 1, 0}, reverse=True):
         if count < most:
             words = f"--images {count}" if count else "--images 0 (no images)"
-            yield _Change(1, words, partial(replace, wish=replace(case.wish, images=count)))
+            yield _Change(1, words, partial(replace, request=replace(case.request, images=count)))
 
 
 def _no_draft(case: _Case) -> Iterator[_Change]:
@@ -163,7 +165,7 @@ def _no_draft(case: _Case) -> Iterator[_Change]:
 
 
 def _higher_limit(case: _Case) -> Iterator[_Change]:
-    machine, limit = case.machine, case.wish.memory_limit
+    machine, limit = case.machine, case.request.memory_limit
     if limit and limit < machine.limit:
         yield _Change(1, "--memory-limit {mib}MiB", _without_memory_limit)
     elif machine.is_mac and machine.memory - _SYSTEM > machine.limit:
@@ -179,14 +181,14 @@ def _fewer_bits(case: _Case) -> Iterator[_Change]:
     now = case.model.weights.decoder * 8 / values
     for bits, cost, option in ((4, 2, ""), (3, 7, " --bits 3")):
         scheme = Quantization(bits=bits)
-        weights = quantized_weights(case.model.config, scheme, case.traits.float_bytes)
+        weights = quantized_weights(case.model.config, scheme, case.profile.float_bytes)
         if weights.decoder * 8 / values < now - 0.5:
             words = f"its {bits}-bit conversion (magistral-mlx convert{option})"
             yield _Change(cost, words, partial(_with_model, weights=weights))
 
 
 def _larger_machines(case: _Case) -> Iterator[_Change]:
-    if case.machine.is_mac and not case.wish.memory_limit:
+    if case.machine.is_mac and not case.request.memory_limit:
         for size in APPLE_SIZES:
             memory = size * GIB
             if memory > case.machine.memory:
@@ -199,4 +201,4 @@ def _with_model(case: _Case, **changes: Any) -> _Case:
 
 
 def _without_memory_limit(case: _Case) -> _Case:
-    return replace(case, wish=replace(case.wish, memory_limit=None))
+    return replace(case, request=replace(case.request, memory_limit=None))

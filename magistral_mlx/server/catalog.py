@@ -17,7 +17,7 @@ from magistral_mlx.hub import Progress, find_tokenizer
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.library import locate
 from magistral_mlx.memory.here import plan_here
-from magistral_mlx.memory.plan import Plan, Wish
+from magistral_mlx.memory.plan import Plan, PlanRequest
 from magistral_mlx.places import DEMO
 from magistral_mlx.server.refusals import UnknownModel
 from magistral_mlx.server.settings import Settings
@@ -140,8 +140,8 @@ def _describe(name: str | None, settings: Settings, on_progress: Progress | None
     folder = locate(name, on_progress=on_progress)
     checkpoint = Checkpoint.open(folder)
     load = settings.load
-    wish = Wish(load.context, load.kv, load.images, load.memory_limit)
-    plan = plan_here(checkpoint, name or str(folder), wish, load.dtype)
+    request = PlanRequest(load.context, load.kv, load.images, load.memory_limit)
+    plan = plan_here(checkpoint, name or str(folder), request, load.dtype)
     tokenizer = Tokenizer.load(find_tokenizer(folder, load.tokenizer))
     has_vision = checkpoint.config.vision is not None
     composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision)

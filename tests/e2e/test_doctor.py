@@ -29,7 +29,7 @@ def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> Doctor:
         mac = replace(named_machine(name), available=int(free * GIB), architecture="applegpu_x")
         metal = replace(backend(), name="metal")
         monkeypatch.setattr(machine, "this_machine", lambda: mac)
-        monkeypatch.setattr(here, "traits", lambda: GPU)
+        monkeypatch.setattr(here, "profile", lambda: GPU)
         monkeypatch.setattr(limits, "backend", lambda: metal)
         monkeypatch.setattr(limits, "_macos", lambda: macos)
         info = {"max_recommended_working_set_size": mac.limit}

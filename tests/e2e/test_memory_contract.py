@@ -18,8 +18,8 @@ from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 from magistral_mlx.engine.generate import Request, generate
 from magistral_mlx.engine.sampling import Sampling
-from magistral_mlx.memory.here import traits
-from magistral_mlx.memory.peak import Shape, Traits, Weights, predict
+from magistral_mlx.memory.here import profile
+from magistral_mlx.memory.peak import BackendProfile, Shape, Weights, predict
 from magistral_mlx.model.linear import quantize_modules
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.quantization import Quantization
@@ -82,7 +82,7 @@ def test_the_measured_peak_is_the_predicted_one(
     prompt, answer, chunk, images = run
     if model.config is MIDSIZE and (answer > 1000 or scheme in ("8/8", "8/4")) and prompt != 2000:
         prompt, answer = min(prompt, 512), 8  # the same arithmetic in less time
-    check_the_peak(model, scheme, Shape(prompt, answer, chunk, images), traits())
+    check_the_peak(model, scheme, Shape(prompt, answer, chunk, images), profile())
 
 
 @pytest.mark.parametrize("config", [DEMO, MANY_HEADS], ids=["demo", "many heads"])
@@ -92,7 +92,7 @@ def test_large_images_have_the_predicted_peak_in_any_chunk(
 ) -> None:
     """Attention over the text has less room where the chunk is small; images have their own."""
     prompt, answer, chunk, images = run
-    here = traits()
+    here = profile()
     here = replace(here, workspace=here.workspace * chunk // 512)
     gc.collect()
     others = mx.get_active_memory()  # a model of another test
@@ -101,7 +101,7 @@ def test_large_images_have_the_predicted_peak_in_any_chunk(
 
 
 def check_the_peak(
-    model: MagistralModel, scheme: str, shape: Shape, here: Traits, others: int = 0
+    model: MagistralModel, scheme: str, shape: Shape, here: BackendProfile, others: int = 0
 ) -> None:
     kv, weights = KVScheme.parse(scheme), weights_of(model)
     prompt, images = shape.prompt, shape.images

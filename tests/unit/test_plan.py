@@ -14,16 +14,16 @@ from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seconds
 from magistral_mlx.memory.known import magistral_small, quantized_weights
 from magistral_mlx.memory.machine import GIB, Machine, named_machine
-from magistral_mlx.memory.peak import GPU, Traits, Weights, cache_bytes
-from magistral_mlx.memory.plan import Draft, Model, Plan, Wish, longest_context
+from magistral_mlx.memory.peak import GPU, BackendProfile, Weights, cache_bytes
+from magistral_mlx.memory.plan import Draft, Model, Plan, PlanRequest, longest_context
 from magistral_mlx.quantization import Quantization
 
 MAC = named_machine("32GB")
 MAGISTRAL = magistral_small()
 
 
-def plan(machine: Machine = MAC, **wish: object) -> Plan:
-    return make_plan(MAGISTRAL, machine, GPU, Wish(**wish))  # type: ignore[arg-type]
+def plan(machine: Machine = MAC, **asked: object) -> Plan:
+    return make_plan(MAGISTRAL, machine, GPU, PlanRequest(**asked))  # type: ignore[arg-type]
 
 
 def test_a_32_gb_mac_gives_21_gib_to_the_model() -> None:
@@ -72,7 +72,7 @@ WHOLE = Model("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
 
 
 @pytest.mark.parametrize(
-    ("model", "machine", "wish"),
+    ("model", "machine", "asked"),
     [
         (MAGISTRAL, "32GB", {"context": 100_000, "kv": "8/8"}),
         (MAGISTRAL, "32GB", {"context": 131_072, "kv": "full"}),
@@ -89,27 +89,27 @@ WHOLE = Model("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
     ],
 )
 def test_three_ways_out_are_offered_and_each_makes_it_fit(
-    model: Model, machine: str, wish: dict[str, Any]
+    model: Model, machine: str, asked: dict[str, Any]
 ) -> None:
     mac = named_machine(machine)
     with pytest.raises(OutOfMemory) as error:
-        make_plan(model, mac, GPU, Wish(**wish))
+        make_plan(model, mac, GPU, PlanRequest(**asked))
     offered = str(error.value).split("makes it fit: ")[1].rstrip(".").split("; ")
     assert len(offered) == 3
     for way in offered:
-        make_plan(*with_changes(way, model, mac, Wish(**wish)))  # refuses what does not fit
+        make_plan(*with_changes(way, model, mac, PlanRequest(**asked)))  # refuses what does not fit
 
 
 def with_changes(
-    way: str, model: Model, machine: Machine, wish: Wish
-) -> tuple[Model, Machine, Traits, Wish]:
+    way: str, model: Model, machine: Machine, request: PlanRequest
+) -> tuple[Model, Machine, BackendProfile, PlanRequest]:
     """What somebody has who does what is said there."""
     for option, field in (("kv", "kv"), ("context", "context"), ("images", "images")):
         if found := re.search(rf"--{option} (\S+)", way):
             value = found[1] if option == "kv" else int(found[1])
-            wish = replace(wish, **{field: value})
+            request = replace(request, **{field: value})
     if found := re.search(r"--memory-limit (\S+)", way):
-        wish = replace(wish, memory_limit=parse_size(found[1]))
+        request = replace(request, memory_limit=parse_size(found[1]))
     if found := re.search(r"iogpu.wired_limit_mb=(\d+)", way):
         machine = replace(machine, limit=int(found[1]) << 20)
         assert machine.limit <= machine.memory - 4 * GIB
@@ -118,7 +118,7 @@ def with_changes(
     if found := re.search(r"its (\d)-bit conversion", way):
         scheme = Quantization(bits=int(found[1]))
         model = replace(model, weights=quantized_weights(model.config, scheme, 2))
-    return model, machine, GPU, wish
+    return model, machine, GPU, request
 
 
 def test_images_are_given_up_where_that_makes_it_fit() -> None:
@@ -130,14 +130,14 @@ def test_what_no_setting_saves_is_said_to_be_so() -> None:
     huge = Model("huge", MAGISTRAL.config, Weights(47 * GIB, GIB))
     box = Machine("Linux", 8 * GIB, 7 * GIB, is_mac=False)
     with pytest.raises(OutOfMemory, match="Nothing that can be set makes it fit"):
-        make_plan(huge, box, GPU, Wish())
+        make_plan(huge, box, GPU, PlanRequest())
 
 
 def test_a_draft_model_is_given_up_where_that_makes_it_fit() -> None:
     text = MAGISTRAL.config.text
     beside = replace(MAGISTRAL, draft=Draft(text, 8 * GIB))
     with pytest.raises(OutOfMemory, match=r"makes it fit: .*no draft model"):
-        make_plan(beside, MAC, GPU, Wish(context=40_960))
+        make_plan(beside, MAC, GPU, PlanRequest(context=40_960))
 
 
 def test_a_memory_limit_is_kept() -> None:
@@ -148,25 +148,25 @@ def test_a_memory_limit_is_kept() -> None:
 
 def test_an_unquantized_model_is_advised_to_be_converted_where_that_is_enough() -> None:
     with pytest.raises(OutOfMemory, match="fit: its 4-bit conversion"):
-        make_plan(WHOLE, MAC, GPU, Wish())
+        make_plan(WHOLE, MAC, GPU, PlanRequest())
     with pytest.raises(OutOfMemory) as error:
-        make_plan(WHOLE, named_machine("16GB"), GPU, Wish())
+        make_plan(WHOLE, named_machine("16GB"), GPU, PlanRequest())
     assert "fit: its 4-bit conversion" not in str(error.value)
 
 
 def test_the_cache_is_shown_also_where_a_image_needs_most() -> None:
     """On the CPU a large image takes more than the caches of a short context."""
-    cpu = Traits(4, 32 << 20, 5, fused_attention=False, workspace=256 << 20, chunk=512)
-    small = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, images=1))
+    cpu = BackendProfile(4, 32 << 20, 5, fused_attention=False, workspace=256 << 20, chunk=512)
+    small = make_plan(MAGISTRAL, named_machine("64GB"), cpu, PlanRequest(context=1024, images=1))
     cache = cache_bytes(MAGISTRAL.config.text, small.scheme, 1024, 4)
     assert small.peak.cache == cache > 0
-    none = make_plan(MAGISTRAL, named_machine("64GB"), cpu, Wish(context=1024, images=0))
+    none = make_plan(MAGISTRAL, named_machine("64GB"), cpu, PlanRequest(context=1024, images=0))
     assert small.peak.total - none.peak.total > MAGISTRAL.weights.vision
 
 
 def test_the_longest_context_grows_as_precision_falls() -> None:
     longest = [
-        longest_context(MAGISTRAL, MAC, GPU, Wish(), scheme, 131_072)
+        longest_context(MAGISTRAL, MAC, GPU, PlanRequest(), scheme, 131_072)
         for scheme in ("full", "8/8", "8/4", "4/4")
     ]
     assert longest == sorted(longest)
@@ -178,10 +178,10 @@ def test_a_context_beyond_the_models_is_refused() -> None:
         plan(context=200_000)
 
 
-@pytest.mark.parametrize("wish", [{"context": 0}, {"images": -1}, {"kv": "3/3"}])
-def test_a_wish_out_of_range_is_named(wish: dict[str, object]) -> None:
+@pytest.mark.parametrize("asked", [{"context": 0}, {"images": -1}, {"kv": "3/3"}])
+def test_a_plan_request_out_of_range_is_named(asked: dict[str, object]) -> None:
     with pytest.raises(InvalidOption):
-        Wish(**wish)  # type: ignore[arg-type]
+        PlanRequest(**asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "Mac", "M3 Max", "4GB", "Q9 Max 32GB"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.dry import DEFAULT_BREAKERS, Dry, breaker_tokens, dry_penalties
 from magistral_mlx.engine.filters import keep_likely
-from magistral_mlx.engine.sampler import Sampler, Steer
+from magistral_mlx.engine.sampler import DrawConstraints, Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
@@ -30,8 +30,8 @@ def sampler(vocab_size: int = 500, prompt: NDArray[np.int32] = PROMPT, **options
     return Sampler(Sampling(**options), prompt, vocab_size)
 
 
-def drawn(sampler: Sampler, logits: mx.array, position: int = 7, **steer: Any) -> int:
-    token = sampler.draw(logits, position, Steer(**steer)).token.item()
+def drawn(sampler: Sampler, logits: mx.array, position: int = 7, **constraints: Any) -> int:
+    token = sampler.draw(logits, position, DrawConstraints(**constraints)).token.item()
     assert isinstance(token, int)
     return token
 

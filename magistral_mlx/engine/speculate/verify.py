@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.penalties import PenaltyMemory
 from magistral_mlx.engine.row import Row, Token
-from magistral_mlx.engine.sampler import FREE, Draw, Steer, dispatch
+from magistral_mlx.engine.sampler import UNCONSTRAINED, Draw, DrawConstraints, dispatch
 from magistral_mlx.model.magistral import MagistralModel
 
 
@@ -17,7 +17,7 @@ class _Ahead:
     """A draw that counts if all guesses before it are right, and what the penalties know then."""
 
     draw: Draw
-    steer: Steer
+    constraints: DrawConstraints
     memory: PenaltyMemory | None
 
 
@@ -37,7 +37,7 @@ def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, 
     ahead = _look_ahead(row, logits, guesses) if not row.ended else []
     dispatch([one.draw for one in ahead])
     for n, one in enumerate(ahead):
-        row.go_to(one.draw, one.steer)
+        row.go_to(one.draw, one.constraints)
         row.sampler.memory = one.memory
         # The last draw has no guess to confirm: it is the next pending token if all were right.
         if n == len(ahead) - 1 or one.draw.value != guesses[n]:
@@ -71,10 +71,10 @@ def _look_ahead(row: Row, logits: mx.array, guesses: Sequence[int]) -> list[_Ahe
     ahead: list[_Ahead] = []
     try:
         for n in range(len(logits)):
-            steer = control.steer() if control else FREE
-            draw = row.sampler.draw(logits[n : n + 1], row.position + 1 + n, steer)
-            ahead.append(_Ahead(draw, steer, row.sampler.memory))
-            if n == len(guesses) or not steer.allows(guesses[n]):
+            constraints = control.constraints() if control else UNCONSTRAINED
+            draw = row.sampler.draw(logits[n : n + 1], row.position + 1 + n, constraints)
+            ahead.append(_Ahead(draw, constraints, row.sampler.memory))
+            if n == len(guesses) or not constraints.allows(guesses[n]):
                 break
             if control:
                 control.observe(guesses[n])

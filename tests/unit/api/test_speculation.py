@@ -92,11 +92,11 @@ def test_a_draft_model_with_another_vocabulary_is_refused(
 
 
 def test_a_draft_model_that_does_not_fit_is_refused(endless_folder: Path) -> None:
-    wish = {"context": 90_000, "kv": "full", "memory_limit": 250 << 20}
-    with Magistral.load(endless_folder, **wish) as magistral:
+    request = {"context": 90_000, "kv": "full", "memory_limit": 250 << 20}
+    with Magistral.load(endless_folder, **request) as magistral:
         assert magistral.plan.headroom > 0
     with pytest.raises(OutOfMemory):
-        Magistral.load(endless_folder, **wish, draft=endless_folder)
+        Magistral.load(endless_folder, **request, draft=endless_folder)
 
 
 def test_tokens_a_pass_leave_the_first_token_out() -> None:

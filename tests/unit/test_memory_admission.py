@@ -8,23 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magistral_mlx.memory.admission import Budget, Reservation
 from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.known import magistral_small
 from magistral_mlx.memory.machine import GIB, named_machine
 from magistral_mlx.memory.peak import GPU
-from magistral_mlx.memory.plan import Plan, Wish
-from magistral_mlx.memory.share import Budget, Claim
+from magistral_mlx.memory.plan import Plan, PlanRequest
 
 
-def plan(machine: str = "32GB", **wish: object) -> Plan:
-    return make_plan(magistral_small(), named_machine(machine), GPU, Wish(**wish))  # type: ignore[arg-type]
+def plan(machine: str = "32GB", **request: object) -> Plan:
+    return make_plan(magistral_small(), named_machine(machine), GPU, PlanRequest(**request))  # type: ignore[arg-type]
 
 
 PLANS = [plan("24GB"), plan("32GB"), plan("64GB"), plan("32GB", context=131_072)]
 
 
-def filled(budget: Budget, prompt: int, limit: int, *, asked: bool = True) -> Claim:
-    return budget.claim(prompt, limit, asked=asked).filled()
+def filled(budget: Budget, prompt: int, limit: int, *, asked: bool = True) -> Reservation:
+    return budget.reservation(prompt, limit, asked=asked).filled()
 
 
 def most(budget: Budget, prompt: int, limit: int, *, asked: bool) -> int:
@@ -64,37 +64,39 @@ def test_a_32_gb_mac_answers_many_short_questions_at_once() -> None:
 
 
 def test_an_answer_without_a_length_is_promised_some_thousand_tokens() -> None:
-    claim = Budget(plan("32GB")).claim(500, 40_000, asked=False)
-    assert (claim.held, claim.promised, claim.most) == (1524, 4596, 40_500)
+    reservation = Budget(plan("32GB")).reservation(500, 40_000, asked=False)
+    assert (reservation.held, reservation.promised, reservation.most) == (1524, 4596, 40_500)
 
 
 def test_one_with_a_length_is_promised_all_of_it() -> None:
-    claim = Budget(plan("32GB")).claim(500, 8000, asked=True)
-    assert (claim.held, claim.promised, claim.most) == (1524, 8500, 8500)
+    reservation = Budget(plan("32GB")).reservation(500, 8000, asked=True)
+    assert (reservation.held, reservation.promised, reservation.most) == (1524, 8500, 8500)
 
 
 def test_reading_a_prompt_takes_memory_until_it_has_been_read() -> None:
     budget = Budget(plan("32GB"))
-    claim = budget.claim(20_000, 100, [(1540, 1540)], asked=True)
-    assert claim.filling > 0.1 * GIB and claim.features > 0.01 * GIB
-    assert budget.running([claim, claim]) > budget.running([claim.filled(), claim.filled()])
+    reservation = budget.reservation(20_000, 100, [(1540, 1540)], asked=True)
+    assert reservation.filling > 0.1 * GIB and reservation.features > 0.01 * GIB
+    assert budget.running([reservation, reservation]) > budget.running(
+        [reservation.filled(), reservation.filled()]
+    )
 
 
 # How caches grow
 
 
 def test_caches_grow_shortly_before_they_must() -> None:
-    claim = filled(Budget(plan("32GB")), 1000, 8000)
-    assert claim.held == 2024
-    assert not claim.short(1900)
-    assert claim.short(2000)
-    grown = claim.grown()
+    reservation = filled(Budget(plan("32GB")), 1000, 8000)
+    assert reservation.held == 2024
+    assert not reservation.short(1900)
+    assert reservation.short(2000)
+    grown = reservation.grown()
     assert grown.held == 2304 and not grown.short(2000)
 
 
 def test_a_cache_with_room_for_the_whole_answer_grows_no_more() -> None:
-    claim = filled(Budget(plan("32GB")), 100, 500)
-    assert claim.held == claim.most and not claim.short(600)
+    reservation = filled(Budget(plan("32GB")), 100, 500)
+    assert reservation.held == reservation.most and not reservation.short(600)
 
 
 def test_room_is_told_from_bytes() -> None:
@@ -106,7 +108,7 @@ def test_room_is_told_from_bytes() -> None:
 
 # What holds for any of them
 
-claims = st.lists(
+reservations = st.lists(
     st.tuples(st.integers(1, 20_000), st.integers(1, 20_000), st.booleans()),
     min_size=1,
     max_size=12,
@@ -114,30 +116,30 @@ claims = st.lists(
 plans = st.sampled_from(PLANS)
 
 
-def admitted(budget: Budget, wanted: list[tuple[int, int, bool]]) -> list[Claim]:
+def admitted(budget: Budget, wanted: list[tuple[int, int, bool]]) -> list[Reservation]:
     """Those that are let in, in order."""
-    running: list[Claim] = []
+    running: list[Reservation] = []
     for prompt, limit, asked in wanted:
-        claim = filled(budget, prompt, limit, asked=asked)
-        if not running or budget.fits([*running, claim]):
-            running.append(claim)
+        reservation = filled(budget, prompt, limit, asked=asked)
+        if not running or budget.fits([*running, reservation]):
+            running.append(reservation)
     return running
 
 
 @settings(max_examples=60, deadline=None)
-@given(plans, claims)
+@given(plans, reservations)
 def test_caches_of_all_that_run_stay_within_the_plan(
     plan: Plan, wanted: list[tuple[int, int, bool]]
 ) -> None:
     budget = Budget(plan)
     running = admitted(budget, wanted)
-    held = sum(budget.cache(claim.held) for claim in running)
+    held = sum(budget.cache(reservation.held) for reservation in running)
     kept = max(0, plan.caches - budget.running(running))  # what earlier prompts may still take
     assert held + kept <= room(plan)
 
 
 @settings(max_examples=40, deadline=None)
-@given(plans, claims, st.randoms(use_true_random=False))
+@given(plans, reservations, st.randoms(use_true_random=False))
 def test_everybody_comes_to_the_promised_end(
     plan: Plan, wanted: list[tuple[int, int, bool]], rng: object
 ) -> None:
@@ -145,7 +147,9 @@ def test_everybody_comes_to_the_promised_end(
     budget = Budget(plan)
     running = admitted(budget, wanted)
     while running:
-        running = [claim for claim in running if claim.held < claim.promised]
+        running = [
+            reservation for reservation in running if reservation.held < reservation.promised
+        ]
         order = list(range(len(running)))
         rng.shuffle(order)  # type: ignore[attr-defined]
         moved = not running
@@ -159,18 +163,18 @@ def test_everybody_comes_to_the_promised_end(
 
 
 @settings(max_examples=40, deadline=None)
-@given(plans, claims, st.integers(0, 11))
+@given(plans, reservations, st.integers(0, 11))
 def test_what_fits_still_does_when_one_has_ended(
     plan: Plan, wanted: list[tuple[int, int, bool]], gone: int
 ) -> None:
     budget = Budget(plan)
     running = admitted(budget, wanted)
-    rest = [claim for n, claim in enumerate(running) if n != gone]
+    rest = [reservation for n, reservation in enumerate(running) if n != gone]
     assert len(running) < 2 or budget.fits(rest)
 
 
 @pytest.mark.parametrize("name", ["24GB", "32GB", "64GB"])
 def test_one_that_runs_alone_leaves_what_it_does_not_hold_to_earlier_prompts(name: str) -> None:
     budget = Budget(plan(name))
-    claim = filled(budget, 1000, 500)
-    assert budget.running([claim]) == budget.cache(1500)
+    reservation = filled(budget, 1000, 500)
+    assert budget.running([reservation]) == budget.cache(1500)

@@ -22,7 +22,7 @@ _AHEAD = 64  # tokens of room below which caches are about to grow
 
 
 @dataclass(frozen=True)
-class Claim:
+class Reservation:
     """What one answer takes, in tokens of context.
 
     held: what its caches have room for. promised: what it may rely on. most: prompt and answer at
@@ -42,17 +42,17 @@ class Claim:
         """Whether the caches, `length` tokens long, are about to grow."""
         return self.held < self.most and length + _AHEAD > self.held
 
-    def grown(self) -> Claim:
+    def grown(self) -> Reservation:
         """With caches that have grown as they do, by an eighth."""
         held = min(rounded(self.held + self.held // 8), rounded(self.most))
         return replace(self, held=held, promised=max(held, self.promised))
 
-    def holding(self, tokens: int) -> Claim:
+    def holding(self, tokens: int) -> Reservation:
         """With caches that have room for `tokens` at least."""
         held = max(self.held, tokens)
         return replace(self, held=held, promised=max(held, self.promised))
 
-    def filled(self) -> Claim:
+    def filled(self) -> Reservation:
         """With the prompt read."""
         return replace(self, filling=0, features=0)
 
@@ -70,9 +70,9 @@ class Budget:
         peak = self._plan.peak
         return self._plan.total - peak.weights - peak.vision
 
-    def claim(
+    def reservation(
         self, prompt: int, limit: int, images: Sequence[tuple[int, int]] = (), *, asked: bool
-    ) -> Claim:
+    ) -> Reservation:
         """What an answer of `limit` tokens at most takes as it begins.
 
         Args:
@@ -81,35 +81,35 @@ class Budget:
         """
         plan = self._plan
         shape = Shape(prompt, 0, plan.chunk, tuple(images))
-        filling = fill_bytes(plan.model.config, plan.scheme, shape, plan.traits)
-        features = feature_bytes(plan.model.config, shape, plan.traits)
+        filling = fill_bytes(plan.model.config, plan.scheme, shape, plan.profile)
+        features = feature_bytes(plan.model.config, shape, plan.profile)
         if images and not plan.peak.vision:
             filling += plan.model.weights.vision  # nobody planned for the tower
         held = prompt + min(limit, RESERVED)
         # Where the context is small, so is what an answer without a length keeps others from.
         open_ended = max(RESERVED, min(_OPEN, plan.context // 4))
         promised = prompt + (limit if asked else min(limit, open_ended))
-        return Claim(held, promised, prompt + limit, filling, features, asked)
+        return Reservation(held, promised, prompt + limit, filling, features, asked)
 
-    def fits(self, claims: Sequence[Claim]) -> bool:
-        """Whether answers with these claims, the first one first, can all come to their end."""
-        passing = self._passing(claims)
+    def fits(self, reservations: Sequence[Reservation]) -> bool:
+        """Whether requests with these reservations, oldest first, can all be finished."""
+        passing = self._passing(reservations)
         after = 0
-        for claim in reversed(claims):
-            if passing + self._running(claim.promised) + after > self._total:
+        for reservation in reversed(reservations):
+            if passing + self._running(reservation.promised) + after > self._total:
                 return False
-            after += self._running(claim.held)
+            after += self._running(reservation.held)
         return True
 
-    def running(self, claims: Sequence[Claim]) -> int:
+    def running(self, reservations: Sequence[Reservation]) -> int:
         """Bytes that nothing else may take of what is there for caches: `Prefixes` stays below.
 
         Work in flight counts as far as it goes beyond what is planned for a single answer.
         """
-        caches = sum(self.cache(claim.held) for claim in claims)
-        in_flight = self._passing(claims)
-        if len(claims) > 1:
-            in_flight += sum(self._row(claim.held) for claim in claims)
+        caches = sum(self.cache(reservation.held) for reservation in reservations)
+        in_flight = self._passing(reservations)
+        if len(reservations) > 1:
+            in_flight += sum(self._row(reservation.held) for reservation in reservations)
         return caches + max(0, in_flight - self._plan.peak.workspace)
 
     def cache(self, tokens: int) -> int:
@@ -125,15 +125,15 @@ class Budget:
 
     def _row(self, tokens: int) -> int:
         plan = self._plan
-        return row_bytes(self._text, plan.scheme, min(tokens, plan.context), plan.traits)
+        return row_bytes(self._text, plan.scheme, min(tokens, plan.context), plan.profile)
 
-    def _passing(self, claims: Sequence[Claim]) -> int:
+    def _passing(self, reservations: Sequence[Reservation]) -> int:
         """Work that no answer has for itself: a part of a prompt; or a pass, and a layer that
         grows in it. And the features of the images that are being read.
         """
-        growing = max((self.cache(claim.promised) for claim in claims), default=0)
+        growing = max((self.cache(reservation.promised) for reservation in reservations), default=0)
         layer = growing // self._text.num_hidden_layers
-        together = layer + pass_bytes(self._text, len(claims), self._plan.traits)
-        return max([together, *(claim.filling for claim in claims)]) + sum(
-            claim.features for claim in claims
+        together = layer + pass_bytes(self._text, len(reservations), self._plan.profile)
+        return max([together, *(reservation.filling for reservation in reservations)]) + sum(
+            reservation.features for reservation in reservations
         )
