@@ -37,7 +37,7 @@ from magistral_mlx.backend import backend
 from magistral_mlx.bench.bandwidth import measure_bandwidth
 from magistral_mlx.bench.limit import bytes_per_token
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.memory.peak import Shape, cache_bytes, fill_bytes, pass_bytes, row_bytes
+from magistral_mlx.memory.peak import Shape, cache_bytes, pass_bytes, prefill_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan
 
 COUNTS, ALL_COUNTS = (1, 2, 6), (1, 2, 4, 6, 8)
@@ -129,7 +129,7 @@ def footprint(plan: Plan, requests: list[tuple[int, int]]) -> int:
     caches = sum(cache_bytes(text, scheme, tokens, profile.float_bytes) for tokens in lengths)
     rows = sum(row_bytes(text, scheme, tokens, profile) for tokens in lengths)
     shapes = [Shape(prompt, 0, plan.chunk) for prompt, _ in requests]
-    filling = max(fill_bytes(plan.model.config, scheme, shape, profile) for shape in shapes)
+    filling = max(prefill_bytes(plan.model.config, scheme, shape, profile) for shape in shapes)
     together = pass_bytes(text, len(requests), profile)
     return plan.model.weights.decoder + caches + rows + max(filling, together)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from magistral_mlx.bench.conditions import read_conditions
-from magistral_mlx.bench.process import Program, Worker, ours, peer, version, with_library
+from magistral_mlx.bench.process import Program, RuntimeProcess, ours, peer, version, with_library
 from magistral_mlx.bench.record import describe_machine, versions
 from magistral_mlx.bench.rounds import Figure, ratios, repeat
 from magistral_mlx.memory.machine import this_machine
@@ -26,7 +26,7 @@ __all__ = [
     "Figure",
     "Program",
     "Record",
-    "Worker",
+    "RuntimeProcess",
     "all_programs",
     "arguments",
     "console",
@@ -116,12 +116,12 @@ def peers(*names: str, blas: bool = True) -> Iterator[Program]:
 @contextmanager
 def runtimes(
     programs: Sequence[Program], folder: Path, dtype: str | None
-) -> Iterator[dict[str, Worker]]:
+) -> Iterator[dict[str, RuntimeProcess]]:
     """Start all and load the checkpoint -> label -> worker."""
-    workers: dict[str, Worker] = {}
+    workers: dict[str, RuntimeProcess] = {}
     try:
         for program in programs:
-            workers[program.label] = worker = Worker(program)
+            workers[program.label] = worker = RuntimeProcess(program)
             worker.ask("load", folder=str(folder), dtype=dtype)
         yield workers
     finally:

@@ -20,7 +20,7 @@ from benchmarks.common import OURS_COLOUR, Record, arguments, show
 from magistral_mlx.engine.constraint import GrammarCompiler, GrammarMask
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.engine.sampling import Sampling
-from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.engine.thinking import ThinkingRules
 from tests.engine_models import (
     ids_of,
     start,
@@ -36,7 +36,7 @@ from tests.tekken import full_tokenizer
 TOKENS = 300
 ROUNDS = 9
 PLAIN = Sampling(temperature=1.0, top_p=1.0)
-INSIDE = Thinking(34, 35, inside=True, minimum=10**6)
+INSIDE = ThinkingRules(34, 35, inside=True, minimum=10**6)
 
 
 def controls() -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from benchmarks.common import (
     COLOURS,
     Figure,
     Record,
-    Worker,
+    RuntimeProcess,
     console,
     interleave,
     options,
@@ -36,7 +36,7 @@ SIDE, SMALL_SIDE = 784, 392  # an image of 770 pixels is resized to 784, a multi
 TOLERANCE, COARSE = 1e-3, 0.1  # of the largest feature; in 16 bits
 
 
-def same_features(workers: dict[str, Worker], tolerance: float) -> dict[str, float]:
+def same_features(workers: dict[str, RuntimeProcess], tolerance: float) -> dict[str, float]:
     """Label -> how far two small images' features are from ours, as a share of the largest.
 
     Runtimes that compute something else are ended and left out.
@@ -55,7 +55,10 @@ def same_features(workers: dict[str, Worker], tolerance: float) -> dict[str, flo
 
 
 def measure(
-    workers: dict[str, Worker], works: list[tuple[int, int]], most: dict[str, float], rounds: int
+    workers: dict[str, RuntimeProcess],
+    works: list[tuple[int, int]],
+    most: dict[str, float],
+    rounds: int,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """'count x side' -> label -> seconds and bytes above the weights.
 

@@ -42,7 +42,7 @@ from magistral_mlx.engine.sampler import UNCONSTRAINED, DrawConstraints, Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
-from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.places import demo_dir
@@ -198,7 +198,7 @@ def settings(job: Any, tokenizer: Tokenizer) -> Iterator[tuple[str, Request]]:
                         limit=120,
                         scheme=kv,
                         stop_tokens=job.stop_tokens,
-                        thinking=Thinking(special.think, special.end_think, budget=budget),
+                        thinking=ThinkingRules(special.think, special.end_think, budget=budget),
                         vocabulary=job.vocabulary,
                         logprobs=2,
                     ),

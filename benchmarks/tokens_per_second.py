@@ -27,7 +27,7 @@ from benchmarks.common import (
     COLOURS,
     Figure,
     Record,
-    Worker,
+    RuntimeProcess,
     all_programs,
     console,
     interleave,
@@ -70,7 +70,7 @@ def checkpoint_of(model: str) -> Checkpoint:
     return Checkpoint.open(folder)
 
 
-def same_tokens(workers: dict[str, Worker], vocabulary: int, exact: bool) -> dict[str, int]:
+def same_tokens(workers: dict[str, RuntimeProcess], vocabulary: int, exact: bool) -> dict[str, int]:
     """Label -> how many of `CHECKED` greedy tokens are ours; those that differ are left out.
 
     Once after a prompt, once after caches filled with random keys and values.
@@ -90,7 +90,7 @@ def same_tokens(workers: dict[str, Worker], vocabulary: int, exact: bool) -> dic
 
 
 def decode(
-    workers: dict[str, Worker], contexts: list[int], count: int, vocabulary: int, most: int
+    workers: dict[str, RuntimeProcess], contexts: list[int], count: int, vocabulary: int, most: int
 ) -> tuple[Figures, Peaks]:
     """Context -> label -> decoded tokens per second, and MLX's peak."""
     peaks: Peaks = {}
@@ -111,7 +111,7 @@ def decode(
 
 
 def prefill(
-    workers: dict[str, Worker], lengths: dict[str, list[int]], vocabulary: int, most: int
+    workers: dict[str, RuntimeProcess], lengths: dict[str, list[int]], vocabulary: int, most: int
 ) -> Figures:
     """Length -> label -> prompt tokens per second. lengths: what each runtime is given."""
 
@@ -128,7 +128,7 @@ def prefill(
 
 
 def prefill_at(
-    workers: dict[str, Worker], contexts: list[int], vocabulary: int, most: int
+    workers: dict[str, RuntimeProcess], contexts: list[int], vocabulary: int, most: int
 ) -> Figures:
     """Context -> label -> tokens per second of its last `TAIL` tokens."""
 

@@ -192,11 +192,15 @@ def _joined(parts: list[mx.array]) -> mx.array:
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
 
-Work = Callable[[mx.array, mx.array, mx.array | None, Quantization], mx.array]
+RowFunction = Callable[[mx.array, mx.array, mx.array | None, Quantization], mx.array]
 
 
 def _in_parts(
-    work: Work, weight: mx.array, scales: mx.array, biases: mx.array | None, scheme: Quantization
+    work: RowFunction,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    scheme: Quantization,
 ) -> list[mx.array]:
     """`work` with the rows of W shared out over the streams; each is computed as it would be."""
     parts, rows = _parts(weight), weight.shape[0]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
     from magistral_mlx.engine.dry import Dry
-    from magistral_mlx.engine.thinking import Thinking
+    from magistral_mlx.engine.thinking import ThinkingRules
     from magistral_mlx.engine.vocabulary import Vocabulary
 
 
@@ -47,7 +47,7 @@ class Job:
     options: Options
     limit: int
     stop_tokens: frozenset[int]
-    thinking: Thinking | None = None
+    thinking: ThinkingRules | None = None
     grammar: Grammar | None = None
     dry: Dry | None = None
     vocabulary: Vocabulary | None = None
@@ -249,14 +249,14 @@ class Composer:
                         f"{tokenizer.vocab_size - 1}."
                     )
 
-    def _thinking(self, options: Options, prompt: Prompt) -> Thinking | None:
+    def _thinking(self, options: Options, prompt: Prompt) -> ThinkingRules | None:
         special = self.tokenizer.special
         if special.think is None or special.end_think is None:
             return None
-        from magistral_mlx.engine.thinking import CLOSING_PHRASE, Thinking
+        from magistral_mlx.engine.thinking import CLOSING_PHRASE, ThinkingRules
 
         exits = {special.eos, special.tool_calls} - {None}
-        return Thinking(
+        return ThinkingRules(
             open=special.think,
             close=special.end_think,
             exits=frozenset(exits),  # type: ignore[arg-type]

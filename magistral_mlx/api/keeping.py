@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from magistral_mlx import __version__
 from magistral_mlx.backend import backend
-from magistral_mlx.cache.disk import DiskPrefixes
+from magistral_mlx.cache.disk import DiskPrefixCache
 from magistral_mlx.checkpoint.fingerprint import fingerprint
 from magistral_mlx.errors import CheckpointError, InvalidOption
 
@@ -43,7 +43,7 @@ class Keeping:
             raise InvalidOption(f"cache_size is {size!r}; it must be 10 MB or more, in bytes.")
         return cls(Path(cache_dir).expanduser().absolute(), size)
 
-    def open(self, checkpoint: Checkpoint, plan: Plan, dtype: str) -> DiskPrefixes:
+    def open(self, checkpoint: Checkpoint, plan: Plan, dtype: str) -> DiskPrefixCache:
         """What is kept for this model, its cache scheme and this version, computing in `dtype`.
 
         Raises:
@@ -56,4 +56,4 @@ class Keeping:
                 f"{error.filename} cannot be read any more: {error.strerror}."
             ) from error
         identity = f"{model} {dtype} {backend().name} {__version__}"
-        return DiskPrefixes(self.folder, self.size, identity, plan.scheme)
+        return DiskPrefixCache(self.folder, self.size, identity, plan.scheme)

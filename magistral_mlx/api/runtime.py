@@ -17,9 +17,9 @@ from magistral_mlx.backend import DTYPES, free_memory, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Request, generate
-from magistral_mlx.engine.images import ImageKey, keyed
-from magistral_mlx.engine.prefill import Prefilled, image_keys
-from magistral_mlx.engine.prefixes import Counts, Prefixes
+from magistral_mlx.engine.images import ImageKey, token_keys
+from magistral_mlx.engine.prefill import ComputedPrefix, image_keys
+from magistral_mlx.engine.prefix_cache import PrefixCache, PrefixCacheStats
 from magistral_mlx.errors import MagistralError, OutOfMemory
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.peak import Shape, predict
@@ -50,7 +50,7 @@ class Runtime:
         self._draft = draft
         self.when_idle: Callable[[], None] | None = None  # any thread: `keep_some` has work
         self._model: MagistralModel | None = None
-        self._prefixes: Prefixes | None = None
+        self._prefixes: PrefixCache | None = None
         self._guessing: Guessing | None = None
 
     def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
@@ -75,8 +75,8 @@ class Runtime:
         if self._keeping is not None:
             disk = self._keeping.open(self._checkpoint, plan, str(model.dtype))
             if self.when_idle is not None:
-                disk.when_room(self.when_idle)
-        self._prefixes = Prefixes(
+                disk.notify_capacity(self.when_idle)
+        self._prefixes = PrefixCache(
             plan.caches,
             lambda: model.make_caches(plan.scheme, plan.profile.workspace),
             model.config.image_token_id,
@@ -113,7 +113,7 @@ class Runtime:
         return self._model
 
     @property
-    def prefixes(self) -> Prefixes:
+    def prefixes(self) -> PrefixCache:
         """What is kept of earlier prompts."""
         assert self._prefixes is not None, "it is loaded first"
         return self._prefixes
@@ -135,16 +135,16 @@ class Runtime:
         )
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> PrefixCacheStats:
         """What became of the prompts so far; any thread may ask."""
         prefixes = self._prefixes
-        return Counts() if prefixes is None else prefixes.counts
+        return PrefixCacheStats() if prefixes is None else prefixes.counts
 
     def generate(
         self,
         job: Job,
         index: int,
-        start: Prefilled | None,
+        start: ComputedPrefix | None,
         *,
         images: Sequence[ImageKey],
     ) -> Generation:
@@ -166,7 +166,7 @@ class Runtime:
             limit=job.limit,
             scheme=plan.scheme,
             chunk=plan.chunk,
-            marks=plan.marks,
+            snapshots=plan.snapshots,
             workspace=plan.profile.workspace,
             stop_tokens=job.stop_tokens,
             thinking=job.thinking,
@@ -183,7 +183,7 @@ class Runtime:
         """What tells a job's images, and its prompt's tokens, (L,), from those of others."""
         config, prompt = self.model.config, job.prompt
         images = image_keys(config, prompt.images)
-        return images, keyed(prompt.tokens, images, config.image_token_id)
+        return images, token_keys(prompt.tokens, images, config.image_token_id)
 
     def short_of_memory(self) -> bool:
         """Whether there is too little memory even without what is kept of earlier prompts."""

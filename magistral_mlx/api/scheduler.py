@@ -22,7 +22,7 @@ from magistral_mlx.api.running import Run, told
 from magistral_mlx.api.turns import Turns
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.generate import decode_together
-from magistral_mlx.engine.prefixes import InUse
+from magistral_mlx.engine.prefix_cache import ActivePrefix
 from magistral_mlx.events import FinishReason, Notice
 from magistral_mlx.memory.admission import Budget, Reservation
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from magistral_mlx.api.runtime import Runtime
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.engine.generate import Token
-    from magistral_mlx.engine.prefill import Prefilled
+    from magistral_mlx.engine.prefill import ComputedPrefix
 
 P = ParamSpec("P")
 
@@ -153,7 +153,7 @@ class Scheduler:
         if run.filling:
             self._turns.join(run)
         else:
-            run.reservation = run.reservation.filled()
+            run.reservation = run.reservation.prefilled()
 
     def _fill_one(self, run: Run) -> None:
         if run.generation is None:
@@ -174,9 +174,9 @@ class Scheduler:
     def _begin(self, run: Run) -> None:
         """Begin its first sample, with what is in caches already, be they kept or in use."""
         runtime = self._runtime
-        room = self._budget.running(self._reservations())
+        room = self._budget.active_bytes(self._reservations())
         in_use = [
-            InUse(other.keys, other.generation.caches)
+            ActivePrefix(other.keys, other.generation.caches)
             for other in self._running
             if other.generation is not None
         ]
@@ -188,7 +188,7 @@ class Scheduler:
             run.reservation = run.reservation.holding(self._budget.tokens(held))
         self._begin_sample(run, prefilled)
 
-    def _begin_sample(self, run: Run, prefilled: Prefilled | None) -> None:
+    def _begin_sample(self, run: Run, prefilled: ComputedPrefix | None) -> None:
         self._mark_peak()
         run.begin(self._runtime.generate(run.job, run.index, prefilled, images=run.images))
 
@@ -248,7 +248,7 @@ class Scheduler:
         if len(reservations) > 1 and not self._budget.fits(reservations):
             return False
         run.reservation = grown
-        self._runtime.prefixes.make_room(self._budget.running(reservations))
+        self._runtime.prefixes.evict_for(self._budget.active_bytes(reservations))
         return True
 
     def _end_newest(self, runs: list[Run]) -> None:
@@ -285,7 +285,7 @@ class Scheduler:
         if generation is not None:
             generation.close()
             # It may take as long as a token, and nobody waits for it.
-            room = self._budget.running(self._reservations())
+            room = self._budget.active_bytes(self._reservations())
             self._runtime.prefixes.put(
                 run.tokens, run.images, generation.caches, generation.prefilled, room
             )

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.bench.conditions import read_conditions
-from magistral_mlx.bench.process import Program, Worker
+from magistral_mlx.bench.process import Program, RuntimeProcess
 from magistral_mlx.bench.rounds import ENOUGH, MOST, Figure
 from magistral_mlx.errors import BenchmarkError
 
 _CHECKED = 16  # tokens that peers must answer as we do before they are timed
 _AT_LEAST = 4  # of them where rounding differs: after a near-tie two answers go apart
 _WARM_UP = 4  # tokens generated before a context is measured
-OnRound = Callable[[str], None]
+OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is measured.
 
     folder: the checkpoint. contexts: tokens of each prompt. count: tokens generated after it.
@@ -71,13 +71,13 @@ class Comparison:
 
 
 def compare(
-    programs: Sequence[Program], work: Work, *, together: bool, on_round: OnRound
+    programs: Sequence[Program], work: Workload, *, together: bool, on_stage: OnStage
 ) -> Comparison:
     """Measure the first program, ours, and the others beside it.
 
     Args:
         together: all are loaded at once and take turns; otherwise one after the other.
-        on_round: told what happens next.
+        on_stage: told what happens next.
 
     Raises:
         BenchmarkError: ours failed.
@@ -89,25 +89,25 @@ def compare(
         with ExitStack() as stack:
             workers = []
             for program in group:
-                on_round(f"loading {program.label}")
-                worker = stack.enter_context(Worker(program))
+                on_stage(f"loading {program.label}")
+                worker = stack.enter_context(RuntimeProcess(program))
                 if _answers(worker, work, expected, result, is_ours=program is programs[0]):
                     workers.append(worker)
                 else:
                     worker.close()
-            bench = _Bench(workers, programs[0], work, result, on_round)
+            bench = _Bench(workers, programs[0], work, result, on_stage)
             for context in work.contexts:
                 result.speeds += bench.speeds(context)
     if len(groups) > 1:
-        _check_drift(programs[0], work, result, on_round)
+        _check_drift(programs[0], work, result, on_stage)
     return result
 
 
-def _check_drift(ours: Program, work: Work, result: Comparison, on_round: OnRound) -> None:
+def _check_drift(ours: Program, work: Workload, result: Comparison, on_stage: OnStage) -> None:
     """Measure ours once more: without turns, the last ones may have met a warmer machine."""
-    with Worker(ours) as worker:
+    with RuntimeProcess(ours) as worker:
         worker.ask("load", folder=str(work.folder), dtype=work.dtype)
-        last = _Bench([worker], ours, work, result, on_round).speeds(work.contexts[0])[0]
+        last = _Bench([worker], ours, work, result, on_stage).speeds(work.contexts[0])[0]
     change = last.decode.median / result.speeds[0].decode.median - 1
     if abs(change) > ENOUGH:
         kind = "faster" if change > 0 else "slower"
@@ -115,7 +115,12 @@ def _check_drift(ours: Program, work: Work, result: Comparison, on_round: OnRoun
 
 
 def _answers(
-    worker: Worker, work: Work, expected: list[int], result: Comparison, *, is_ours: bool
+    worker: RuntimeProcess,
+    work: Workload,
+    expected: list[int],
+    result: Comparison,
+    *,
+    is_ours: bool,
 ) -> bool:
     """Load, and see whether it answers as ours does; `expected` is set by ours."""
     try:
@@ -155,11 +160,11 @@ def equal_start(ours: Sequence[int], theirs: Sequence[int]) -> int:
 class _Bench:
     """Workers that take turns. A peer that fails is named, closed and left out from then on."""
 
-    workers: list[Worker]
+    workers: list[RuntimeProcess]
     ours: Program
-    work: Work
+    work: Workload
     result: Comparison
-    on_round: OnRound
+    on_stage: OnStage
 
     def speeds(self, context: int) -> list[Speed]:
         """One context, all workers in turn, until the figures are steady.
@@ -184,17 +189,17 @@ class _Bench:
                 break
         return speeds
 
-    def _warm_up(self, worker: Worker, context: int) -> None:
+    def _warm_up(self, worker: RuntimeProcess, context: int) -> None:
         """Have kernels made for prompts of this length, so that no round pays for them."""
         prompt = min(context, self.work.warm_up or context)
         self._generate(worker, prompt, "warming up", count=_WARM_UP)
 
     def _generate(
-        self, worker: Worker, context: int, stage: str, count: int
+        self, worker: RuntimeProcess, context: int, stage: str, count: int
     ) -> dict[str, Any] | None:
         """The worker's answer; None from a peer that failed, which takes no more turns."""
         label, work = worker.program.label, self.work
-        self.on_round(f"{context:,} tokens, {label}, {stage}")
+        self.on_stage(f"{context:,} tokens, {label}, {stage}")
         try:
             return worker.ask("generate", prompt=context, count=count, vocabulary=work.vocabulary)
         except BenchmarkError as error:

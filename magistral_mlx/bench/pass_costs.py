@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from magistral_mlx.bench.process import Program, Worker
+from magistral_mlx.bench.process import Program, RuntimeProcess
 from magistral_mlx.bench.rounds import Figure, repeat
 from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.engine.speculate.measured import smoothed
@@ -16,7 +16,7 @@ _SLOW = 2.0  # seconds of one pass with which the measurement would take too lon
 
 
 def measure_pass_costs(
-    program: Program, folder: Path, dtype: str | None, on_round: Callable[[str], None]
+    program: Program, folder: Path, dtype: str | None, on_stage: Callable[[str], None]
 ) -> PassCosts | None:
     """Measure ours with a checkpoint; None where a pass is too slow for it.
 
@@ -25,8 +25,8 @@ def measure_pass_costs(
     Raises:
         BenchmarkError: the runtime failed.
     """
-    on_round("the cost of wider passes")
-    with Worker(program) as worker:
+    on_stage("the cost of wider passes")
+    with RuntimeProcess(program) as worker:
         worker.ask("load", folder=str(folder), dtype=dtype)
 
         def measure() -> list[float]:

@@ -73,7 +73,7 @@ def version(program: Program) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-class Worker:
+class RuntimeProcess:
     """A running program that is asked for one task after the other."""
 
     def __init__(self, program: Program) -> None:
@@ -126,7 +126,7 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> RuntimeProcess:
         return self
 
     def __exit__(

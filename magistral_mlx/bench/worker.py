@@ -25,7 +25,7 @@ Task = dict[str, Any]
 VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
 
 
-class Runtime(Protocol):
+class BenchmarkRuntime(Protocol):
     """A runtime that generates greedily."""
 
     def load(self, folder: Path, dtype: str | None) -> None:
@@ -50,7 +50,7 @@ class Runtime(Protocol):
 # Serving
 
 
-def serve(runtime: Runtime) -> None:
+def serve(runtime: BenchmarkRuntime) -> None:
     """Answer tasks from stdin on stdout until stdin ends. Other prints go to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -74,7 +74,7 @@ def serve(runtime: Runtime) -> None:
     os._exit(0)
 
 
-def load(runtime: Runtime, folder: str, dtype: str | None = None) -> Task:
+def load(runtime: BenchmarkRuntime, folder: str, dtype: str | None = None) -> Task:
     """Load a checkpoint -> seconds, bytes that MLX holds, and the version of MLX."""
     mx = _mlx()
     begin = time.perf_counter()
@@ -84,7 +84,12 @@ def load(runtime: Runtime, folder: str, dtype: str | None = None) -> Task:
 
 
 def generate(
-    runtime: Runtime, prompt: int, count: int, vocabulary: int, filled: int = 0, seed: int = 0
+    runtime: BenchmarkRuntime,
+    prompt: int,
+    count: int,
+    vocabulary: int,
+    filled: int = 0,
+    seed: int = 0,
 ) -> Task:
     """Prefill random tokens, generate -> ids, seconds to the first and for each after it."""
     mx = _mlx()
@@ -105,7 +110,7 @@ def generate(
     return {"ids": ids, "first": seconds[0], "steps": seconds[1:], **memory(mx)}
 
 
-def images(runtime: Runtime, count: int, side: int) -> Task:
+def images(runtime: BenchmarkRuntime, count: int, side: int) -> Task:
     """Encode random images -> seconds, and the peak of memory above what was held before.
 
     features: some of the first image's and of the last one's, to see who computes the same.
@@ -133,7 +138,7 @@ def passes(runtime: Any, filled: int, rows: list[int]) -> Task:
     return {"seconds": seconds}
 
 
-def graph(runtime: Runtime, filled: int, rounds: int = 20) -> Task:
+def graph(runtime: BenchmarkRuntime, filled: int, rounds: int = 20) -> Task:
     """What one step costs the host: seconds to build its graph, and what is in it.
 
     On the CPU `mx.fast` functions run as plain operations; here each counts as the one kernel that
@@ -386,7 +391,7 @@ def _mlx() -> Any:
     return importlib.import_module("mlx.core")
 
 
-PEERS: dict[str, Callable[[], Runtime]] = {"mlx-lm": MlxLm, "mlx-vlm": MlxVlm}
+PEERS: dict[str, Callable[[], BenchmarkRuntime]] = {"mlx-lm": MlxLm, "mlx-vlm": MlxVlm}
 
 if __name__ == "__main__":
     serve(PEERS[sys.argv[1]]())

@@ -39,7 +39,7 @@ _NUMPY = {
 }
 
 
-class Damaged(Exception):
+class DamagedFile(Exception):
     """A file that is cut short, changed, or somebody else's."""
 
 
@@ -112,7 +112,7 @@ class BlockFile:
         """Read its header.
 
         Raises:
-            Damaged: it is not what was written under that name for that owner.
+            DamagedFile: it is not what was written under that name for that owner.
             OSError: it cannot be read, or there is none.
         """
         self.path = path
@@ -120,14 +120,14 @@ class BlockFile:
             head = file.read(_HEAD)
             length = int.from_bytes(head[len(_MAGIC) : len(_MAGIC) + 8], "little")
             if not head.startswith(_MAGIC) or length > _LONGEST_HEADER:
-                raise Damaged("it is no file of this kind")
+                raise DamagedFile("it is no file of this kind")
             raw = file.read(length)
             if len(head) < _HEAD or digest(raw) != head[-_DIGEST:].hex():
-                raise Damaged("its header has changed")
+                raise DamagedFile("its header has changed")
             self._places = _places(raw, path.name, owner)
             end = max((p.offset + p.nbytes for p in self._places.values()), default=0)
             if os.fstat(file.fileno()).st_size != end:
-                raise Damaged("it is cut short")
+                raise DamagedFile("it is cut short")
 
     @property
     def names(self) -> Sequence[str]:
@@ -137,7 +137,7 @@ class BlockFile:
         """Some of its arrays.
 
         Raises:
-            Damaged: they are not what was written.
+            DamagedFile: they are not what was written.
             OSError: the file cannot be read.
         """
         arrays = []
@@ -147,9 +147,9 @@ class BlockFile:
                 data = bytearray(place.nbytes)
                 file.seek(place.offset)
                 if _read_into(file, memoryview(data)) < place.nbytes:
-                    raise Damaged("it is cut short")
+                    raise DamagedFile("it is cut short")
                 if digest(memoryview(data)) != place.digest:
-                    raise Damaged(f"{name} has changed")
+                    raise DamagedFile(f"{name} has changed")
                 values = np.frombuffer(data, _NUMPY[place.dtype]).reshape(place.shape)
                 arrays.append(HostArray(place.dtype, values))
         return arrays
@@ -168,12 +168,12 @@ def _places(raw: bytes, name: str, owner: str) -> dict[str, _Place]:
     try:
         header = json.loads(raw)
         if (header["owner"], header["name"]) != (owner, name):
-            raise Damaged("it belongs to another model, cache scheme or version")
+            raise DamagedFile("it belongs to another model, cache scheme or version")
         places, offset = {}, _HEAD + len(raw)
         for array, dtype, shape, known in header["arrays"]:
             nbytes = math.prod(shape) * np.dtype(_NUMPY[dtype]).itemsize
             places[array] = _Place(offset, nbytes, dtype, tuple(shape), known)
             offset += nbytes
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged("its header makes no sense") from error
+        raise DamagedFile("its header makes no sense") from error
     return places

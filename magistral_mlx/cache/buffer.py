@@ -36,11 +36,11 @@ class Buffer:
         """Put x, (B, H, L, D), at the tokens from `start` on."""
         end = start + x.shape[2]
         if end > self._capacity:
-            self._make_room(x, end)
+            self._grow(x, end)
         assert self._array is not None
         self._array[:, :, start:end] = x
 
-    def _make_room(self, x: mx.array, tokens: int) -> None:
+    def _grow(self, x: mx.array, tokens: int) -> None:
         capacity = self._capacity
         grown = capacity + capacity // 8
         grown = min(grown, self._most) if self._most else grown

@@ -22,19 +22,19 @@ from pathlib import Path
 import numpy as np
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.blockfile import BlockFile, Damaged, HostArray
-from magistral_mlx.cache.chain import BLOCK, Chain, Keys, digest, end_length
+from magistral_mlx.cache.block_hashes import BLOCK, BlockHashes, TokenKeys, digest, tail_length
+from magistral_mlx.cache.blockfile import BlockFile, DamagedFile, HostArray
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.cache.writer import Writer
 
-_FORMAT = 1
+_FORMAT = 2
 _ROWS = ("keys", "values", "packed_")  # how the names of arrays begin that have a row a token
 _THREADS = 4  # that read
 
 
 @dataclass(frozen=True)
-class Found:
+class PrefixMatch:
     """What the disk has of a prompt: its first `length` tokens."""
 
     length: int
@@ -47,7 +47,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _FilePart:
     """A file that is to be written: rows of all layers, and with an end what else there is."""
 
     path: Path
@@ -58,7 +58,7 @@ class _Piece:
 
 
 @dataclass
-class DiskPrefixes:
+class DiskPrefixCache:
     """What is kept below a folder for one model, scheme and version. Lives on the worker thread.
 
     root: shared by all models. limit: bytes of all files below it. identity: everything that the
@@ -73,7 +73,7 @@ class DiskPrefixes:
 
     def __post_init__(self) -> None:
         self._owner = digest(f"{self.identity} {self.scheme} format {_FORMAT}".encode())
-        self._chain = Chain(self._owner, self.scheme)
+        self._hashes = BlockHashes(self._owner, self.scheme)
         self._folder = self.root / self._owner[:16]
         self._lock = threading.Lock()
         self._writer = Writer(self.root, self.limit, self._owner, self._note)
@@ -99,37 +99,37 @@ class DiskPrefixes:
 
     # Reading
 
-    def find(self, keys: Keys) -> Found:
+    def find(self, keys: TokenKeys) -> PrefixMatch:
         """The longest beginning of a prompt that is here.
 
         In a full cache that is never its last token, without which it cannot go on.
         """
         blocks = []
-        for name in self._chain.blocks(keys[:-1]):
+        for name in self._hashes.blocks(keys[:-1]):
             if not (self._folder / name).is_file():
                 break
             blocks.append(self._folder / name)
         if not self.scheme.quantized:
-            return Found(len(blocks) * BLOCK, blocks)
-        there = {name: end_length(name) for name in self._names()}
+            return PrefixMatch(len(blocks) * BLOCK, blocks)
+        there = {name: tail_length(name) for name in self._names()}
         for length in sorted(set(there.values()), reverse=True):
-            count = self._chain.rows(length) // BLOCK
+            count = self._hashes.rows(length) // BLOCK
             if 0 < length <= len(keys) and count <= len(blocks):
-                name = self._chain.end(keys[:length])
+                name = self._hashes.tail(keys[:length])
                 if name in there:
-                    return Found(length, blocks[:count], self._folder / name)
-        return Found(0)
+                    return PrefixMatch(length, blocks[:count], self._folder / name)
+        return PrefixMatch(0)
 
-    def load(self, keys: Keys, caches: Sequence[KVCache], least: int) -> int:
+    def load(self, keys: TokenKeys, caches: Sequence[KVCache], least: int) -> int:
         """Fill empty caches with the longest beginning of a prompt -> its length.
 
-        It is 0, and the caches are of no use, if there are not more than `least` tokens. Damaged
-        files are removed, and what is left counts.
+        It is 0, and the caches are of no use, if there are not more than `least` tokens.
+        Damaged files are removed, and what is left counts.
         """
         while (found := self.find(keys)).length > least:
             try:
                 self._read(found, caches)
-            except _Refused as refused:
+            except _UnusableFile as refused:
                 if not self._remove(refused):
                     return 0
                 for cache in caches:
@@ -139,8 +139,8 @@ class DiskPrefixes:
                 return found.length
         return 0
 
-    def _read(self, found: Found, caches: Sequence[KVCache]) -> None:
-        """Raises _Refused for a file that cannot be used."""
+    def _read(self, found: PrefixMatch, caches: Sequence[KVCache]) -> None:
+        """Raises _UnusableFile for a file that cannot be used."""
         with ThreadPoolExecutor(_THREADS) as pool:
             files = list(pool.map(self._open, found.files))
             for n, cache in enumerate(caches):
@@ -152,7 +152,7 @@ class DiskPrefixes:
         with _refusing(path):
             return BlockFile(path, self._owner)
 
-    def _remove(self, refused: _Refused) -> bool:
+    def _remove(self, refused: _UnusableFile) -> bool:
         """Remove a file that is damaged -> whether it makes sense to look again."""
         path, why = refused.path, refused.why
         if isinstance(why, FileNotFoundError):
@@ -175,7 +175,7 @@ class DiskPrefixes:
         try:
             with _refusing(path):
                 (features,) = BlockFile(path, self._owner).read(["features"])
-        except _Refused as refused:
+        except _UnusableFile as refused:
             self._remove(refused)
             return None
         self._writer.used([path])
@@ -184,7 +184,7 @@ class DiskPrefixes:
     def keep_features(self, name: str, features: mx.array) -> None:
         """Keep the features of an image, (n, D), evaluated."""
         path = self._folder / f"image-{name}"
-        if self._wanted(path) and self._writer.has_room:
+        if self._wanted(path) and self._writer.has_capacity:
             self._writer.put(path, {"features": HostArray.of(features)})
 
     # Writing
@@ -195,15 +195,15 @@ class DiskPrefixes:
         return self._writer.nbytes
 
     @property
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether more can be written now."""
-        return self._writer.has_room
+        return self._writer.has_capacity
 
-    def when_room(self, call: Callable[[], None]) -> None:
+    def notify_capacity(self, call: Callable[[], None]) -> None:
         """Have `call` called, from another thread, whenever something has been written."""
-        self._writer.on_room = call
+        self._writer.on_capacity = call
 
-    def write_some(self, keys: Keys, caches: Sequence[KVCache]) -> bool:
+    def write_some(self, keys: TokenKeys, caches: Sequence[KVCache]) -> bool:
         """Hand one file of what caches hold of these tokens to the writer -> whether there is more.
 
         The caches are evaluated.
@@ -216,28 +216,28 @@ class DiskPrefixes:
         self._writer.used([piece.path for piece in pieces])
         return False
 
-    def wait_for_room(self, patience: float) -> bool:
+    def wait_for_capacity(self, timeout: float) -> bool:
         """Wait until more can be written -> whether it can, within so many seconds."""
-        return self._writer.wait_for_room(patience)
+        return self._writer.wait_for_capacity(timeout)
 
-    def close(self, patience: float) -> None:
+    def close(self, timeout: float) -> None:
         """Finish writing within so many seconds, and drop the rest."""
-        self._writer.close(patience)
+        self._writer.close(timeout)
 
     def _wanted(self, path: Path) -> bool:
         return not (self._writer.failed or self._writer.waits(path) or path.exists())
 
-    def _pieces(self, keys: Keys, cache: KVCache) -> Iterator[_Piece]:
+    def _pieces(self, keys: TokenKeys, cache: KVCache) -> Iterator[_FilePart]:
         """All files that hold what a cache has of these tokens, in the order of their tokens."""
-        rows = self._chain.rows(len(keys))
-        for n, name in enumerate(self._chain.blocks(keys)):
+        rows = self._hashes.rows(len(keys))
+        for n, name in enumerate(self._hashes.blocks(keys)):
             if (n + 1) * BLOCK <= rows:
-                yield _Piece(self._folder / name, len(keys), n * BLOCK, (n + 1) * BLOCK)
+                yield _FilePart(self._folder / name, len(keys), n * BLOCK, (n + 1) * BLOCK)
         for length in cache.resumable:
             if length <= len(keys):
-                rows = self._chain.rows(length)
-                path = self._folder / self._chain.end(keys[:length])
-                yield _Piece(path, length, rows // BLOCK * BLOCK, rows, is_end=True)
+                rows = self._hashes.rows(length)
+                path = self._folder / self._hashes.tail(keys[:length])
+                yield _FilePart(path, length, rows // BLOCK * BLOCK, rows, is_end=True)
 
     def _names(self) -> list[str]:
         try:
@@ -247,10 +247,10 @@ class DiskPrefixes:
             return []
 
 
-class _Refused(Exception):
+class _UnusableFile(Exception):
     """A file that cannot be used, and why not."""
 
-    def __init__(self, path: Path, why: Damaged | OSError) -> None:
+    def __init__(self, path: Path, why: DamagedFile | OSError) -> None:
         super().__init__(path, why)
         self.path, self.why = path, why
 
@@ -259,8 +259,8 @@ class _Refused(Exception):
 def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
-    except (Damaged, OSError) as error:
-        raise _Refused(path, error) from error
+    except (DamagedFile, OSError) as error:
+        raise _UnusableFile(path, error) from error
 
 
 def _layer(file: BlockFile, layer: int) -> dict[str, HostArray]:
@@ -282,7 +282,7 @@ def _joined(parts: Sequence[Mapping[str, HostArray]]) -> dict[str, mx.array]:
     return joined
 
 
-def _arrays(piece: _Piece, caches: Sequence[KVCache]) -> dict[str, HostArray]:
+def _arrays(piece: _FilePart, caches: Sequence[KVCache]) -> dict[str, HostArray]:
     """What a file holds, layer by layer, so that MLX never holds a copy of more than one."""
     return {
         f"{n}.{name}": HostArray.of(x)
@@ -291,12 +291,12 @@ def _arrays(piece: _Piece, caches: Sequence[KVCache]) -> dict[str, HostArray]:
     }
 
 
-def _parts(piece: _Piece, cache: KVCache) -> dict[str, mx.array]:
+def _parts(piece: _FilePart, cache: KVCache) -> dict[str, mx.array]:
     parts = {}
     for name, x in cache.save(piece.length).items():
         if name.startswith(_ROWS):
             x = x[:, :, piece.start : piece.stop]
-        elif not piece.is_end or name.startswith("mark_"):  # those have ends of their own
+        elif not piece.is_end or name.startswith("snapshot_"):  # those have ends of their own
             continue
         if x.size:
             parts[name] = x

@@ -63,8 +63,8 @@ class KVCache(LayerCache, Protocol):
     def resumable(self) -> Sequence[int]:
         """Lengths to go on from that are not made of the rows of single tokens alone."""
 
-    def mark(self, most: int) -> None:
-        """Make this length one that stays `trimmable`, where that takes anything; of such marks
+    def snapshot(self, most: int) -> None:
+        """Make this length one that stays `trimmable`, where that takes anything; of such snapshots
         `most`, 3 or more, are kept."""
 
     def save(self, length: int | None = None) -> dict[str, mx.array]:
@@ -135,7 +135,7 @@ class FullKVCache:
     def resumable(self) -> Sequence[int]:
         return ()
 
-    def mark(self, most: int) -> None:
+    def snapshot(self, most: int) -> None:
         pass  # every length is
 
     def save(self, length: int | None = None) -> dict[str, mx.array]:

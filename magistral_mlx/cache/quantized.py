@@ -7,7 +7,7 @@ Tokens age out of the window in blocks and are quantized then. Which tokens are 
 function of the length (`KVScheme.packed`), so what a token sees is one of its position: prompt,
 answer and guesses may come in any pieces, and give the same up to rounding. The window keeps
 `slack` more tokens than it needs, so trimming back by up to that much and writing again leaves no
-trace; nor does trimming back to a mark, which has kept the window of its length.
+trace; nor does trimming back to a snapshot, which has kept the window of its length.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.attention import WORKSPACE, Packed, Segment, attend
 from magistral_mlx.cache.buffer import Buffer
-from magistral_mlx.cache.marks import Mark, Marks
 from magistral_mlx.cache.scheme import SLACK, KVScheme
+from magistral_mlx.cache.snapshots import Snapshot, Snapshots
 
 PIECE = 64  # new tokens that go through the window at once, at most
 PARTS = ("weight", "scales", "biases")
@@ -69,7 +69,7 @@ class QuantizedKVCache:
             PackedBuffer(scheme.value_bits, scheme.group_size),
         )
         self._window = (Buffer(), Buffer())
-        self._marks = Marks(scheme)
+        self._snapshots = Snapshots(scheme)
         for buffer in self._window:
             buffer.reserve(window_capacity(scheme))
 
@@ -80,7 +80,7 @@ class QuantizedKVCache:
     @property
     def state(self) -> list[mx.array]:
         buffers = (*self._first, *self._quantized, *self._window)
-        return [array for buffer in buffers for array in buffer.state] + self._marks.state
+        return [array for buffer in buffers for array in buffer.state] + self._snapshots.state
 
     @property
     def nbytes(self) -> int:
@@ -98,33 +98,33 @@ class QuantizedKVCache:
         """
         if length >= self.length:
             return
-        mark = None if self._in_window(length) else self._marks.covering(length)
-        if mark:
-            for window, array in zip(self._window, (mark.keys, mark.values), strict=True):
-                window.write(0, array[:, :, : length - mark.start])
-            self._start = mark.start
+        snapshot = None if self._in_window(length) else self._snapshots.covering(length)
+        if snapshot:
+            for window, array in zip(self._window, (snapshot.keys, snapshot.values), strict=True):
+                window.write(0, array[:, :, : length - snapshot.start])
+            self._start = snapshot.start
         only_packed = min(self._start, length) - self.scheme.first
         self._packed = max(0, min(self._packed, max(self.scheme.packed(length), only_packed)))
         self._start = max(self.scheme.first, min(self._start, length))
         self.length = length
-        self._marks.trim(length)
+        self._snapshots.trim(length)
 
     def trimmable(self, length: int) -> int:
         length = min(length, self.length)
-        return length if self._in_window(length) else self._marks.longest(length)
+        return length if self._in_window(length) else self._snapshots.longest(length)
 
     @property
     def resumable(self) -> Sequence[int]:
-        return [*self._marks.lengths, self.length]
+        return [*self._snapshots.lengths, self.length]
 
-    def mark(self, most: int) -> None:
+    def snapshot(self, most: int) -> None:
         start = max(self._start, self.scheme.first + self.scheme.packed(self.length - SLACK))
         if start < self.length:
             keys, values = (
                 mx.contiguous(window.read(start - self._start, self.length - self._start))
                 for window in self._window
             )
-            self._marks.add(Mark(self.length, start, keys, values), most)
+            self._snapshots.add(Snapshot(self.length, start, keys, values), most)
 
     def _in_window(self, length: int) -> bool:
         """Whether the window holds all that a cache of that length has in full precision."""
@@ -226,17 +226,17 @@ class QuantizedKVCache:
 
     def save(self, length: int | None = None) -> dict[str, mx.array]:
         length = self.length if length is None else length
-        mark = None if self._in_window(length) else self._marks.covering(length)
-        saved = self._marks.save(length)
+        snapshot = None if self._in_window(length) else self._snapshots.covering(length)
+        saved = self._snapshots.save(length)
         for index, kind in enumerate(("keys", "values")):
             if first := min(length, self.scheme.first):
                 saved[f"first_{kind}"] = self._first[index].read(0, first)
             if packed := self._packed_at(length):
                 parts = self._quantized[index].read(packed).parts
                 saved |= {f"packed_{kind}_{n}": x for n, x in zip(PARTS, parts, strict=True)}
-            if mark:
-                saved[f"window_{kind}"] = (mark.keys, mark.values)[index][
-                    :, :, : length - mark.start
+            if snapshot:
+                saved[f"window_{kind}"] = (snapshot.keys, snapshot.values)[index][
+                    :, :, : length - snapshot.start
                 ]
             elif length > self._start:
                 saved[f"window_{kind}"] = self._window[index].read(0, length - self._start)
@@ -244,7 +244,7 @@ class QuantizedKVCache:
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:
         self.length = length
-        self._marks.restore(saved)
+        self._snapshots.restore(saved)
         for index, kind in enumerate(("keys", "values")):
             if f"first_{kind}" in saved:
                 self._first[index].write(0, saved[f"first_{kind}"])

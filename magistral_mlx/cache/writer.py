@@ -31,7 +31,7 @@ class Writer:
             owner: what is written belongs to.
         """
         self._root, self._limit, self._owner, self._note = root, limit, owner, note
-        self.on_room: Callable[[], None] | None = None  # called from this thread
+        self.on_capacity: Callable[[], None] | None = None  # called from this thread
         self._changed = threading.Condition()
         self._jobs: deque[Path | Sequence[Path] | None] = deque()
         self._waiting: dict[Path, Mapping[str, HostArray]] = {}
@@ -47,7 +47,7 @@ class Writer:
         return self._pending
 
     @property
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether it takes another file; it takes none any more once one has failed."""
         return self._pending < _PENDING and not self._failed
 
@@ -73,15 +73,15 @@ class Writer:
             self._jobs.append(paths)
             self._changed.notify_all()
 
-    def wait_for_room(self, patience: float) -> bool:
+    def wait_for_capacity(self, timeout: float) -> bool:
         """Wait until it takes another file -> whether it does, within so many seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self.has_room or self._failed, max(0.0, patience))
-        return self.has_room
+            self._changed.wait_for(lambda: self.has_capacity or self._failed, max(0.0, timeout))
+        return self.has_capacity
 
-    def close(self, patience: float) -> None:
+    def close(self, timeout: float) -> None:
         """Write what waits, for so many seconds; drop the rest."""
-        end = time.monotonic() + patience
+        end = time.monotonic() + timeout
         with self._changed:
             self._jobs.append(None)
             self._changed.notify_all()
@@ -118,8 +118,8 @@ class Writer:
             self._changed.notify_all()
         if self._known > self._limit:
             self._shrink()
-        if self.on_room:
-            self.on_room()
+        if self.on_capacity:
+            self.on_capacity()
 
     def _fail(self, error: OSError) -> None:
         self._failed = True

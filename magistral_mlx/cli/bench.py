@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from magistral_mlx.bench.compare import Comparison, Work
+    from magistral_mlx.bench.compare import Comparison, Workload
     from magistral_mlx.bench.process import Program
     from magistral_mlx.bench.record import Limit
     from magistral_mlx.checkpoint.folder import Checkpoint
@@ -125,14 +125,14 @@ def _contexts(checkpoint: Checkpoint, options: dict[str, Any]) -> list[int]:
     return contexts
 
 
-def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Work:
+def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Workload:
     from magistral_mlx.backend import DTYPES, backend
-    from magistral_mlx.bench.compare import Work
+    from magistral_mlx.bench.compare import Workload
 
     names = {dtype: name for name, dtype in DTYPES.items()}
     dtype = options["dtype"] or names[backend().dtype]
     on_cpu = backend().name == "cpu"
-    return Work(
+    return Workload(
         checkpoint.folder,
         _contexts(checkpoint, options),
         options["tokens"],
@@ -163,7 +163,7 @@ def _programs(against: str, scheme: str) -> tuple[list[Program], dict[str, str]]
 
 
 def _measure(
-    programs: list[Program], work: Work, checkpoint: Checkpoint, machine: Machine
+    programs: list[Program], work: Workload, checkpoint: Checkpoint, machine: Machine
 ) -> Comparison:
     from rich.console import Console
 
@@ -172,11 +172,11 @@ def _measure(
     together = len(programs) * checkpoint.nbytes <= _TOGETHER * machine.limit
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("measuring") as status:
-        return compare(programs, work, together=together, on_round=status.update)
+        return compare(programs, work, together=together, on_stage=status.update)
 
 
 def _pass_costs(
-    program: Program, work: Work, checkpoint: Checkpoint, machine: Machine
+    program: Program, work: Workload, checkpoint: Checkpoint, machine: Machine
 ) -> list[tuple[int, float]] | None:
     """Measure what wider passes cost, and keep it for speculation; None if that would take long."""
     from rich.console import Console
@@ -202,7 +202,7 @@ def _facts(
     machine: Machine,
     scheme: str,
     limit: Limit,
-    work: Work,
+    work: Workload,
     programs: list[Program],
     result: Comparison,
 ) -> dict[str, Any]:

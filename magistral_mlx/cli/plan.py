@@ -12,7 +12,7 @@ from magistral_mlx.cli.sizes import parse_size
 if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
     from magistral_mlx.memory.peak import BackendProfile
-    from magistral_mlx.memory.plan import Model, Plan, PlanRequest
+    from magistral_mlx.memory.plan import Plan, PlannedModel, PlanRequest
 
 
 @click.command()
@@ -58,7 +58,7 @@ def plan(model: str | None, **options: Any) -> None:
 
 
 def facts_of(
-    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest
+    model: PlannedModel, machine: Machine, profile: BackendProfile, request: PlanRequest
 ) -> dict[str, Any]:
     """Everything that the report shows, as JSON types; bytes are integers."""
     from magistral_mlx.errors import OutOfMemory
@@ -86,7 +86,7 @@ def facts_of_plan(plan: Plan, why: str) -> dict[str, Any]:
 
 
 def _machine(
-    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest
+    model: PlannedModel, machine: Machine, profile: BackendProfile, request: PlanRequest
 ) -> dict[str, Any]:
     """The machine, and the longest context there with each cache."""
     from magistral_mlx.cache.scheme import SCHEMES
@@ -107,7 +107,7 @@ def _machine(
     }
 
 
-def _caches(model: Model, profile: BackendProfile, context: int | None) -> dict[str, Any]:
+def _caches(model: PlannedModel, profile: BackendProfile, context: int | None) -> dict[str, Any]:
     """Bytes of the KV cache under each scheme, at the context in question."""
     from magistral_mlx.cache.scheme import SCHEMES, KVScheme
     from magistral_mlx.memory.peak import cache_bytes
@@ -168,7 +168,7 @@ def _why(best: Plan, profile: BackendProfile, request: PlanRequest) -> str:
     return f"the highest precision that fits: {finer[-1]} needs {gib(missing)} more"
 
 
-def _model(name: str | None, profile: BackendProfile) -> Model:
+def _model(name: str | None, profile: BackendProfile) -> PlannedModel:
     """A model on this machine, on the hub (its headers alone are fetched), or the default one."""
     from magistral_convert.source import headers_of
     from magistral_mlx.errors import ModelNotFound

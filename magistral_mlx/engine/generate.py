@@ -19,8 +19,8 @@ from magistral_mlx.engine.control import Control
 from magistral_mlx.engine.decode import advance
 from magistral_mlx.engine.images import ImageKey
 from magistral_mlx.engine.prefill import (
+    ComputedPrefix,
     ImageFeatureCache,
-    Prefilled,
     iter_image_features_after,
     prefill,
 )
@@ -28,13 +28,13 @@ from magistral_mlx.engine.row import Row, Token
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
-from magistral_mlx.engine.thinking import Thinking, ThinkingControl
+from magistral_mlx.engine.thinking import ThinkingControl, ThinkingRules
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Prefill, ThinkingEnd
 from magistral_mlx.model.magistral import MagistralModel
 
-__all__ = ["Generation", "Prefilled", "Request", "Token", "decode_together", "generate"]
+__all__ = ["ComputedPrefix", "Generation", "Request", "Token", "decode_together", "generate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Request:
     vocabulary: lets the trace be cut at the end of a sentence, and tells prose from numbers.
     seen: features of images seen before, by `image_keys`, one an image.
     speculation: how tokens are guessed while this generation decodes alone; None is not at all.
-    marks: places in the prompt that quantized caches can be trimmed back to, later.
+    snapshots: places in the prompt that quantized caches can be trimmed back to, later.
     """
 
     tokens: NDArray[np.int32]
@@ -63,17 +63,19 @@ class Request:
     chunk: int | None = None
     workspace: int = WORKSPACE
     stop_tokens: frozenset[int] = frozenset()
-    thinking: Thinking | None = None
+    thinking: ThinkingRules | None = None
     grammar: Grammar | None = None
     logprobs: int | None = None
     vocabulary: Vocabulary | None = None
     image_keys: Sequence[ImageKey] = ()
     seen: ImageFeatureCache | None = None
     speculation: Speculation | None = None
-    marks: int = 0
+    snapshots: int = 0
 
 
-def generate(model: MagistralModel, request: Request, start: Prefilled | None = None) -> Generation:
+def generate(
+    model: MagistralModel, request: Request, start: ComputedPrefix | None = None
+) -> Generation:
     """Answer a request, step by step.
 
     Args:
@@ -99,7 +101,7 @@ class Generation(Iterator[Prefill | Token]):
     """
 
     def __init__(
-        self, model: MagistralModel, request: Request, start: Prefilled | None = None
+        self, model: MagistralModel, request: Request, start: ComputedPrefix | None = None
     ) -> None:
         vocab_size = model.config.text.vocab_size
         if request.logprobs is not None and not 0 <= request.logprobs < vocab_size:
@@ -114,7 +116,7 @@ class Generation(Iterator[Prefill | Token]):
         self.caches = (
             start.caches if start else model.make_caches(request.scheme, request.workspace)
         )
-        self.prefilled: Prefilled | None = None
+        self.prefilled: ComputedPrefix | None = None
         self._filling: Generator[Prefill, int | None, mx.array] | None
         self._filling = _fill(model, request, self.caches, start)
         self._begun = False  # to fill
@@ -189,7 +191,7 @@ class Generation(Iterator[Prefill | Token]):
         if progress.done == progress.total:
             logits = _returned(self._filling)
             self._filling = None
-            self.prefilled = Prefilled(self.caches, len(self._request.tokens), logits)
+            self.prefilled = ComputedPrefix(self.caches, len(self._request.tokens), logits)
         return progress
 
     def __next__(self) -> Prefill | Token:
@@ -298,7 +300,7 @@ def _speculator(request: Request, vocab_size: int) -> Speculator | None:
 
 
 def _fill(
-    model: MagistralModel, request: Request, caches: Sequence[KVCache], start: Prefilled | None
+    model: MagistralModel, request: Request, caches: Sequence[KVCache], start: ComputedPrefix | None
 ) -> Generator[Prefill, int | None, mx.array]:
     """The whole prompt into the caches -> (1, vocab_size) logits of the token after it."""
     tokens = request.tokens
@@ -318,7 +320,7 @@ def _fill(
         seen.append(features)
         yield Prefill(held, len(tokens))
     images = mx.concatenate(seen) if seen else None
-    return (yield from prefill(model, caches, tokens, images, request.chunk, request.marks))
+    return (yield from prefill(model, caches, tokens, images, request.chunk, request.snapshots))
 
 
 def _returned(steps: Generator[Prefill, int | None, mx.array]) -> mx.array:

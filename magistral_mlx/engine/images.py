@@ -32,7 +32,7 @@ class ImageKey:
         return cls(content.digest(), tokens)
 
 
-def keyed(
+def token_keys(
     tokens: NDArray[np.int32], images: Sequence[ImageKey], image_token: int
 ) -> NDArray[np.int64]:
     """(L,) tokens, the image tokens replaced by negative numbers that tell their image.

@@ -10,7 +10,7 @@ from magistral_mlx.backend import mx
 
 
 @dataclass(frozen=True, slots=True)
-class Logprobs:
+class LazyLogprobs:
     """The log-probability of the token, (1,), and ids and log-probabilities of the top k, (k,)."""
 
     chosen: mx.array
@@ -23,7 +23,7 @@ class Logprobs:
         return float(self.chosen.item()), tuple(zip(ids, values, strict=True))  # type: ignore[arg-type]
 
 
-def logprobs(logits: mx.array, token: mx.array, top: int) -> Logprobs:
+def logprobs(logits: mx.array, token: mx.array, top: int) -> LazyLogprobs:
     """Natural log-probabilities in float32.
 
     Args:
@@ -38,4 +38,4 @@ def logprobs(logits: mx.array, token: mx.array, top: int) -> Logprobs:
         best = best[mx.argsort(-values[best])]
     else:
         best = mx.zeros(0, mx.uint32)
-    return Logprobs(values[token], best, values[best])
+    return LazyLogprobs(values[token], best, values[best])

@@ -34,7 +34,7 @@ def penalise_use(logits: mx.array, counts: mx.array, presence: float, frequency:
     return logits - counts * frequency - (counts > 0) * presence
 
 
-PenaltyMemory = tuple[mx.array | None, mx.array | None]
+PenaltyState = tuple[mx.array | None, mx.array | None]
 
 
 class Penalties:
@@ -51,13 +51,13 @@ class Penalties:
             self._counts = mx.zeros((1, vocab_size), mx.float32)
 
     @property
-    def memory(self) -> PenaltyMemory:
+    def state(self) -> PenaltyState:
         """What `add` has been told so far. Set it to an earlier one to forget what came since."""
         return self._recent, self._counts
 
-    @memory.setter
-    def memory(self, memory: PenaltyMemory) -> None:
-        self._recent, self._counts = memory
+    @state.setter
+    def state(self, state: PenaltyState) -> None:
+        self._recent, self._counts = state
 
     def apply(self, logits: mx.array) -> mx.array:
         """(1, vocab_size) float32 logits, penalised."""

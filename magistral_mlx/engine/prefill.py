@@ -20,7 +20,7 @@ _QUESTION = 256  # tokens that may well be others the next time, at the end of a
 
 
 @dataclass
-class Prefilled:
+class ComputedPrefix:
     """Caches that hold the beginning of a prompt, for the next generation to go on from.
 
     length: leading tokens of that prompt that they hold; what they hold beyond is trimmed off.
@@ -114,7 +114,7 @@ def prefill(
     tokens: NDArray[np.int32],
     features: mx.array | None = None,
     chunk: int | None = None,
-    marks: int = 0,
+    snapshots: int = 0,
 ) -> Generator[Prefill, int | None, mx.array]:
     """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
@@ -125,8 +125,8 @@ def prefill(
         tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
         features: the embeddings that stand at the image tokens still to come, in order.
         chunk: tokens at once; None is the backend's choice.
-        marks: places that quantized caches can be trimmed back to, for prompts that share a part
-            of this one: how many, 0 for none.
+        snapshots: number of snapshots that quantized caches keep, so that prompts which share a
+            part of this one can reuse it; 0 for none.
 
     Returns:
         (1, vocab_size) logits of the token after the prompt.
@@ -140,18 +140,18 @@ def prefill(
     most = yield Prefill(held, total)
     end = held
     while end < total:
-        start, end = end, _end(end, total, min(chunk, most or chunk), marks)
+        start, end = end, _end(end, total, min(chunk, most or chunk), snapshots)
         h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)
         places = np.flatnonzero(is_image[start:end])
         if features is not None and len(places):
             h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
         if end < total:
-            model.fill(h, caches)
+            model.prefill(h, caches)
         else:
             h = model(h, caches)
-        if marks:
+        if snapshots:
             for cache in caches:
-                cache.mark(marks)
+                cache.snapshot(snapshots)
         if end < total:
             mx.eval([array for cache in caches for array in cache.state])
             mx.clear_cache()
@@ -163,8 +163,8 @@ def prefill(
     return logits
 
 
-def _end(start: int, total: int, chunk: int, marks: int) -> int:
+def _end(start: int, total: int, chunk: int, snapshots: int) -> int:
     """Where a chunk ends. One ends, and is marked, a question's length before the prompt does."""
     end = min(start + chunk, total)
     question = total - _QUESTION
-    return question if marks and start < question < end else end
+    return question if snapshots and start < question < end else end

@@ -9,7 +9,13 @@ from typing import Literal
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.engine.control import Control
-from magistral_mlx.engine.sampler import UNCONSTRAINED, Draw, DrawConstraints, Sampler, dispatch
+from magistral_mlx.engine.sampler import (
+    UNCONSTRAINED,
+    DrawConstraints,
+    SampledToken,
+    Sampler,
+    dispatch,
+)
 from magistral_mlx.engine.speculate.speculator import Speculator
 from magistral_mlx.events import Forced
 
@@ -66,7 +72,7 @@ class Row:
         self._left = limit
         self._constraints = control.constraints() if control else UNCONSTRAINED
         self.pending = sampler.draw(logits, self.position, self._constraints)
-        self._following: tuple[Draw, DrawConstraints] | None = None
+        self._following: tuple[SampledToken, DrawConstraints] | None = None
         dispatch([self.pending])
 
     @property
@@ -125,7 +131,7 @@ class Row:
             self.go_to(*self._following)
             self.passes += 1
 
-    def go_to(self, draw: Draw, constraints: DrawConstraints) -> None:
+    def go_to(self, draw: SampledToken, constraints: DrawConstraints) -> None:
         """Make `draw` the pending token."""
         self.pending, self._constraints, self._following = draw, constraints, None
         self.position += 1
@@ -138,7 +144,7 @@ class Row:
             self.error = error
 
 
-def _token(draw: Draw, forced: Forced | None) -> Token:
+def _token(draw: SampledToken, forced: Forced | None) -> Token:
     if draw.logprobs is None:
         return Token(draw.value, forced=forced)
     logprob, top = draw.logprobs.read()

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.filters import keep_likely
-from magistral_mlx.engine.logprobs import Logprobs, logprobs
-from magistral_mlx.engine.penalties import Penalties, PenaltyMemory
+from magistral_mlx.engine.logprobs import LazyLogprobs, logprobs
+from magistral_mlx.engine.penalties import Penalties, PenaltyState
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Forced
 
@@ -50,11 +50,11 @@ UNCONSTRAINED = DrawConstraints()
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SampledToken:
     """A token on its way: (1,), still lazy, with its log-probabilities if they were asked for."""
 
     token: mx.array
-    logprobs: Logprobs | None
+    logprobs: LazyLogprobs | None
 
     @property
     def value(self) -> int:
@@ -62,7 +62,7 @@ class Draw:
         return cast(int, self.token.item())
 
 
-def dispatch(draws: Sequence[Draw]) -> None:
+def dispatch(draws: Sequence[SampledToken]) -> None:
     """Let the device begin with all of `draws` together."""
     arrays = [draw.token for draw in draws]
     for draw in draws:
@@ -99,7 +99,7 @@ class Sampler:
 
     def draw(
         self, logits: mx.array, position: int, constraints: DrawConstraints = UNCONSTRAINED
-    ) -> Draw:
+    ) -> SampledToken:
         """The token at `position` of prompt and output, from its logits, (1, vocab_size)."""
         if constraints.forced is None:
             token = self._choose(logits, position, constraints)
@@ -108,18 +108,18 @@ class Sampler:
         if self._penalties:
             self._penalties.add(token)
         if self._top_logprobs is None:
-            return Draw(token, None)
-        return Draw(token, logprobs(logits, token, self._top_logprobs))
+            return SampledToken(token, None)
+        return SampledToken(token, logprobs(logits, token, self._top_logprobs))
 
     @property
-    def memory(self) -> PenaltyMemory | None:
+    def penalty_state(self) -> PenaltyState | None:
         """What the penalties remember, to go back to: set it, and later draws never were."""
-        return self._penalties.memory if self._penalties else None
+        return self._penalties.state if self._penalties else None
 
-    @memory.setter
-    def memory(self, memory: PenaltyMemory | None) -> None:
-        if self._penalties and memory:
-            self._penalties.memory = memory
+    @penalty_state.setter
+    def penalty_state(self, state: PenaltyState | None) -> None:
+        if self._penalties and state:
+            self._penalties.state = state
 
     def _choose(self, logits: mx.array, position: int, constraints: DrawConstraints) -> mx.array:
         sampling = self._sampling

@@ -15,7 +15,7 @@ _PATIENCE = 64  # tokens before the end of a budget in which the end of a senten
 
 
 @dataclass(frozen=True)
-class Thinking:
+class ThinkingRules:
     """What holds for the thinking trace. A model that opens none is left alone.
 
     open, close: ids of [THINK] and [/THINK].
@@ -63,7 +63,7 @@ class ThinkingControl:
     open, or if there was none.
     """
 
-    def __init__(self, thinking: Thinking, vocabulary: Vocabulary | None = None) -> None:
+    def __init__(self, thinking: ThinkingRules, vocabulary: Vocabulary | None = None) -> None:
         """The vocabulary finds the ends of sentences, and tells prose from numbers in loops."""
         self._thinking = thinking
         self.open, self.exits = thinking.open, thinking.exits

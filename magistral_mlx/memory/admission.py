@@ -14,7 +14,7 @@ from functools import cached_property
 
 from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.scheme import RESERVED
-from magistral_mlx.memory.peak import Shape, feature_bytes, fill_bytes, pass_bytes, row_bytes
+from magistral_mlx.memory.peak import Shape, feature_bytes, pass_bytes, prefill_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan
 
 _OPEN = 4 * RESERVED  # tokens promised to an answer that may fill the context
@@ -26,7 +26,7 @@ class Reservation:
     """What one answer takes, in tokens of context.
 
     held: what its caches have room for. promised: what it may rely on. most: prompt and answer at
-    their longest. filling: bytes that a step of reading its prompt takes in passing; features:
+    their longest. prefill: bytes that a step of reading its prompt takes in passing; features:
     those that its images take meanwhile. asked: somebody asked for that length, so all of it is
     promised.
     """
@@ -34,7 +34,7 @@ class Reservation:
     held: int
     promised: int
     most: int
-    filling: int = 0
+    prefill: int = 0
     features: int = 0
     asked: bool = False
 
@@ -52,9 +52,9 @@ class Reservation:
         held = max(self.held, tokens)
         return replace(self, held=held, promised=max(held, self.promised))
 
-    def filled(self) -> Reservation:
+    def prefilled(self) -> Reservation:
         """With the prompt read."""
-        return replace(self, filling=0, features=0)
+        return replace(self, prefill=0, features=0)
 
 
 class Budget:
@@ -81,28 +81,28 @@ class Budget:
         """
         plan = self._plan
         shape = Shape(prompt, 0, plan.chunk, tuple(images))
-        filling = fill_bytes(plan.model.config, plan.scheme, shape, plan.profile)
+        prefill = prefill_bytes(plan.model.config, plan.scheme, shape, plan.profile)
         features = feature_bytes(plan.model.config, shape, plan.profile)
         if images and not plan.peak.vision:
-            filling += plan.model.weights.vision  # nobody planned for the tower
+            prefill += plan.model.weights.vision  # nobody planned for the tower
         held = prompt + min(limit, RESERVED)
         # Where the context is small, so is what an answer without a length keeps others from.
         open_ended = max(RESERVED, min(_OPEN, plan.context // 4))
         promised = prompt + (limit if asked else min(limit, open_ended))
-        return Reservation(held, promised, prompt + limit, filling, features, asked)
+        return Reservation(held, promised, prompt + limit, prefill, features, asked)
 
     def fits(self, reservations: Sequence[Reservation]) -> bool:
         """Whether requests with these reservations, oldest first, can all be finished."""
         passing = self._passing(reservations)
         after = 0
         for reservation in reversed(reservations):
-            if passing + self._running(reservation.promised) + after > self._total:
+            if passing + self._sequence_bytes(reservation.promised) + after > self._total:
                 return False
-            after += self._running(reservation.held)
+            after += self._sequence_bytes(reservation.held)
         return True
 
-    def running(self, reservations: Sequence[Reservation]) -> int:
-        """Bytes that nothing else may take of what is there for caches: `Prefixes` stays below.
+    def active_bytes(self, reservations: Sequence[Reservation]) -> int:
+        """Bytes that nothing else may take of what is there for caches: `PrefixCache` stays below.
 
         Work in flight counts as far as it goes beyond what is planned for a single answer.
         """
@@ -120,7 +120,7 @@ class Budget:
         """What caches of so many bytes have room for."""
         return bisect_left(range(self._plan.context), nbytes, key=self.cache)
 
-    def _running(self, tokens: int) -> int:
+    def _sequence_bytes(self, tokens: int) -> int:
         return self.cache(tokens) + self._row(tokens)
 
     def _row(self, tokens: int) -> int:
@@ -134,6 +134,6 @@ class Budget:
         growing = max((self.cache(reservation.promised) for reservation in reservations), default=0)
         layer = growing // self._text.num_hidden_layers
         together = layer + pass_bytes(self._text, len(reservations), self._plan.profile)
-        return max([together, *(reservation.filling for reservation in reservations)]) + sum(
+        return max([together, *(reservation.prefill for reservation in reservations)]) + sum(
             reservation.features for reservation in reservations
         )

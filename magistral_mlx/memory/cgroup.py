@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True)
-class Group:
+class CgroupLimit:
     """A group that limits memory, in bytes. used: file pages that can be dropped are left out."""
 
     limit: int
@@ -30,7 +30,7 @@ _V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_f
 _V2 = _Files("memory.max", "memory.current", "inactive_file")
 
 
-def memory_groups(root: Path = Path("/")) -> list[Group]:
+def memory_groups(root: Path = Path("/")) -> list[CgroupLimit]:
     """This process's groups that limit memory, the innermost first; none where there is none."""
     groups = []
     for folder, top, files in _places(root):
@@ -39,7 +39,7 @@ def memory_groups(root: Path = Path("/")) -> list[Group]:
             limit = _number(place / files.limit)
             if limit:
                 used = _number(place / files.used) or 0
-                groups.append(Group(limit, max(0, used - _droppable(place, files))))
+                groups.append(CgroupLimit(limit, max(0, used - _droppable(place, files))))
     return groups
 
 

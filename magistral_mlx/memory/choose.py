@@ -10,8 +10,8 @@ from magistral_mlx.memory.machine import Machine
 from magistral_mlx.memory.peak import BackendProfile
 from magistral_mlx.memory.plan import (
     DEFAULT_CONTEXT,
-    Model,
     Plan,
+    PlannedModel,
     PlanRequest,
     fit,
     gib,
@@ -21,7 +21,10 @@ from magistral_mlx.memory.refusal import refusal
 
 
 def make_plan(
-    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest | None = None
+    model: PlannedModel,
+    machine: Machine,
+    profile: BackendProfile,
+    request: PlanRequest | None = None,
 ) -> Plan:
     """The best plan that fits.
 

@@ -11,7 +11,7 @@ from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import this_machine
 from magistral_mlx.memory.peak import BackendProfile, loaded_weights
-from magistral_mlx.memory.plan import Draft, Model, Plan, PlanRequest
+from magistral_mlx.memory.plan import Draft, Plan, PlannedModel, PlanRequest
 
 
 def profile(dtype: str | None = None) -> BackendProfile:
@@ -29,13 +29,13 @@ def profile(dtype: str | None = None) -> BackendProfile:
 
 def describe(
     checkpoint: Checkpoint, source: str, float_bytes: int, draft: Checkpoint | None = None
-) -> Model:
+) -> PlannedModel:
     """What a plan has to know of a checkpoint on this machine, and of a draft model beside it."""
     weights = loaded_weights(checkpoint, float_bytes)
     if draft is None:
-        return Model(source, checkpoint.config, weights)
+        return PlannedModel(source, checkpoint.config, weights)
     beside = Draft(draft.config.text, loaded_weights(draft, float_bytes).decoder)
-    return Model(source, checkpoint.config, weights, beside)
+    return PlannedModel(source, checkpoint.config, weights, beside)
 
 
 def plan_here(

@@ -7,7 +7,7 @@ import math
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 from magistral_mlx.memory.peak import Weights, sum_weights
-from magistral_mlx.memory.plan import Model
+from magistral_mlx.memory.plan import PlannedModel
 from magistral_mlx.quantization import Quantization
 
 # config.json of mistralai/Magistral-Small-2509.
@@ -38,9 +38,9 @@ MAGISTRAL_SMALL = ModelConfig(
 )
 
 
-def magistral_small(float_bytes: int = 2) -> Model:
+def magistral_small(float_bytes: int = 2) -> PlannedModel:
     """Its 4-bit conversion, the vision tower in bfloat16."""
-    return Model(
+    return PlannedModel(
         "Magistral Small 1.2 at 4 bits",
         MAGISTRAL_SMALL,
         quantized_weights(MAGISTRAL_SMALL, Quantization(), float_bytes),

@@ -19,7 +19,7 @@ _WIRING_MACOS = 15  # the first that has it
 
 
 @dataclass(frozen=True)
-class Limits:
+class DeviceLimits:
     """Bytes; wired is None where memory cannot be wired."""
 
     memory: int
@@ -33,7 +33,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.RLock()  # held while a plan is made and taken into force
         self._held: list[Plan] = []
-        self._before: Limits | None = None
+        self._before: DeviceLimits | None = None
         self._machine = 0  # what all of them may take
 
     @property
@@ -77,7 +77,7 @@ class _Process:
 PROCESS = _Process()
 
 
-def limits_for(plans: Sequence[Plan]) -> Limits:
+def limits_for(plans: Sequence[Plan]) -> DeviceLimits:
     """MLX's limits while these plans are in force."""
     planned = sum(plan.total for plan in plans)
     cache = sum(plan.buffer_cache for plan in plans)
@@ -85,22 +85,22 @@ def limits_for(plans: Sequence[Plan]) -> Limits:
     if backend().name == "metal" and _macos() >= _WIRING_MACOS:
         recommended = int(mx.device_info()["max_recommended_working_set_size"])
         wired = min(planned, recommended)
-    return Limits(planned, cache, wired)
+    return DeviceLimits(planned, cache, wired)
 
 
-def limits_now() -> Limits:
+def limits_now() -> DeviceLimits:
     """Those that are in force, but for what is wired, which cannot be asked for."""
-    now = _set(Limits(1 << 40, 1 << 40))  # MLX tells them when they are set
+    now = _set(DeviceLimits(1 << 40, 1 << 40))  # MLX tells them when they are set
     _set(now)
     return now
 
 
-def _set(limits: Limits) -> Limits:
+def _set(limits: DeviceLimits) -> DeviceLimits:
     """Set them, and return those that were in force."""
     before_memory = mx.set_memory_limit(limits.memory)
     before_cache = mx.set_cache_limit(limits.cache)
     before_wired = None if limits.wired is None else mx.set_wired_limit(limits.wired)
-    return Limits(before_memory, before_cache, before_wired)
+    return DeviceLimits(before_memory, before_cache, before_wired)
 
 
 def _macos() -> int:

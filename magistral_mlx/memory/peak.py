@@ -146,7 +146,9 @@ def predict(
     return Peak(weights.decoder, vision, cache, workspace + _FIXED)
 
 
-def fill_bytes(config: ModelConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
+def prefill_bytes(
+    config: ModelConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile
+) -> int:
     """What a step of reading a prompt takes in passing: an image of it, or a chunk."""
     images = max((_image(config, size, profile) for size in shape.images), default=0)
     return max(images, _chunk(config.text, scheme, shape, profile)) + _FIXED
@@ -181,7 +183,7 @@ def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: in
     return text.num_hidden_layers * (kept * plain + packed)
 
 
-def mark_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
+def snapshot_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
     """Bytes of a place in the caches of all layers that they can be trimmed back to, at most."""
     plain = 2 * text.num_key_value_heads * text.head_dim * float_bytes
     return text.num_hidden_layers * (scheme.window + scheme.slack + scheme.block) * plain

@@ -16,8 +16,8 @@ from magistral_mlx.memory.peak import (
     Shape,
     Weights,
     cache_bytes,
-    mark_bytes,
     predict,
+    snapshot_bytes,
 )
 
 DEFAULT_CONTEXT = 40_960  # the model's answers may get worse beyond it
@@ -25,7 +25,7 @@ SMALLEST_CONTEXT = 1_024
 _CHUNKS = (2048, 1024, 512, 256, 128)
 _LEAST_LIMIT = 64 * 10**6
 _BUFFER_CACHE = 256 * MIB  # freed buffers that MLX may keep for reuse
-_MOST_MARKS, _FEWEST_MARKS = 6, 3
+_MOST_SNAPSHOTS, _FEWEST_SNAPSHOTS = 6, 3
 _MOST_KEPT = 8 * GIB  # more is not worth what other programs could do with it
 
 
@@ -42,7 +42,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Model:
+class PlannedModel:
     """What a plan has to know of a model. `source` is how a user named it."""
 
     source: str
@@ -93,7 +93,7 @@ class Plan:
     """
 
     machine: Machine
-    model: Model
+    model: PlannedModel
     scheme: KVScheme
     context: int
     chunk: int
@@ -119,26 +119,26 @@ class Plan:
         return self.peak.cache + self.kept
 
     @property
-    def marks(self) -> int:
+    def snapshots(self) -> int:
         """Places that a quantized cache can be trimmed back to, as far as there is room for them.
 
         A full one needs none.
         """
         if not self.scheme.quantized:
             return 0
-        fitting = self.kept // 4 // self._mark_bytes
-        return min(_MOST_MARKS, fitting) if fitting >= _FEWEST_MARKS else 0
+        fitting = self.kept // 4 // self._snapshot_bytes
+        return min(_MOST_SNAPSHOTS, fitting) if fitting >= _FEWEST_SNAPSHOTS else 0
 
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of one sequence's caches with room for `tokens`, or for the context if that is
-        shorter, and with their marks."""
+        shorter, and with their snapshots."""
         text, float_bytes = self.model.config.text, self.profile.float_bytes
         caches = cache_bytes(text, self.scheme, min(tokens, self.context), float_bytes)
-        return caches + self.marks * self._mark_bytes
+        return caches + self.snapshots * self._snapshot_bytes
 
     @property
-    def _mark_bytes(self) -> int:
-        return mark_bytes(self.model.config.text, self.scheme, self.profile.float_bytes)
+    def _snapshot_bytes(self) -> int:
+        return snapshot_bytes(self.model.config.text, self.scheme, self.profile.float_bytes)
 
     @property
     def total(self) -> int:
@@ -163,7 +163,7 @@ class Plan:
 
 
 def fit(
-    model: Model,
+    model: PlannedModel,
     machine: Machine,
     profile: BackendProfile,
     request: PlanRequest,
@@ -200,7 +200,7 @@ def fit(
 
 
 def longest_context(
-    model: Model,
+    model: PlannedModel,
     machine: Machine,
     profile: BackendProfile,
     request: PlanRequest,

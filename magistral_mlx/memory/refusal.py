@@ -15,7 +15,7 @@ from magistral_mlx.memory.chips import GIB, working_set
 from magistral_mlx.memory.known import quantized_weights
 from magistral_mlx.memory.machine import APPLE_SIZES, Machine
 from magistral_mlx.memory.peak import MIB, BackendProfile
-from magistral_mlx.memory.plan import Model, Plan, PlanRequest, fit, gib, longest_context
+from magistral_mlx.memory.plan import Plan, PlannedModel, PlanRequest, fit, gib, longest_context
 from magistral_mlx.quantization import Quantization
 
 _SYSTEM = 4 * GIB  # what macOS needs for itself when the GPU's limit is raised
@@ -26,7 +26,7 @@ _OFFERED = 3
 class _Case:
     """What was asked for, or a variation of it."""
 
-    model: Model
+    model: PlannedModel
     machine: Machine
     profile: BackendProfile
     request: PlanRequest
@@ -66,7 +66,7 @@ _SHORTER = _Change(1, "--context {plan.context}", lambda case: case)
 
 
 def refusal(
-    model: Model, machine: Machine, profile: BackendProfile, request: PlanRequest, plan: Plan
+    model: PlannedModel, machine: Machine, profile: BackendProfile, request: PlanRequest, plan: Plan
 ) -> str:
     """The message for a plan that misses its limit, with up to three changes that would help."""
     case = _Case(model, machine, profile, request, plan.scheme.name, plan.context)

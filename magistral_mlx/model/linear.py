@@ -90,7 +90,7 @@ class Projections(nn.Module):
     def _matrix(self, group: Sequence[int], scheme: Quantization | None) -> Linear:
         matrix = Linear(self.in_features, sum(self.sizes[n] for n in group))
         if scheme:
-            _make_room(matrix, scheme)
+            _allocate_quantized(matrix, scheme)
         return matrix
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -137,7 +137,7 @@ def quantize_modules(model: nn.Module, schemes: Mapping[str, Quantization]) -> N
             if any(found):
                 module.arrange(found)
         elif isinstance(module, Linear | Embedding) and (scheme := schemes.get(f"{path}.weight")):
-            _make_room(module, scheme)
+            _allocate_quantized(module, scheme)
 
 
 def stored_as(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -163,7 +163,7 @@ def _projection_names(path: str, module: Projections) -> list[str]:
     return [f"{path.rpartition('.')[0]}.{name}" for name in module.names]
 
 
-def _make_room(module: Linear | Embedding, scheme: Quantization) -> None:
+def _allocate_quantized(module: Linear | Embedding, scheme: Quantization) -> None:
     out_features, in_features = module.weight.shape
     scales = scheme.scales_shape((out_features, in_features))
     module._scheme = scheme

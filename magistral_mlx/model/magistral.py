@@ -64,9 +64,9 @@ class MagistralModel(nn.Module):
         """Run embeddings (B, L, D) through the decoder, appending to the caches -> (B, L, D)."""
         return self.language_model.model(h, caches)
 
-    def fill(self, h: mx.array, caches: Sequence[KVCache]) -> None:
+    def prefill(self, h: mx.array, caches: Sequence[KVCache]) -> None:
         """Append to the caches what a call would, for embeddings whose outputs nobody wants."""
-        self.language_model.model.fill(h, caches)
+        self.language_model.model.prefill(h, caches)
 
     def logits(self, h: mx.array) -> mx.array:
         """(B, L, D) -> (B, L, vocab_size). Call it for the positions that are sampled only."""

@@ -43,7 +43,7 @@ class Attention(nn.Module):
         o: mx.array = self["o_proj"](y.reshape(batch, length, -1))
         return o
 
-    def fill(self, x: mx.array, cache: KVCache) -> None:
+    def prefill(self, x: mx.array, cache: KVCache) -> None:
         """Append the keys and values of (B, L, D) to the cache, with no output."""
         _, k, v = self._qkv(x, cache)
         cache.append(k, v)
@@ -100,9 +100,9 @@ class Block(nn.Module):
         y: mx.array = x + self["mlp"](self["post_attention_layernorm"](x))
         return y
 
-    def fill(self, x: mx.array, cache: KVCache) -> None:
+    def prefill(self, x: mx.array, cache: KVCache) -> None:
         """Append to the cache what a call would, with no output."""
-        self["self_attn"].fill(self["input_layernorm"](x), cache)
+        self["self_attn"].prefill(self["input_layernorm"](x), cache)
 
 
 class Decoder(nn.Module):
@@ -120,10 +120,10 @@ class Decoder(nn.Module):
         y: mx.array = self["norm"](self._through(self["layers"], h, caches))
         return y
 
-    def fill(self, h: mx.array, caches: Sequence[KVCache]) -> None:
+    def prefill(self, h: mx.array, caches: Sequence[KVCache]) -> None:
         """Append to the caches what a call would, without most of the last block's work."""
         *layers, last = self["layers"]
-        last.fill(self._through(layers, h, caches), caches[-1])
+        last.prefill(self._through(layers, h, caches), caches[-1])
 
     def _through(
         self, layers: Sequence[Block], h: mx.array, caches: Sequence[LayerCache]

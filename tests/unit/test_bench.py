@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx.bench.compare import Comparison, Work, compare
+from magistral_mlx.bench.compare import Comparison, Workload, compare
 from magistral_mlx.bench.conditions import (
     Conditions,
     linux_conditions,
@@ -15,7 +15,7 @@ from magistral_mlx.bench.conditions import (
     swapping,
 )
 from magistral_mlx.bench.limit import bytes_per_token, bytes_read_by
-from magistral_mlx.bench.process import OURS, Program, Worker
+from magistral_mlx.bench.process import OURS, Program, RuntimeProcess
 from magistral_mlx.bench.rounds import MOST, Figure, ratios, repeat
 from magistral_mlx.bench.worker import launches, random_layer, random_tokens
 from magistral_mlx.cache.scheme import FULL, KVScheme
@@ -45,7 +45,7 @@ serve(Fake())
 def runtime(folder: Path, label: str, answer: str, load: str = "pass") -> Program:
     """A runtime that answers so, served by the worker's own code."""
     script = folder / f"{label}.py"
-    bench = Path(sys.modules[Worker.__module__].__file__ or "").parent
+    bench = Path(sys.modules[RuntimeProcess.__module__].__file__ or "").parent
     script.write_text(FAKE.format(folder=str(bench), answer=answer, load=load))
     return Program(label, label, (sys.executable, str(script)))
 
@@ -54,8 +54,8 @@ def compared(programs: list[Program], **options: object) -> Comparison:
     given = {"exact": True, "most": 3, **options}
     together = bool(given.pop("together", True))
     contexts = given.pop("contexts", [8])
-    work = Work(Path("model"), contexts, 4, 1280, None, **given)  # type: ignore[arg-type]
-    return compare(programs, work, together=together, on_round=lambda _: None)
+    work = Workload(Path("model"), contexts, 4, 1280, None, **given)  # type: ignore[arg-type]
+    return compare(programs, work, together=together, on_stage=lambda _: None)
 
 
 def test_a_runtime_that_computes_something_else_is_not_compared(tmp_path: Path):
@@ -126,7 +126,7 @@ def test_ours_dying_in_a_round_ends_the_measurement(tmp_path: Path):
 
 
 def test_a_worker_that_was_killed_between_two_tasks_can_be_closed(tmp_path: Path):
-    with Worker(runtime(tmp_path, "killed", "range(99)")) as worker:
+    with RuntimeProcess(runtime(tmp_path, "killed", "range(99)")) as worker:
         worker.ask("load", folder="model")
         worker._process.kill()
         worker._process.wait()
@@ -142,7 +142,10 @@ def test_ours_failing_ends_the_measurement(tmp_path: Path):
 
 def test_a_runtime_that_dies_is_named_with_its_status(tmp_path: Path):
     dying = runtime(tmp_path, "dying", "range(99)", load="import os; os._exit(9)")
-    with Worker(dying) as worker, pytest.raises(BenchmarkError, match="dying ended with status 9"):
+    with (
+        RuntimeProcess(dying) as worker,
+        pytest.raises(BenchmarkError, match="dying ended with status 9"),
+    ):
         worker.ask("load", folder="model")
 
 

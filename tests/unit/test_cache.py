@@ -222,7 +222,7 @@ def test_a_cache_goes_on_from_where_it_is_trimmable_as_if_it_had_never_gone_furt
     cache, start = make_cache(scheme), 0
     for end in ends:
         inputs.feed(cache, start, end)
-        cache.mark(3)
+        cache.snapshot(3)
         start = end
     length = cache.trimmable(min(wanted, ends[-1]))
     marked = [end for end in ends[-2:] if end <= wanted]  # the last two are always kept

@@ -16,9 +16,9 @@ from magistral_mlx.cache.kv import make_cache
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.engine.generate import Generation, Prefilled, Token, decode_together
+from magistral_mlx.engine.generate import ComputedPrefix, Generation, Token, decode_together
 from magistral_mlx.engine.sampling import Sampling
-from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Prefill
 from tests.engine_models import GREEDY, start, tiny_model, tiny_vocabulary, tokens_of
@@ -35,7 +35,7 @@ def prompt(length: int, seed: int) -> list[int]:
 
 def mixed() -> list[dict[str, Any]]:
     """Requests that have little in common."""
-    close_early = Thinking(34, 35, inside=True, budget=12, closing=(1100, 1101))
+    close_early = ThinkingRules(34, 35, inside=True, budget=12, closing=(1100, 1101))
     options: list[dict[str, Any]] = [
         {},
         {"sampling": WARM},
@@ -122,7 +122,7 @@ def test_one_that_leaves_spoils_nobody_and_can_go_on_later() -> None:
         so_far,
         sampling=requests[1]["sampling"],
         limit=23,
-        start=Prefilled(generations[1].caches, len(so_far)),
+        start=ComputedPrefix(generations[1].caches, len(so_far)),
     )
     assert comparable(tokens_of(rest)) == comparable(expected[1][7:])
 

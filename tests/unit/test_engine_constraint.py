@@ -15,7 +15,7 @@ from magistral_mlx.chat.parser import Parser
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler, GrammarMask
 from magistral_mlx.engine.generate import Token
 from magistral_mlx.engine.sampling import Sampling
-from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Text, ToolCall, ToolCallPart
 from tests.engine_models import (
@@ -157,7 +157,7 @@ def test_a_trace_is_free_and_the_answer_after_it_is_not(
     rambling: TableModel, compiler: GrammarCompiler
 ) -> None:
     ids = ids_of(
-        start(rambling, [20], grammar=compiler.choice(["yes"]), thinking=Thinking(OPEN, CLOSE),
+        start(rambling, [20], grammar=compiler.choice(["yes"]), thinking=ThinkingRules(OPEN, CLOSE),
               stop_tokens={EOS})
     )  # fmt: skip
     trace = [OPEN, 1000, 1001, 1002, CLOSE]
@@ -170,15 +170,15 @@ def test_a_model_that_opens_no_trace_answers_by_the_grammar_at_once(
     yes = tiny_tokenizer().encode("yes")
     model = TableModel.successors({20: yes[0]}, 1280)
     ids = ids_of(
-        start(model, [20], grammar=compiler.choice(["yes"]), thinking=Thinking(OPEN, CLOSE),
+        start(model, [20], grammar=compiler.choice(["yes"]), thinking=ThinkingRules(OPEN, CLOSE),
               stop_tokens={EOS})
     )  # fmt: skip
     assert ids == [*yes, EOS]
 
 
-@pytest.mark.parametrize("thinking", [None, Thinking(OPEN, CLOSE, enabled=False)])
+@pytest.mark.parametrize("thinking", [None, ThinkingRules(OPEN, CLOSE, enabled=False)])
 def test_without_thinking_the_grammar_holds_from_the_start(
-    thinking: Thinking | None, rambling: TableModel, compiler: GrammarCompiler
+    thinking: ThinkingRules | None, rambling: TableModel, compiler: GrammarCompiler
 ) -> None:
     grammar = compiler.choice(["yes"])
     ids = ids_of(start(rambling, [20], grammar=grammar, thinking=thinking, stop_tokens={EOS}))
@@ -188,7 +188,7 @@ def test_without_thinking_the_grammar_holds_from_the_start(
 def test_a_trace_cannot_end_the_turn_before_the_answer_has_come(
     compiler: GrammarCompiler,
 ) -> None:
-    thinking = Thinking(OPEN, CLOSE, exits=frozenset((EOS, CALL)), inside=True, budget=5)
+    thinking = ThinkingRules(OPEN, CLOSE, exits=frozenset((EOS, CALL)), inside=True, budget=5)
     model = TableModel.successors({20: EOS, EOS: CALL}, 1280)
     grammar = compiler.choice(["yes"])
     ids = ids_of(start(model, [20], grammar=grammar, thinking=thinking, stop_tokens={EOS}))
@@ -200,7 +200,7 @@ def test_a_trace_cannot_be_opened_in_the_middle_of_an_answer(compiler: GrammarCo
     yes = tiny_tokenizer().encode("yes")
     model = TableModel.successors({20: yes[0], yes[0]: OPEN}, 1280)
     ids = ids_of(
-        start(model, [20], grammar=compiler.choice(["yes"]), thinking=Thinking(OPEN, CLOSE),
+        start(model, [20], grammar=compiler.choice(["yes"]), thinking=ThinkingRules(OPEN, CLOSE),
               stop_tokens={EOS})
     )  # fmt: skip
     assert ids == [*yes, EOS]

@@ -16,9 +16,9 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.engine.generate import Prefilled
+from magistral_mlx.engine.generate import ComputedPrefix
 from magistral_mlx.engine.sampling import Sampling
-from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Prefill
 from tests.checkpoints import write_hf_checkpoint
@@ -59,7 +59,7 @@ def test_each_chunk_may_have_a_size_of_its_own(scheme: str) -> None:
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "log-probabilities": {"logprobs": 5},
-    "a thinking budget that is not reached": {"thinking": Thinking(34, 35, budget=500)},
+    "a thinking budget that is not reached": {"thinking": ThinkingRules(34, 35, budget=500)},
     "DRY that finds nothing": {"sampling": replace(WARM, dry=Dry(allowed_length=40))},
     "a penalty of nothing": {"sampling": replace(WARM, presence_penalty=1e-30)},
     "small chunks": {"chunk": 7},
@@ -174,7 +174,7 @@ def test_samples_share_a_quantized_prefill() -> None:
 
 def test_a_generation_may_be_made_on_another_thread_than_the_one_that_runs_it() -> None:
     sampling = replace(WARM, presence_penalty=0.5, repetition_penalty=1.1, dry=Dry())
-    options = {"sampling": sampling, "logprobs": 2, "thinking": Thinking(34, 35, budget=5)}
+    options = {"sampling": sampling, "logprobs": 2, "thinking": ThinkingRules(34, 35, budget=5)}
     expected = ids_of(start(tiny_model(), PROMPT, **options))
     generation = start(tiny_model(), PROMPT, **options)
     with ThreadPoolExecutor(1) as worker:
@@ -187,7 +187,7 @@ def test_a_turn_goes_on_from_the_caches_of_the_one_before() -> None:
     prompt = [*PROMPT, *answer, 1200, 1201, 1202]
     held = first.caches[0].length
     assert held == len(PROMPT) + len(answer) - 1
-    second = start(tiny_model(), prompt, start=Prefilled(first.caches, held))
+    second = start(tiny_model(), prompt, start=ComputedPrefix(first.caches, held))
     steps = list(second)
     assert steps[0] == Prefill(held, len(prompt))
     afresh = ids_of(start(tiny_model(), prompt))
@@ -198,14 +198,14 @@ def test_an_edited_prompt_keeps_only_the_part_before_the_edit() -> None:
     first = start(tiny_model(), PROMPT)
     ids_of(first)
     edited = [*PROMPT[:20], 1250, *PROMPT[21:]]
-    second = start(tiny_model(), edited, start=Prefilled(first.caches, 20))
+    second = start(tiny_model(), edited, start=ComputedPrefix(first.caches, 20))
     assert ids_of(second) == ids_of(start(tiny_model(), edited))
 
 
 def test_a_prompt_that_is_held_as_a_whole_runs_its_last_token_again() -> None:
     first = start(tiny_model(), PROMPT)
     expected = ids_of(first)
-    second = start(tiny_model(), PROMPT, start=Prefilled(first.caches, len(PROMPT)))
+    second = start(tiny_model(), PROMPT, start=ComputedPrefix(first.caches, len(PROMPT)))
     assert ids_of(second) == expected
 
 
@@ -218,7 +218,7 @@ def test_a_generation_that_was_stopped_leaves_caches_to_go_on_from(taken: int) -
     held = first.caches[0].length
     prompt = [*PROMPT, *produced]
     assert held <= len(prompt)
-    second = start(tiny_model(), prompt, start=Prefilled(first.caches, held), sampling=WARM)
+    second = start(tiny_model(), prompt, start=ComputedPrefix(first.caches, held), sampling=WARM)
     assert ids_of(second) == ids_of(start(tiny_model(), prompt, sampling=WARM))
 
 
@@ -232,7 +232,7 @@ def test_images_that_are_held_are_not_needed_again(held: int, tmp_path: Path) ->
     pixels = [random_pixels(2, 3), random_pixels(3, 2)]
     first = start(model, prompt, images=pixels, limit=8)
     expected = ids_of(first)
-    kept = Prefilled(first.caches, held)
+    kept = ComputedPrefix(first.caches, held)
     assert ids_of(start(model, prompt, images=pixels, limit=8, start=kept)) == expected
 
 

@@ -15,14 +15,14 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine import generate as engine
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.engine.generate import Prefilled, Token, decode_together
+from magistral_mlx.engine.generate import ComputedPrefix, Token, decode_together
 from magistral_mlx.engine.loops import LoopRule
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.costs import PLAIN, PassCosts, choose
 from magistral_mlx.engine.speculate.drafter import Drafter
 from magistral_mlx.engine.speculate.ngram import Suffixes
 from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
-from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.errors import InvalidOption
 from tests.engine_models import GREEDY, TableModel, ids_of, start, tiny_model, tokens_of
 from tests.engine_models import tiny_vocabulary as vocabulary
@@ -32,7 +32,7 @@ SHORT = replace(KVScheme.parse("8/4"), window=32, first=2)  # ages early, so tha
 FREE_ROWS = PassCosts(((1, 1.0), (16, 1.0)))  # every guess is worth checking
 FROM_TEXT = Speculation(FREE_ROWS)
 SCHEMA = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 6, "maxItems": 9}
-THINKING = Thinking(34, 35, inside=True, budget=25, closing=(1100, 1101, 1102))
+THINKING = ThinkingRules(34, 35, inside=True, budget=25, closing=(1100, 1101, 1102))
 
 
 def prompt(seed: int, length: int = 40) -> list[int]:
@@ -233,7 +233,7 @@ def test_a_generation_that_is_stopped_between_two_tokens_of_a_pass_holds_what_it
         first.close()
         so_far = [*circle, *(token.id for token in tokens)]
         assert first.caches[0].length == len(so_far)
-        again = Prefilled(first.caches, len(so_far))
+        again = ComputedPrefix(first.caches, len(so_far))
         rest = start(tiny_model(), so_far, limit=10, start=again, scheme=SHORT)
         assert ids_of(rest) == ids_of(start(tiny_model(), so_far, limit=10, scheme=SHORT))
 

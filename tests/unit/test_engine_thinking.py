@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from magistral_mlx.engine.generate import Generation
-from magistral_mlx.engine.thinking import Thinking
+from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
 from tests.engine_models import TableModel, ids_of, start, tokens_of
@@ -17,11 +17,11 @@ CLOSING = (50, 51, 52)
 EXITS = frozenset((EOS, CALL))
 
 
-def thinking(**options: Any) -> Thinking:
-    return Thinking(OPEN, CLOSE, **{"exits": EXITS, "closing": CLOSING, **options})
+def thinking(**options: Any) -> ThinkingRules:
+    return ThinkingRules(OPEN, CLOSE, **{"exits": EXITS, "closing": CLOSING, **options})
 
 
-def ask(model: TableModel, limits: Thinking | None, **options: Any) -> Generation:
+def ask(model: TableModel, limits: ThinkingRules | None, **options: Any) -> Generation:
     return start(model, [0], **{"stop_tokens": {EOS}, "thinking": limits, **options})
 
 

@@ -10,7 +10,7 @@ import pytest
 from magistral_mlx import backend as module_backend
 from magistral_mlx.backend import mx
 from magistral_mlx.memory import machine as module
-from magistral_mlx.memory.cgroup import Group, memory_groups
+from magistral_mlx.memory.cgroup import CgroupLimit, memory_groups
 from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.known import magistral_small
 from magistral_mlx.memory.machine import GIB, named_machine, this_machine
@@ -43,7 +43,7 @@ def test_the_limits_of_all_groups_above_the_process_count(tmp_path: Path) -> Non
         "memory.current": 5 * GIB,
     }
     root = system(tmp_path, "0::/user.slice/app.scope\n", V2, **files)
-    assert memory_groups(root) == [Group(4 * GIB, 2 * GIB), Group(8 * GIB, 5 * GIB)]
+    assert memory_groups(root) == [CgroupLimit(4 * GIB, 2 * GIB), CgroupLimit(8 * GIB, 5 * GIB)]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_container_under_version_1_is_found_wherever_it_is_mounted(
     }
     groups = f"5:cpu:/elsewhere\n4:memory:{path}\n0::/\n"
     root = system(tmp_path, groups, V1.format(mounted), **files)
-    assert memory_groups(root) == [Group(2 * GIB, GIB // 2)]
+    assert memory_groups(root) == [CgroupLimit(2 * GIB, GIB // 2)]
 
 
 def test_a_system_without_groups_has_none(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_system_without_groups_has_none(tmp_path: Path) -> None:
 def test_a_container_s_limit_and_what_it_has_used_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "memory_groups", list)
     whole = this_machine()
-    monkeypatch.setattr(module, "memory_groups", lambda: [Group(2 * GIB, GIB // 2)])
+    monkeypatch.setattr(module, "memory_groups", lambda: [CgroupLimit(2 * GIB, GIB // 2)])
     inside = this_machine()
     assert whole.memory > 2 * GIB
     assert inside.memory == 2 * GIB

@@ -24,7 +24,7 @@ PLANS = [plan("24GB"), plan("32GB"), plan("64GB"), plan("32GB", context=131_072)
 
 
 def filled(budget: Budget, prompt: int, limit: int, *, asked: bool = True) -> Reservation:
-    return budget.reservation(prompt, limit, asked=asked).filled()
+    return budget.reservation(prompt, limit, asked=asked).prefilled()
 
 
 def most(budget: Budget, prompt: int, limit: int, *, asked: bool) -> int:
@@ -76,9 +76,9 @@ def test_one_with_a_length_is_promised_all_of_it() -> None:
 def test_reading_a_prompt_takes_memory_until_it_has_been_read() -> None:
     budget = Budget(plan("32GB"))
     reservation = budget.reservation(20_000, 100, [(1540, 1540)], asked=True)
-    assert reservation.filling > 0.1 * GIB and reservation.features > 0.01 * GIB
-    assert budget.running([reservation, reservation]) > budget.running(
-        [reservation.filled(), reservation.filled()]
+    assert reservation.prefill > 0.1 * GIB and reservation.features > 0.01 * GIB
+    assert budget.active_bytes([reservation, reservation]) > budget.active_bytes(
+        [reservation.prefilled(), reservation.prefilled()]
     )
 
 
@@ -134,7 +134,7 @@ def test_caches_of_all_that_run_stay_within_the_plan(
     budget = Budget(plan)
     running = admitted(budget, wanted)
     held = sum(budget.cache(reservation.held) for reservation in running)
-    kept = max(0, plan.caches - budget.running(running))  # what earlier prompts may still take
+    kept = max(0, plan.caches - budget.active_bytes(running))  # what earlier prompts may still take
     assert held + kept <= room(plan)
 
 
@@ -177,4 +177,4 @@ def test_what_fits_still_does_when_one_has_ended(
 def test_one_that_runs_alone_leaves_what_it_does_not_hold_to_earlier_prompts(name: str) -> None:
     budget = Budget(plan(name))
     reservation = filled(budget, 1000, 500)
-    assert budget.running([reservation]) == budget.cache(1500)
+    assert budget.active_bytes([reservation]) == budget.cache(1500)

@@ -15,7 +15,7 @@ from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seco
 from magistral_mlx.memory.known import magistral_small, quantized_weights
 from magistral_mlx.memory.machine import GIB, Machine, named_machine
 from magistral_mlx.memory.peak import GPU, BackendProfile, Weights, cache_bytes
-from magistral_mlx.memory.plan import Draft, Model, Plan, PlanRequest, longest_context
+from magistral_mlx.memory.plan import Draft, Plan, PlannedModel, PlanRequest, longest_context
 from magistral_mlx.quantization import Quantization
 
 MAC = named_machine("32GB")
@@ -68,7 +68,7 @@ def test_an_override_that_cannot_fit_is_refused_with_three_ways_out() -> None:
     assert "\n" not in message
 
 
-WHOLE = Model("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
+WHOLE = PlannedModel("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ WHOLE = Model("bf16", MAGISTRAL.config, Weights(47 * GIB, GIB))
     ],
 )
 def test_three_ways_out_are_offered_and_each_makes_it_fit(
-    model: Model, machine: str, asked: dict[str, Any]
+    model: PlannedModel, machine: str, asked: dict[str, Any]
 ) -> None:
     mac = named_machine(machine)
     with pytest.raises(OutOfMemory) as error:
@@ -101,8 +101,8 @@ def test_three_ways_out_are_offered_and_each_makes_it_fit(
 
 
 def with_changes(
-    way: str, model: Model, machine: Machine, request: PlanRequest
-) -> tuple[Model, Machine, BackendProfile, PlanRequest]:
+    way: str, model: PlannedModel, machine: Machine, request: PlanRequest
+) -> tuple[PlannedModel, Machine, BackendProfile, PlanRequest]:
     """What somebody has who does what is said there."""
     for option, field in (("kv", "kv"), ("context", "context"), ("images", "images")):
         if found := re.search(rf"--{option} (\S+)", way):
@@ -127,7 +127,7 @@ def test_images_are_given_up_where_that_makes_it_fit() -> None:
 
 
 def test_what_no_setting_saves_is_said_to_be_so() -> None:
-    huge = Model("huge", MAGISTRAL.config, Weights(47 * GIB, GIB))
+    huge = PlannedModel("huge", MAGISTRAL.config, Weights(47 * GIB, GIB))
     box = Machine("Linux", 8 * GIB, 7 * GIB, is_mac=False)
     with pytest.raises(OutOfMemory, match="Nothing that can be set makes it fit"):
         make_plan(huge, box, GPU, PlanRequest())

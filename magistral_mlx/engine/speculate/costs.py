@@ -38,7 +38,7 @@ class PassCosts:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DraftChoice:
     """How many guesses to check in the next pass, and the tokens it then gives for the price of
     one of plain decoding; 0 and 1.0 where none are worth it."""
 
@@ -46,10 +46,10 @@ class Choice:
     gain: float
 
 
-PLAIN = Choice(0, 1.0)
+PLAIN = DraftChoice(0, 1.0)
 
 
-def choose(chances: Sequence[float], costs: PassCosts, each: float = 0.0) -> Choice:
+def choose(chances: Sequence[float], costs: PassCosts, each: float = 0.0) -> DraftChoice:
     """The number of guesses that gives most tokens for their price.
 
     Args:
@@ -62,5 +62,5 @@ def choose(chances: Sequence[float], costs: PassCosts, each: float = 0.0) -> Cho
         tokens += reached
         gain = tokens / (costs(guesses + 1) + guesses * each)
         if gain > max(best.gain, WORTH_IT):
-            best = Choice(guesses, gain)
+            best = DraftChoice(guesses, gain)
     return best

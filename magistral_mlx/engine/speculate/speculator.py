@@ -9,7 +9,7 @@ from magistral_mlx.backend import backend
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.speculate.acceptance import Acceptance
-from magistral_mlx.engine.speculate.costs import PLAIN, WORTH_IT, Choice, PassCosts, choose
+from magistral_mlx.engine.speculate.costs import PLAIN, WORTH_IT, DraftChoice, PassCosts, choose
 from magistral_mlx.engine.speculate.drafter import Drafter
 from magistral_mlx.engine.speculate.ngram import Suffixes
 
@@ -127,16 +127,16 @@ class Speculator:
                 self._acceptance.learn(suffixes.length, suffixes.expected == token)
             suffixes.add(token)
 
-    def _ngram_choice(self, length: int, most: int) -> Choice:
+    def _ngram_choice(self, length: int, most: int) -> DraftChoice:
         """What guesses after a match of `length` tokens are worth."""
         if not self._ngrams or not length:
             return PLAIN
         return choose(self._acceptance.chances(length, most), self._costs)
 
-    def _draft_choice(self, most: int) -> Choice:
+    def _draft_choice(self, most: int) -> DraftChoice:
         if self._drafter is None:
             return PLAIN
         choice = choose([self._draft_chance] * most, self._costs, self._drafter.cost)
         if choice is PLAIN and most > 0 and self._given - self._drafted_at >= _RETRY:
-            return Choice(min(_TRIAL, most), WORTH_IT)
+            return DraftChoice(min(_TRIAL, most), WORTH_IT)
         return choice

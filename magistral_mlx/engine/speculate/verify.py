@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from magistral_mlx.backend import mx
-from magistral_mlx.engine.penalties import PenaltyMemory
+from magistral_mlx.engine.penalties import PenaltyState
 from magistral_mlx.engine.row import Row, Token
-from magistral_mlx.engine.sampler import UNCONSTRAINED, Draw, DrawConstraints, dispatch
+from magistral_mlx.engine.sampler import UNCONSTRAINED, DrawConstraints, SampledToken, dispatch
 from magistral_mlx.model.magistral import MagistralModel
 
 
@@ -16,9 +16,9 @@ from magistral_mlx.model.magistral import MagistralModel
 class _Ahead:
     """A draw that counts if all guesses before it are right, and what the penalties know then."""
 
-    draw: Draw
+    draw: SampledToken
     constraints: DrawConstraints
-    memory: PenaltyMemory | None
+    penalty_state: PenaltyState | None
 
 
 def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, ...]:
@@ -38,7 +38,7 @@ def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, 
     dispatch([one.draw for one in ahead])
     for n, one in enumerate(ahead):
         row.go_to(one.draw, one.constraints)
-        row.sampler.memory = one.memory
+        row.sampler.penalty_state = one.penalty_state
         # The last draw has no guess to confirm: it is the next pending token if all were right.
         if n == len(ahead) - 1 or one.draw.value != guesses[n]:
             break
@@ -73,7 +73,7 @@ def _look_ahead(row: Row, logits: mx.array, guesses: Sequence[int]) -> list[_Ahe
         for n in range(len(logits)):
             constraints = control.constraints() if control else UNCONSTRAINED
             draw = row.sampler.draw(logits[n : n + 1], row.position + 1 + n, constraints)
-            ahead.append(_Ahead(draw, constraints, row.sampler.memory))
+            ahead.append(_Ahead(draw, constraints, row.sampler.penalty_state))
             if n == len(guesses) or not constraints.allows(guesses[n]):
                 break
             if control:

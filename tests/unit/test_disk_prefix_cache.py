@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from magistral_mlx.cache import blockfile
-from magistral_mlx.cache.disk import DiskPrefixes
+from magistral_mlx.cache.disk import DiskPrefixCache
 from magistral_mlx.cache.scheme import KVScheme
-from magistral_mlx.engine.prefixes import Prefixes
+from magistral_mlx.engine.prefix_cache import PrefixCache
 from tests.engine_models import tiny_model
-from tests.unit.test_prefixes import IMAGE, PLENTY, answer, image, seeing_model, some_tokens
+from tests.unit.test_prefix_cache import IMAGE, PLENTY, answer, image, seeing_model, some_tokens
 
 SCHEMES = ["full", "8/8", "4/4"]
 LIMIT = 1 << 30
@@ -31,8 +31,8 @@ class Run:
     def __init__(self, folder: Path, model: Any, scheme: str, limit: int, identity: str) -> None:
         kv = KVScheme.parse(scheme)
         self.model, self.scheme = model, scheme
-        self.disk = DiskPrefixes(folder, limit, identity, kv)
-        self.prefixes = Prefixes(
+        self.disk = DiskPrefixCache(folder, limit, identity, kv)
+        self.prefixes = PrefixCache(
             PLENTY, lambda: model.make_caches(kv), model.config.image_token_id, self.disk
         )
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from magistral_mlx.cache.scheme import KVScheme
 
 BLOCK = 256  # tokens
-_END = "end"
+_TAIL = "tail"
 
-Keys = NDArray[np.int64]
+TokenKeys = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Chain:
+class BlockHashes:
     """The names for caches of a scheme that belong to `owner`."""
 
     owner: str
@@ -28,7 +28,7 @@ class Chain:
         """Rows that blocks are made of, in a cache of so many tokens."""
         return self.scheme.packed(length) if self.scheme.quantized else length
 
-    def blocks(self, keys: Keys) -> Iterator[str]:
+    def blocks(self, keys: TokenKeys) -> Iterator[str]:
         """The name of each whole block of these tokens."""
         name = self.base(keys, 0)
         first = self._first
@@ -36,7 +36,7 @@ class Chain:
             name = digest(name.encode() + keys[start : start + BLOCK].tobytes())
             yield name
 
-    def base(self, keys: Keys, count: int) -> str:
+    def base(self, keys: TokenKeys, count: int) -> str:
         """What stands for the first `count` blocks, and for the tokens before them."""
         if count:
             return [*self.blocks(keys[: self._first + count * BLOCK])][-1]
@@ -47,16 +47,16 @@ class Chain:
         """The token that the first row is of."""
         return self.scheme.first if self.scheme.quantized else 0
 
-    def end(self, keys: Keys) -> str:
+    def tail(self, keys: TokenKeys) -> str:
         """The name of what is held of these tokens beyond blocks."""
         base = self.base(keys, self.rows(len(keys)) // BLOCK)
-        return f"{_END}-{base}-{len(keys)}-{digest(keys.tobytes())}"
+        return f"{_TAIL}-{base}-{len(keys)}-{digest(keys.tobytes())}"
 
 
-def end_length(name: str) -> int:
+def tail_length(name: str) -> int:
     """Of how many tokens a file is the end, by its name; 0 if it is none."""
     parts = name.split("-")
-    return int(parts[2]) if len(parts) == 4 and parts[0] == _END and parts[2].isdecimal() else 0
+    return int(parts[2]) if len(parts) == 4 and parts[0] == _TAIL and parts[2].isdecimal() else 0
 
 
 def digest(data: bytes) -> str:

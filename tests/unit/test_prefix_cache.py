@@ -19,7 +19,7 @@ from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation, Request, generate
 from magistral_mlx.engine.images import ImageKey
 from magistral_mlx.engine.prefill import image_keys
-from magistral_mlx.engine.prefixes import Prefixes
+from magistral_mlx.engine.prefix_cache import PrefixCache
 from magistral_mlx.events import Prefill
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 from tests.engine_models import GREEDY, tiny_model
@@ -41,15 +41,15 @@ def seeing_model() -> Any:
     return model
 
 
-def prefixes_of(model: Any, scheme: str = "full", budget: int = PLENTY) -> Prefixes:
+def prefixes_of(model: Any, scheme: str = "full", budget: int = PLENTY) -> PrefixCache:
     kv = KVScheme.parse(scheme)
-    return Prefixes(budget, lambda: model.make_caches(kv), model.config.image_token_id)
+    return PrefixCache(budget, lambda: model.make_caches(kv), model.config.image_token_id)
 
 
 def answer(
     model: Any,
     tokens: Sequence[int],
-    prefixes: Prefixes | None = None,
+    prefixes: PrefixCache | None = None,
     *,
     scheme: str = "full",
     images: Sequence[Pixels] = (),
@@ -66,7 +66,7 @@ def answer(
         chunk=128,
         image_keys=keys,
         seen=prefixes,
-        marks=4,
+        snapshots=4,
     )
     start = prefixes.take(prompt, keys) if prefixes else None
     generation = generate(model, request, start)
@@ -80,7 +80,7 @@ def answer(
 
 
 def put(
-    prefixes: Prefixes,
+    prefixes: PrefixCache,
     generation: Generation,
     tokens: Sequence[int],
     keys: Sequence[ImageKey] = (),
@@ -180,7 +180,7 @@ def test_the_beginning_is_taken_over_where_there_is_no_room_for_two() -> None:
     answer(model, system + some_tokens(400, seed=2), prefixes)
     prefixes.budget = prefixes.nbytes + 1000
     prompt = np.array(system + some_tokens(50, seed=3), np.int32)
-    taken = prefixes.take(prompt, running=prefixes.nbytes)
+    taken = prefixes.take(prompt, active_bytes=prefixes.nbytes)
     assert taken is not None and taken.length == 300
     assert prefixes.nbytes == 0
 
@@ -206,7 +206,7 @@ def test_images_are_told_by_their_content(scheme: str) -> None:
     before, after = some_tokens(150, seed=1), some_tokens(30, seed=2)
     prompt = before + [IMAGE] * 12 + after
 
-    def ask(pixels: Pixels, prefixes: Prefixes | None = None) -> tuple[list[int], int]:
+    def ask(pixels: Pixels, prefixes: PrefixCache | None = None) -> tuple[list[int], int]:
         return answer(model, prompt, prefixes, scheme=scheme, images=[pixels])
 
     first, _ = ask(red, prefixes)
@@ -254,9 +254,9 @@ def test_what_runs_has_the_first_claim_on_the_memory() -> None:
         answer(model, some_tokens(100, seed), prefixes)
     one = prefixes.nbytes // 3
     prefixes.budget = 3 * one
-    prefixes.make_room(one + 1)
+    prefixes.evict_for(one + 1)
     assert prefixes.nbytes == one
-    prefixes.make_room(4 * one)
+    prefixes.evict_for(4 * one)
     assert prefixes.nbytes == 0
 
 

@@ -18,20 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.disk import DiskPrefixes
+from magistral_mlx.cache.disk import DiskPrefixCache
 from magistral_mlx.cache.kv import KVCache
-from magistral_mlx.engine.held import Counts, Held, InUse, Seen
-from magistral_mlx.engine.images import ImageKey, keyed
-from magistral_mlx.engine.prefill import Prefilled
+from magistral_mlx.engine.cached_prefix import (
+    ActivePrefix,
+    CachedFeatures,
+    CachedPrefix,
+    PrefixCacheStats,
+)
+from magistral_mlx.engine.images import ImageKey, token_keys
+from magistral_mlx.engine.prefill import ComputedPrefix
 
-__all__ = ["Counts", "InUse", "Prefixes"]
+__all__ = ["ActivePrefix", "PrefixCache", "PrefixCacheStats"]
 
 _LEAST = 8  # tokens; fewer are not worth the trouble
-_PATIENCE = 20.0  # seconds that closing waits for the disk
+_CLOSE_TIMEOUT = 20.0  # seconds that closing waits for the disk
 _WORTH_READING = 64  # tokens that the disk must have beyond what memory holds
 
 
-class Prefixes:
+class PrefixCache:
     """Caches and features that are kept under a budget.
 
     counts: for statistics; like `nbytes` it may be read from any thread.
@@ -42,7 +47,7 @@ class Prefixes:
         budget: int,
         make_caches: Callable[[], Sequence[KVCache]],
         image_token: int,
-        disk: DiskPrefixes | None = None,
+        disk: DiskPrefixCache | None = None,
         load_tower: Callable[[], None] | None = None,
     ) -> None:
         """Nothing is held yet.
@@ -55,13 +60,15 @@ class Prefixes:
             load_tower: has the vision tower in memory, for an image that was not seen before.
         """
         self.budget = budget
-        self.counts = Counts()
+        self.counts = PrefixCacheStats()
         self._make_caches = make_caches
         self._image_token = image_token
-        self._kept: OrderedDict[object, Held | Seen] = OrderedDict()  # the oldest use first
-        self._running = 0
+        self._kept: OrderedDict[object, CachedPrefix | CachedFeatures] = (
+            OrderedDict()
+        )  # the oldest use first
+        self._active_bytes = 0
         self._disk, self._load_tower = disk, load_tower
-        self._unwritten: deque[Held] = deque()
+        self._unwritten: deque[CachedPrefix] = deque()
 
     @property
     def nbytes(self) -> int:
@@ -79,9 +86,9 @@ class Prefixes:
         self,
         tokens: NDArray[np.int32],
         images: Sequence[ImageKey] = (),
-        running: int = 0,
-        in_use: Sequence[InUse] = (),
-    ) -> Prefilled | None:
+        active_bytes: int = 0,
+        in_use: Sequence[ActivePrefix] = (),
+    ) -> ComputedPrefix | None:
         """The caches that hold the longest beginning of a prompt, for `generate` to go on from.
 
         They belong to the caller, who gives them back by `put`. Where much more is held than what
@@ -92,13 +99,13 @@ class Prefixes:
             running: bytes of the caches that are in use from now on, this prompt's among them.
             in_use: caches that others go on with, to be copied from where they hold more.
         """
-        self._running = running
-        keys = keyed(tokens, images, self._image_token)
+        self._active_bytes = active_bytes
+        keys = token_keys(tokens, images, self._image_token)
         self.counts.prompts += 1
         self.counts.tokens += len(keys)
         held, length = self._longest(keys)
         for other in in_use:
-            shared = Held(other.keys, other.caches)
+            shared = CachedPrefix(other.keys, other.caches)
             if (more := shared.reusable(keys)) > length:
                 held, length = shared, more
         prefilled = self._from_disk(keys, length)
@@ -115,8 +122,8 @@ class Prefixes:
         tokens: NDArray[np.int32],
         images: Sequence[ImageKey],
         caches: Sequence[KVCache],
-        prefilled: Prefilled | None = None,
-        running: int = 0,
+        prefilled: ComputedPrefix | None = None,
+        active_bytes: int = 0,
     ) -> None:
         """Keep the caches of a generation that has ended, wherever it ended.
 
@@ -126,19 +133,19 @@ class Prefixes:
             prefilled: the generation's own, for the logits after its prompt.
             running: bytes of the caches that are still in use.
         """
-        self._running = running
+        self._active_bytes = active_bytes
         length = min(len(tokens), caches[0].length)
         if length < _LEAST:
             return
         for cache in caches:
             cache.trim(length)
         mx.eval([array for cache in caches for array in cache.state])
-        keys = keyed(tokens[:length], images, self._image_token)
-        held = Held(keys, caches)
+        keys = token_keys(tokens[:length], images, self._image_token)
+        held = CachedPrefix(keys, caches)
         if prefilled is not None and prefilled.length <= length:
-            held = Held(keys, caches, prefilled.length, prefilled.logits)
+            held = CachedPrefix(keys, caches, prefilled.length, prefilled.logits)
         for name, other in list(self._kept.items()):
-            if isinstance(other, Held) and held.covers(other):
+            if isinstance(other, CachedPrefix) and held.covers(other):
                 del self._kept[name]
         self._kept[held] = held
         self._evict()
@@ -147,24 +154,24 @@ class Prefixes:
             while self.write_some():
                 pass
 
-    def _longest(self, keys: NDArray[np.int64]) -> tuple[Held | None, int]:
+    def _longest(self, keys: NDArray[np.int64]) -> tuple[CachedPrefix | None, int]:
         best, most = None, _LEAST - 1
         for held in reversed(self._kept.values()):
-            if isinstance(held, Held) and (length := held.reusable(keys)) > most:
+            if isinstance(held, CachedPrefix) and (length := held.reusable(keys)) > most:
                 best, most = held, length
         return best, most
 
-    def _hand_out(self, held: Held, length: int, *, whole: bool) -> Prefilled:
+    def _hand_out(self, held: CachedPrefix, length: int, *, whole: bool) -> ComputedPrefix:
         """The caches themselves, or a copy of what is shared."""
         logits = held.logits if whole else None
         if held not in self._kept:  # somebody else's
-            return Prefilled(self._copy(held.caches, length), length)
+            return ComputedPrefix(self._copy(held.caches, length), length)
         spare = len(held.keys) - length
-        if spare > length // 8 and self.nbytes + self._running <= self.budget:
+        if spare > length // 8 and self.nbytes + self._active_bytes <= self.budget:
             self._kept.move_to_end(held)
-            return Prefilled(self._copy(held.caches, length), length, logits)
+            return ComputedPrefix(self._copy(held.caches, length), length, logits)
         del self._kept[held]
-        return Prefilled(held.caches, length, logits)
+        return ComputedPrefix(held.caches, length, logits)
 
     def _copy(self, caches: Sequence[KVCache], length: int) -> Sequence[KVCache]:
         copies = self._make_caches()
@@ -179,11 +186,11 @@ class Prefixes:
         """The features of an image that was seen before, (n, D)."""
         self.counts.images += 1
         seen = self._kept.get(image)
-        if not isinstance(seen, Seen):
+        if not isinstance(seen, CachedFeatures):
             features = None if self._disk is None else self._disk.features(image.name)
             if features is None:
                 return None
-            seen = self._kept[image] = Seen(features)
+            seen = self._kept[image] = CachedFeatures(features)
         self.counts.seen += 1
         self._kept.move_to_end(image)
         self._evict()
@@ -196,14 +203,14 @@ class Prefixes:
 
     def keep_features(self, image: ImageKey, features: mx.array) -> None:
         """Keep the features of an image, (n, D), evaluated."""
-        self._kept[image] = Seen(features)
+        self._kept[image] = CachedFeatures(features)
         self._evict()
         if self._disk is not None:
             self._disk.keep_features(image.name, features)
 
     # The disk
 
-    def _from_disk(self, keys: NDArray[np.int64], held: int) -> Prefilled | None:
+    def _from_disk(self, keys: NDArray[np.int64], held: int) -> ComputedPrefix | None:
         """What the disk has, if it is clearly more than is `held`."""
         if self._disk is None or self._disk.find(keys).length < held + _WORTH_READING:
             return None
@@ -211,14 +218,14 @@ class Prefixes:
         caches = self._make_caches()
         length = self._disk.load(keys, caches, held)
         self.counts.read += length
-        return Prefilled(caches, length) if length else None
+        return ComputedPrefix(caches, length) if length else None
 
     def write_some(self) -> bool:
         """Hand something to the disk that it does not have yet -> whether to go on with that.
 
         It does not wait: where the disk is busy nothing happens.
         """
-        if self._disk is None or not self._disk.has_room:
+        if self._disk is None or not self._disk.has_capacity:
             return False
         while self._unwritten:
             held = self._unwritten[0]
@@ -234,9 +241,9 @@ class Prefixes:
     def close(self) -> None:
         """Give up everything once it has been written, as far as that takes some seconds."""
         if self._disk is not None:
-            end = time.monotonic() + _PATIENCE
+            end = time.monotonic() + _CLOSE_TIMEOUT
             while self.write_some() or (
-                self._unwritten and self._disk.wait_for_room(end - time.monotonic())
+                self._unwritten and self._disk.wait_for_capacity(end - time.monotonic())
             ):
                 pass
             self._disk.close(end - time.monotonic())
@@ -244,13 +251,13 @@ class Prefixes:
 
     # Room
 
-    def make_room(self, running: int) -> None:
+    def evict_for(self, active_bytes: int) -> None:
         """Give up what stands in the way of what runs.
 
         Args:
             running: bytes that all caches in use take, or are about to.
         """
-        self._running = running
+        self._active_bytes = active_bytes
         self._evict()
 
     def release(self) -> None:
@@ -259,7 +266,7 @@ class Prefixes:
         self._unwritten.clear()
 
     def _evict(self) -> None:
-        room = self.budget - self._running
+        room = self.budget - self._active_bytes
         nbytes = self.nbytes
         while self._kept and nbytes > room:
             _, kept = self._kept.popitem(last=False)

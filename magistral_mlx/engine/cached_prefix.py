@@ -15,7 +15,7 @@ from magistral_mlx.engine.images import common
 
 
 @dataclass(slots=True)
-class Counts:
+class PrefixCacheStats:
     """What has become of the prompts so far.
 
     prompts: looked up. hits: of which some tokens were held. tokens: of all prompts. reused: of
@@ -33,7 +33,7 @@ class Counts:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class CachedPrefix:
     """The caches of `keys`; `logits` are those after the first `prompt` of them."""
 
     keys: NDArray[np.int64]
@@ -57,13 +57,13 @@ class Held:
             shared -= 1
         return self.caches[0].trimmable(shared)
 
-    def covers(self, other: Held) -> bool:
+    def covers(self, other: CachedPrefix) -> bool:
         """Whether all that `other` is good for, but for its logits, can be had from this one."""
         length = len(other.keys)
         return common(self.keys, other.keys) == length == self.caches[0].trimmable(length)
 
 
-class InUse(NamedTuple):
+class ActivePrefix(NamedTuple):
     """The caches of a prompt, `keyed`, that somebody goes on with."""
 
     keys: NDArray[np.int64]
@@ -71,7 +71,7 @@ class InUse(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class CachedFeatures:
     """The features of an image, (n, D)."""
 
     features: mx.array
