@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magistral_mlx.api.composer import Composer
-from magistral_mlx.api.keeping import Keeping
+from magistral_mlx.api.disk_cache import DiskCacheConfig
+from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.api.runtime import Runtime
 from magistral_mlx.api.session import Session
 from magistral_mlx.api.speculation import check_vocabulary
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import InvalidOption, TokenizerError
+from magistral_mlx.errors import TokenizerError
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.library import locate
 from magistral_mlx.memory.here import hold_plan
@@ -28,34 +29,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loading:
-    """What is loaded, and who hears of it; see `Magistral.load`."""
+    """A model's name and options, and the callbacks of its loading; see `Magistral.load`."""
 
     name: str | Path | None
-    dtype: str | None
-    tokenizer: str | Path | None
-    parallel: int
-    keeping: Keeping | None
-    draft: str | Path | None
+    options: LoadOptions
     on_plan: Callable[[Plan], None] | None
     on_progress: OnProgress | None
 
-    def run(
-        self, context: int | None, kv: str | None, images: int, memory_limit: int | None
-    ) -> tuple[Checkpoint, Plan, Composer, Session]:
+    def run(self) -> tuple[Checkpoint, Plan, Composer, Session]:
         """Find it, plan it, load it. Raises what `Magistral.load` raises."""
-        _check_whole(
-            context=context, images=images, memory_limit=memory_limit, parallel=self.parallel
-        )
-        if self.parallel < 1:
-            raise InvalidOption(f"parallel is {self.parallel}; it must be 1 or more.")
-        request = PlanRequest(context, kv, images, memory_limit)
-        _check_dtype(self.dtype)
+        options = self.options
+        request = PlanRequest(options.context, options.kv, options.images, options.memory_limit)
         name = None if self.name is None else str(self.name)
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
-        draft = None if self.draft is None else Checkpoint.open(locate(str(self.draft)))
-        plan = hold_plan(checkpoint, name or str(checkpoint.folder), request, self.dtype, draft)
-        runtime = Runtime(checkpoint, plan, self.dtype, self.keeping, draft)
-        session = Session(runtime, self.parallel)  # whose end releases the plan
+        draft = None if options.draft is None else Checkpoint.open(locate(str(options.draft)))
+        plan = hold_plan(checkpoint, name or str(checkpoint.folder), request, options.dtype, draft)
+        runtime = Runtime(checkpoint, plan, options.dtype, DiskCacheConfig.of(options), draft)
+        session = Session(runtime, options.parallel)  # whose end releases the plan
         try:
             composer = self._load(checkpoint, plan, session, draft)
         except BaseException:
@@ -71,7 +61,7 @@ class Loading:
             self.on_plan(plan)
         loaded = session.load()
         # While the worker reads weights:
-        words = _load_tokenizer(checkpoint, self.tokenizer)
+        words = _load_tokenizer(checkpoint, self.options.tokenizer)
         if draft:
             check_vocabulary(draft, checkpoint, words)
         has_vision = checkpoint.config.vision is not None
@@ -90,18 +80,6 @@ class Loading:
         return lambda done, total: report(
             LoadProgress("download", done, total, time.perf_counter() - start)
         )
-
-
-def _check_whole(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and type(number) is not int:
-            raise InvalidOption(f"{name} is {number!r}; it must be a whole number.")
-
-
-def _check_dtype(dtype: str | None) -> None:
-    known = ("float32", "float16", "bfloat16")
-    if dtype is not None and dtype not in known:
-        raise InvalidOption(f"dtype is {dtype!r}; it must be one of {', '.join(known)}.")
 
 
 def _load_tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Tokenizer:

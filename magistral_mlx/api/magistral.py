@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from magistral_mlx.api.answer import Answer, Sink
 from magistral_mlx.api.inputs import Images, PromptLike, to_images, to_messages
+from magistral_mlx.api.load_options import LoadFields, LoadOptions
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.progress import LoadProgress, OnProgress
@@ -17,6 +18,7 @@ from magistral_mlx.api.stream import Stream
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.chat.prompt import encode_raw
 from magistral_mlx.errors import PromptError
+from magistral_mlx.option_spec import with_changes
 
 if TYPE_CHECKING:
     from magistral_mlx.api.activity import Activity
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.events import Event
     from magistral_mlx.memory.plan import Plan
-
-PARALLEL = 16  # answers at once; more would make each of them slow
-KVName = Literal["full", "8/8", "8/4", "4/4"]
 
 
 class Magistral:
@@ -64,41 +63,17 @@ class Magistral:
         cls,
         name_or_dir: str | Path | None = None,
         *,
-        context: int | None = None,
-        kv: KVName | None = None,
-        dtype: Literal["float32", "float16", "bfloat16"] | None = None,
-        tokenizer: str | Path | None = None,
-        images: int = 1,
-        memory_limit: int | None = None,
-        parallel: int = PARALLEL,
-        draft: str | Path | None = None,
-        cache_dir: str | Path | None = None,
-        cache_size: int | None = None,
+        options: LoadOptions | None = None,
         on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
+        **changes: Unpack[LoadFields],
     ) -> Magistral:
         """Load a model: a folder, a hub name, "demo", or None for the one that is on this machine.
 
         The decoder is loaded now, the vision tower with the first image.
 
         Args:
-            context: tokens that prompt and answer may have together; None is up to 40,960, or
-                what memory allows.
-            kv: bits of keys and values in the cache; None is the most that memory allows.
-            dtype: what to compute in; None is the backend's own choice.
-            tokenizer: a tekken.json, or a folder or hub name that has one, where the checkpoint
-                lacks it.
-            images: how many of the largest size to keep memory for; 0 if none will come.
-            memory_limit: bytes to stay within, instead of what the machine recommends.
-            parallel: calls to answer at once at most, as far as memory allows; 1 answers them one
-                after the other.
-            draft: a smaller model with the same tokenizer, named as a model is, that guesses tokens
-                for this one to check several in one pass; see the option speculation.
-            cache_dir: a folder to keep beginnings of prompts in, their images' features included,
-                so that later runs need not read them again; None keeps them in memory alone.
-                Models and processes may share it. What it holds can be read by this user only.
-            cache_size: bytes that the files in it may take; None is 10 GB. What was used least
-                recently goes first.
+            options: see `LoadOptions`; `changes` override single ones by name.
             on_plan: called in this thread with what was planned, before weights are read. Its
                 `warning`, which `plan.warning` of the loaded model gives as well, is a sentence
                 for a person where less memory is free than a full context needs, else None.
@@ -108,32 +83,20 @@ class Magistral:
             MagistralError: no such model, or one that is damaged or of another architecture.
             OutOfMemory: it would not fit into this machine, or not with what is asked for.
         """
-        from magistral_mlx.api.keeping import Keeping
         from magistral_mlx.api.loading import Loading
 
-        keeping = Keeping.of(cache_dir, cache_size)
-        loading = Loading(
-            name_or_dir, dtype, tokenizer, parallel, keeping, draft, on_plan, on_progress
-        )
-        return cls(*loading.run(context, kv, images, memory_limit))
+        options = with_changes(LoadOptions, options, changes)
+        return cls(*Loading(name_or_dir, options, on_plan, on_progress).run())
 
     @classmethod
     async def aload(
         cls,
         name_or_dir: str | Path | None = None,
         *,
-        context: int | None = None,
-        kv: KVName | None = None,
-        dtype: Literal["float32", "float16", "bfloat16"] | None = None,
-        tokenizer: str | Path | None = None,
-        images: int = 1,
-        memory_limit: int | None = None,
-        parallel: int = PARALLEL,
-        draft: str | Path | None = None,
-        cache_dir: str | Path | None = None,
-        cache_size: int | None = None,
+        options: LoadOptions | None = None,
         on_plan: Callable[[Plan], None] | None = None,
         on_progress: OnProgress | None = None,
+        **changes: Unpack[LoadFields],
     ) -> Magistral:
         """`load` without blocking the event loop; `on_progress` is called in the loop's thread.
 
@@ -149,19 +112,7 @@ class Magistral:
 
         def load() -> Magistral:
             return cls.load(
-                name_or_dir,
-                context=context,
-                kv=kv,
-                dtype=dtype,
-                tokenizer=tokenizer,
-                images=images,
-                memory_limit=memory_limit,
-                parallel=parallel,
-                draft=draft,
-                cache_dir=cache_dir,
-                cache_size=cache_size,
-                on_plan=on_plan,
-                on_progress=report,
+                name_or_dir, options=options, on_plan=on_plan, on_progress=report, **changes
             )
 
         return await asyncio.to_thread(load)

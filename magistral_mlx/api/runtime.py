@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.api.composer import Job
-from magistral_mlx.api.keeping import Keeping
+from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.api.speculation import Guessing, load_drafter
 from magistral_mlx.backend import DTYPES, free_memory, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -39,14 +39,14 @@ class Runtime:
         checkpoint: Checkpoint,
         plan: Plan,
         dtype: str | None,
-        keeping: Keeping | None = None,
+        disk_cache: DiskCacheConfig | None = None,
         draft: Checkpoint | None = None,
     ) -> None:
-        """`keeping`: where prompts are kept for later runs. `draft`: a model that guesses."""
+        """`disk_cache`: where prompts are kept for later runs. `draft`: a model that guesses."""
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype
-        self._keeping = keeping
+        self._disk_cache = disk_cache
         self._draft = draft
         self.when_idle: Callable[[], None] | None = None  # any thread: `keep_some` has work
         self._model: MagistralModel | None = None
@@ -72,8 +72,8 @@ class Runtime:
         drafter = load_drafter(self._draft, model, plan, report) if self._draft else None
         self._guessing = Guessing(plan, drafter)
         disk = None
-        if self._keeping is not None:
-            disk = self._keeping.open(self._checkpoint, plan, str(model.dtype))
+        if self._disk_cache is not None:
+            disk = self._disk_cache.open(self._checkpoint, plan, str(model.dtype))
             if self.when_idle is not None:
                 disk.notify_capacity(self.when_idle)
         self._prefixes = PrefixCache(

@@ -129,7 +129,8 @@ def _ending_quietly() -> Iterator[None]:
 
 
 def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
-    from magistral_mlx.server.settings import Limits, LoadOptions, Settings
+    from magistral_mlx.api.load_options import LoadOptions
+    from magistral_mlx.server.settings import Limits, Settings
 
     body = parse_size(options["max_body"])
     assert body is not None

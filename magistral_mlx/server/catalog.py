@@ -142,7 +142,9 @@ def _describe(name: str | None, settings: Settings, on_progress: Progress | None
     load = settings.load
     request = PlanRequest(load.context, load.kv, load.images, load.memory_limit)
     plan = plan_here(checkpoint, name or str(folder), request, load.dtype)
-    tokenizer = Tokenizer.load(find_tokenizer(folder, load.tokenizer))
+    tokenizer = Tokenizer.load(
+        find_tokenizer(folder, str(load.tokenizer) if load.tokenizer else None)
+    )
     has_vision = checkpoint.config.vision is not None
     composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision)
     return ServedModel(

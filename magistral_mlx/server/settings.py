@@ -6,9 +6,8 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from magistral_mlx.api.magistral import PARALLEL
+from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.errors import InvalidOption
 
 MIB = 1 << 20
@@ -41,22 +40,6 @@ class Limits:
                 _positive(name, getattr(self, name))
         if self.images < 0:
             raise InvalidOption(f"the limit of images is {self.images}; it must be 0 or more.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """How every model is loaded: the arguments of `Magistral.load`."""
-
-    context: int | None = None
-    kv: Literal["full", "8/8", "8/4", "4/4"] | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    tokenizer: str | None = None
-    images: int = 1
-    memory_limit: int | None = None
-    parallel: int = PARALLEL
-    cache_dir: str | None = None
-    cache_size: int | None = None
-    draft: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from magistral_mlx.api import Magistral
+from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.server.catalog import ServedModel
 from magistral_mlx.server.refusals import Unavailable
-from magistral_mlx.server.settings import LoadOptions
 
 Load = Callable[..., Magistral]  # Magistral.load, or what a test puts in its place
 STOPPING = "the server is shutting down."
@@ -161,11 +161,10 @@ class Shelf:
             if self._on_progress:
                 self._on_progress(progress)
 
-        options = asdict(self._options)
         self._loading = True
         try:
             model.magistral = await asyncio.to_thread(
-                self._load, model.source, on_progress=report, **options
+                self._load, model.source, options=self._options, on_progress=report
             )
         finally:
             self._loading = False

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from magistral_mlx.api import LoadProgress, Magistral
+from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.backend import mx
 from magistral_mlx.cli.main import main
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.server.app import create_app
 from magistral_mlx.server.example_image import RED_CIRCLE
-from magistral_mlx.server.settings import Limits, LoadOptions, Settings
+from magistral_mlx.server.settings import Limits, Settings
 from tests.fake_hub import FakeHub
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import CHAT, Server, live_server, wait_until, write_endless_checkpoint

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from magistral_mlx.server.settings import LoadOptions, Settings
+from magistral_mlx.api.load_options import LoadOptions
+from magistral_mlx.server.settings import Settings
 from tests.serving import live_server, wait_until
 from tests.soaking import alone, questions, soak
 

@@ -1,0 +1,94 @@
+"""How a model is loaded: the options of `Magistral.load`, the command line and the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from magistral_mlx.cache.scheme import SCHEMES
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.option_spec import Choice, Integer, Name, Size, check_options, option
+
+DTypeName = Literal["float32", "float16", "bfloat16"]
+KVName = Literal["full", "8/8", "8/4", "4/4"]
+_DEFAULT_CACHE_SIZE = 10**10  # bytes: 60,000 tokens of Magistral in full precision
+
+
+class LoadFields(TypedDict, total=False):
+    """The fields of `LoadOptions`, for type checkers: what may be passed by keyword."""
+
+    context: int | None
+    kv: KVName | None
+    images: int
+    dtype: DTypeName | None
+    memory_limit: int | None
+    parallel: int
+    tokenizer: str | Path | None
+    draft: str | Path | None
+    cache_dir: str | Path | None
+    cache_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded."""
+
+    context: int | None = option(
+        None,
+        Integer(1),
+        "Tokens that prompt and answer may have together.",
+        unset="up to 40,960, as far as memory allows",
+    )
+    kv: KVName | None = option(
+        None,
+        Choice(*SCHEMES),
+        "Bits of keys and values in the KV cache.",
+        unset="the most that memory allows",
+    )
+    images: int = option(1, Integer(0), "Images of the largest size to keep memory for.")
+    dtype: DTypeName | None = option(
+        None,
+        Choice("float32", "float16", "bfloat16"),
+        "Type of numbers to compute in.",
+        unset="the backend's own",
+    )
+    memory_limit: int | None = option(
+        None,
+        Size(64 * 10**6),
+        "Memory to stay within, as in 20GB.",
+        unset="what the machine recommends",
+    )
+    parallel: int = option(
+        16, Integer(1), "Answers at once at most, as far as memory allows; each slows the others."
+    )
+    tokenizer: str | Path | None = option(
+        None,
+        Name("NAME_OR_FILE"),
+        "A tekken.json, or a folder or hub name that has one.",
+        unset="the model's own",
+    )
+    draft: str | Path | None = option(
+        None,
+        Name("NAME_OR_DIR"),
+        "A smaller model with the same tokenizer that guesses tokens for this one.",
+    )
+    cache_dir: str | Path | None = option(
+        None,
+        Name("DIR"),
+        "Folder that keeps the beginnings of prompts, images included, for later runs.",
+    )
+    cache_size: int | None = option(
+        None, Size(10**7), "Size of the files in that folder at most.", unset="10GB"
+    )
+
+    def __post_init__(self) -> None:
+        """Raises InvalidOption for a value out of range."""
+        check_options(self)
+        if self.cache_size is not None and self.cache_dir is None:
+            raise InvalidOption("cache_size needs a cache_dir, where prompts are kept.")
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the files in `cache_dir` may take."""
+        return _DEFAULT_CACHE_SIZE if self.cache_size is None else self.cache_size
