@@ -4,12 +4,13 @@
 BIN := .venv/bin
 DEMO := build/demo-4bit
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint docs format clean
 
 help:
 	@echo "make demo    convert the embedded model to 4 bits and ask it, with text and a picture"
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff, mypy and import-linter"
+	@echo "make docs    build the guides and the reference into build/site"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove the environments and what was built"
 
@@ -27,6 +28,11 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Fails on a broken link, a name that cannot be found, and a public name without a docstring.
+docs: .venv/.dev
+	$(BIN)/pytest -q tests/unit/test_reference.py
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

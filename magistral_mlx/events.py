@@ -204,3 +204,4 @@ Event = (
     | Sample
     | Finished
 )
+"""Anything that a stream yields."""

@@ -37,6 +37,7 @@ class Default:
 
 
 DEFAULT = Default()
+"""The checkpoint's own system prompt, as the value of `system`."""
 _LARGEST_SEED = 2**32 - 1
 _MOST_TOP_LOGPROBS = 20  # as in OpenAI's API
 _NUMBERS = (

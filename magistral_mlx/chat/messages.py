@@ -119,3 +119,4 @@ class Tool:
 
 
 Message = System | User | Assistant | ToolResult
+"""One message of a conversation."""
