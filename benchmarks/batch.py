@@ -35,7 +35,7 @@ from benchmarks.midsize import midsize
 from magistral_mlx import Magistral, Result
 from magistral_mlx.backend import backend
 from magistral_mlx.bench.bandwidth import measure_bandwidth
-from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.bench.record import bytes_per_token
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.peak import Shape, cache_bytes, pass_bytes, prefill_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan

@@ -130,7 +130,7 @@ def decode_limit(folder: Path) -> dict[str, float]:
     """Tokens a second that memory allows, by the bandwidth measured now."""
     from magistral_mlx.backend import backend
     from magistral_mlx.bench.bandwidth import measure_bandwidth
-    from magistral_mlx.bench.limit import bytes_per_token
+    from magistral_mlx.bench.record import bytes_per_token
     from magistral_mlx.cache.scheme import FULL
     from magistral_mlx.checkpoint.folder import Checkpoint
 

@@ -26,7 +26,7 @@ from benchmarks.common import Record, arguments, show
 from benchmarks.sparse import write_sparse_4bit
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.bench.bandwidth import measure_bandwidth
-from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.bench.record import bytes_per_token
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.quantized import PARTS
 from magistral_mlx.cache.scheme import KVScheme

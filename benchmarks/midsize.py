@@ -25,7 +25,7 @@ from benchmarks.sparse import RANKS as ALL_RANKS
 from magistral_convert.spelling import output_name
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config_files import config_from_hf
 from magistral_mlx.quantization import Quantization
 from training.tekken import write_tekken
 
@@ -86,7 +86,7 @@ def write_random(folder: Path, values: dict[str, Any], ranks: int, seed: int = 0
     partial.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     tensors: dict[str, mx.array] = {}
-    for name, shape in expected_tensors(ModelConfig.from_hf(values)).items():
+    for name, shape in expected_tensors(config_from_hf(values)).items():
         tensors |= _tensor(name, shape, rng)
     mx.save_safetensors(str(partial / "model.safetensors"), tensors, {"format": "mlx"})
     quantization = {"group_size": SCHEME.group_size, "bits": SCHEME.bits, "mode": SCHEME.mode}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config_files import config_from_hf
 from magistral_mlx.quantization import Quantization
 from training.tekken import write_tekken
 
@@ -69,7 +69,7 @@ def write_sparse_checkpoint(folder: Path, *, layers: int = 40) -> Path:
     config = json.loads(json.dumps(CONFIG))
     config["text_config"]["num_hidden_layers"] = layers
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _split(expected_tensors(ModelConfig.from_hf(config)))
+    shards = _split(expected_tensors(config_from_hf(config)))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -94,7 +94,7 @@ def write_sparse_4bit(folder: Path, *, layers: int = 40) -> Path:
     config["quantization"] = {"group_size": 64, "bits": 4, "mode": "affine"}
     scheme = Quantization()
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, shape in expected_tensors(ModelConfig.from_hf(config)).items():
+    for name, shape in expected_tensors(config_from_hf(config)).items():
         if name.startswith(LANGUAGE) and len(shape) == 2:
             scales = scheme.scales_shape((shape[0], shape[1]))
             tensors[name] = ("U32", scheme.weight_shape((shape[0], shape[1])))

@@ -29,7 +29,7 @@ from magistral_mlx.api.composer import Composer
 from magistral_mlx.api.options import Options
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.bench.bandwidth import measure_bandwidth
-from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.bench.record import bytes_per_token
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.chat.messages import User
 from magistral_mlx.chat.tokenizer import Tokenizer

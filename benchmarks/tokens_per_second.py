@@ -41,8 +41,8 @@ from benchmarks.midsize import FOLDER, full_size, midsize
 from magistral_mlx.backend import DTYPES, backend
 from magistral_mlx.bench.bandwidth import measure_bandwidth
 from magistral_mlx.bench.compare import decode_rate, equal_start
-from magistral_mlx.bench.limit import bytes_per_token
 from magistral_mlx.bench.process import OURS
+from magistral_mlx.bench.record import bytes_per_token
 from magistral_mlx.bench.worker import launches
 from magistral_mlx.cache.scheme import FULL
 from magistral_mlx.checkpoint.folder import Checkpoint

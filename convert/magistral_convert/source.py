@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from magistral_convert.progress import Downloading, OnProgress
 from magistral_convert.remote_headers import read_remote_header
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout, weight_files
-from magistral_mlx.config import ModelConfig, read_json
+from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.hub import (
     RemoteFile,
@@ -176,7 +176,7 @@ def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSourc
     folder = snapshot_folder(model.ref.repo, model.commit)
     place = folder if keep else downloads
     files = {place / file.name: file for file in model.weights}
-    config = ModelConfig.from_folder(folder)
+    config = read_config(folder)
     stored = [
         tensor
         for path, file in files.items()

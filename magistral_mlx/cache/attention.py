@@ -16,10 +16,9 @@ Each of them keeps what it makes on the way within the workspace, however long t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from magistral_mlx.backend import backend, mx
+from magistral_mlx.cache.segments import Segment
 
 WORKSPACE = 256 << 20  # bytes, unless a plan says otherwise
 SCORE_COPIES = 2  # of a block: scores and their exponentials
@@ -27,50 +26,6 @@ DEQUANTIZED_COPIES = 4  # of a block: keys and values, each with one made on the
 FEW_QUERIES = 8
 QUERY_BLOCK = 512
 _FEWEST_KEYS = 16  # of a block
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A quantized (B, H_kv, S, D) array: the parts that `mx.quantize` gives along D."""
-
-    weight: mx.array
-    scales: mx.array
-    biases: mx.array
-    bits: int
-    group_size: int
-
-    @property
-    def parts(self) -> tuple[mx.array, mx.array, mx.array]:
-        return self.weight, self.scales, self.biases
-
-    def tokens(self, start: int, end: int) -> Packed:
-        """The tokens from `start` to `end`, as views."""
-        weight, scales, biases = (part[:, :, start:end] for part in self.parts)
-        return Packed(weight, scales, biases, self.bits, self.group_size)
-
-    def heads(self, start: int, end: int) -> Packed:
-        """The heads from `start` to `end`, as views."""
-        weight, scales, biases = (part[:, start:end] for part in self.parts)
-        return Packed(weight, scales, biases, self.bits, self.group_size)
-
-    def dequantize(self, dtype: mx.Dtype) -> mx.array:
-        """(B, H_kv, S, D)"""
-        plain = mx.dequantize(*self.parts, group_size=self.group_size, bits=self.bits)
-        return plain.astype(dtype)
-
-    def matmul(self, x: mx.array, *, transpose: bool) -> mx.array:
-        """x @ S.T over D (transpose) or x @ S over tokens, for x of (B, H_kv, rows, …)."""
-        return mx.quantized_matmul(
-            x, *self.parts, transpose=transpose, group_size=self.group_size, bits=self.bits
-        )
-
-
-class Segment(NamedTuple):
-    """Neighbouring tokens of a cache: keys and values, both plain or both packed."""
-
-    keys: mx.array | Packed
-    values: mx.array | Packed
-    length: int
 
 
 def attend(
@@ -126,7 +81,7 @@ def attend_dequantized(
 ) -> mx.array:
     """The fused kernel over plain copies of a few key-value heads at a time."""
     batch, heads, _, head_dim = q.shape
-    kv_heads = _kv_heads(segments)
+    kv_heads = segments[0].kv_heads
     group = heads // kv_heads
     total = sum(segment.length for segment in segments)
     step = min(kv_heads, workspace // (batch * dequantized_bytes(total, head_dim, q.itemsize)))
@@ -135,8 +90,8 @@ def attend_dequantized(
     parts = []
     for start in range(0, kv_heads, step):
         end = min(start + step, kv_heads)
-        k = mx.concatenate([_plain(s.keys, start, end, q.dtype) for s in segments], axis=2)
-        v = mx.concatenate([_plain(s.values, start, end, q.dtype) for s in segments], axis=2)
+        k = mx.concatenate([s.heads(start, end).plain_keys(q.dtype) for s in segments], axis=2)
+        v = mx.concatenate([s.heads(start, end).plain_values(q.dtype) for s in segments], axis=2)
         part = q[:, start * group : end * group]
         parts.append(_fused(part, Segment(k, v, total), scale, causal))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
@@ -147,7 +102,7 @@ def attend_packed(
 ) -> mx.array:
     """Products with the arrays as they are stored, for a few key-value heads at a time."""
     batch, heads, length, _ = q.shape
-    kv_heads = _kv_heads(segments)
+    kv_heads = segments[0].kv_heads
     group = heads // kv_heads
     total = sum(segment.length for segment in segments)
     bytes_a_head = batch * group * length * total * score_bytes(q.itemsize)
@@ -159,7 +114,7 @@ def attend_packed(
     parts = []
     for start in range(0, kv_heads, step):
         end = min(start + step, kv_heads)
-        some = [_heads(segment, start, end) for segment in segments]
+        some = [segment.heads(start, end) for segment in segments]
         parts.append(_attend_stored(q[:, start * group : end * group], some, scale, causal))
     return mx.concatenate(parts, axis=1)
 
@@ -169,16 +124,16 @@ def _attend_stored(
 ) -> mx.array:
     """All heads at once. The heads of a group are rows of one product."""
     batch, heads, length, head_dim = q.shape
-    kv_heads = _kv_heads(segments)
+    kv_heads = segments[0].kv_heads
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
-    scores = [_scores(rows, segment.keys) for segment in segments]  # (B, H_kv, rows, S)
+    scores = [segment.scores(rows) for segment in segments]  # (B, H_kv, rows, S)
     if causal:
         scores[-1] = _hide_later(scores[-1], length, segments[-1].length, 0)
     weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
     start, parts = 0, []
     for segment in segments:
         seen = weights[..., start : start + segment.length]
-        parts.append(_weigh(seen, segment.values))
+        parts.append(segment.weighted(seen))
         start += segment.length
     y = parts[0]
     for part in parts[1:]:
@@ -213,10 +168,10 @@ def _attend_query_block(
     workspace: int,
 ) -> mx.array:
     batch, heads, length, head_dim = q.shape
-    kv_heads = _kv_heads(segments)
+    kv_heads = segments[0].kv_heads
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
     bytes_a_key = rows.size // head_dim * score_bytes(q.itemsize)
-    if any(isinstance(segment.keys, Packed) for segment in segments):
+    if any(segment.packed for segment in segments):
         bytes_a_key += batch * kv_heads * head_dim * 4 * DEQUANTIZED_COPIES
     block = max(_FEWEST_KEYS, workspace // bytes_a_key)
     peak: mx.array | None = None  # the largest score so far: (B, H_kv, rows, 1)
@@ -255,11 +210,8 @@ def _key_blocks(
             if end <= start:
                 return
             ahead -= end - start
-            yield (
-                _plain_tokens(segment.keys, start, end, dtype),
-                _plain_tokens(segment.values, start, end, dtype),
-                ahead,
-            )
+            block_of = segment.tokens(start, end)
+            yield block_of.plain_keys(dtype), block_of.plain_values(dtype), ahead
 
 
 def _hide_later(scores: mx.array, length: int, keys: int, ahead: int) -> mx.array:
@@ -283,41 +235,3 @@ def score_bytes(float_bytes: int) -> int:
 def dequantized_bytes(tokens: int, head_dim: int, float_bytes: int) -> int:
     """Bytes of a head's keys and values as plain arrays, one of them being put together."""
     return 3 * tokens * head_dim * float_bytes
-
-
-def _heads(segment: Segment, start: int, end: int) -> Segment:
-    """The key-value heads from `start` to `end`, as views."""
-    keys, values = (
-        x.heads(start, end) if isinstance(x, Packed) else x[:, start:end]
-        for x in (segment.keys, segment.values)
-    )
-    return Segment(keys, values, segment.length)
-
-
-def _kv_heads(segments: Sequence[Segment]) -> int:
-    keys = segments[0].keys
-    return (keys.weight if isinstance(keys, Packed) else keys).shape[1]
-
-
-def _scores(rows: mx.array, keys: mx.array | Packed) -> mx.array:
-    if isinstance(keys, Packed):
-        return keys.matmul(rows, transpose=True)
-    return rows @ keys.swapaxes(-1, -2)
-
-
-def _weigh(weights: mx.array, values: mx.array | Packed) -> mx.array:
-    if isinstance(values, Packed):
-        return values.matmul(weights, transpose=False)
-    return weights @ values
-
-
-def _plain(x: mx.array | Packed, start: int, end: int, dtype: mx.Dtype) -> mx.array:
-    """The heads from `start` to `end` as a plain array."""
-    return x.heads(start, end).dequantize(dtype) if isinstance(x, Packed) else x[:, start:end]
-
-
-def _plain_tokens(x: mx.array | Packed, start: int, end: int, dtype: mx.Dtype) -> mx.array:
-    """The tokens from `start` to `end` as a plain array."""
-    if isinstance(x, Packed):
-        return x.tokens(start, end).dequantize(dtype)
-    return x[:, :, start:end]

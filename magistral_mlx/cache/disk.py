@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 
-import numpy as np
-
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.block_hashes import BLOCK, BlockHashes, TokenKeys, digest, tail_length
-from magistral_mlx.cache.blockfile import BlockFile, DamagedFile, HostArray
+from magistral_mlx.cache.blockfile import BlockFile, HostArray
+from magistral_mlx.cache.diskparts import (
+    FilePart,
+    UnusableFile,
+    join_parts,
+    part_arrays,
+    read_layer,
+    unusable_if_damaged,
+)
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.cache.writer import Writer
 
 _FORMAT = 2
-_ROWS = ("keys", "values", "packed_")  # how the names of arrays begin that have a row a token
 _THREADS = 4  # that read
 
 
@@ -44,17 +48,6 @@ class PrefixMatch:
     @property
     def files(self) -> list[Path]:
         return [*self.blocks, *([self.end] if self.end else [])]
-
-
-@dataclass(frozen=True)
-class _FilePart:
-    """A file that is to be written: rows of all layers, and with an end what else there is."""
-
-    path: Path
-    length: int  # of the cache that it is a part of
-    start: int
-    stop: int
-    is_end: bool = False
 
 
 @dataclass
@@ -129,7 +122,7 @@ class DiskPrefixCache:
         while (found := self.find(keys)).length > least:
             try:
                 self._read(found, caches)
-            except _UnusableFile as refused:
+            except UnusableFile as refused:
                 if not self._remove(refused):
                     return 0
                 for cache in caches:
@@ -140,19 +133,19 @@ class DiskPrefixCache:
         return 0
 
     def _read(self, found: PrefixMatch, caches: Sequence[KVCache]) -> None:
-        """Raises _UnusableFile for a file that cannot be used."""
+        """Raises UnusableFile for a file that cannot be used."""
         with ThreadPoolExecutor(_THREADS) as pool:
             files = list(pool.map(self._open, found.files))
             for n, cache in enumerate(caches):
-                parts = list(pool.map(_layer, files, repeat(n)))
-                cache.restore(_joined(parts), found.length)
+                parts = list(pool.map(read_layer, files, repeat(n)))
+                cache.restore(join_parts(parts), found.length)
                 mx.eval(cache.state)  # layer by layer, or all would be in memory twice
 
     def _open(self, path: Path) -> BlockFile:
-        with _refusing(path):
+        with unusable_if_damaged(path):
             return BlockFile(path, self._owner)
 
-    def _remove(self, refused: _UnusableFile) -> bool:
+    def _remove(self, refused: UnusableFile) -> bool:
         """Remove a file that is damaged -> whether it makes sense to look again."""
         path, why = refused.path, refused.why
         if isinstance(why, FileNotFoundError):
@@ -173,9 +166,9 @@ class DiskPrefixCache:
         """What `keep_features` kept under that name."""
         path = self._folder / f"image-{name}"
         try:
-            with _refusing(path):
+            with unusable_if_damaged(path):
                 (features,) = BlockFile(path, self._owner).read(["features"])
-        except _UnusableFile as refused:
+        except UnusableFile as refused:
             self._remove(refused)
             return None
         self._writer.used([path])
@@ -211,7 +204,7 @@ class DiskPrefixCache:
         pieces = list(self._pieces(keys, caches[0]))
         for piece in pieces:
             if self._wanted(piece.path):
-                self._writer.put(piece.path, _arrays(piece, caches))
+                self._writer.put(piece.path, part_arrays(piece, caches))
                 return True
         self._writer.used([piece.path for piece in pieces])
         return False
@@ -227,17 +220,17 @@ class DiskPrefixCache:
     def _wanted(self, path: Path) -> bool:
         return not (self._writer.failed or self._writer.waits(path) or path.exists())
 
-    def _pieces(self, keys: TokenKeys, cache: KVCache) -> Iterator[_FilePart]:
+    def _pieces(self, keys: TokenKeys, cache: KVCache) -> Iterator[FilePart]:
         """All files that hold what a cache has of these tokens, in the order of their tokens."""
         rows = self._hashes.rows(len(keys))
         for n, name in enumerate(self._hashes.blocks(keys)):
             if (n + 1) * BLOCK <= rows:
-                yield _FilePart(self._folder / name, len(keys), n * BLOCK, (n + 1) * BLOCK)
+                yield FilePart(self._folder / name, len(keys), n * BLOCK, (n + 1) * BLOCK)
         for length in cache.resumable:
             if length <= len(keys):
                 rows = self._hashes.rows(length)
                 path = self._folder / self._hashes.tail(keys[:length])
-                yield _FilePart(path, length, rows // BLOCK * BLOCK, rows, is_end=True)
+                yield FilePart(path, length, rows // BLOCK * BLOCK, rows, is_end=True)
 
     def _names(self) -> list[str]:
         try:
@@ -245,60 +238,3 @@ class DiskPrefixCache:
                 return [entry.name for entry in entries]
         except OSError:
             return []
-
-
-class _UnusableFile(Exception):
-    """A file that cannot be used, and why not."""
-
-    def __init__(self, path: Path, why: DamagedFile | OSError) -> None:
-        super().__init__(path, why)
-        self.path, self.why = path, why
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (DamagedFile, OSError) as error:
-        raise _UnusableFile(path, error) from error
-
-
-def _layer(file: BlockFile, layer: int) -> dict[str, HostArray]:
-    """The arrays of one layer."""
-    prefix = f"{layer}."
-    names = [name for name in file.names if name.startswith(prefix)]
-    with _refusing(file.path):
-        arrays = file.read(names)
-    return {name.removeprefix(prefix): x for name, x in zip(names, arrays, strict=True)}
-
-
-def _joined(parts: Sequence[Mapping[str, HostArray]]) -> dict[str, mx.array]:
-    """What a cache saved, from its parts in the order of their tokens."""
-    joined = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        found = [part[name] for part in parts if name in part]
-        data = np.concatenate([x.data for x in found], axis=2) if len(found) > 1 else found[0].data
-        joined[name] = HostArray(found[0].dtype, data).to_device()
-    return joined
-
-
-def _arrays(piece: _FilePart, caches: Sequence[KVCache]) -> dict[str, HostArray]:
-    """What a file holds, layer by layer, so that MLX never holds a copy of more than one."""
-    return {
-        f"{n}.{name}": HostArray.of(x)
-        for n, cache in enumerate(caches)
-        for name, x in _parts(piece, cache).items()
-    }
-
-
-def _parts(piece: _FilePart, cache: KVCache) -> dict[str, mx.array]:
-    parts = {}
-    for name, x in cache.save(piece.length).items():
-        if name.startswith(_ROWS):
-            x = x[:, :, piece.start : piece.stop]
-        elif not piece.is_end or name.startswith("snapshot_"):  # those have ends of their own
-            continue
-        if x.size:
-            parts[name] = x
-    mx.eval(parts)
-    return parts

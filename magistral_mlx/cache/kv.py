@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.attention import WORKSPACE, Segment, attend
+from magistral_mlx.cache.attention import WORKSPACE, attend
 from magistral_mlx.cache.buffer import Buffer
 from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.cache.segments import Segment
 
 
 class LayerCache(Protocol):

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.attention import WORKSPACE, Packed, Segment, attend
+from magistral_mlx.cache.attention import WORKSPACE, attend
 from magistral_mlx.cache.buffer import Buffer
 from magistral_mlx.cache.scheme import SLACK, KVScheme
+from magistral_mlx.cache.segments import Packed, Segment
 from magistral_mlx.cache.snapshots import Snapshot, Snapshots
 
 PIECE = 64  # new tokens that go through the window at once, at most

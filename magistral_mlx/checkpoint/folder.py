@@ -12,7 +12,8 @@ from typing import Literal
 
 from magistral_mlx.checkpoint.header import FLOATS, StoredTensor, read_header
 from magistral_mlx.checkpoint.names import LANGUAGE, canonical, expected_tensors
-from magistral_mlx.config import ModelConfig, read_json
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization, infer
 
@@ -43,7 +44,7 @@ class Checkpoint:
                 that the model does not have.
             UnsupportedModel: another architecture.
         """
-        config = ModelConfig.from_folder(folder)
+        config = read_config(folder)
         layout, files = weight_files(folder)
         stored = (tensor for file in files for tensor in read_header(file).values())
         return cls.of_tensors(folder, config, layout, stored)

@@ -208,8 +208,8 @@ def _facts(
 ) -> dict[str, Any]:
     """Everything that is known afterwards, as JSON types; sizes in bytes."""
     from magistral_mlx.backend import DTYPES
-    from magistral_mlx.bench.limit import bytes_read_by
     from magistral_mlx.bench.record import (
+        bytes_read_by,
         describe_machine,
         describe_speeds,
         line_to_paste,

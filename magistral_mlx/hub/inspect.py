@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.config import ModelConfig, read_json
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import UnsupportedModel
 
 TEKKEN_VOCABULARY = 131_072
@@ -20,7 +21,7 @@ def check_runs(folder: Path) -> ModelConfig:
         UnsupportedModel: another architecture, weights in another library's packed format, or a
             tokenizer other than Tekken.
     """
-    config = ModelConfig.from_folder(folder)
+    config = read_config(folder)
     path = folder / "config.json"
     raw = read_json(path) if path.is_file() else {}
     if (method := _foreign_format(raw)) is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.config import read_json
+from magistral_mlx.config_files import read_json
 from magistral_mlx.errors import (
     CheckpointError,
     HubError,

@@ -7,7 +7,8 @@ that grows with the largest image instead of with the square of all of them toge
 from __future__ import annotations
 
 from magistral_mlx.backend import mx, nn
-from magistral_mlx.cache.attention import Segment, attend
+from magistral_mlx.cache.attention import attend
+from magistral_mlx.cache.segments import Segment
 from magistral_mlx.config import VisionConfig
 from magistral_mlx.model.linear import Linear
 from magistral_mlx.model.rope import image_angles, rotate

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from magistral_convert import convert
-from magistral_mlx.bench.limit import bytes_per_token
+from magistral_mlx.bench.record import bytes_per_token
 from magistral_mlx.cache.scheme import FULL
 from magistral_mlx.checkpoint.folder import Checkpoint
 from tests.checkpoints import write_hf_checkpoint

@@ -24,7 +24,8 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.config import ModelConfig, QueryScaling, Yarn
+from magistral_mlx.config import QueryScaling, Yarn
+from magistral_mlx.config_files import config_from_hf
 from magistral_mlx.engine.prefill import encode_images
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
@@ -228,7 +229,7 @@ def test_older_files_spell_it_as_rope_scaling(model: MagistralModel) -> None:
     nested = dict(raw.pop("rope_parameters"))
     theta, kind = nested.pop("rope_theta"), nested.pop("rope_type")
     older = raw | {"rope_theta": theta, "rope_scaling": nested | {"type": kind}}
-    text = ModelConfig.from_hf(older).text
+    text = config_from_hf(older).text
     assert text == model.config.text
     assert text.yarn == Yarn(16.0, ORIGINAL, 32.0, 1.0, 1.0, 1.0)
     assert text.query_scaling == QueryScaling(0.1, ORIGINAL)

@@ -14,8 +14,8 @@ from magistral_mlx.bench.conditions import (
     mac_conditions,
     swapping,
 )
-from magistral_mlx.bench.limit import bytes_per_token, bytes_read_by
 from magistral_mlx.bench.process import OURS, Program, RuntimeProcess
+from magistral_mlx.bench.record import bytes_per_token, bytes_read_by
 from magistral_mlx.bench.rounds import MOST, Figure, ratios, repeat
 from magistral_mlx.bench.worker import launches, random_layer, random_tokens
 from magistral_mlx.cache.scheme import FULL, KVScheme

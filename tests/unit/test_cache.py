@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.attention import (
-    Packed,
-    Segment,
-    attend_blocks,
-    attend_dequantized,
-    attend_packed,
-)
+from magistral_mlx.cache.attention import attend_blocks, attend_dequantized, attend_packed
 from magistral_mlx.cache.kv import KVCache, make_cache
 from magistral_mlx.cache.scheme import FULL, SLACK, KVScheme
+from magistral_mlx.cache.segments import Packed, Segment
 from magistral_mlx.errors import InvalidOption
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64

@@ -13,7 +13,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.checkpoint.names import canonical, expected_tensors
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config_files import config_from_hf
 from magistral_mlx.errors import CheckpointError, UnsupportedModel
 from magistral_mlx.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization, infer
 from tests.checkpoints import (
@@ -209,7 +209,7 @@ def test_a_name_of_any_dialect_has_one_canonical_form(stored: str, name: str) ->
 
 
 def test_the_full_size_model_has_24_billion_parameters() -> None:
-    config = ModelConfig.from_hf(
+    config = config_from_hf(
         tiny_config()
         | {
             "text_config": {

@@ -5,7 +5,7 @@ import pytest
 from magistral_convert import ConvertOptions
 from magistral_convert.recipe import Recipe, is_sensitive_layer
 from magistral_mlx.checkpoint.names import expected_tensors
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config_files import config_from_hf
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.quantization import Quantization
 from tests.checkpoints import tiny_config
@@ -14,14 +14,14 @@ LOW, HIGH = Quantization(4, 64), Quantization(6, 64)
 
 
 def schemes(config: dict, **asked) -> dict[str, Quantization | None]:
-    model = ModelConfig.from_hf(config)
+    model = config_from_hf(config)
     recipe = Recipe.of(ConvertOptions(**asked), model)
     return {name: recipe.scheme(name, shape) for name, shape in expected_tensors(model).items()}
 
 
 def test_every_matrix_of_the_decoder_is_quantized_and_nothing_else():
     chosen = schemes(tiny_config())
-    model = ModelConfig.from_hf(tiny_config())
+    model = config_from_hf(tiny_config())
     for name, shape in expected_tensors(model).items():
         expected = name.startswith("language_model.") and len(shape) == 2
         assert chosen[name] == (LOW if expected else None), name

@@ -50,7 +50,7 @@ def test_progress_comes_before_tokens_chunk_by_chunk() -> None:
 @pytest.mark.parametrize("scheme", ["full", "4/4"])
 def test_each_chunk_may_have_a_size_of_its_own(scheme: str) -> None:
     prompt = [1100 + n % 60 for n in range(340)]
-    kind: dict[str, Any] = {"scheme": KVScheme.parse(scheme), "marks": 4, "limit": 20}
+    kind: dict[str, Any] = {"scheme": KVScheme.parse(scheme), "snapshots": 4, "limit": 20}
     generation = start(tiny_model(), prompt, chunk=100, **kind)
     done = [generation.fill(most).done for most in (7, 60, None, 30, 500)]
     assert done == [0, 60, 84, 114, 214]  # 84: a mark stands 256 tokens before the end

@@ -67,7 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "8/8": {"scheme": KVScheme.parse("8/8"), "sampling": WARM},
     "an early 8/4": {"scheme": SHORT, "sampling": WARM},
     "an early 8/4, greedy": {"scheme": SHORT},
-    "marks, and a prompt in pieces": {"scheme": SHORT, "marks": 3, "chunk": 16, "sampling": WARM},
+    "snapshots, prompt in pieces": {"scheme": SHORT, "snapshots": 3, "chunk": 16, "sampling": WARM},
     "no window": {"scheme": KVScheme.parse("8/8").without_window()},
     "penalties": {
         "sampling": replace(WARM, repetition_penalty=1.2, frequency_penalty=0.3, logit_bias={7: 2})

@@ -7,6 +7,7 @@ Source: prompt lookup decoding (A. Saxena, 2023); the index is our own.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
 LONGEST = 32  # tokens; a longer match says no more
@@ -16,6 +17,11 @@ _COPY = 10  # tokens; where a longer match ends, text was copied and is being ch
 _NEARBY = 8  # tokens of the original in which the copy is likely to go on
 _SHORT = 4  # tokens; a longer match says more than being nearby does
 _RESUMED = 6  # what a match that resumes a copy is as good as, in tokens
+
+# Matches from so many tokens on, and how often the next token is right: where it begins from.
+_PRIORS = ((1, 0.2), (2, 0.35), (3, 0.45), (4, 0.55), (6, 0.65), (9, 0.75), (16, 0.85), (32, 0.92))
+_LENGTHS = tuple(length for length, _ in _PRIORS)
+_WEIGHT = 1 / 32  # of the newest token in the running mean
 
 
 class Suffixes:
@@ -122,3 +128,23 @@ class Suffixes:
             key = tuple(self.tokens[end - order :])
             earlier.append(last.get(key, 0))
             last[key] = end
+
+
+class Acceptance:
+    """Running means over one text."""
+
+    def __init__(self) -> None:
+        self._chances = [chance for _, chance in _PRIORS]
+
+    def chance(self, length: int) -> float:
+        """That the token after a match of `length` tokens is the expected one."""
+        return self._chances[bisect_right(_LENGTHS, length) - 1]
+
+    def chances(self, length: int, most: int) -> list[float]:
+        """Of the next token, of the one after it if that is right, and so on."""
+        return [self.chance(length + n) for n in range(most)]
+
+    def learn(self, length: int, right: bool) -> None:
+        """What came of the guess after a match of `length` tokens."""
+        bucket = bisect_right(_LENGTHS, length) - 1
+        self._chances[bucket] += _WEIGHT * (right - self._chances[bucket])

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from magistral_mlx.backend import backend
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine.sampler import Sampler
-from magistral_mlx.engine.speculate.acceptance import Acceptance
 from magistral_mlx.engine.speculate.costs import PLAIN, WORTH_IT, DraftChoice, PassCosts, choose
 from magistral_mlx.engine.speculate.drafter import Drafter
-from magistral_mlx.engine.speculate.ngram import Suffixes
+from magistral_mlx.engine.speculate.ngram import Acceptance, Suffixes
 
 _MANY = 64  # tokens; more of them go into the index without being compared with what it expected
 _DRAFT_CHANCE = 0.7  # that a draft model's guess is right, to begin with

@@ -1,0 +1,99 @@
+"""Segments of a cache: neighbouring tokens whose keys and values are all plain or all packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from magistral_mlx.backend import mx
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantized (B, H_kv, S, D) array: the parts that `mx.quantize` gives along D."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    bits: int
+    group_size: int
+
+    @property
+    def parts(self) -> tuple[mx.array, mx.array, mx.array]:
+        return self.weight, self.scales, self.biases
+
+    def tokens(self, start: int, end: int) -> Packed:
+        """The tokens from `start` to `end`, as views."""
+        weight, scales, biases = (part[:, :, start:end] for part in self.parts)
+        return Packed(weight, scales, biases, self.bits, self.group_size)
+
+    def heads(self, start: int, end: int) -> Packed:
+        """The heads from `start` to `end`, as views."""
+        weight, scales, biases = (part[:, start:end] for part in self.parts)
+        return Packed(weight, scales, biases, self.bits, self.group_size)
+
+    def dequantize(self, dtype: mx.Dtype) -> mx.array:
+        """(B, H_kv, S, D)"""
+        plain = mx.dequantize(*self.parts, group_size=self.group_size, bits=self.bits)
+        return plain.astype(dtype)
+
+    def matmul(self, x: mx.array, *, transpose: bool) -> mx.array:
+        """x @ S.T over D (transpose) or x @ S over tokens, for x of (B, H_kv, rows, …)."""
+        return mx.quantized_matmul(
+            x, *self.parts, transpose=transpose, group_size=self.group_size, bits=self.bits
+        )
+
+
+class Segment(NamedTuple):
+    """Neighbouring tokens of a cache: keys and values, both plain or both packed.
+
+    keys, values: (B, H_kv, length, D).
+    """
+
+    keys: mx.array | Packed
+    values: mx.array | Packed
+    length: int
+
+    @property
+    def packed(self) -> bool:
+        return isinstance(self.keys, Packed)
+
+    @property
+    def kv_heads(self) -> int:
+        return (self.keys.weight if isinstance(self.keys, Packed) else self.keys).shape[1]
+
+    def heads(self, start: int, end: int) -> Segment:
+        """The key-value heads from `start` to `end`, as views."""
+        keys, values = (
+            x.heads(start, end) if isinstance(x, Packed) else x[:, start:end]
+            for x in (self.keys, self.values)
+        )
+        return Segment(keys, values, self.length)
+
+    def tokens(self, start: int, end: int) -> Segment:
+        """The tokens from `start` to `end`, as views."""
+        keys, values = (
+            x.tokens(start, end) if isinstance(x, Packed) else x[:, :, start:end]
+            for x in (self.keys, self.values)
+        )
+        return Segment(keys, values, end - start)
+
+    def plain_keys(self, dtype: mx.Dtype) -> mx.array:
+        """Keys as a plain array, dequantized to `dtype` if they are packed."""
+        return self.keys.dequantize(dtype) if isinstance(self.keys, Packed) else self.keys
+
+    def plain_values(self, dtype: mx.Dtype) -> mx.array:
+        """Values as a plain array, dequantized to `dtype` if they are packed."""
+        return self.values.dequantize(dtype) if isinstance(self.values, Packed) else self.values
+
+    def scores(self, rows: mx.array) -> mx.array:
+        """rows @ keys.T: (B, H_kv, rows, D) -> (B, H_kv, rows, length)."""
+        if isinstance(self.keys, Packed):
+            return self.keys.matmul(rows, transpose=True)
+        return rows @ self.keys.swapaxes(-1, -2)
+
+    def weighted(self, weights: mx.array) -> mx.array:
+        """weights @ values: (B, H_kv, rows, length) -> (B, H_kv, rows, D)."""
+        if isinstance(self.values, Packed):
+            return self.values.matmul(weights, transpose=False)
+        return weights @ self.values

@@ -1,0 +1,276 @@
+"""Reading a model's configuration from `config.json` or `params.json`.
+
+Two formats are read: Hugging Face's `config.json` (nested, or flat for text-only models, with the
+rope settings flat or under `rope_parameters`) and Mistral's own `params.json`. Both become a
+`ModelConfig`, and nothing else in the project reads either file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.config import ModelConfig, QueryScaling, TextConfig, VisionConfig, Yarn
+from magistral_mlx.errors import CheckpointError, UnsupportedModel
+
+ARCHITECTURES = (
+    "mistral3 (Magistral Small, Mistral Small 3.1/3.2, Devstral, Ministral 3) and text-only "
+    "mistral and ministral3"
+)
+
+_DECODERS = ("mistral", "ministral3")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read the configuration of the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: no configuration there, or one that is damaged.
+        UnsupportedModel: a model of another architecture.
+    """
+    for name, parse in (("config.json", config_from_hf), ("params.json", config_from_mistral)):
+        path = folder / name
+        if path.is_file():
+            try:
+                return parse(read_json(path))
+            except (TypeError, AttributeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path} does not describe a model ({error}). Fetch the checkpoint again."
+                ) from None
+            except _Missing as error:
+                raise CheckpointError(
+                    f"{path} lacks a usable {error.key!r}; it does not describe a model "
+                    "that can run. Fetch the checkpoint again."
+                ) from None
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder. Name the folder of a checkpoint.")
+    raise CheckpointError(
+        f"{folder} is not a checkpoint: it has neither config.json nor params.json. "
+        "Name the folder that holds them beside the .safetensors files."
+    )
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """Read Hugging Face's spelling."""
+    model_type = raw.get("model_type")
+    if model_type == "mistral3":
+        text, vision = raw.get("text_config"), raw.get("vision_config")
+        if not isinstance(text, Mapping):
+            raise _Missing("text_config")
+        if text.get("model_type", "mistral") not in _DECODERS:
+            raise _unsupported(f"a mistral3 with a {text.get('model_type')!r} decoder")
+        tied = {"tie_word_embeddings": raw.get("tie_word_embeddings", False)}
+        text = tied | dict(text)
+    elif model_type in _DECODERS:
+        text, vision = raw, None
+    else:
+        raise _unsupported(f"of type {model_type!r}")
+    if raw.get("vision_feature_layer", -1) != -1:
+        raise _unsupported(f"with vision_feature_layer {raw['vision_feature_layer']} (not -1)")
+    return ModelConfig(
+        text=_text_from_hf(text),
+        vision=_vision_from_hf(vision) if vision else None,
+        image_token_id=int(raw.get("image_token_index", raw.get("image_token_id", 10))),
+        spatial_merge_size=int(raw.get("spatial_merge_size", 2)),
+        projector_bias=bool(raw.get("multimodal_projector_bias", False)),
+    )
+
+
+def config_from_mistral(raw: Mapping[str, Any]) -> ModelConfig:
+    """Read Mistral's own spelling (`params.json`)."""
+    for key in ("moe", "q_lora_rank", "sliding_window"):
+        if raw.get(key):
+            raise _unsupported(f"with {key!r} in params.json")
+    text = TextConfig(
+        hidden_size=_int(raw, "dim"),
+        intermediate_size=_int(raw, "hidden_dim"),
+        num_hidden_layers=_int(raw, "n_layers"),
+        num_attention_heads=_int(raw, "n_heads"),
+        num_key_value_heads=_int(raw, "n_kv_heads"),
+        head_dim=_int(raw, "head_dim"),
+        vocab_size=_int(raw, "vocab_size"),
+        max_position_embeddings=int(
+            raw.get("max_position_embeddings") or raw.get("max_seq_len") or 131072
+        ),
+        rms_norm_eps=_float(raw, "norm_eps"),
+        rope_theta=_float(raw, "rope_theta"),
+        tie_word_embeddings=bool(raw.get("tied_embeddings", False)),
+        yarn=_yarn_from_mistral(raw.get("yarn")),
+        query_scaling=_query_scaling_from_mistral(raw.get("llama_4_scaling")),
+    )
+    vision = raw.get("vision_encoder")
+    if not vision:
+        return ModelConfig(text=text, vision=None)
+    if vision.get("mm_projector_id") != "patch_merge":
+        raise _unsupported(f"with the projector {vision.get('mm_projector_id')!r}")
+    return ModelConfig(
+        text=text,
+        vision=VisionConfig(
+            hidden_size=_int(vision, "hidden_size"),
+            intermediate_size=_int(vision, "intermediate_size"),
+            num_hidden_layers=_int(vision, "num_hidden_layers"),
+            num_attention_heads=_int(vision, "num_attention_heads"),
+            head_dim=_int(vision, "hidden_size") // _int(vision, "num_attention_heads"),
+            image_size=int(vision.get("max_image_size") or _int(vision, "image_size")),
+            patch_size=_int(vision, "patch_size"),
+            num_channels=int(vision.get("num_channels", 3)),
+            rope_theta=_float(vision, "rope_theta"),
+        ),
+        image_token_id=int(vision.get("image_token_id", 10)),
+        spatial_merge_size=int(vision.get("spatial_merge_size", 2)),
+        projector_bias=bool(vision.get("adapter_bias", False)),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not JSON, or is no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}). Fetch the checkpoint again."
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object. Fetch the checkpoint again.")
+    return value
+
+
+class _Missing(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _unsupported(what: str) -> UnsupportedModel:
+    return UnsupportedModel(f"this checkpoint is {what}. This runtime runs {ARCHITECTURES}.")
+
+
+def _int(raw: Mapping[str, Any], key: str) -> int:
+    value = raw.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _Missing(key)
+    return value
+
+
+def _float(raw: Mapping[str, Any], key: str) -> float:
+    value = raw.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise _Missing(key)
+    return float(value)
+
+
+def _rope_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where newer files nest them, `rope_parameters`, or older ones what is not in the open."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _rope_theta(
+    raw: Mapping[str, Any], kinds: tuple[str, ...], default: float | None = None
+) -> float:
+    nested = _rope_settings(raw)
+    if _rope_kind(nested) not in kinds:
+        raise _unsupported(f"with {_rope_kind(nested)!r} rope scaling")
+    found = {"rope_theta": raw.get("rope_theta") or nested.get("rope_theta") or default}
+    return _float(found, "rope_theta")
+
+
+def _rope_kind(nested: Mapping[str, Any]) -> str:
+    return str(nested.get("rope_type", nested.get("type", "default")))
+
+
+def _yarn_from_hf(raw: Mapping[str, Any]) -> Yarn | None:
+    nested = _rope_settings(raw)
+    if _rope_kind(nested) != "yarn":
+        return None
+    original = _int(nested, "original_max_position_embeddings")
+    stretched = {"factor": nested.get("factor") or raw["max_position_embeddings"] / original}
+    return Yarn(
+        factor=_float(stretched, "factor"),
+        original_context=original,
+        beta_fast=float(nested.get("beta_fast") or 32),
+        beta_slow=float(nested.get("beta_slow") or 1),
+        mscale=nested.get("mscale"),
+        mscale_all_dim=nested.get("mscale_all_dim"),
+        attention_factor=nested.get("attention_factor"),
+        truncate=bool(nested.get("truncate", True)),
+    )
+
+
+def _query_scaling_from_hf(raw: Mapping[str, Any]) -> QueryScaling | None:
+    nested = _rope_settings(raw)
+    if not nested.get("llama_4_scaling_beta"):
+        return None
+    return QueryScaling(
+        _float(nested, "llama_4_scaling_beta"), _int(nested, "original_max_position_embeddings")
+    )
+
+
+def _yarn_from_mistral(raw: Mapping[str, Any] | None) -> Yarn | None:
+    """`alpha` and `beta` are the slow and the fast bound; only with `apply_scale` does the
+    temperature of attention change with the factor."""
+    if not raw:
+        return None
+    return Yarn(
+        factor=_float(raw, "factor"),
+        original_context=_int(raw, "original_max_position_embeddings"),
+        beta_fast=_float(raw, "beta"),
+        beta_slow=_float(raw, "alpha"),
+        mscale=1.0,
+        mscale_all_dim=0.0 if raw.get("apply_scale", True) else 1.0,
+    )
+
+
+def _query_scaling_from_mistral(raw: Mapping[str, Any] | None) -> QueryScaling | None:
+    if not raw:
+        return None
+    return QueryScaling(_float(raw, "beta"), _int(raw, "original_max_position_embeddings"))
+
+
+def _text_from_hf(raw: Mapping[str, Any]) -> TextConfig:
+    if raw.get("sliding_window"):
+        raise _unsupported("with sliding-window attention")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise _unsupported(f"with the activation {raw['hidden_act']!r}")
+    heads = _int(raw, "num_attention_heads")
+    return TextConfig(
+        hidden_size=_int(raw, "hidden_size"),
+        intermediate_size=_int(raw, "intermediate_size"),
+        num_hidden_layers=_int(raw, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
+        head_dim=int(raw.get("head_dim") or _int(raw, "hidden_size") // heads),
+        vocab_size=_int(raw, "vocab_size"),
+        max_position_embeddings=_int(raw, "max_position_embeddings"),
+        rms_norm_eps=_float(raw, "rms_norm_eps"),
+        rope_theta=_rope_theta(raw, ("default", "yarn")),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        yarn=_yarn_from_hf(raw),
+        query_scaling=_query_scaling_from_hf(raw),
+    )
+
+
+def _vision_from_hf(raw: Mapping[str, Any]) -> VisionConfig:
+    if raw.get("model_type", "pixtral") != "pixtral":
+        raise _unsupported(f"with a {raw['model_type']!r} vision tower")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise _unsupported(f"with the vision activation {raw['hidden_act']!r}")
+    heads = _int(raw, "num_attention_heads")
+    return VisionConfig(
+        hidden_size=_int(raw, "hidden_size"),
+        intermediate_size=_int(raw, "intermediate_size"),
+        num_hidden_layers=_int(raw, "num_hidden_layers"),
+        num_attention_heads=heads,
+        head_dim=int(raw.get("head_dim") or _int(raw, "hidden_size") // heads),
+        image_size=_int(raw, "image_size"),
+        patch_size=_int(raw, "patch_size"),
+        num_channels=int(raw.get("num_channels", 3)),
+        rope_theta=_rope_theta(raw, ("default", "axial"), default=10000.0),
+    )
