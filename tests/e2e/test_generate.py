@@ -73,7 +73,7 @@ def test_the_answer_alone_reaches_a_pipe() -> None:
     assert re.search(r"prompt \d+ tokens at .*/s · thinking \d+ \+ answer \d+ tokens", done.stderr)
 
 
-def test_a_image_is_described(tmp_path: Path) -> None:
+def test_an_image_is_described(tmp_path: Path) -> None:
     PIL.Image.new("RGB", (200, 120), "white").save(tmp_path / "ground.png")
     image = PIL.Image.open(tmp_path / "ground.png")
     image.paste((220, 30, 30), (60, 20, 140, 100))
@@ -254,7 +254,7 @@ def test_a_decompression_bomb(tmp_path: Path) -> None:
     assert "pixels" in message
 
 
-def test_a_image_for_a_model_that_cannot_see(tmp_path: Path, jpeg: Path) -> None:
+def test_an_image_for_a_model_that_cannot_see(tmp_path: Path, jpeg: Path) -> None:
     from tests.checkpoints import tiny_config
 
     folder = write_hf_checkpoint(tmp_path / "blind", config=tiny_config(vision=False))

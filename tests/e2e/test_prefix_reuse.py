@@ -65,7 +65,7 @@ def test_a_turn_reads_what_is_new_in_it_and_nothing_else(kv: str) -> None:
             assert chat_again.send(question).message == result.message
 
 
-def test_a_image_in_a_conversation_is_looked_at_once() -> None:
+def test_an_image_in_a_conversation_is_looked_at_once() -> None:
     image = PIL.Image.new("RGB", (112, 112), (200, 30, 30))
     with Magistral.load("demo") as magistral:
         chat = magistral.chat(temperature=0)

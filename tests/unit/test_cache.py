@@ -97,7 +97,7 @@ def test_blocks_and_plain_agree() -> None:
     np.testing.assert_allclose(blocks, plain, atol=1e-5)
 
 
-def test_a_image_in_blocks_agrees_with_plain_attention() -> None:
+def test_an_image_in_blocks_agrees_with_plain_attention() -> None:
     inputs = Inputs(700)
     q, k, v = (mx.array(x) for x in (inputs.q, inputs.k, inputs.v))
     plain = mx.fast.scaled_dot_product_attention(q, k, v, scale=SCALE)

@@ -54,7 +54,7 @@ def test_a_larger_image_is_scaled_down_to_the_cap_by_the_same_rule():
     assert max(width, height) == -(-side // 28) * 28
 
 
-def test_a_image_within_the_cap_stays_as_it_is():
+def test_an_image_within_the_cap_stays_as_it_is():
     image = noise(300, 100)
     free, capped = prompt_of(image, None), prompt_of(image, 48)
     assert tokens_of_image(free) == 48

@@ -143,14 +143,14 @@ def test_exif_orientation_is_applied(format: str, orientation: int):
     assert corners(opened) == TURNED[orientation]
 
 
-def test_a_image_opened_twice_is_turned_once():
+def test_an_image_opened_twice_is_turned_once():
     exif = PIL.Image.Exif()
     exif[ORIENTATION] = 6
     once = open_image(encoded(quadrants(), "PNG", exif=exif))
     assert corners(open_image(once)) == corners(once) == TURNED[6]
 
 
-def test_broken_exif_is_no_reason_to_refuse_a_image():
+def test_broken_exif_is_no_reason_to_refuse_an_image():
     data = encoded(quadrants(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xffgarbage")
     assert corners(open_image(data)) == TURNED[1]
 
@@ -333,7 +333,7 @@ def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.M
     assert f"No permission to read {path}" in refusal(path)
 
 
-def test_what_is_not_a_image_is_named(tmp_path: Path):
+def test_what_is_not_an_image_is_named(tmp_path: Path):
     cases = {
         b"%PDF-1.7 ...": "it is a PDF",
         b"\n<!DOCTYPE html><html>404": "it is a web page",
@@ -353,7 +353,7 @@ def test_what_is_not_a_image_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("data", [b"hello, this is only text\n", b"\x00" * 100, b"x", b" "])
-def test_junk_is_not_a_image(data: bytes):
+def test_junk_is_not_an_image(data: bytes):
     assert "is not an image that can be opened. Expected" in refusal(data)
 
 
@@ -424,5 +424,5 @@ def test_exactly_the_limit_opens_and_one_more_does_not(monkeypatch: pytest.Monke
     assert "too large (64×65)" in refusal(PIL.Image.new("RGB", (64, 65)))
 
 
-def test_a_image_without_pixels_is_refused():
+def test_an_image_without_pixels_is_refused():
     assert "has no pixels (0×5)" in refusal(PIL.Image.new("RGB", (0, 5)))

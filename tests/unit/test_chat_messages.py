@@ -51,7 +51,7 @@ def test_the_template_of_magistral():
     )
 
 
-def test_a_image_has_a_token_for_each_merged_patch():
+def test_an_image_has_a_token_for_each_merged_patch():
     tokenizer = small_tokenizer()
     image = Image(PIL.Image.new("RGB", (56, 28)))
     prompt = encode([User((image, "a", image, "b"))], tokenizer)
@@ -59,7 +59,7 @@ def test_a_image_has_a_token_for_each_merged_patch():
     assert [p.shape for p in prompt.images] == [(3, 28, 56)] * 2
 
 
-def test_a_image_that_is_only_written_of_has_no_tokens():
+def test_an_image_that_is_only_written_of_has_no_tokens():
     tokenizer = small_tokenizer()
     prompt = encode([User("[IMG]")], tokenizer)
     assert prompt.images == ()
@@ -153,18 +153,18 @@ def test_something_that_is_no_message_is_refused(wrong):
     assert "must be System, User, Assistant or ToolResult" in refusal([wrong, User("a")])
 
 
-def test_an_image_that_is_not_a_image_says_how_to_make_one():
+def test_an_image_that_is_not_an_image_says_how_to_make_one():
     assert "Image.open" in refusal([User((PIL.Image.new("RGB", (9, 9)), "a"))])  # type: ignore[arg-type]
     assert "text and Thought" in refusal([System(("a", 7)), User("b")])  # type: ignore[arg-type]
 
 
-def test_a_image_for_a_text_model_is_refused():
+def test_an_image_for_a_text_model_is_refused():
     tokenizer = Tokenizer.load(tekken_folder(images=False))
     with pytest.raises(ImageError, match="reads text only"):
         encode([User((Image(PIL.Image.new("RGB", (9, 9))), "a"))], tokenizer)
 
 
-def test_a_image_in_another_mode_must_be_opened_first():
+def test_an_image_in_another_mode_must_be_opened_first():
     with pytest.raises(ImageError, match=r"mode CMYK .*Image\.open"):
         Image(PIL.Image.new("CMYK", (9, 9)))
     assert Image.open(PIL.Image.new("CMYK", (9, 9))).image.mode == "RGB"

@@ -133,7 +133,7 @@ def test_two_runs_at_once_share_the_folder(runs: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["full", "4/4"])
-def test_features_of_a_image_outlive_a_run(
+def test_features_of_an_image_outlive_a_run(
     runs: Any, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = seeing_model()

@@ -154,7 +154,7 @@ def test_an_unquantized_model_is_advised_to_be_converted_where_that_is_enough() 
     assert "fit: its 4-bit conversion" not in str(error.value)
 
 
-def test_the_cache_is_shown_also_where_a_image_needs_most() -> None:
+def test_the_cache_is_shown_also_where_an_image_needs_most() -> None:
     """On the CPU a large image takes more than the caches of a short context."""
     cpu = BackendProfile(4, 32 << 20, 5, fused_attention=False, workspace=256 << 20, chunk=512)
     small = make_plan(MAGISTRAL, named_machine("64GB"), cpu, PlanRequest(context=1024, images=1))

@@ -217,7 +217,7 @@ def test_images_are_told_by_their_content(scheme: str) -> None:
     assert ask(red, prefixes)[0] == first
 
 
-def test_the_tower_is_not_asked_about_a_image_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tower_is_not_asked_about_an_image_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prefixes = seeing_model(), prefixes_of(seeing_model())
     looked = []
     see = type(model).encode_image

@@ -77,7 +77,7 @@ def test_why_it_stopped_is_told(client: anthropic.Anthropic):
     assert stopped.content[-1].text == "1"
 
 
-def test_a_image_is_seen(client: anthropic.Anthropic):
+def test_an_image_is_seen(client: anthropic.Anthropic):
     case = make_case("one_image", 1_000_000_000)
     data = io.BytesIO()
     case.images[0].save(data, "PNG")
@@ -91,7 +91,7 @@ def test_a_image_is_seen(client: anthropic.Anthropic):
     assert message.content[-1].text == case.answer
 
 
-def test_a_image_that_a_tool_returned_is_seen(client: anthropic.Anthropic):
+def test_an_image_that_a_tool_returned_is_seen(client: anthropic.Anthropic):
     case = make_case("one_image", 1_000_000_000)
     data = io.BytesIO()
     case.images[0].save(data, "PNG")
@@ -112,7 +112,7 @@ def test_a_image_that_a_tool_returned_is_seen(client: anthropic.Anthropic):
     result["content"] = "(see the image)"
     without = client.messages.count_tokens(model="demo", messages=turns)  # type: ignore[arg-type]
     assert with_image.input_tokens > without.input_tokens + 4
-    assert ask(client, turns).content
+    assert ask(client, turns).stop_reason == "end_turn"
 
 
 def test_earlier_turns_and_the_system_prompt_come_along(client: anthropic.Anthropic):

@@ -52,7 +52,7 @@ def test_a_chat_streams_its_thinking_its_answer_and_its_usage(server: Server):
     assert found[-1]["usage"]["total_tokens"] > 40
 
 
-def test_a_image_after_the_text_is_seen(server: Server):
+def test_an_image_after_the_text_is_seen(server: Server):
     assert written(chunks(send(server, "image")), "content") == "A red circle."
 
 

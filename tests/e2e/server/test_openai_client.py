@@ -164,7 +164,7 @@ def test_an_open_turn_of_the_model_is_continued(client: openai.OpenAI):
 # Images and structure
 
 
-def test_a_image_is_seen(client: openai.OpenAI):
+def test_an_image_is_seen(client: openai.OpenAI):
     case = make_case("one_image", 1_000_000_000)
     data = io.BytesIO()
     case.images[0].save(data, "PNG")

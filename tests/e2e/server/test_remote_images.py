@@ -168,7 +168,7 @@ def test_a_name_with_a_private_address_among_public_ones_is_refused(
     assert web.asked == []
 
 
-def test_a_image_that_is_too_large_is_cut_off(web: Web, monkeypatch: pytest.MonkeyPatch):
+def test_an_image_that_is_too_large_is_cut_off(web: Web, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remote_images, "_MOST_BYTES", 1 << 20)
     web.pages["/large"] = (200, {}, bytes(2 << 20))
     with pytest.raises(ImageError, match="more than 1 MiB"):
@@ -254,7 +254,7 @@ def test_public_addresses_do(address: str):
     assert is_public(address)
 
 
-def test_the_model_sees_a_image_from_the_web(web: Web):
+def test_the_model_sees_an_image_from_the_web(web: Web):
     web.pages["/red.png"] = (200, {}, image())
     settings = Settings(models=("demo",), allow_remote_images=True)
     content = [

@@ -75,7 +75,7 @@ def test_a_list_names_the_entry_that_is_no_message():
 
 
 @pytest.mark.parametrize("kind", ["path", "text path", "bytes", "PIL", "data URL", "Image"])
-def test_a_image_may_come_in_many_ways(kind: str, tmp_path: Path):
+def test_an_image_may_come_in_many_ways(kind: str, tmp_path: Path):
     file = tmp_path / "red.png"
     file.write_bytes(png())
     source = {
@@ -240,7 +240,7 @@ def test_a_malformed_dict_names_message_and_field(entry: dict[str, Any], message
         to_messages([{"role": "user", "content": "Hi"}, entry])
 
 
-def test_a_image_that_cannot_be_opened_names_its_place():
+def test_an_image_that_cannot_be_opened_names_its_place():
     chunk = {"type": "image_url", "image_url": {"url": "/no/such.png"}}
     with pytest.raises(ImageError, match=r"messages\[0\]\.content\[0\].*no image /no/such"):
         to_messages([{"role": "user", "content": [chunk]}])

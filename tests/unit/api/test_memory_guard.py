@@ -67,7 +67,7 @@ def test_a_memory_limit_holds_beside_another_model(folder: Path) -> None:
         assert PROCESS.allowed(first.plan) == 128 * MIB + second.plan.total
 
 
-def test_a_image_that_memory_was_not_planned_for_is_refused(folder: Path) -> None:
+def test_an_image_that_memory_was_not_planned_for_is_refused(folder: Path) -> None:
     """With a large one the tower needs more than 64 MB; a small one and text go on."""
     large, small = PIL.Image.new("RGB", (1540, 1540)), PIL.Image.new("RGB", (56, 56))
     with Magistral.load(folder, images=0, memory_limit=64 * 10**6) as magistral:
