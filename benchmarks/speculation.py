@@ -194,7 +194,7 @@ def settings(job: Any, tokenizer: Tokenizer) -> Iterator[tuple[str, Request]]:
                     Request(
                         tokens=job.prompt.tokens,
                         images=(),
-                        sampling=Sampling(temperature, seed=7),
+                        sampling=Sampling(temperature, 0.95, seed=7),
                         limit=120,
                         scheme=kv,
                         stop_tokens=job.stop_tokens,

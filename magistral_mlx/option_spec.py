@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field, fields, replace
 from typing import Any, NoReturn, TypeVar
 
@@ -23,8 +23,15 @@ class Kind:
 
     metavar = "TEXT"
 
-    def check(self, name: str, value: Any) -> None:
-        """Raises InvalidOption for a value that the option `name` does not take."""
+    def validate(self, name: str, value: Any) -> Any:
+        """Return the value in its normal form.
+
+        Raises:
+            InvalidOption: a value that the option `name` does not take.
+        """
+        if not isinstance(value, str):
+            self._refuse(name, value)
+        return value
 
     @property
     def words(self) -> str:
@@ -52,7 +59,7 @@ class Number(Kind):
         self.least, self.most, self.above = least, most, above
         self.meanings = dict(meanings or {})
 
-    def check(self, name: str, value: Any) -> None:
+    def validate(self, name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._refuse(name, value, self.noun)
         fits = (
@@ -63,6 +70,7 @@ class Number(Kind):
         )
         if not fits:
             self._refuse(name, value)
+        return value
 
     @property
     def words(self) -> str:
@@ -91,10 +99,10 @@ class Integer(Number):
     metavar = "N"
     noun = "a whole number"
 
-    def check(self, name: str, value: Any) -> None:
+    def validate(self, name: str, value: Any) -> Any:
         if type(value) is not int:
             self._refuse(name, value, self.noun)
-        super().check(name, value)
+        return super().validate(name, value)
 
 
 class Size(Integer):
@@ -114,9 +122,10 @@ class Choice(Kind):
         self.values = values
         self.metavar = "|".join(values)
 
-    def check(self, name: str, value: Any) -> None:
+    def validate(self, name: str, value: Any) -> Any:
         if value not in self.values:
             self._refuse(name, value)
+        return value
 
     @property
     def words(self) -> str:
@@ -130,9 +139,10 @@ class Flag(Kind):
 
     metavar = ""
 
-    def check(self, name: str, value: Any) -> None:
+    def validate(self, name: str, value: Any) -> Any:
         if not isinstance(value, bool):
             self._refuse(name, value)
+        return value
 
     @property
     def words(self) -> str:
@@ -145,19 +155,39 @@ class Name(Kind):
     def __init__(self, metavar: str) -> None:
         self.metavar = metavar
 
-    def check(self, name: str, value: Any) -> None:
+    def validate(self, name: str, value: Any) -> Any:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
             self._refuse(name, value)
+        return value
 
     @property
     def words(self) -> str:
         return "a name, not empty"
 
 
+class Texts(Kind):
+    """A list of texts, none of them empty. single: whether one text stands for a list of one."""
+
+    def __init__(self, least: int = 0, *, single: bool = False) -> None:
+        self.least, self.single = least, single
+
+    def validate(self, name: str, value: Any) -> Any:
+        if self.single and isinstance(value, str):
+            value = (value,)
+        texts = several(name, value)
+        if len(texts) < self.least or not all(isinstance(t, str) and t for t in texts):
+            self._refuse(name, value)
+        return texts
+
+    @property
+    def words(self) -> str:
+        return f"a list of {'one text or more' if self.least else 'texts'}, none of them empty"
+
+
 class Spec:
     """What is declared of an option besides its name, type and default.
 
-    unset: what happens without a value, where the default is None. section: its heading in lists.
+    unset: what None stands for. section: its heading in lists.
     """
 
     def __init__(self, kind: Kind, help: str, unset: str, section: str) -> None:
@@ -165,31 +195,54 @@ class Spec:
 
 
 def option(default: Any, kind: Kind, help: str, *, unset: str = "", section: str = "") -> Any:
-    """A dataclass field that declares an option; an option whose default is None takes None.
+    """A dataclass field that declares an option.
 
     Args:
         help: a noun or verb phrase that ends in a full stop.
-        unset: what None stands for, as in "what fits".
+        unset: what None stands for, as in "what fits". An option takes None where this is given,
+            or where its default is None.
         section: the heading that it stands under in `--help` and in the reference.
     """
     return field(default=default, metadata={"option": Spec(kind, help, unset, section)})
 
 
-def spec_of(declared: Field[Any]) -> Spec:
-    """The declaration that `option` put into a dataclass field."""
-    return declared.metadata["option"]
+def spec_of(declared: Field[Any]) -> Spec | None:
+    """The declaration that `option` put into a dataclass field; None for another field."""
+    return declared.metadata.get("option")
 
 
-def check_options(options: Any) -> None:
-    """Check each option of a dataclass.
+def declarations(cls: type[Any]) -> dict[str, Field[Any]]:
+    """The options that a dataclass declares, by name, in order."""
+    return {field.name: field for field in fields(cls) if spec_of(field)}
+
+
+def validate_options(options: Any, prefix: str = "") -> None:
+    """Check each option of a frozen dataclass, and bring its value into its normal form.
+
+    Args:
+        prefix: of the options' names in errors.
 
     Raises:
         InvalidOption: a value that its option does not take.
     """
     for declared in fields(options):
-        value = getattr(options, declared.name)
-        if value is not None or declared.default is not None:
-            spec_of(declared).kind.check(declared.name, value)
+        value, spec = getattr(options, declared.name), spec_of(declared)
+        if spec is None or (value is None and (declared.default is None or spec.unset)):
+            continue
+        normal = spec.kind.validate(f"{prefix}{declared.name}", value)
+        if normal is not value:
+            object.__setattr__(options, declared.name, normal)
+
+
+def several(name: str, values: object) -> tuple[Any, ...]:
+    """Return the values of a list option as a tuple.
+
+    Raises:
+        InvalidOption: a single value, or a text.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidOption(f"{name} is {values!r}; it must be a list.")
+    return tuple(values)
 
 
 def with_changes(

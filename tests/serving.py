@@ -22,7 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from magistral_mlx.api import Magistral
+from magistral_mlx import Magistral
 from magistral_mlx.server.app import create_app
 from magistral_mlx.server.serving import Serving
 from magistral_mlx.server.settings import Settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,12 +268,8 @@ class Composer:
         )
 
     def _dry(self, options: Options) -> Dry | None:
-        """The usual settings stop at the usual breakers; others are taken as they are."""
-        if options.dry is True:
-            from magistral_mlx.engine.dry import Dry
-
-            return Dry(breakers=self._breakers)
-        return options.dry or None
+        dry = options.sampling(0).dry
+        return replace(dry, breakers=self._breakers) if dry and dry.breakers is None else dry
 
     @cached_property
     def _breakers(self) -> frozenset[int]:

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.option_spec import Choice, Integer, Name, Size, check_options, option
+from magistral_mlx.option_spec import Choice, Integer, Name, Size, option, validate_options
 
 DTypeName = Literal["float32", "float16", "bfloat16"]
 KVName = Literal["full", "8/8", "8/4", "4/4"]
@@ -84,7 +84,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
-        check_options(self)
+        validate_options(self)
         if self.cache_size is not None and self.cache_dir is None:
             raise InvalidOption("cache_size needs a cache_dir, where prompts are kept.")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from magistral_mlx.api.inputs import ToolLike
+    from magistral_mlx.api.option_kinds import Default
     from magistral_mlx.api.options import (
-        Default,
         Overflow,
         SpeculationOption,
         ThinkingOption,

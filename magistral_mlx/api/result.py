@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from magistral_mlx.api.options import nth_seed
 from magistral_mlx.chat.messages import Assistant
 from magistral_mlx.events import (
     Event,
@@ -155,7 +156,7 @@ class Collector:
                 tool_calls=tuple(self._calls),
                 finish_reason=reason,
                 stats=stats,
-                seed=None if self._seed is None else (self._seed + len(self._samples)) % 2**32,
+                seed=None if self._seed is None else nth_seed(self._seed, len(self._samples)),
                 logprobs=tuple(self._logprobs),
                 dropped=self._dropped,
                 malformed_calls=tuple(self._malformed),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from magistral_mlx import backend
+from magistral_mlx.api.options import Options
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.bench.worker import random_layer, random_pixels, serve
 from magistral_mlx.cache import attention
@@ -71,7 +72,8 @@ class Ours:
     def passes(self, filled: int) -> Callable[[int], None]:
         """What runs a pass over so many tokens and draws after each, as speculation does."""
         caches = self._caches(filled)
-        sampler = Sampler(Sampling(), np.zeros(1, np.int32), self._model.config.text.vocab_size)
+        sampling = Options().sampling(0)
+        sampler = Sampler(sampling, np.zeros(1, np.int32), self._model.config.text.vocab_size)
 
         def run(count: int) -> None:
             h = self._model(self._model.embed(mx.full((1, count), 1000)), caches)

@@ -14,7 +14,9 @@ from magistral_mlx.cli.loading import loading_options, open_model
 from magistral_mlx.cli.thinking import parse_thinking
 
 if TYPE_CHECKING:
-    from magistral_mlx.api import Conversation, Magistral, Options
+    from magistral_mlx.api.conversation import Conversation
+    from magistral_mlx.api.magistral import Magistral
+    from magistral_mlx.api.options import Options
 
 
 @click.command()
@@ -69,7 +71,7 @@ def chat(**options: Any) -> None:
 
 def _settings(options: dict[str, Any]) -> Options:
     """Check the options before the model is loaded."""
-    from magistral_mlx.api import DEFAULT, Options
+    from magistral_mlx.api.options import DEFAULT, Options
 
     given = [name for name in ("system", "system_file", "no_system") if options[name]]
     if len(given) > 1:

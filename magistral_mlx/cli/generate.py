@@ -16,7 +16,9 @@ from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
 from magistral_mlx.cli.thinking import parse_thinking
 
 if TYPE_CHECKING:
-    from magistral_mlx.api import Magistral, Options, Stream
+    from magistral_mlx.api.magistral import Magistral
+    from magistral_mlx.api.options import Options
+    from magistral_mlx.api.stream import Stream
     from magistral_mlx.chat.messages import Message, System
 
 
@@ -87,7 +89,7 @@ def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
 
 def _settings(options: dict[str, Any]) -> Options:
     """Check the options before the model is loaded: a wrong one should not cost half a minute."""
-    from magistral_mlx.api import Options
+    from magistral_mlx.api.options import Options
 
     taken = (
         *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "regex"),

@@ -13,7 +13,7 @@ from magistral_mlx.cli.progress import load_bar, warn_if_short
 from magistral_mlx.cli.sizes import parse_size
 
 if TYPE_CHECKING:
-    from magistral_mlx.api import Magistral
+    from magistral_mlx.api.magistral import Magistral
     from magistral_mlx.memory.plan import Plan
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -64,7 +64,7 @@ def open_model(options: dict[str, Any], images: int) -> Magistral:
     """
     given = loading(options)
     with quick_imports():
-        from magistral_mlx.api import Magistral
+        from magistral_mlx.api.magistral import Magistral
 
     with load_bar() as on_progress, ExitStack() as quick:
 

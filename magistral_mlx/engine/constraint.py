@@ -72,13 +72,7 @@ class GrammarCompiler:
         return self._compile(LLMatcher.grammar_from_regex(pattern), f"the regex {pattern!r}")
 
     def choice(self, options: Sequence[str]) -> Grammar:
-        """One of `options`, word for word.
-
-        Raises:
-            InvalidOption: no options, or an empty one.
-        """
-        if not options or not all(options):
-            raise InvalidOption("the choice has an empty option or none; give one text or more.")
+        """One of `options`, word for word; one or more, none empty."""
         return self._compile("start: " + " | ".join(map(_literal, options)), "the choice")
 
     def tool_calls(
@@ -94,17 +88,15 @@ class GrammarCompiler:
         """Text, or calls to `tools` with arguments that are valid, or text and then calls.
 
         Args:
-            tools: name -> JSON schema of its arguments.
+            tools: name -> JSON schema of its arguments; one or more.
             call, args: ids of [TOOL_CALLS] and [ARGS]: a call is call, name, args, JSON.
             required: calls and nothing else.
             parallel: whether there may be more than one call.
             answer: the schema of an answer that is no call; text before a call is out then.
 
         Raises:
-            InvalidOption: as for `json_schema`, with the tool named; or no tools.
+            InvalidOption: as for `json_schema`, with the tool named.
         """
-        if not tools:
-            raise InvalidOption("no tools are given; a grammar for calls needs one or more.")
         rules = [f"calls: {'one_call+' if parallel else 'one_call'}"]
         for number, (name, schema) in enumerate(tools.items()):
             self._json_schema(schema, f"the JSON schema of the tool {name!r}")

@@ -6,15 +6,18 @@ Source: "DRY: a modern repetition penalty", text-generation-webui pull request 5
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.option_spec import Integer, Number, option, validate_options
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from magistral_mlx.engine.vocabulary import Vocabulary
 
 DEFAULT_BREAKERS = ("\n", ":", '"', "*")
 _LONGEST = 50  # a longer match weighs no more: the penalty is past all logits long before
@@ -25,27 +28,21 @@ class Dry:
     """A token that extends a repeated sequence of n >= allowed_length tokens loses
     multiplier * base ** (n - allowed_length) of its logit.
 
-    range: tokens of prompt and output to look back at; None is all.
-    breakers: ids that no repeated sequence reaches across; see `breaker_tokens`.
+    breakers: ids that no repeated sequence reaches across, see `breaker_tokens`; None for those of
+        `DEFAULT_BREAKERS` in the model's vocabulary.
     """
 
-    multiplier: float = 0.8
-    base: float = 1.75
-    allowed_length: int = 2
-    range: int | None = None
-    breakers: frozenset[int] = frozenset()
+    multiplier: float = option(0.8, Number(0, meanings={0: "off"}), "Weight of DRY's penalty.")
+    base: float = option(1.75, Number(1), "Growth of DRY's penalty for each repeated token.")
+    allowed_length: int = option(2, Integer(1), "Repeated tokens that DRY allows.")
+    range: int | None = option(
+        None, Integer(1), "Recent tokens that DRY looks back at.", unset="all"
+    )
+    breakers: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
-        limits = (
-            ("multiplier", 0 <= self.multiplier < math.inf, "0 (off) or more"),
-            ("base", 1 <= self.base < math.inf, "1 or more"),
-            ("allowed_length", self.allowed_length >= 1, "1 or more"),
-            ("range", self.range is None or self.range >= 1, "1 or more, or None for all"),
-        )
-        for name, fits, expected in limits:
-            if not fits:
-                raise InvalidOption(f"dry_{name} is {getattr(self, name)}; it must be {expected}.")
+        validate_options(self, prefix="dry_")
 
 
 def breaker_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> frozenset[int]:
@@ -70,16 +67,19 @@ def dry_penalties(tokens: NDArray[np.int32], dry: Dry) -> dict[int, float]:
     Args:
         tokens: (n,) prompt and output so far.
     """
+    import numpy as np  # not above: the command line reads the options without it
+
+    breakers = dry.breakers or frozenset()
     if dry.range is not None:
         tokens = tokens[-dry.range :]
-    if dry.multiplier == 0 or len(tokens) < 2 or int(tokens[-1]) in dry.breakers:
+    if dry.multiplier == 0 or len(tokens) < 2 or int(tokens[-1]) in breakers:
         return {}
     places = np.flatnonzero(tokens[:-1] == tokens[-1])  # ends of earlier matches of the last token
     matched: dict[int, int] = {}  # next token -> longest sequence that it would extend
     for length in range(1, _LONGEST + 1):
         if length >= dry.allowed_length:
             matched |= dict.fromkeys(tokens[places + 1].tolist(), length)
-        if length == len(tokens) or int(tokens[-1 - length]) in dry.breakers:
+        if length == len(tokens) or int(tokens[-1 - length]) in breakers:
             break
         places = places[places >= length]
         places = places[tokens[places - length] == tokens[-1 - length]]
@@ -88,5 +88,5 @@ def dry_penalties(tokens: NDArray[np.int32], dry: Dry) -> dict[int, float]:
     return {
         token: dry.multiplier * dry.base ** (length - dry.allowed_length)
         for token, length in matched.items()
-        if token not in dry.breakers
+        if token not in breakers
     }

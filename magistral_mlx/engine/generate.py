@@ -106,7 +106,6 @@ class Generation(Iterator[Prefill | Token]):
         vocab_size = model.config.text.vocab_size
         if request.logprobs is not None and not 0 <= request.logprobs < vocab_size:
             raise InvalidOption(f"logprobs is {request.logprobs}; it must be 0 or more tokens.")
-        request.sampling.check_ids(vocab_size)
         thinking = request.thinking
         self._thinking = (
             ThinkingControl(thinking, request.vocabulary) if thinking and thinking.enabled else None

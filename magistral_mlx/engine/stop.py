@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from magistral_mlx.errors import InvalidOption
-
 
 class StopStrings:
     """Lets text through up to the first stop string, and never a part of one.
@@ -15,11 +13,6 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Raises InvalidOption for an empty stop string."""
-        if isinstance(stops, str):
-            stops = (stops,)
-        if not all(stops):
-            raise InvalidOption("a stop string is empty; it must have a character or more.")
         self._stops = tuple(stops)
         self._waiting = ""
         self.matched: str | None = None

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from magistral_mlx.engine.loops import LoopDetector, LoopRule
 from magistral_mlx.engine.vocabulary import Vocabulary
-from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Forced, ThinkingEnd
 
 CLOSING_PHRASE = "\n\nI have thought about this for long enough. I will give my answer now.\n"
@@ -39,21 +38,6 @@ class ThinkingRules:
     minimum: int = 0
     closing: tuple[int, ...] = ()
     loops: LoopRule | None = field(default_factory=LoopRule)
-
-    def __post_init__(self) -> None:
-        """Raises InvalidOption for a value out of range."""
-        if self.budget is not None and self.budget < 1:
-            raise InvalidOption(
-                f"the thinking budget is {self.budget}; it must be 1 token or more. Turn thinking "
-                "off to have none."
-            )
-        if self.minimum < 0:
-            raise InvalidOption(f"min_thinking is {self.minimum}; it must be 0 or more.")
-        if self.budget is not None and self.minimum > self.budget:
-            raise InvalidOption(
-                f"min_thinking is {self.minimum}, more than the thinking budget of {self.budget}. "
-                "Raise the budget or lower the minimum."
-            )
 
 
 class ThinkingControl:

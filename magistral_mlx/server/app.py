@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from magistral_mlx import __version__
-from magistral_mlx.api import Magistral
+from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.progress import OnProgress
 from magistral_mlx.server.anthropic import messages
 from magistral_mlx.server.anthropic.answer_schemas import MessageEvent

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from magistral_mlx.api import Magistral, Options
 from magistral_mlx.api.composer import Composer
+from magistral_mlx.api.magistral import Magistral
+from magistral_mlx.api.options import Options
 from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.chat.prompt import Prompt, encode_raw
 from magistral_mlx.chat.tokenizer import Tokenizer

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from magistral_mlx.api import Options
 from magistral_mlx.api.async_stream import AsyncStream
 from magistral_mlx.api.inputs import PromptLike
+from magistral_mlx.api.options import Options
 from magistral_mlx.api.result import Collector
 from magistral_mlx.events import Event, Finished, Notice, Prefill
 from magistral_mlx.server.catalog import ServedModel

@@ -1,7 +1,13 @@
-"""Values of the APIs as `Options` takes them."""
+"""Options in the schemas of the APIs, and their values as `Options` takes them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import Field
+
+from magistral_mlx.api.options import Options, nth_seed
+from magistral_mlx.option_spec import Number, declarations, spec_of
 from magistral_mlx.server.refusals import BadRequest
 from magistral_mlx.server.schema import Many
 
@@ -10,9 +16,37 @@ _MOST_STOPS = 16
 Stop = str | Many[str]
 
 
+def option_field(name: str, *notes: str, of: type[Any] = Options, **bounds: float) -> Any:
+    """The field of a schema that takes the option `name`, with its range, help and default.
+
+    Args:
+        notes: sentences for the end of its description.
+        of: the dataclass that declares the option.
+        bounds: those of the API (ge, gt, le) where they differ from the option's.
+    """
+    declared = declarations(of)[name]
+    spec = spec_of(declared)
+    assert spec
+    kind, default = spec.kind, declared.default
+    if isinstance(kind, Number):
+        own = {"ge": kind.least, "gt": kind.above, "le": kind.most}
+        if "ge" in bounds:
+            own["gt"] = None
+        bounds = {key: bound for key, bound in (own | bounds).items() if bound is not None}
+        meanings = "".join(f" {value:g} is {what}." for value, what in kind.meanings.items())
+    else:
+        meanings = ""
+    usual = spec.unset if default is None else default
+    told = "" if usual in ("", (), True, False) else f" The default is {usual}."
+    description = " ".join([f"{spec.help}{meanings}{told}", *notes])
+    return Field(
+        description=description, ge=bounds.get("ge"), gt=bounds.get("gt"), le=bounds.get("le")
+    )
+
+
 def seed_option(seed: int | None) -> int | None:
     """Any whole number will do."""
-    return None if seed is None else seed % 2**32
+    return None if seed is None else nth_seed(seed)
 
 
 def top_p_option(top_p: float | None) -> float | None:

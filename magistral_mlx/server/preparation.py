@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import cast
 
-from magistral_mlx.api import Options
 from magistral_mlx.api.inputs import PromptLike, to_messages
+from magistral_mlx.api.options import Options
 from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.server.catalog import ServedModel
 from magistral_mlx.server.image_limits import check_images, images_in

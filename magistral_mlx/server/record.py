@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magistral_mlx.api import Result
+from magistral_mlx.api.result import Result
 from magistral_mlx.errors import StorageError
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from magistral_mlx.api import Magistral, Options
 from magistral_mlx.api.inputs import PromptLike
+from magistral_mlx.api.magistral import Magistral
+from magistral_mlx.api.options import Options
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.errors import InvalidOption, MagistralError
 from magistral_mlx.hub import Progress

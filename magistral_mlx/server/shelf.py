@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from magistral_mlx.api import Magistral
 from magistral_mlx.api.load_options import LoadOptions
+from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.server.catalog import ServedModel

@@ -294,9 +294,6 @@ def tool(value: Any) -> Callable[[GrammarCompiler], Grammar]:
         (tool(3), "schema of the tool 'look_up' is 3"),
         (lambda compiler: compiler.regex("a(b"), r"the regex 'a\(b' .*unclosed group"),
         (lambda compiler: compiler.regex(r"(?<=a)b"), "look-behind"),
-        (lambda compiler: compiler.choice([]), "an empty option or none"),
-        (lambda compiler: compiler.choice(["a", ""]), "an empty option or none"),
-        (lambda compiler: compiler.tool_calls({}, call=CALL, args=ARGS), "no tools are given"),
     ],
 )
 def test_what_cannot_be_followed_is_said_in_one_line(

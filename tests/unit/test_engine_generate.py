@@ -98,11 +98,6 @@ def test_more_logprobs_than_tokens_are_refused() -> None:
         start(tiny_model(), PROMPT, logprobs=1280)
 
 
-def test_an_id_that_the_model_lacks_is_refused_before_anything_runs() -> None:
-    with pytest.raises(InvalidOption, match="logit_bias names token 1280"):
-        start(tiny_model(), PROMPT, sampling=Sampling(logit_bias={1280: 1}))
-
-
 def test_dry_breaks_a_loop_that_greedy_decoding_is_caught_in() -> None:
     """0 to 7 go round; a little less likely is the way out, from each to the id 8 above."""
     table = np.zeros((64, 64), np.float32)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from magistral_mlx.engine.stop import StopStrings
-from magistral_mlx.errors import InvalidOption
 
 
 def shown(stops: list[str], pieces: list[str]) -> tuple[str, str | None]:
@@ -39,16 +37,6 @@ def test_the_first_of_several_stop_strings_ends_the_text() -> None:
 
 def test_of_two_that_begin_at_once_the_longer_is_named() -> None:
     assert shown(["ab", "abc"], ["xabcd"]) == ("x", "abc")
-
-
-def test_a_single_string_is_one_stop_string() -> None:
-    scanner = StopStrings("end")
-    assert scanner.feed("the end") == "the "
-
-
-def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(InvalidOption, match="stop string is empty"):
-        StopStrings(["a", ""])
 
 
 @given(

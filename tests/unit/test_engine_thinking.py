@@ -9,7 +9,6 @@ import pytest
 from magistral_mlx.engine.generate import Generation
 from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.engine.vocabulary import Vocabulary
-from magistral_mlx.errors import InvalidOption
 from tests.engine_models import TableModel, ids_of, start, tokens_of
 
 OPEN, CLOSE, EOS, CALL = 60, 61, 62, 63
@@ -147,16 +146,3 @@ def test_the_limit_holds_inside_the_closing_phrase() -> None:
     generation = ask(TableModel.successors(WRITES), thinking(budget=7), limit=6)
     assert ids_of(generation) == [OPEN, 1, 2, 3, 4, CLOSING[0]]
     assert generation.finish == "length"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"budget": 0}, "budget is 0.*Turn thinking off"),
-        ({"minimum": -1}, "min_thinking is -1"),
-        ({"minimum": 9, "budget": 8}, "min_thinking is 9, more than the thinking budget of 8"),
-    ],
-)
-def test_a_limit_that_makes_no_sense_is_named(wrong: dict[str, int], message: str) -> None:
-    with pytest.raises(InvalidOption, match=message):
-        thinking(**wrong)

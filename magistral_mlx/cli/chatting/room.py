@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text as Styled
 
-from magistral_mlx.api import Conversation, Magistral
 from magistral_mlx.api.async_stream import AsyncStream
+from magistral_mlx.api.conversation import Conversation
+from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.chat.messages import Assistant, Image, User
 from magistral_mlx.cli.chatting.commands import COMMANDS, run_command
 from magistral_mlx.cli.chatting.keys import interrupts, line_editor

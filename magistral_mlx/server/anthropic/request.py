@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from magistral_mlx.api import Options
-from magistral_mlx.api.options import ThinkingOption
+from magistral_mlx.api.options import Options, ThinkingOption
 from magistral_mlx.server.anthropic.schemas import (
     Base64Source,
     CountRequest,

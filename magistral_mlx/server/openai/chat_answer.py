@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from magistral_mlx.api.options import nth_seed
 from magistral_mlx.events import Finished, ToolCall
 from magistral_mlx.server.answers import Answer, fingerprint
 from magistral_mlx.server.exchange import Exchange
@@ -58,7 +59,7 @@ def _choice(index: int, answer: Answer, *, seed: int, logprobs: bool, mistral: b
         message=_message(answer, mistral),
         finish_reason=finish_reason(answer.end, bool(answer.calls)),
         logprobs=logprobs_of(answer.logprobs) if logprobs else None,
-        seed=(seed + index) % 2**32,
+        seed=nth_seed(seed, index),
         timings=timings_of(answer.stats),
     )
     if answer.notes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sse_starlette import ServerSentEvent
 
+from magistral_mlx.api.options import nth_seed
 from magistral_mlx.events import (
     Event,
     Finished,
@@ -153,7 +154,7 @@ class ChatStream:
         self._stats.append(end.stats)
         choice = self._choice(Delta())
         choice.finish_reason = finish_reason(end, self._called)
-        choice.seed = (self._seed + self._index) % 2**32
+        choice.seed = nth_seed(self._seed, self._index)
         choice.timings = timings_of(end.stats)
         if self._notes:
             choice.notes = self._notes

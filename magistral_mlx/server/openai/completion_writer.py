@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from magistral_mlx.api.options import nth_seed
 from magistral_mlx.events import (
     Event,
     Finished,
@@ -91,7 +92,7 @@ class CompletionWriter:
         self.stats[-1].append(end.stats)
         choice = self._choice(self._echoed(""))
         choice.finish_reason = "stop" if end.reason == "stop" else "length"
-        choice.seed = (self._seed + self._sample) % 2**32
+        choice.seed = nth_seed(self._seed, self._sample)
         choice.timings = timings_of(end.stats)
         if self._notes:
             choice.notes = self._notes

@@ -10,7 +10,7 @@ from fastapi.openapi.models import Example
 from fastapi.responses import JSONResponse
 from sse_starlette import ServerSentEvent
 
-from magistral_mlx.api import Options
+from magistral_mlx.api.options import Options
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.events import Event
 from magistral_mlx.server.documented import stream_response

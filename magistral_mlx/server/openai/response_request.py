@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from magistral_mlx.api import Options
+from magistral_mlx.api.options import Options
 from magistral_mlx.server.efforts import thinking_of
 from magistral_mlx.server.functions import tool_options
 from magistral_mlx.server.openai.response_schemas import (

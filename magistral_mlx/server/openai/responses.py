@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, TypeAdapter
 from sse_starlette import ServerSentEvent
 
-from magistral_mlx.api import Options
+from magistral_mlx.api.options import Options
 from magistral_mlx.events import Event
 from magistral_mlx.server.documented import stream_response
 from magistral_mlx.server.exchange import Exchange

@@ -6,35 +6,37 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from magistral_mlx.server.option_values import Stop, seed_option, stop_option, top_p_option
+from magistral_mlx.engine.dry import Dry
+from magistral_mlx.server.option_values import (
+    Stop,
+    option_field,
+    seed_option,
+    stop_option,
+    top_p_option,
+)
 from magistral_mlx.server.schema import Request, RequestBody, Table
+
+_EXTENSION = "Not in OpenAI's API."
 
 
 class DryFields(Request):
-    """What would repeat a sequence of `allowed_length` tokens or more becomes less likely."""
+    """Settings of DRY, which makes what repeats a sequence less likely."""
 
-    multiplier: Annotated[float, Field(ge=0, le=100)] = 0.8
-    base: Annotated[float, Field(ge=1, le=100)] = 1.75
-    allowed_length: Annotated[int, Field(ge=1)] = 2
-    range: Annotated[int, Field(ge=1)] | None = None
+    multiplier: Annotated[float | None, option_field("multiplier", of=Dry, le=100)] = None
+    base: Annotated[float | None, option_field("base", of=Dry, le=100)] = None
+    allowed_length: Annotated[int | None, option_field("allowed_length", of=Dry)] = None
+    range: Annotated[int | None, option_field("range", of=Dry)] = None
 
 
 class SamplingFields(RequestBody):
     """Sampling and length. What is left out or null has the model card's default."""
 
-    temperature: Annotated[
-        float | None, Field(ge=0, le=2, description="0 is greedy. The default is 0.7.")
-    ] = None
-    top_p: Annotated[
-        float | None, Field(ge=0, le=1, description="The default is 0.95. 0 is greedy.")
-    ] = None
+    temperature: Annotated[float | None, option_field("temperature", le=2)] = None
+    top_p: Annotated[float | None, option_field("top_p", "0 is greedy.", ge=0)] = None
     top_k: Annotated[
-        int | None,
-        Field(ge=-1, le=1_000_000, description="0 and -1 are off. Not in OpenAI's API."),
+        int | None, option_field("top_k", "-1 is off as well.", _EXTENSION, ge=-1, le=1_000_000)
     ] = None
-    min_p: Annotated[
-        float | None, Field(ge=0, le=1, description="0 is off. Not in OpenAI's API.")
-    ] = None
+    min_p: Annotated[float | None, option_field("min_p", _EXTENSION)] = None
     seed: Annotated[
         int | None, Field(description="The same one gives the same tokens, whatever else runs.")
     ] = None
@@ -42,21 +44,14 @@ class SamplingFields(RequestBody):
         Stop | None,
         Field(description="Texts that end the answer and are not part of it, 16 at most."),
     ] = None
-    n: Annotated[
-        int | None, Field(ge=1, le=128, description="Answers, with the seeds seed, seed + 1, …")
-    ] = None
-    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    n: Annotated[int | None, option_field("n", le=128)] = None
+    presence_penalty: Annotated[float | None, option_field("presence_penalty")] = None
+    frequency_penalty: Annotated[float | None, option_field("frequency_penalty")] = None
     repetition_penalty: Annotated[
-        float | None, Field(gt=0, le=10, description="1 is off. Not in OpenAI's API.")
+        float | None, option_field("repetition_penalty", _EXTENSION, le=10)
     ] = None
-    logit_bias: Annotated[
-        Table[float] | None, Field(description="Token ids to what is added to their logits.")
-    ] = None
-    dry: Annotated[
-        bool | DryFields | None,
-        Field(description="Prevent repetitions as they begin. Not in OpenAI's API."),
-    ] = None
+    logit_bias: Annotated[Table[float] | None, option_field("logit_bias")] = None
+    dry: Annotated[bool | DryFields | None, option_field("dry", _EXTENSION)] = None
     user: Annotated[Any, Field(description="Accepted and ignored.")] = None
 
 
@@ -84,9 +79,5 @@ def sampling_options(request: SamplingFields) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _dry(dry: bool | DryFields | None) -> Any:
-    if not isinstance(dry, DryFields):
-        return dry
-    from magistral_mlx.engine.dry import Dry
-
-    return Dry(**dry.model_dump())
+def _dry(dry: bool | DryFields | None) -> bool | Dry | None:
+    return Dry(**dry.model_dump(exclude_none=True)) if isinstance(dry, DryFields) else dry

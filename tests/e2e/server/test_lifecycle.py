@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx.api import LoadProgress, Magistral
+from magistral_mlx import LoadProgress, Magistral
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.backend import mx
 from magistral_mlx.cli.main import main

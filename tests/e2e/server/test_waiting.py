@@ -17,7 +17,7 @@ import openai
 import PIL.Image
 import pytest
 
-from magistral_mlx.api import Magistral
+from magistral_mlx import Magistral
 from magistral_mlx.chat.messages import Image
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.server import preparation, serving, sse
