@@ -1,4 +1,4 @@
-"""A picture of each state of the page, for people to look at.
+"""A screenshot of each state of the page, for people to look at.
 
 Usage: python -m tests.e2e.server.screenshots DIR
 """
@@ -26,8 +26,8 @@ from tests.e2e.server.replay import (
 from tests.serving import live_server
 
 ROOT = Path(__file__).resolve().parents[3]
-COVER = 1_000_000_004  # the seed of the pictures of the cover
-PICTURE = ROOT / "examples" / "circle.png"
+COVER = 1_000_000_004  # the seed of the images of the cover
+IMAGE = ROOT / "examples" / "circle.png"
 
 QUESTION = "Why is the square root of 2 irrational? Then show me how to approximate it in Python."
 TRACE = (
@@ -67,7 +67,7 @@ def sqrt2(steps: int = 5) -> float:
 
 
 class Camera:
-    """Takes the pictures of one run into a folder."""
+    """Takes the screenshots of one run into a folder."""
 
     def __init__(self, folder: Path, browser: Browser, replay: Replay) -> None:
         self.folder = folder
@@ -115,19 +115,19 @@ class Camera:
             page.locator(".assistant .tools").wait_for()
             self.shoot(page, f"{prefix}answered")
 
-    def pictures(self, prefix: str = "", **context: object) -> None:
+    def images(self, prefix: str = "", **context: object) -> None:
         with visiting(self.browser, self.replay.url, **context) as visit:
             page = visit.page
-            page.locator("#files").set_input_files([PICTURE, PICTURE])
+            page.locator("#files").set_input_files([IMAGE, IMAGE])
             page.locator("#tray img").nth(1).wait_for()
-            page.locator("#message").fill("What is in the picture?")
-            self.shoot(page, f"{prefix}picture-attached")
+            page.locator("#message").fill("What is in this image?")
+            self.shoot(page, f"{prefix}image-attached")
             self.replay.next(Thought("I see a red circle."), Said("A red circle."), Ended())
             page.keyboard.press("Enter")
             page.locator(".assistant .tools").wait_for()
-            self.shoot(page, f"{prefix}picture")
-            page.locator(".user-pictures button").first.click()
-            self.shoot(page, f"{prefix}picture-large")
+            self.shoot(page, f"{prefix}image")
+            page.locator(".user-images button").first.click()
+            self.shoot(page, f"{prefix}image-large")
 
     def ends(self, prefix: str = "", **context: object) -> None:
         with visiting(self.browser, self.replay.url, **context) as visit:
@@ -185,7 +185,7 @@ def cover(browser: Browser, path: Path) -> None:
             visit.ask(question)
             visit.answered()
         page.locator("#new-chat").click()
-        case = make_case("two_pictures", COVER, ((280, 200), (280, 200)))
+        case = make_case("two_images", COVER, ((280, 200), (280, 200)))
         files = []
         for drawing in case.drawings:
             png = io.BytesIO()
@@ -211,8 +211,8 @@ def main(folder: Path) -> None:
         camera.states("german-", locale="de-DE")
         narrow = {"width": 360, "height": 740}
         camera.states("narrow-", viewport=narrow, has_touch=True)
-        camera.pictures()
-        camera.pictures("narrow-dark-", viewport=narrow, color_scheme="dark", has_touch=True)
+        camera.images()
+        camera.images("narrow-dark-", viewport=narrow, color_scheme="dark", has_touch=True)
         camera.ends()
         camera.ends("german-dark-", locale="de-DE", color_scheme="dark")
         camera.dialogs()

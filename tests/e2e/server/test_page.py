@@ -36,7 +36,7 @@ def greedy(page: Page) -> None:
 
 
 def transfer(page: Page, kind: str) -> None:
-    """Drop or paste the picture of a circle."""
+    """Drop or paste the image of a circle."""
     page.evaluate(
         """([kind, data]) => {
             const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -81,27 +81,27 @@ def test_the_strip_tells_memory_speed_and_context(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_a_picture_that_is_dropped_or_pasted_is_seen(visit: Visit, kind: str) -> None:
+def test_an_image_that_is_dropped_or_pasted_is_seen(visit: Visit, kind: str) -> None:
     page = visit.page
     transfer(page, kind)
     expect(page.locator("#tray img")).to_have_attribute("alt", "circle.png")
     visit.ask(SHAPE)
     expect(visit.answered().locator(".answer")).to_have_text("A red circle.")
     expect(page.locator("#tray img")).to_have_count(0)
-    expect(page.locator(".user-pictures img")).to_have_count(1)
+    expect(page.locator(".user-images img")).to_have_count(1)
 
 
-def test_a_picture_can_be_chosen_looked_at_and_taken_away(visit: Visit) -> None:
+def test_an_image_can_be_chosen_looked_at_and_taken_away(visit: Visit) -> None:
     page = visit.page
     page.locator("#files").set_input_files([CIRCLE, CIRCLE])
     expect(page.locator("#tray img")).to_have_count(2)
     page.get_by_role("button", name="Enlarge circle.png").first.click()
-    expect(page.locator("#picture img")).to_be_visible()
+    expect(page.locator("#image img")).to_be_visible()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Remove circle.png").first.click()
     expect(page.locator("#tray img")).to_have_count(1)
     page.locator("#files").set_input_files([ROOT / "pyproject.toml"])
-    expect(page.locator("#toasts")).to_contain_text("pyproject.toml is not a picture")
+    expect(page.locator("#toasts")).to_contain_text("pyproject.toml is not an image")
     expect(page.locator("#tray img")).to_have_count(1)
 
 
@@ -157,7 +157,7 @@ def test_conversations_outlast_a_reload(visit: Visit) -> None:
     visit.answered()
     page.reload()
     expect(page.locator(".answer")).to_have_text("A red circle.")
-    expect(page.locator(".user-pictures img")).to_have_count(1)
+    expect(page.locator(".user-images img")).to_have_count(1)
     expect(conversations(page)).to_have_text([SHAPE])
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Ended, Gate, Replay, Said, Thought, replaying
-from tests.e2e.server.screenshots import ANSWER, PICTURE, TRACE
+from tests.e2e.server.screenshots import ANSWER, IMAGE, TRACE
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 # A language's keys, each with the number of arguments of its string.
@@ -32,7 +32,7 @@ def replay() -> Iterator[Replay]:
 def converse(visit: Visit, replay: Replay) -> None:
     """A conversation with everything in it."""
     replay.reset()
-    visit.page.locator("#files").set_input_files(PICTURE)
+    visit.page.locator("#files").set_input_files(IMAGE)
     expect(visit.page.locator("#tray img")).to_be_visible()
     replay.next(Thought(TRACE), Said(ANSWER), Ended())
     visit.ask("A question that is long enough to take more than one line on a narrow screen")

@@ -5,7 +5,7 @@ import { blankAnswer, path } from "./tree.js";
 
 const FORMAT = "magistral-mlx conversations";
 
-/** A file with these conversations, pictures included. */
+/** A file with these conversations, images included. */
 export async function exported(conversations) {
   const full = await Promise.all(
     conversations.map(async (conversation) => ({
@@ -13,7 +13,7 @@ export async function exported(conversations) {
       messages: await store.messages(conversation.id),
     })),
   );
-  return new Blob([JSON.stringify({ format: FORMAT, version: 1, conversations: full }, null, 1)], {
+  return new Blob([JSON.stringify({ format: FORMAT, version: 2, conversations: full }, null, 1)], {
     type: "application/json",
   });
 }
@@ -65,7 +65,8 @@ function valid(conversation) {
 }
 
 function validMessage(message, conversation) {
-  const { id, role, created, pictures = [] } = message ?? {};
+  const { id, role, created } = message ?? {};
+  const images = imagesOf(message);
   return (
     text(id) &&
     message.conversation === conversation &&
@@ -73,15 +74,18 @@ function validMessage(message, conversation) {
     (role === "user" || role === "assistant") &&
     Number.isFinite(created) &&
     (message.parent === null || text(message.parent)) &&
-    Array.isArray(pictures) &&
-    pictures.every((picture) => text(picture?.name) && /^data:image\//.test(picture.url))
+    Array.isArray(images) &&
+    images.every((image) => text(image?.name) && /^data:image\//.test(image.url))
   );
 }
 
-// An answer with every field that it needs, and none that is of another type. Why it failed is
-// left out: what is left to do is to go on with it.
-function completed(message) {
-  if (message.role === "user") return message;
+// Files of version 1 call them pictures.
+const imagesOf = (message) => message?.images ?? message?.pictures ?? [];
+
+// A message with every field that it needs, and none that is of another type. Why an answer failed
+// is left out: what is left to do is to go on with it.
+function completed({ pictures = [], ...message }) {
+  if (message.role === "user") return { images: pictures, ...message };
   const fields = Object.entries(blankAnswer).map(([name, blank]) => [
     name,
     blank !== null && typeof message[name] === typeof blank ? message[name] : blank,

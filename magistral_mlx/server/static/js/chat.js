@@ -51,16 +51,16 @@ export class Chat extends EventTarget {
   }
 
   /** Send what the user wrote, after `parent` (the end of the path, unless told otherwise). */
-  async send(text, pictures, parent = this.conversation?.leaf ?? null) {
+  async send(text, images, parent = this.conversation?.leaf ?? null) {
     const now = Date.now();
     this.conversation ??= {
       id: newId(),
-      title: titleOf(text, pictures),
+      title: titleOf(text, images),
       created: now,
       updated: now,
     };
     const { conversation, messages } = this;
-    const question = { ...blank(conversation, "user", parent), text, pictures };
+    const question = { ...blank(conversation, "user", parent), text, images };
     messages.push(question);
     conversation.leaf = question.id;
     await this.#save(conversation, [question]);
@@ -151,8 +151,8 @@ const blank = (conversation, role, parent) => ({
 const settled = (message) =>
   message.state === "running" ? { ...message, state: "stopped" } : message;
 
-function titleOf(text, pictures) {
+function titleOf(text, images) {
   const line = text.trim().split("\n")[0];
-  if (!line) return pictures[0]?.name ?? "";
+  if (!line) return images[0]?.name ?? "";
   return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH - 1).trimEnd()}…` : line;
 }

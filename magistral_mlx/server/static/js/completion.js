@@ -28,13 +28,13 @@ export function requestBody(messages) {
 // An answer that failed before its first word is no part of what the model reads.
 const says = (message) => message.role === "user" || message.text || message.thinking;
 
-function wire({ role, text, thinking, pictures }, last) {
+function wire({ role, text, thinking, images }, last) {
   if (role === "assistant") {
     const reasoning = thinking ? { reasoning_content: thinking } : {};
     return { role, content: text, ...reasoning, ...(last ? { prefix: true } : {}) };
   }
-  if (!pictures?.length) return { role, content: text };
-  const shown = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  if (!images?.length) return { role, content: text };
+  const shown = images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
   return { role, content: text ? [...shown, { type: "text", text }] : shown };
 }
 

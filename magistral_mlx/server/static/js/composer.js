@@ -1,8 +1,8 @@
-// Where a message is written: text, pictures, send and stop.
+// Where a message is written: text, images, send and stop.
 import { $ } from "./dom.js";
 import { onFiles } from "./drops.js";
 import { sees } from "./models.js";
-import { ACCEPT, Tray } from "./pictures.js";
+import { ACCEPT, Tray } from "./images.js";
 import * as session from "./session.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
 import { toast } from "./toast.js";
@@ -10,7 +10,7 @@ import { toast } from "./toast.js";
 const DRAFT = "magistral.draft."; // what is typed survives a reload, in this tab
 
 export class Composer {
-  /** `send(text, pictures)` and `stop()` are what the buttons do. */
+  /** `send(text, images)` and `stop()` are what the buttons do. */
   constructor({ send, stop }) {
     this.area = $("#message");
     this.id = "";
@@ -29,9 +29,9 @@ export class Composer {
       event.preventDefault();
       if (!this.#sendable() || this.busy) return;
       const text = this.area.value.trim();
-      const pictures = this.tray.take();
+      const images = this.tray.take();
       this.write("");
-      send(text, pictures);
+      send(text, images);
     });
     $("#stop").addEventListener("click", stop);
     $("#files").accept = ACCEPT;
@@ -76,7 +76,7 @@ export class Composer {
   }
 
   #sendable() {
-    return Boolean(this.area.value.trim() || this.tray.pictures.length);
+    return Boolean(this.area.value.trim() || this.tray.images.length);
   }
 
   #update() {

@@ -20,7 +20,7 @@ export function onFiles(take) {
     take([...event.dataTransfer.files]);
   });
   addEventListener("paste", (event) => {
-    // Some programs put a picture of the text beside the text: text is text then.
+    // Some programs put an image of the text beside the text: text is text then.
     if (!hasFiles(event.clipboardData) || event.clipboardData.getData("text/plain")) return;
     event.preventDefault();
     take([...event.clipboardData.files]);

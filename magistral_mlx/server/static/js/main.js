@@ -29,22 +29,22 @@ setLanguage(settings.language);
 const chat = new Chat();
 const strip = new Strip(chat);
 const composer = new Composer({
-  send: (text, pictures) => say(text, pictures),
+  send: (text, images) => say(text, images),
   stop: () => chat.answer?.stop(),
 });
 const messages = new Messages(chat, {
   retry: (message) => again("retry", message),
   resume: (message) => again("resume", message),
-  edit: (message, text, pictures) => say(text, pictures, message.parent),
+  edit: (message, text, images) => say(text, images, message.parent),
   choose: (message) => attempt(() => chat.choose(message)),
   save: (message) => attempt(() => store.saveMessage(message)),
 });
 const sidebar = new Sidebar(chat, (id) => go(id));
 
-async function say(text, pictures, parent) {
+async function say(text, images, parent) {
   navigator.storage?.persist?.().catch(() => {}); // ask the browser not to clear this away
   messages.atEnd = true;
-  await attempt(() => chat.send(text, pictures, parent));
+  await attempt(() => chat.send(text, images, parent));
 }
 
 async function again(how, message) {

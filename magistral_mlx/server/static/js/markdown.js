@@ -1,4 +1,4 @@
-// Markdown to elements. What a model writes is never trusted: its HTML is shown as text, pictures
+// Markdown to elements. What a model writes is never trusted: its HTML is shown as text, images
 // become links, and the sanitiser has the last word on what reaches the page.
 import DOMPurify from "../vendor/dompurify/purify.js";
 import MarkdownIt from "../vendor/markdown-it/markdown-it.js";
@@ -32,7 +32,7 @@ rules.fence = rules.code_block = (tokens, index) => {
   return `<pre data-language="${escape(language)}"><code>${escape(tokens[index].content)}</code></pre>`;
 };
 
-// A picture would be loaded from somewhere: say what it is, and link to it.
+// An image would be loaded from somewhere: say what it is, and link to it.
 rules.image = (tokens, index) => {
   const source = tokens[index].attrGet("src");
   const name = escape(tokens[index].content || source);

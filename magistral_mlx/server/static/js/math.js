@@ -140,7 +140,7 @@ function holdPunctuation(element) {
 function draw(tex, displayMode) {
   const element = document.createElement("span");
   try {
-    // Not trusted: no links, pictures, classes or styles out of LaTeX; sizes and macros are bounded.
+    // Not trusted: no links, images, classes or styles out of LaTeX; sizes and macros are bounded.
     katex.render(tex, element, {
       displayMode,
       trust: false,

@@ -18,7 +18,7 @@ export class Messages {
     this.atEnd = true;
     this.frame.addEventListener("scroll", () => this.#look(), { passive: true });
     $("#jump").addEventListener("click", () => this.toEnd());
-    // Formulas and pictures change their height after they are put in.
+    // Formulas and images change their height after they are put in.
     new ResizeObserver(() => this.#grown()).observe(this.element);
     const fit = () => this.#fit();
     addEventListener("resize", onceAFrame(fit));

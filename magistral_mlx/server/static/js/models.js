@@ -5,7 +5,7 @@ import { settings } from "./settings.js";
 
 let found = [];
 
-/** Whether the model that answers can be shown pictures; so it is until the server tells. */
+/** Whether the model that answers can be shown images; so it is until the server tells. */
 export const sees = () =>
   (found.find(({ id }) => id === settings.model) ?? found[0])?.vision ?? true;
 

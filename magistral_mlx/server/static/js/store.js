@@ -10,18 +10,37 @@ export const onForeignChange = (listener) =>
 /** Let other tabs know that a conversation has changed. */
 export const tell = (id) => channel.postMessage(id);
 
+// What each version of the database adds to the one before it.
+const MIGRATIONS = [
+  ({ database }) => {
+    database.createObjectStore("conversations", { keyPath: "id" });
+    database
+      .createObjectStore("messages", { keyPath: "id" })
+      .createIndex("conversation", "conversation");
+    // Apart, so that a search need not read them.
+    database
+      .createObjectStore("pictures", { keyPath: "message" })
+      .createIndex("conversation", "conversation");
+  },
+  // Pictures are called images.
+  ({ transaction }) => {
+    const images = transaction.objectStore("pictures");
+    images.name = "images";
+    images.openCursor().onsuccess = ({ target: { result: cursor } }) => {
+      if (!cursor) return;
+      const { pictures, ...entry } = cursor.value;
+      cursor.update({ ...entry, images: pictures });
+      cursor.continue();
+    };
+  },
+];
+
 function open() {
   opening ??= new Promise((resolve, reject) => {
-    const request = indexedDB.open("magistral", 1);
-    request.onupgradeneeded = () => {
-      request.result.createObjectStore("conversations", { keyPath: "id" });
-      request.result
-        .createObjectStore("messages", { keyPath: "id" })
-        .createIndex("conversation", "conversation");
-      // Apart, so that a search need not read them.
-      request.result
-        .createObjectStore("pictures", { keyPath: "message" })
-        .createIndex("conversation", "conversation");
+    const request = indexedDB.open("magistral", MIGRATIONS.length);
+    request.onupgradeneeded = ({ oldVersion }) => {
+      const { result: database, transaction } = request;
+      for (const migrate of MIGRATIONS.slice(oldVersion)) migrate({ database, transaction });
     };
     request.onsuccess = () => {
       request.result.onversionchange = () => request.result.close();
@@ -44,7 +63,7 @@ async function read(store, use) {
 
 // Call `use` with the three stores, and wait until all of it is on the disk, or none.
 async function write(use) {
-  const names = ["conversations", "messages", "pictures"];
+  const names = ["conversations", "messages", "images"];
   const transaction = (await open()).transaction(names, "readwrite");
   use(...names.map((name) => transaction.objectStore(name)));
   await new Promise((resolve, reject) => {
@@ -61,32 +80,32 @@ export const conversation = (id) => read("conversations", (store) => store.get(i
 
 /** All messages of a conversation, oldest first; a question comes before its answer. */
 export async function messages(id) {
-  const [found, shown] = await Promise.all([ofConversation("messages", id), picturesOf(id)]);
+  const [found, shown] = await Promise.all([ofConversation("messages", id), imagesOf(id)]);
   return found
-    .map((message) => withPictures(message, shown.get(message.id)))
+    .map((message) => withImages(message, shown.get(message.id)))
     .sort((a, b) => a.created - b.created || (a.role === "user" ? -1 : 1));
 }
 
 const ofConversation = (store, id) =>
   read(store, (store) => store.index("conversation").getAll(id));
 
-const picturesOf = async (id) =>
-  new Map((await ofConversation("pictures", id)).map((entry) => [entry.message, entry.pictures]));
+const imagesOf = async (id) =>
+  new Map((await ofConversation("images", id)).map((entry) => [entry.message, entry.images]));
 
-const withPictures = (message, pictures) =>
-  message.role === "user" ? { ...message, pictures: pictures ?? [] } : message;
+const withImages = (message, images) =>
+  message.role === "user" ? { ...message, images: images ?? [] } : message;
 
-/** One message, without its pictures. */
+/** One message, without its images. */
 export const message = (id) => read("messages", (store) => store.get(id));
 
 /** Save a conversation, and messages of it, in one go. */
 export async function save(conversation, messages = []) {
-  await write((conversations, all, pictures) => {
+  await write((conversations, all, images) => {
     conversations.put(conversation);
-    for (const { pictures: shown, ...message } of messages) {
+    for (const { images: shown, ...message } of messages) {
       all.put(message);
       if (shown?.length) {
-        pictures.put({ message: message.id, conversation: conversation.id, pictures: shown });
+        images.put({ message: message.id, conversation: conversation.id, images: shown });
       }
     }
   });
@@ -107,11 +126,11 @@ export const removeMessage = (id) => write((_, all) => all.delete(id));
 /** Delete a conversation; resolves to its messages, for whoever wants them back. */
 export async function remove(id) {
   const lost = await messages(id);
-  await write((conversations, all, pictures) => {
+  await write((conversations, all, images) => {
     conversations.delete(id);
     for (const message of lost) {
       all.delete(message.id);
-      pictures.delete(message.id);
+      images.delete(message.id);
     }
   });
   tell(id);

@@ -1,12 +1,12 @@
-// A message of the user on the screen: text, pictures, and editing in place.
+// A message of the user on the screen: text, images, and editing in place.
 import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
-import { pictureButton } from "./pictures.js";
+import { imageButton } from "./images.js";
 import { versionSwitch } from "./versions.js";
 
 export class UserView {
-  /** `actions`: edit(message, text, pictures), choose(message). */
+  /** `actions`: edit(message, text, images), choose(message). */
   constructor(message, { versions, actions }) {
     this.message = message;
     this.actions = actions;
@@ -21,7 +21,7 @@ export class UserView {
     this.heading = h("h2", { class: "hidden", t: "message.user" });
     this.shown = [
       this.heading,
-      this.#pictures(),
+      this.#images(),
       message.text ? this.text : null,
       this.tools,
     ].filter(Boolean);
@@ -30,13 +30,13 @@ export class UserView {
 
   leave() {}
 
-  #pictures() {
-    const { pictures } = this.message;
-    if (!pictures?.length) return null;
+  #images() {
+    const { images } = this.message;
+    if (!images?.length) return null;
     return h(
       "div",
-      { class: "user-pictures" },
-      ...pictures.map((picture) => pictureButton(picture)),
+      { class: "user-images" },
+      ...images.map((image) => imageButton(image)),
     );
   }
 
@@ -55,9 +55,9 @@ export class UserView {
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const { pictures } = this.message;
-      if (!area.value.trim() && !pictures.length) return;
-      this.actions.edit(this.message, area.value, pictures);
+      const { images } = this.message;
+      if (!area.value.trim() && !images.length) return;
+      this.actions.edit(this.message, area.value, images);
     });
     form.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
@@ -66,7 +66,7 @@ export class UserView {
     });
     sendsOnEnter(area, form);
     this.element.classList.add("editing");
-    this.element.replaceChildren(...[this.heading, this.#pictures(), form].filter(Boolean));
+    this.element.replaceChildren(...[this.heading, this.#images(), form].filter(Boolean));
     autosize(area);
     area.focus();
   }

@@ -52,12 +52,12 @@ export default {
   "composer.send": "Senden",
   "composer.stop": "Anhalten",
 
-  "pictures.attach": "Bilder anhängen",
-  "pictures.attached": "Angehängte Bilder",
-  "pictures.drop": "Bilder hier ablegen, um sie anzuhängen",
-  "pictures.enlarge": (name) => `${name} vergrößern`,
-  "pictures.remove": (name) => `${name} entfernen`,
-  "pictures.large": "Bild",
+  "images.attach": "Bilder anhängen",
+  "images.attached": "Angehängte Bilder",
+  "images.drop": "Bilder hier ablegen, um sie anzuhängen",
+  "images.enlarge": (name) => `${name} vergrößern`,
+  "images.remove": (name) => `${name} entfernen`,
+  "images.large": "Bild",
 
   "message.user": "Frage",
   "message.assistant": "Magistral",
@@ -141,6 +141,6 @@ export default {
   "error.page": "Auf dieser Seite ist etwas schiefgegangen.",
   "error.storage": (detail) => `Der Browser konnte die Unterhaltung nicht speichern: ${detail}`,
   "error.blind": "Dieses Modell liest nur Text.",
-  "error.picture": (name) => `${name} ist kein lesbares Bild.`,
+  "error.image": (name) => `${name} ist kein lesbares Bild.`,
   "error.import": (name) => `${name} enthält keine exportierten Unterhaltungen.`,
 };

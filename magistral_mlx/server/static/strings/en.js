@@ -46,17 +46,17 @@ export default {
   "example.code": "Write a Python function that finds the primes below n.",
 
   "composer.label": "Message",
-  "composer.placeholder": "Ask, or drop a picture",
+  "composer.placeholder": "Ask, or drop an image",
   "composer.help": "Enter sends, Shift and Enter make a new line, Escape stops an answer.",
   "composer.send": "Send",
   "composer.stop": "Stop",
 
-  "pictures.attach": "Attach pictures",
-  "pictures.attached": "Attached pictures",
-  "pictures.drop": "Drop pictures to attach them",
-  "pictures.enlarge": (name) => `Enlarge ${name}`,
-  "pictures.remove": (name) => `Remove ${name}`,
-  "pictures.large": "Picture",
+  "images.attach": "Attach images",
+  "images.attached": "Attached images",
+  "images.drop": "Drop images to attach them",
+  "images.enlarge": (name) => `Enlarge ${name}`,
+  "images.remove": (name) => `Remove ${name}`,
+  "images.large": "Image",
 
   "message.user": "You",
   "message.assistant": "Magistral",
@@ -138,6 +138,6 @@ export default {
   "error.page": "Something went wrong on this page.",
   "error.storage": (detail) => `The browser could not store the conversation: ${detail}`,
   "error.blind": "This model reads text only.",
-  "error.picture": (name) => `${name} is not a picture that can be read.`,
+  "error.image": (name) => `${name} is not an image that can be read.`,
   "error.import": (name) => `${name} holds no exported conversations.`,
 };

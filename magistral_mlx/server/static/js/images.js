@@ -1,4 +1,4 @@
-// Pictures on their way in: read, made smaller where they are huge, shown, enlarged.
+// Images on their way in: read, made smaller where they are huge, shown, enlarged.
 import { Failure } from "./api.js";
 import { $, h, iconButton } from "./dom.js";
 
@@ -9,12 +9,12 @@ const LARGE_BYTES = 4_000_000; // what a photo may have before it is scaled down
 const LARGEST_SIDE = 3080; // twice what the model sees, so that nothing is lost
 
 /** Whether the server reads such a file. */
-const isPicture = ({ type, name }) =>
+const isImage = ({ type, name }) =>
   ACCEPT.split(",").includes(type) || (!type && NAMES.test(name));
 
-/** A file as { name, url } with a data URL. Throws Failure for one that is no picture. */
-export async function readPicture(file) {
-  if (!isPicture(file)) throw new Failure("picture", file.name);
+/** A file as { name, url } with a data URL. Throws Failure for one that is not an image. */
+export async function readImage(file) {
+  if (!isImage(file)) throw new Failure("image", file.name);
   const blob = file.size > LARGE_BYTES ? await smaller(file) : file;
   return { name: file.name, url: await dataUrl(blob, file.name) };
 }
@@ -46,7 +46,7 @@ function dataUrl(blob, name) {
       resolve(
         reader.result.replace(/^data:(?:application\/octet-stream)?;/, `data:${typeOf(name)};`),
       );
-    reader.onerror = () => reject(new Failure("picture", name));
+    reader.onerror = () => reject(new Failure("image", name));
     reader.readAsDataURL(blob);
   });
 }
@@ -55,7 +55,7 @@ function dataUrl(blob, name) {
 const typeOf = (name) =>
   `image/${(NAMES.exec(name)?.[1] ?? "png").toLowerCase().replace("jpg", "jpeg").replace(/^tif$/, "tiff")}`;
 
-/** A preview; a picture that the browser cannot show is its name. */
+/** A preview; an image that the browser cannot show is its name. */
 function preview({ name, url }) {
   const image = h("img", { src: url, alt: name });
   image.addEventListener("error", () =>
@@ -64,17 +64,17 @@ function preview({ name, url }) {
   return image;
 }
 
-/** A preview that opens the picture at full size. */
-export function pictureButton(picture) {
+/** A preview that opens the image at full size. */
+export function imageButton(image) {
   const button = h(
     "button",
-    { type: "button", class: "picture", label: ["pictures.enlarge", picture.name] },
-    preview(picture),
+    { type: "button", class: "image", label: ["images.enlarge", image.name] },
+    preview(image),
   );
   button.addEventListener("click", () => {
-    const dialog = $("#picture");
+    const dialog = $("#image");
     dialog.replaceChildren(
-      preview(picture),
+      preview(image),
       iconButton("close", "close", () => dialog.close()),
     );
     dialog.showModal();
@@ -82,9 +82,9 @@ export function pictureButton(picture) {
   return button;
 }
 
-/** The pictures of a message that is being written. */
+/** The images of a message that is being written. */
 export class Tray {
-  pictures = [];
+  images = [];
 
   /** `changed()` is called when one is added or removed, `failed(error)` when one is none. */
   constructor(element, { changed, failed }) {
@@ -94,7 +94,7 @@ export class Tray {
   async add(files) {
     for (const file of files) {
       try {
-        this.pictures.push(await readPicture(file));
+        this.images.push(await readImage(file));
       } catch (error) {
         this.failed(error);
       }
@@ -102,31 +102,31 @@ export class Tray {
     this.#show();
   }
 
-  /** Give the pictures away, and be empty. */
+  /** Give the images away, and be empty. */
   take() {
-    const { pictures } = this;
-    this.pictures = [];
+    const { images } = this;
+    this.images = [];
     this.#show();
-    return pictures;
+    return images;
   }
 
   #show() {
-    this.element.hidden = !this.pictures.length;
+    this.element.hidden = !this.images.length;
     this.element.replaceChildren(
-      ...this.pictures.map((picture) =>
+      ...this.images.map((image) =>
         h(
           "li",
           {},
-          pictureButton(picture),
-          iconButton("close", ["pictures.remove", picture.name], () => this.#remove(picture)),
+          imageButton(image),
+          iconButton("close", ["images.remove", image.name], () => this.#remove(image)),
         ),
       ),
     );
     this.changed();
   }
 
-  #remove(picture) {
-    this.pictures = this.pictures.filter((other) => other !== picture);
+  #remove(image) {
+    this.images = this.images.filter((other) => other !== image);
     this.#show();
   }
 }

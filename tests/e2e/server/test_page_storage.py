@@ -1,0 +1,111 @@
+"""What the chat page keeps in the browser, and what it writes into files and takes from them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.replay import Replay, replaying
+from tests.e2e.server.screenshots import IMAGE
+
+IMAGE_URL = f"data:image/png;base64,{base64.b64encode(IMAGE.read_bytes()).decode()}"
+
+# The database as the first version of the page left it.
+FIRST_DATABASE = """async ({ conversations, messages, pictures }) => {
+    const done = (request) => new Promise((resolve, reject) => {
+        request.onsuccess = () => resolve(request.result);
+        request.onerror = () => reject(request.error);
+    });
+    await done(indexedDB.deleteDatabase("magistral"));
+    const request = indexedDB.open("magistral", 1);
+    request.onupgradeneeded = () => {
+        request.result.createObjectStore("conversations", { keyPath: "id" });
+        for (const [name, keyPath] of [["messages", "id"], ["pictures", "message"]]) {
+            request.result.createObjectStore(name, { keyPath })
+                .createIndex("conversation", "conversation");
+        }
+    };
+    const database = await done(request);
+    for (const [name, values] of Object.entries({ conversations, messages, pictures })) {
+        for (const value of values) {
+            await done(database.transaction(name, "readwrite").objectStore(name).put(value));
+        }
+    }
+    database.close();
+}"""
+
+
+@pytest.fixture(scope="module")
+def replay() -> Iterator[Replay]:
+    with replaying() as running:
+        yield running
+
+
+def conversation(id: str, **fields: Any) -> dict[str, Any]:
+    return {"id": id, "title": id, "created": 1, "updated": 1, "leaf": f"{id}-a"} | fields
+
+
+def turn(id: str, **question: Any) -> list[dict[str, Any]]:
+    """A question and its answer."""
+    common = {"conversation": id, "created": 1, "text": f"Text of {id}"}
+    return [
+        common | {"id": f"{id}-q", "role": "user", "parent": None} | question,
+        common | {"id": f"{id}-a", "role": "assistant", "parent": f"{id}-q", "state": "done"},
+    ]
+
+
+def test_what_the_first_version_stored_and_exported_is_taken_over(
+    browser: Browser,  # noqa: F811
+    replay: Replay,
+    tmp_path: Path,
+) -> None:
+    pictures = [{"name": "circle.png", "url": IMAGE_URL}]
+    with visiting(browser, replay.url) as visit:
+        page = visit.page
+        ids = ("one", "two", "bare")
+        stored = {
+            "conversations": [conversation(id) for id in ids],
+            "messages": [message for id in ids for message in turn(id)],
+            "pictures": [
+                {"message": "one-q", "conversation": "one", "pictures": pictures},
+                {"message": "two-q", "conversation": "two", "pictures": pictures * 2},
+            ],
+        }
+        page.evaluate(FIRST_DATABASE, stored)
+        page.reload()
+        exported = {
+            "format": "magistral-mlx conversations",
+            "version": 1,
+            "conversations": [
+                conversation("three") | {"messages": turn("three", pictures=pictures * 3)}
+            ],
+        }
+        file = tmp_path / "first.json"
+        file.write_text(json.dumps(exported))
+        page.locator("#import-file").set_input_files(file)
+        for id, count in {"one": 1, "two": 2, "three": 3, "bare": 0}.items():
+            page.locator(".conversation .open", has_text=id).click()
+            expect(page.locator(".user-text")).to_have_text(f"Text of {id}")
+            expect(page.locator(".user-images img")).to_have_count(count)
+        page.locator("#options-open").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Export all").click()
+        written = tmp_path / "second.json"
+        download.value.save_as(written)
+        content = json.loads(written.read_text())
+        assert "pictures" not in written.read_text()
+        assert content["version"] == 2
+        images = {
+            message["conversation"]: len(message["images"])
+            for conversation in content["conversations"]
+            for message in conversation["messages"]
+            if message["role"] == "user"
+        }
+        assert images == {"one": 1, "two": 2, "three": 3, "bare": 0}
