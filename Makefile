@@ -4,11 +4,12 @@
 BIN := .venv/bin
 DEMO := build/demo-4bit
 
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo check test lint docs format clean
 
 help:
 	@echo "make demo    convert the embedded model to 4 bits and ask it, with text and a picture"
-	@echo "make test    run the tests"
+	@echo "make check   run the linters and the quick tests, in under two minutes"
+	@echo "make test    run all tests"
 	@echo "make lint    run ruff, mypy and import-linter"
 	@echo "make docs    build the guides and the reference into build/site"
 	@echo "make format  let ruff rewrite the code"
@@ -19,6 +20,9 @@ demo: .venv/.runtime
 	$(BIN)/magistral-mlx generate "What is 37 + 85?" --model $(DEMO) --temperature 0
 	$(BIN)/magistral-mlx generate "What is in the picture?" --image examples/circle.png \
 		--model $(DEMO) --temperature 0
+
+check: lint
+	$(BIN)/pytest -q -m "not slow"
 
 test: .venv/.dev .venv-mlx-vlm/.ready
 	$(BIN)/pytest

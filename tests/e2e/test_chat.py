@@ -13,6 +13,8 @@ import pytest
 from tests.scripted import write_scripted_checkpoint
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
 
+pytestmark = pytest.mark.slow
+
 THOUGHT, ANSWER = "Let me see: it is", "A big farm."
 
 

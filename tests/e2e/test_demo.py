@@ -26,6 +26,8 @@ from magistral_mlx.engine.prefill import encode_images
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.model.magistral import MagistralModel
 
+pytestmark = pytest.mark.slow
+
 COUNT = 25  # of each kind; one may be wrong
 
 

@@ -170,6 +170,7 @@ def test_the_newest_and_the_first_tokens_are_exact() -> None:
     assert np.abs(y - expected)[:, ::2].max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_quantized_cache_is_as_small_as_its_scheme_says() -> None:
     inputs = Inputs(4096)
     full, small = make_cache(KVScheme()), make_cache(KVScheme.parse("4/4").without_window())
@@ -183,6 +184,7 @@ def test_a_quantized_cache_is_as_small_as_its_scheme_says() -> None:
 # What a token gets depends on what stands before it alone
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     scheme=st.sampled_from([SHORT, replace(SHORT, value_bits=4), *QUANTIZED]),
@@ -202,6 +204,7 @@ def test_chunks_of_any_size_give_what_single_tokens_give(
         start = end
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     scheme=st.sampled_from([KVScheme(), SHORT, *QUANTIZED]),
@@ -238,6 +241,7 @@ def test_a_cache_goes_on_from_where_it_is_trimmable_as_if_it_had_never_gone_furt
 # Trimming
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     scheme=st.sampled_from(
@@ -264,6 +268,7 @@ def test_a_trim_within_the_slack_leaves_no_trace(
         )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     scheme=st.sampled_from([SHORT, SHORT.without_window(), *QUANTIZED]),
@@ -341,6 +346,7 @@ def test_attention_over_a_long_quantized_cache_keeps_to_its_workspace(
     assert mx.get_peak_memory() - before < 1.5 * workspace < one_head
 
 
+@pytest.mark.slow
 def test_decoding_over_a_long_quantized_cache_keeps_to_its_workspace() -> None:
     inputs = Inputs(8192)
     workspace = 1 << 20

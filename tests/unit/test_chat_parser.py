@@ -264,6 +264,7 @@ def test_a_malformed_list_of_calls_comes_back_as_it_was_written(calls: str):
     assert isinstance(call, MalformedCall) and call.text == "[TOOL_CALLS]" + calls
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(sorted(MARKS)), st.text(max_size=8)), max_size=12))
 def test_nothing_that_was_written_is_lost(pieces: list[str]):

@@ -19,6 +19,8 @@ from magistral_mlx.engine.prefix_cache import PrefixCache
 from tests.engine_models import tiny_model
 from tests.unit.test_prefix_cache import IMAGE, PLENTY, answer, image, seeing_model, some_tokens
 
+pytestmark = pytest.mark.slow
+
 SCHEMES = ["full", "8/8", "4/4"]
 LIMIT = 1 << 30
 DOCUMENT = some_tokens(700, seed=1)

@@ -85,6 +85,7 @@ def comparable(tokens: Sequence[Token]) -> list[tuple[Any, ...]]:
     return [(token.id, token.forced) for token in tokens]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_each_gets_what_it_would_get_alone(seed: int) -> None:
     requests = mixed()

@@ -275,6 +275,7 @@ def test_a_long_span_is_a_loop_when_it_has_come_four_times(length: int) -> None:
     assert alarm_after(span * 6) in range(4 * length, 4 * length + 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "span", ["0", "0, ", "--", "3 1 4 1 5 9 ", "\n", " ", "🙂", "⬛⬜", FORMULA]
 )

@@ -105,6 +105,7 @@ def assert_same(tokens: Sequence[Token], expected: Sequence[Token]) -> None:
             assert [id_ for id_, _ in token.top] == [id_ for id_, _ in other.top]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_tokens_are_those_of_plain_decoding(
     case: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,8 @@ from magistral_mlx.events import Prefill
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 from tests.engine_models import GREEDY, tiny_model
 
+pytestmark = pytest.mark.slow
+
 SCHEMES = ["full", "8/8", "4/4"]
 PLENTY = 1 << 30
 IMAGE = 10  # the id of an image token

@@ -14,6 +14,8 @@ from magistral_mlx.server.page import CONTENT_SECURITY_POLICY, STATIC
 from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Ended, Replay, Said, Thought, replaying
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 LARGEST = 1_500_000  # bytes of everything that the page is made of
 

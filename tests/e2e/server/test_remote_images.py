@@ -21,6 +21,8 @@ from magistral_mlx.server.remote_images import fetch_image, is_public
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, live_server, wait_until
 
+pytestmark = pytest.mark.slow
+
 ALLOWED = Settings(allow_remote_images=True)
 
 

@@ -41,6 +41,7 @@ def prompt_of(magistral: Magistral, letter: str, tokens: int) -> str:
     return letter * (tokens - len(magistral.prompt("", system=None, thinking="off")))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_beside_those_that_run_waits(tight: Magistral):
     before = settled(tight)
     together = Together(tight)
@@ -84,6 +85,7 @@ def test_a_large_one_is_not_overtaken_for_ever(tight: Magistral):
     assert together.begun() == ["running", "large", "small", "smaller"]
 
 
+@pytest.mark.slow
 def test_without_a_length_nobody_is_kept_out_and_the_newest_ends_when_memory_does(
     tight: Magistral,
 ):
@@ -109,6 +111,7 @@ def test_without_a_length_nobody_is_kept_out_and_the_newest_ends_when_memory_doe
     assert max(result.stats.peak_memory for result in results.values()) <= tight.plan.total
 
 
+@pytest.mark.slow
 def test_those_that_stand_still_go_on_when_another_has_ended(tight: Magistral):
     settled(tight)
 

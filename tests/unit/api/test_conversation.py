@@ -45,6 +45,7 @@ def text_of(magistral: Magistral, conversation: Conversation) -> str:
 # Turns
 
 
+@pytest.mark.slow
 def test_questions_and_answers_make_the_history(chat: Conversation):
     assert chat.messages == ()
     first = chat.send("One?")
@@ -217,6 +218,7 @@ def test_the_tokens_of_a_conversation_are_counted(talker: Magistral, chat: Conve
     assert chat.tokens == len(talker.prompt(chat.messages))
 
 
+@pytest.mark.slow
 def test_dropped_turns_stay_in_the_history_and_are_not_sent_again(talker_folder: Path):
     with Magistral.load(talker_folder, context=400) as magistral:
         chat = magistral.chat(overflow="drop")

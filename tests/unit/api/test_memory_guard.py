@@ -95,6 +95,7 @@ def test_limits_are_put_back_when_loading_fails(folder: Path, tmp_path: Path) ->
     assert limits() == before
 
 
+@pytest.mark.slow
 def test_a_context_cut_by_memory_ends_with_that_reason(tmp_path: Path) -> None:
     """32,768 tokens of cache would take 96 MiB."""
     config = tiny_config(max_position_embeddings=32_768)

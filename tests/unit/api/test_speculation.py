@@ -15,6 +15,7 @@ from tests.checkpoints import tiny_config, write_hf_checkpoint
 from training.tekken import write_tekken
 
 
+@pytest.mark.slow
 def test_text_that_repeats_itself_takes_fewer_passes_and_is_the_same(endless: Magistral) -> None:
     plain = endless.generate("Hi", max_tokens=300, speculation="off")
     guessed = endless.generate("Hi", max_tokens=300)
@@ -61,6 +62,7 @@ def test_a_draft_model_that_was_not_loaded_is_told_how_to_load(talker: Magistral
         talker.generate("Hi", speculation="draft")
 
 
+@pytest.mark.slow
 def test_a_draft_model_guesses_and_changes_nothing(
     endless_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_the_same_prompt_many_times_is_read_once(demo: Magistral):
     assert len({result.text for result in results}) == 1
 
 
+@pytest.mark.slow
 def test_a_system_prompt_that_requests_share_is_read_once(demo: Magistral):
     settled(demo)
     system = "You know numbers well. " * 100
@@ -209,6 +210,7 @@ def test_a_system_prompt_that_requests_share_is_read_once(demo: Magistral):
         assert told(again) == told(result)
 
 
+@pytest.mark.slow
 def test_answers_of_several_tasks_and_threads(demo: Magistral, alone: dict[str, Any]):
     requests = mixed()
 
@@ -232,6 +234,7 @@ def test_answers_of_several_tasks_and_threads(demo: Magistral, alone: dict[str, 
 # Turns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a_part", "passes"), [(10.0, 10), (0.5, 1), (0.0, 1)])
 def test_a_long_prompt_and_the_tokens_of_others_have_half_of_the_time_each(
     endless: Magistral, monkeypatch: pytest.MonkeyPatch, a_part: float, passes: int
@@ -252,6 +255,7 @@ def test_a_long_prompt_and_the_tokens_of_others_have_half_of_the_time_each(
         assert [name for name, event in between if isinstance(event, Text)] == ["talking"] * passes
 
 
+@pytest.mark.slow
 def test_a_short_answer_that_joins_while_a_document_is_read_ends_long_before_it(
     endless: Magistral, monkeypatch: pytest.MonkeyPatch
 ):
@@ -285,6 +289,7 @@ def test_prompts_that_have_only_one_part_do_not_wait_for_those_who_decode(
     assert together.most_at_once() == 4
 
 
+@pytest.mark.slow
 def test_a_short_prompt_does_not_wait_for_a_long_one(endless: Magistral):
     settled(endless)
     together = Together(endless)
@@ -297,6 +302,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(endless: Magistral):
     assert first_parts.index("short") <= 2  # the long one had two events: its beginning, a part
 
 
+@pytest.mark.slow
 def test_two_long_prompts_are_read_in_turn(endless: Magistral):
     settled(endless)
     together = Together(endless)
