@@ -20,7 +20,7 @@ from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, Case, cases
-from magistral_mlx.engine.generate import Request, Token, generate
+from magistral_mlx.engine.generate import SequenceInputs, Token, generate
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.library import locate
 from magistral_mlx.model.magistral import MagistralModel
@@ -37,7 +37,7 @@ def prompt_of(case: Case, tokenizer: Tokenizer, folder: Path) -> Prompt:
 
 def output(model: MagistralModel, prompt: Prompt, scheme: KVScheme, eos: int) -> list[int]:
     """The tokens that the model writes, greedily."""
-    request = Request(
+    request = SequenceInputs(
         prompt.tokens,
         prompt.images,
         Sampling(temperature=0),

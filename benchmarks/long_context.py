@@ -33,7 +33,7 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.config import TextConfig
-from magistral_mlx.engine.generate import ComputedPrefix, Request, generate
+from magistral_mlx.engine.generate import ComputedPrefix, SequenceInputs, generate
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.here import describe, profile
@@ -92,7 +92,9 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
         mx.clear_cache()
         mx.reset_peak_memory()
         tokens = np.full(context - DECODED, 100, np.int32)
-        request = Request(tokens, (), Sampling(temperature=0), DECODED, scheme=scheme, chunk=chunk)
+        request = SequenceInputs(
+            tokens, (), Sampling(temperature=0), DECODED, scheme=scheme, chunk=chunk
+        )
         began = time.perf_counter()
         steps = generate(model, request, start=ComputedPrefix(caches, held))
         next(step for step in steps if not isinstance(step, Prefill))

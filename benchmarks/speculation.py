@@ -37,7 +37,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.demo.cases import cases
 from magistral_mlx.engine import generate as engine
-from magistral_mlx.engine.generate import Request, Token, generate
+from magistral_mlx.engine.generate import SequenceInputs, Token, generate
 from magistral_mlx.engine.sampler import UNCONSTRAINED, DrawConstraints, Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.costs import PassCosts
@@ -181,7 +181,7 @@ def answers(count: int) -> dict[str, Any]:
     return found | {"different": different}
 
 
-def settings(job: Any, tokenizer: Tokenizer) -> Iterator[tuple[str, Request]]:
+def settings(job: Any, tokenizer: Tokenizer) -> Iterator[tuple[str, SequenceInputs]]:
     """The requests that a question is put as: temperatures, caches, and budgets for thinking."""
     special = tokenizer.special
     assert special.think is not None and special.end_think is not None
@@ -191,7 +191,7 @@ def settings(job: Any, tokenizer: Tokenizer) -> Iterator[tuple[str, Request]]:
                 kv = replace(KVScheme.parse(scheme), window=32, first=2)  # ages within the answer
                 yield (
                     f"at {temperature}, {scheme}, budget {budget}",
-                    Request(
+                    SequenceInputs(
                         tokens=job.prompt.tokens,
                         images=(),
                         sampling=Sampling(temperature, 0.95, seed=7),
@@ -291,7 +291,7 @@ def write(
 ) -> tuple[float, int]:
     """Seconds and passes for `count` tokens of the answer, the first one not counted."""
     Dictated.text, Dictated.start = mx.array(text.answer, mx.uint32), len(text.prompt)
-    request = Request(
+    request = SequenceInputs(
         np.array(text.prompt, np.int32), (), Sampling(0), count, speculation=speculation
     )
     sampler, engine.Sampler = engine.Sampler, Dictated  # type: ignore[attr-defined]

@@ -21,8 +21,8 @@ _HOMES = {
     "magistral_mlx.api.conversation": ("Conversation",),
     "magistral_mlx.api.magistral": ("Magistral",),
     "magistral_mlx.api.options": ("DEFAULT", "Options"),
-    "magistral_mlx.api.progress": ("LoadProgress",),
-    "magistral_mlx.api.result": ("Result", "Timings", "Usage"),
+    "magistral_mlx.runtime.progress": ("LoadProgress",),
+    "magistral_mlx.runtime.result": ("Result", "Timings", "Usage"),
     "magistral_mlx.api.stream": ("Stream",),
     "magistral_mlx.chat.messages": (
         "Assistant",

@@ -5,10 +5,6 @@ from magistral_mlx.api.conversation import Conversation as Conversation
 from magistral_mlx.api.magistral import Magistral as Magistral
 from magistral_mlx.api.options import DEFAULT as DEFAULT
 from magistral_mlx.api.options import Options as Options
-from magistral_mlx.api.progress import LoadProgress as LoadProgress
-from magistral_mlx.api.result import Result as Result
-from magistral_mlx.api.result import Timings as Timings
-from magistral_mlx.api.result import Usage as Usage
 from magistral_mlx.api.stream import Stream as Stream
 from magistral_mlx.chat.messages import Assistant as Assistant
 from magistral_mlx.chat.messages import Image as Image
@@ -48,6 +44,10 @@ from magistral_mlx.events import TokenLogprob as TokenLogprob
 from magistral_mlx.events import ToolCall as ToolCall
 from magistral_mlx.events import ToolCallPart as ToolCallPart
 from magistral_mlx.events import TurnsDropped as TurnsDropped
+from magistral_mlx.runtime.progress import LoadProgress as LoadProgress
+from magistral_mlx.runtime.result import Result as Result
+from magistral_mlx.runtime.result import Timings as Timings
+from magistral_mlx.runtime.result import Usage as Usage
 
 __version__: str
 __all__: list[str]

@@ -8,15 +8,11 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from magistral_mlx.api.answer import Answer, End
-from magistral_mlx.api.result import Result
-from magistral_mlx.api.stream import Start
+from magistral_mlx.api.stream import Submit
 from magistral_mlx.events import Event
-
-if TYPE_CHECKING:
-    from magistral_mlx.api.magistral import Magistral
+from magistral_mlx.runtime.request import End, Request
+from magistral_mlx.runtime.result import Result
 
 
 class AsyncStream(AsyncIterator[Event]):
@@ -24,14 +20,16 @@ class AsyncStream(AsyncIterator[Event]):
 
     Cancelling the task that reads it stops the answer, and so does dropping the stream. A loop
     that is left early while the stream is still held does not: use `async with`, or `cancel`.
+
+    request: the request that is read; None until it has been queued.
     """
 
-    def __init__(self, owner: Magistral, start: Start) -> None:
-        """Use `Magistral.astream`. `start` may take a while: it runs in a helper thread."""
+    def __init__(self, owner: object, submit: Submit) -> None:
+        """Use `Magistral.astream`. `submit` may take a while: it runs in a helper thread."""
         self._owner = owner
-        self._start = start
+        self._submit = submit
         self._items: asyncio.Queue[Event | End] = asyncio.Queue()
-        self._answer: Answer | None = None
+        self.request: Request | None = None
         self._ended = False
         self._cancelled = False
 
@@ -43,7 +41,7 @@ class AsyncStream(AsyncIterator[Event]):
         if self._ended:
             raise StopAsyncIteration
         try:
-            if self._answer is None:
+            if self.request is None:
                 await self._begin()
             item = await self._items.get()
         except asyncio.CancelledError:
@@ -62,7 +60,7 @@ class AsyncStream(AsyncIterator[Event]):
         Args:
             executor: where the prompt is made; None for the loop's own threads.
         """
-        if self._answer is None:
+        if self.request is None:
             try:
                 await self._begin(executor)
             except asyncio.CancelledError:
@@ -72,15 +70,15 @@ class AsyncStream(AsyncIterator[Event]):
     def cancel(self) -> None:
         """Stop after the current token or part of the prompt, from any thread."""
         self._cancelled = True
-        if self._answer is not None:
-            self._answer.cancel()
+        if self.request is not None:
+            self.request.cancel()
 
     async def result(self) -> Result:
         """Read to the end -> the whole answer; after `cancel`, what there is of it."""
         async for _ in self:
             pass
-        assert self._answer is not None
-        return self._answer.wait()
+        assert self.request is not None
+        return self.request.wait()
 
     async def aclose(self) -> None:
         """Stop the answer and forget it."""
@@ -102,13 +100,13 @@ class AsyncStream(AsyncIterator[Event]):
         sink = _into(loop, self._items)
 
         def begin() -> None:
-            self._answer = self._start(sink)
+            self.request = self._submit(sink)
             if self._cancelled:  # while it began
-                self._answer.cancel()
+                self.request.cancel()
 
         await loop.run_in_executor(executor, begin)
-        assert self._answer is not None
-        weakref.finalize(self, self._answer.cancel).atexit = False
+        assert self.request is not None
+        weakref.finalize(self, self.request.cancel).atexit = False
 
 
 def _into(

@@ -1,4 +1,4 @@
-"""From messages and options to a job for the model: all that is done before MLX comes in.
+"""From messages and options to the frozen inputs of a request, before MLX comes in.
 
 Whatever is wrong with a request is found here, in the caller's thread, before it queues.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,31 +27,14 @@ from magistral_mlx.chat.system import default_system
 from magistral_mlx.errors import ContextOverflow, ImageError, InvalidOption
 from magistral_mlx.events import TurnsDropped
 from magistral_mlx.hub.cache import repo_of_snapshot
+from magistral_mlx.runtime.generation_request import GenerationRequest
 
 if TYPE_CHECKING:
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
-    from magistral_mlx.engine.dry import Dry
+    from magistral_mlx.engine.sampling import Sampling
     from magistral_mlx.engine.thinking import ThinkingRules
     from magistral_mlx.engine.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One request, ready to run.
-
-    `limit` is the number of tokens to produce at most; one of `stop_tokens` ends the generation.
-    """
-
-    prompt: Prompt
-    options: Options
-    limit: int
-    stop_tokens: frozenset[int]
-    thinking: ThinkingRules | None = None
-    grammar: Grammar | None = None
-    dry: Dry | None = None
-    vocabulary: Vocabulary | None = None
-    dropped: TurnsDropped | None = None
 
 
 class Composer:
@@ -99,8 +82,8 @@ class Composer:
 
         return GrammarCompiler(self.vocabulary)
 
-    def compose(self, messages: Sequence[Message], options: Options) -> Job:
-        """The job that answers `messages`.
+    def compose(self, messages: Sequence[Message], options: Options) -> GenerationRequest:
+        """The inputs of a request that answers `messages`.
 
         Raises:
             PromptError: messages that make no prompt; ContextOverflow if they are too long.
@@ -113,30 +96,39 @@ class Composer:
         dropped = None
         if self._room(prompt) < self._wanted(options):
             prompt, dropped = self._make_room(messages, options, prompt)
-        return self._job(prompt, options, dropped)
+        return self._request(prompt, options, dropped)
 
-    def compose_raw(self, raw: RawPrompt, options: Options) -> Job:
-        """The job that goes on where `raw` ends. Raises what `compose` raises."""
+    def compose_raw(self, raw: RawPrompt, options: Options) -> GenerationRequest:
+        """The inputs of a request that goes on where `raw` ends. Raises what `compose` raises."""
         self._check(options)
         prompt = encode_raw(raw, self.tokenizer)
         if self._room(prompt) < 1:
             raise self._overflow(prompt, 0)
-        return self._job(prompt, options, None)
+        return self._request(prompt, options, None)
 
-    def _job(self, prompt: Prompt, options: Options, dropped: TurnsDropped | None) -> Job:
+    def _request(
+        self, prompt: Prompt, options: Options, dropped: TurnsDropped | None
+    ) -> GenerationRequest:
         options = options.seeded()
         room = self._room(prompt)
         limit = room if options.max_tokens is None else min(options.max_tokens, room)
-        return Job(
+        special = self.tokenizer.special
+        return GenerationRequest(
             prompt,
-            options,
+            self.tokenizer,
+            self._sampling(options),
             limit,
-            frozenset({self.tokenizer.special.eos, *options.stop_token_ids}),
-            self._thinking(options, prompt),
-            self._grammar(options),
-            self._dry(options),
-            self.vocabulary,
-            dropped,
+            stop_tokens=frozenset({special.eos, *options.stop_token_ids}),
+            n=options.n,
+            limit_asked=options.max_tokens is not None,
+            stop=tuple(options.stop),
+            hidden_stops=frozenset(options.stop_token_ids) - {special.eos},
+            logprobs=options.reported_logprobs,
+            speculation=options.speculation,
+            thinking=self._thinking(options, prompt),
+            grammar=self._grammar(options),
+            vocabulary=self.vocabulary,
+            dropped=dropped,
         )
 
     def prompt(self, messages: Sequence[Message], options: Options) -> Prompt:
@@ -267,9 +259,11 @@ class Composer:
             closing=tuple(self.tokenizer.encode(CLOSING_PHRASE)),
         )
 
-    def _dry(self, options: Options) -> Dry | None:
-        dry = options.sampling(0).dry
-        return replace(dry, breakers=self._breakers) if dry and dry.breakers is None else dry
+    def _sampling(self, options: Options) -> Sampling:
+        sampling = options.sampling(0)
+        if sampling.dry is None or sampling.dry.breakers is not None:
+            return sampling
+        return replace(sampling, dry=replace(sampling.dry, breakers=self._breakers))
 
     @cached_property
     def _breakers(self) -> frozenset[int]:

@@ -10,7 +10,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from magistral_mlx.api.answer import Answer, Sink
 from magistral_mlx.api.history import turn_starts, without_oldest
 from magistral_mlx.api.inputs import Images, PromptLike, to_images, to_messages, with_images
 from magistral_mlx.api.option_fields import OptionFields
@@ -18,11 +17,12 @@ from magistral_mlx.api.options import Options
 from magistral_mlx.api.stream import Stream
 from magistral_mlx.chat.messages import Assistant, Image, Message, ToolResult, User
 from magistral_mlx.errors import PromptError
+from magistral_mlx.runtime.request import Observer, Request
 
 if TYPE_CHECKING:
     from magistral_mlx.api.async_stream import AsyncStream
     from magistral_mlx.api.magistral import Magistral
-    from magistral_mlx.api.result import Result
+    from magistral_mlx.runtime.result import Result
 
 
 class Conversation:
@@ -42,7 +42,7 @@ class Conversation:
         self._lock = threading.RLock()
         self._messages = list(messages)
         self._dropped = 0  # turns at the beginning that are no longer sent
-        self._pending: tuple[Answer, list[Message]] | None = None
+        self._pending: tuple[Request, list[Message]] | None = None
 
     # The history
 
@@ -178,7 +178,9 @@ class Conversation:
         **changes: Unpack[OptionFields],
     ) -> Stream:
         """`send`, event by event."""
-        return Stream(self._magistral, lambda sink: self._start(prompt, images, changes, sink))
+        return Stream(
+            self._magistral, lambda observer: self._submit(prompt, images, changes, observer)
+        )
 
     async def asend(
         self,
@@ -198,7 +200,9 @@ class Conversation:
         """`stream` for `async for`."""
         from magistral_mlx.api.async_stream import AsyncStream
 
-        return AsyncStream(self._magistral, lambda sink: self._start(prompt, images, changes, sink))
+        return AsyncStream(
+            self._magistral, lambda observer: self._submit(prompt, images, changes, observer)
+        )
 
     def resume(self, **changes: Unpack[OptionFields]) -> Stream:
         """Go on with the last answer, where it ended.
@@ -223,18 +227,20 @@ class Conversation:
                 raise PromptError("there is no answer to go on with: the last message is none.")
             self._messages[-1] = replace(last, prefix=True)
 
-    def _start(
-        self, prompt: PromptLike | None, images: Images, changes: OptionFields, sink: Sink
-    ) -> Answer:
+    def _submit(
+        self, prompt: PromptLike | None, images: Images, changes: OptionFields, observer: Observer
+    ) -> Request:
         """Queue the answer to the history and `prompt`; it enters the history later."""
         if prompt is None and to_images(images):
             raise PromptError("images were given without a message that could hold them.")
         asked = [] if prompt is None else to_messages(prompt, images)
         with self._settled():
             sent = self._sent([*self._messages, *asked])
-            answer = self._magistral._start(sent, (), self.options, changes, sink)
-            self._pending = (answer, asked)
-            return answer
+            request = self._magistral.submit(
+                sent, options=self.options, observer=observer, **changes
+            )
+            self._pending = (request, asked)
+            return request
 
     def _sent(self, messages: Sequence[Message]) -> list[Message]:
         """The messages without turns that no longer fit."""
@@ -264,9 +270,9 @@ class Conversation:
         pending = self._pending
         if pending is None:
             return
-        answer, asked = pending
+        request, asked = pending
         try:
-            result = answer.wait()
+            result = request.wait()
         except Exception:  # the stream has told it
             result = None
         with self._lock:

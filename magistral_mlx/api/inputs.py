@@ -130,7 +130,7 @@ def to_tools(tools: Iterable[ToolLike] | None) -> tuple[Tool, ...]:
     Raises:
         PromptError: naming the tool and the field that is wrong.
     """
-    from magistral_mlx.api.dicts import parse_tool
+    from magistral_mlx.api.message_dicts import parse_tool
 
     if isinstance(tools, Tool | Mapping):
         tools = (tools,)
@@ -161,7 +161,7 @@ def image_of_url(url: str, where: str, *, local_files: bool) -> Image:
 
 
 def _to_message(entry: Any, where: str, local_files: bool) -> Message:
-    from magistral_mlx.api.dicts import parse_message
+    from magistral_mlx.api.message_dicts import parse_message
 
     if isinstance(entry, _TYPED):
         return entry

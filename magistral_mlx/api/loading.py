@@ -11,10 +11,6 @@ from typing import TYPE_CHECKING
 from magistral_mlx.api.composer import Composer
 from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.api.load_options import LoadOptions
-from magistral_mlx.api.progress import LoadProgress, OnProgress
-from magistral_mlx.api.runtime import Runtime
-from magistral_mlx.api.session import Session
-from magistral_mlx.api.speculation import check_vocabulary
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import TokenizerError
@@ -22,6 +18,10 @@ from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.library import locate
 from magistral_mlx.memory.here import hold_plan
 from magistral_mlx.memory.plan import PlanRequest
+from magistral_mlx.runtime.model_runner import ModelRunner
+from magistral_mlx.runtime.progress import LoadProgress, OnProgress
+from magistral_mlx.runtime.session import Session
+from magistral_mlx.runtime.speculation import check_vocabulary
 
 if TYPE_CHECKING:
     from magistral_mlx.memory.plan import Plan
@@ -44,8 +44,9 @@ class Loading:
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
         draft = None if options.draft is None else Checkpoint.open(locate(str(options.draft)))
         plan = hold_plan(checkpoint, name or str(checkpoint.folder), request, options.dtype, draft)
-        runtime = Runtime(checkpoint, plan, options.dtype, DiskCacheConfig.of(options), draft)
-        session = Session(runtime, options.parallel)  # whose end releases the plan
+        disk = DiskCacheConfig.of(options)
+        runner = ModelRunner(checkpoint, plan, options.dtype, disk.open if disk else None, draft)
+        session = Session(runner, options.parallel)  # whose end releases the plan
         try:
             composer = self._load(checkpoint, plan, session, draft)
         except BaseException:

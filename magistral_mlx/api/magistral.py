@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from magistral_mlx.api.answer import Answer, Sink
 from magistral_mlx.api.inputs import Images, PromptLike, to_images, to_messages
 from magistral_mlx.api.load_options import LoadFields, LoadOptions
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
-from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.api.stream import Stream
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.chat.prompt import encode_raw
 from magistral_mlx.errors import PromptError
 from magistral_mlx.option_spec import with_changes
+from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 
 if TYPE_CHECKING:
-    from magistral_mlx.api.activity import Activity
     from magistral_mlx.api.async_stream import AsyncStream
     from magistral_mlx.api.composer import Composer
     from magistral_mlx.api.conversation import Conversation
-    from magistral_mlx.api.result import Result
-    from magistral_mlx.api.session import Session
     from magistral_mlx.chat.messages import System
     from magistral_mlx.chat.prompt import Prompt
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.events import Event
     from magistral_mlx.memory.plan import Plan
+    from magistral_mlx.runtime.activity import Activity
+    from magistral_mlx.runtime.request import Observer, Request
+    from magistral_mlx.runtime.result import Result
+    from magistral_mlx.runtime.session import Session
 
 
 class Magistral:
@@ -52,7 +53,7 @@ class Magistral:
         self.plan = plan
         self._checkpoint = checkpoint
         self._composer = composer
-        self._session = session
+        self.session = session
         # One that nobody holds any more gives its memory back.
         weakref.finalize(self, session.close).atexit = False
 
@@ -119,8 +120,8 @@ class Magistral:
 
     def close(self) -> None:
         """Stop what is being generated and give the memory back. It cannot be asked afterwards."""
-        self._session.close()
-        self._session.wait_closed()
+        self.session.close()
+        self.session.wait_closed()
 
     async def aclose(self) -> None:
         """`close` without blocking the event loop."""
@@ -137,7 +138,7 @@ class Magistral:
         Raises:
             ModelClosed: the model has been closed.
         """
-        self._session.release()
+        self.session.release()
 
     def __enter__(self) -> Magistral:
         return self
@@ -191,7 +192,7 @@ class Magistral:
     @property
     def closed(self) -> bool:
         """Whether it has been closed, and cannot be asked any more."""
-        return self._session.closed
+        return self.session.closed
 
     @property
     def activity(self) -> Activity:
@@ -199,7 +200,7 @@ class Magistral:
 
         It is cheap, and does not wait for the model: for a status line, or a server's metrics.
         """
-        return self._session.activity
+        return self.session.activity
 
     @property
     def default_system(self) -> System | None:
@@ -313,6 +314,25 @@ class Magistral:
             return encode_raw(prompt, self.tokenizer)
         return self._composer.prompt(to_messages(prompt, images), options)
 
+    def submit(
+        self,
+        prompt: PromptLike,
+        images: Images = (),
+        *,
+        options: Options | None = None,
+        observer: Observer | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Request:
+        """Queue a prompt, and return the request without waiting for anything.
+
+        What streams stand on. Takes and raises what `stream` does.
+
+        Args:
+            observer: called on the worker thread with each event, and with `End` after the last;
+                it must not block.
+        """
+        return self._submit(prompt, images, options, changes, observer)
+
     # Underneath
 
     def _stream(
@@ -322,7 +342,7 @@ class Magistral:
         options: Options | None,
         changes: OptionFields,
     ) -> Stream:
-        return Stream(self, lambda sink: self._start(prompt, images, options, changes, sink))
+        return Stream(self, partial(self._submit, prompt, images, options, changes))
 
     def _astream(
         self,
@@ -333,27 +353,25 @@ class Magistral:
     ) -> AsyncStream:
         from magistral_mlx.api.async_stream import AsyncStream
 
-        return AsyncStream(self, lambda sink: self._start(prompt, images, options, changes, sink))
+        return AsyncStream(self, partial(self._submit, prompt, images, options, changes))
 
-    def _start(
+    def _submit(
         self,
         prompt: PromptLike,
         images: Images,
         options: Options | None,
         changes: OptionFields,
-        sink: Sink,
-    ) -> Answer:
+        observer: Observer | None,
+    ) -> Request:
         """Do all that can be done before it queues, then queue it."""
-        self._session.check_open()
+        self.session.check_open()
         options = Options.of(options, changes)
         if isinstance(prompt, RawPrompt):
             _check_no_images(images)
-            job = self._composer.compose_raw(prompt, options)
+            inputs = self._composer.compose_raw(prompt, options)
         else:
-            job = self._composer.compose(to_messages(prompt, images), options)
-        answer = Answer(sink, job.options.seed)
-        self._session.submit(job, answer, self.tokenizer)
-        return answer
+            inputs = self._composer.compose(to_messages(prompt, images), options)
+        return self.session.submit(inputs, observer)
 
 
 def _check_no_images(images: Images) -> None:

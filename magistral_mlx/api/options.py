@@ -30,6 +30,7 @@ from magistral_mlx.option_spec import (
     validate_options,
     with_changes,
 )
+from magistral_mlx.runtime.generation_request import SEEDS, SpeculationOption, nth_seed
 
 if TYPE_CHECKING:
     from magistral_mlx.api.inputs import ToolLike
@@ -37,23 +38,16 @@ if TYPE_CHECKING:
     from magistral_mlx.engine.dry import Dry
     from magistral_mlx.engine.sampling import Sampling
 
-__all__ = ["DEFAULT", "Default", "Options", "nth_seed"]
+__all__ = ["DEFAULT", "Default", "Options", "SpeculationOption", "nth_seed"]
 
 ThinkingOption = Literal["on", "off"] | int
 Overflow = Literal["error", "drop"]
 ToolChoice = Literal["auto", "required", "none"]
-SpeculationOption = Literal["auto", "off", "ngram", "draft"]
 
-_SEEDS = 2**32
 _MOST_TOP_LOGPROBS = 20  # as in OpenAI's API
 _LEAST_IMAGE_TOKENS = 2  # one merged patch and the end of the image
 _LENGTH, _SAMPLING, _THINKING = "Length", "Sampling", "Thinking"
 _STRUCTURE, _PROMPT, _SPEED, _OUTPUT = "Structure", "Prompt", "Speed", "Output"
-
-
-def nth_seed(seed: int, index: int = 0) -> int:
-    """The seed of answer `index`, of as many as are asked for with `n`; any integer will do."""
-    return (seed + index) % _SEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +127,7 @@ class Options:
     )
     seed: int | None = option(
         None,
-        Integer(0, _SEEDS - 1),
+        Integer(0, SEEDS - 1),
         "Seed of the sampling: the same one gives the same answer.",
         unset="a random one, which the result holds",
         section=_SAMPLING,
@@ -282,7 +276,7 @@ class Options:
 
     def seeded(self) -> Options:
         """With a seed in any case."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbelow(_SEEDS))
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(SEEDS))
 
     def sampling(self, index: int) -> Sampling:
         """How the tokens of answer `index` are drawn."""

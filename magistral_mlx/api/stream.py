@@ -5,16 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
-from magistral_mlx.api.answer import Answer, End, Sink
-from magistral_mlx.api.result import Result
 from magistral_mlx.events import Event
+from magistral_mlx.runtime.request import End, Observer, Request
+from magistral_mlx.runtime.result import Result
 
-if TYPE_CHECKING:
-    from magistral_mlx.api.magistral import Magistral
-
-Start = Callable[[Sink], Answer]  # makes the prompt, and submits an answer that feeds the sink
+Submit = Callable[[Observer], Request]  # makes the prompt, and queues a request for the observer
 
 
 class Stream(Iterator[Event]):
@@ -25,16 +21,18 @@ class Stream(Iterator[Event]):
 
     The answer is generated whether or not anybody reads it, until it ends, is cancelled, or the
     stream is dropped. A stream may be read in one thread and cancelled from another.
+
+    request: the request that is read: its status, times, results and seed.
     """
 
-    def __init__(self, owner: Magistral, start: Start) -> None:
-        """Use `Magistral.stream`. Raises what `start` does."""
+    def __init__(self, owner: object, submit: Submit) -> None:
+        """Use `Magistral.stream`. Raises what `submit` does."""
         self._owner = owner  # a model is not collected while it is being read from
         self._items: SimpleQueue[Event | End] = SimpleQueue()
-        self._answer = start(self._items.put)
+        self.request = submit(self._items.put)
         self._ended = False
         # A stream that nobody holds any more frees the worker.
-        weakref.finalize(self, self._answer.cancel).atexit = False
+        weakref.finalize(self, self.request.cancel).atexit = False
 
     def __next__(self) -> Event:
         """The next event.
@@ -70,7 +68,7 @@ class Stream(Iterator[Event]):
         `Finished` then comes with the reason "cancelled"; the result holds what there is. Nothing
         happens if the answer has ended.
         """
-        self._answer.cancel()
+        self.request.cancel()
 
     def result(self) -> Result:
         """Wait for the whole answer; after `cancel`, for what there is of it.
@@ -78,7 +76,7 @@ class Stream(Iterator[Event]):
         Ctrl-C while it waits stops the answer. Raises what went wrong while it was generated.
         """
         try:
-            return self._answer.wait()
+            return self.request.wait()
         except KeyboardInterrupt:
             self.cancel()
             raise

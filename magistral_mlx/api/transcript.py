@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.api.dicts import parse_message, to_dict
+from magistral_mlx.api.message_dicts import parse_message, to_dict
 from magistral_mlx.api.options import DEFAULT, Default
 from magistral_mlx.chat.messages import Image, Message, System
 from magistral_mlx.errors import PromptError, StorageError

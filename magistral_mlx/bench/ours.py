@@ -23,7 +23,7 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import ComputedPrefix, Generation, Request, generate
+from magistral_mlx.engine.generate import ComputedPrefix, Generation, SequenceInputs, generate
 from magistral_mlx.engine.prefill import encode_images
 from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
@@ -46,7 +46,7 @@ class Ours:
 
     def start(self, tokens: list[int], filled: int) -> Iterator[int]:
         ids = np.array([0] * filled + tokens, np.int32)
-        request = Request(ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme)
+        request = SequenceInputs(ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme)
         start = ComputedPrefix(self._caches(filled), filled) if filled else None
         return _ids(generate(self._model, request, start))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from magistral_mlx.api.progress import LoadProgress, OnProgress
     from magistral_mlx.memory.plan import Plan
+    from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 
 _LABELS = {"download": "downloading", "weights": "loading"}
 

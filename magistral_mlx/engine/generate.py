@@ -34,11 +34,11 @@ from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Prefill, ThinkingEnd
 from magistral_mlx.model.magistral import MagistralModel
 
-__all__ = ["ComputedPrefix", "Generation", "Request", "Token", "decode_together", "generate"]
+__all__ = ["ComputedPrefix", "Generation", "SequenceInputs", "Token", "decode_together", "generate"]
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class SequenceInputs:
     """What one generation works on.
 
     tokens: (L,) prompt ids. images: (3, H, W) pixels each, in the order of their tokens.
@@ -50,7 +50,7 @@ class Request:
         from the start if there is none.
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
     vocabulary: lets the trace be cut at the end of a sentence, and tells prose from numbers.
-    seen: features of images seen before, by `image_keys`, one an image.
+    image_features: features of images encoded before, by `image_keys`, one an image.
     speculation: how tokens are guessed while this generation decodes alone; None is not at all.
     snapshots: places in the prompt that quantized caches can be trimmed back to, later.
     """
@@ -68,13 +68,13 @@ class Request:
     logprobs: int | None = None
     vocabulary: Vocabulary | None = None
     image_keys: Sequence[ImageKey] = ()
-    seen: ImageFeatureCache | None = None
+    image_features: ImageFeatureCache | None = None
     speculation: Speculation | None = None
     snapshots: int = 0
 
 
 def generate(
-    model: MagistralModel, request: Request, start: ComputedPrefix | None = None
+    model: MagistralModel, request: SequenceInputs, start: ComputedPrefix | None = None
 ) -> Generation:
     """Answer a request, step by step.
 
@@ -93,15 +93,15 @@ def generate(
 class Generation(Iterator[Prefill | Token]):
     """Progress through the prompt, then tokens, until a stop token or the limit.
 
-    Iterate over it; or call `fill` while it is `filling`, and then `decode_together`, alone or
-    with others, until it has `ended`.
+    Iterate over it; or call `prefill` while it is `prefilling`, and then `decode_together`, alone
+    or with others, until it has `ended`.
 
     caches: what they hold is the beginning of prompt and output, as far as `length` says.
     prefilled: for the next generation of the same prompt, once the prompt is in the caches.
     """
 
     def __init__(
-        self, model: MagistralModel, request: Request, start: ComputedPrefix | None = None
+        self, model: MagistralModel, request: SequenceInputs, start: ComputedPrefix | None = None
     ) -> None:
         vocab_size = model.config.text.vocab_size
         if request.logprobs is not None and not 0 <= request.logprobs < vocab_size:
@@ -116,8 +116,8 @@ class Generation(Iterator[Prefill | Token]):
             start.caches if start else model.make_caches(request.scheme, request.workspace)
         )
         self.prefilled: ComputedPrefix | None = None
-        self._filling: Generator[Prefill, int | None, mx.array] | None
-        self._filling = _fill(model, request, self.caches, start)
+        self._prefilling: Generator[Prefill, int | None, mx.array] | None
+        self._prefilling = _prefill(model, request, self.caches, start)
         self._begun = False  # to fill
         self._row: Row | None = None
         self._speculator: Speculator | None = None
@@ -127,9 +127,9 @@ class Generation(Iterator[Prefill | Token]):
         self._closed = False
 
     @property
-    def filling(self) -> bool:
+    def prefilling(self) -> bool:
         """Whether more of the prompt is to go into the caches."""
-        return self._filling is not None
+        return self._prefilling is not None
 
     @property
     def finish(self) -> Literal["stop", "length"] | None:
@@ -176,7 +176,7 @@ class Generation(Iterator[Prefill | Token]):
         """Guesses that were right."""
         return self._speculator.accepted if self._speculator else 0
 
-    def fill(self, most: int | None = None) -> Prefill:
+    def prefill(self, most: int | None = None) -> Prefill:
         """Put one chunk of the prompt into the caches -> how far that is.
 
         The first calls look at the images, one each, and tell what the caches held already.
@@ -184,18 +184,18 @@ class Generation(Iterator[Prefill | Token]):
         Args:
             most: tokens that the chunk has at most, where the request's chunks are larger.
         """
-        assert self._filling is not None, "the prompt is in the caches already"
-        progress = self._filling.send(most if self._begun else None)
+        assert self._prefilling is not None, "the prompt is in the caches already"
+        progress = self._prefilling.send(most if self._begun else None)
         self._begun = True
         if progress.done == progress.total:
-            logits = _returned(self._filling)
-            self._filling = None
+            logits = _returned(self._prefilling)
+            self._prefilling = None
             self.prefilled = ComputedPrefix(self.caches, len(self._request.tokens), logits)
         return progress
 
     def __next__(self) -> Prefill | Token:
-        if self.filling:
-            return self.fill()
+        if self.prefilling:
+            return self.prefill()
         if not self._ready:
             self._ready.extend(*decode_together(self._model, [self]))
         if self._ready:
@@ -213,9 +213,9 @@ class Generation(Iterator[Prefill | Token]):
         """
         unused += len(self._ready)
         self._ready.clear()
-        if self._filling is not None:
-            self._filling.close()
-            self._filling = None
+        if self._prefilling is not None:
+            self._prefilling.close()
+            self._prefilling = None
         if unused:
             for cache in self.caches:
                 cache.trim(len(self._request.tokens) + self._given - unused)
@@ -228,7 +228,7 @@ class Generation(Iterator[Prefill | Token]):
         """
         if self._row or self.ended:
             return self._row
-        assert self.prefilled and self.prefilled.logits is not None, "fill comes first"
+        assert self.prefilled and self.prefilled.logits is not None, "prefill comes first"
         request, vocab_size = self._request, self._model.config.text.vocab_size
         try:
             self._speculator = _speculator(request, vocab_size)
@@ -275,7 +275,7 @@ def decode_together(
 
 
 def _sampler(
-    request: Request, sampling: Sampling, vocab_size: int, top_logprobs: int | None
+    request: SequenceInputs, sampling: Sampling, vocab_size: int, top_logprobs: int | None
 ) -> Sampler:
     thinking = request.thinking
     return Sampler(
@@ -289,7 +289,7 @@ def _sampler(
     )
 
 
-def _speculator(request: Request, vocab_size: int) -> Speculator | None:
+def _speculator(request: SequenceInputs, vocab_size: int) -> Speculator | None:
     if request.speculation is None:
         return None
     # A draft model draws as the request does, but for what depends on earlier tokens.
@@ -298,8 +298,11 @@ def _speculator(request: Request, vocab_size: int) -> Speculator | None:
     return Speculator(request.speculation, request.tokens.tolist(), request.scheme, sampler)
 
 
-def _fill(
-    model: MagistralModel, request: Request, caches: Sequence[KVCache], start: ComputedPrefix | None
+def _prefill(
+    model: MagistralModel,
+    request: SequenceInputs,
+    caches: Sequence[KVCache],
+    start: ComputedPrefix | None,
 ) -> Generator[Prefill, int | None, mx.array]:
     """The whole prompt into the caches -> (1, vocab_size) logits of the token after it."""
     tokens = request.tokens
@@ -313,7 +316,7 @@ def _fill(
         return logits
     seen = []
     looks = iter_image_features_after(
-        model, tokens, request.images, held, request.image_keys, request.seen
+        model, tokens, request.images, held, request.image_keys, request.image_features
     )
     for features in looks:
         seen.append(features)

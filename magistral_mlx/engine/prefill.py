@@ -125,8 +125,8 @@ def prefill(
         tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
         features: the embeddings that stand at the image tokens still to come, in order.
         chunk: tokens at once; None is the backend's choice.
-        snapshots: number of snapshots that quantized caches keep, so that prompts which share a
-            part of this one can reuse it; 0 for none.
+        snapshots: places that quantized caches can be trimmed back to, for prompts that share a
+            part of this one: how many, 0 for none.
 
     Returns:
         (1, vocab_size) logits of the token after the prompt.

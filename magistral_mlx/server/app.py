@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from magistral_mlx import __version__
 from magistral_mlx.api.magistral import Magistral
-from magistral_mlx.api.progress import OnProgress
+from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server.anthropic import messages
 from magistral_mlx.server.anthropic.answer_schemas import MessageEvent
 from magistral_mlx.server.documented import describe

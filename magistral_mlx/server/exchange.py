@@ -19,8 +19,8 @@ from starlette.requests import Request
 from magistral_mlx.api.async_stream import AsyncStream
 from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.options import Options
-from magistral_mlx.api.result import Collector
 from magistral_mlx.events import Event, Finished, Notice, Prefill
+from magistral_mlx.runtime.result import Collector
 from magistral_mlx.server.catalog import ServedModel
 from magistral_mlx.server.clients import gone
 from magistral_mlx.server.refusals import ClientGone, Unavailable

@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from magistral_mlx.api.activity import MemoryUse
 from magistral_mlx.events import Finished
+from magistral_mlx.runtime.activity import MemoryUse
 from magistral_mlx.server.failures import OPENAI_RESPONSES
 
 if TYPE_CHECKING:

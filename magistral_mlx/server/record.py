@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magistral_mlx.api.result import Result
 from magistral_mlx.errors import StorageError
+from magistral_mlx.runtime.result import Result
 
 if TYPE_CHECKING:
     from magistral_mlx.server.exchange import Exchange

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 
 import uvicorn
 
-from magistral_mlx.api.progress import OnProgress
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server.app import create_app
 from magistral_mlx.server.catalog import Catalog
 from magistral_mlx.server.serving import Serving

@@ -22,9 +22,9 @@ from starlette.requests import Request
 from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.options import Options
-from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.errors import InvalidOption, MagistralError
 from magistral_mlx.hub import Progress
+from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.server.catalog import Catalog, ModelInfo, ServedModel
 from magistral_mlx.server.clients import unless_gone
 from magistral_mlx.server.exchange import Exchange

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.magistral import Magistral
-from magistral_mlx.api.progress import LoadProgress, OnProgress
 from magistral_mlx.errors import MagistralError
+from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.server.catalog import ServedModel
 from magistral_mlx.server.refusals import Unavailable
 

@@ -21,7 +21,7 @@ from magistral_mlx.chat.prompt import Prompt
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, Case, Kind, cases, is_right
-from magistral_mlx.engine.generate import Request, decode_together, generate
+from magistral_mlx.engine.generate import SequenceInputs, decode_together, generate
 from magistral_mlx.engine.prefill import encode_images
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.model.magistral import MagistralModel
@@ -90,7 +90,7 @@ def answers(
     generations = [
         generate(
             model,
-            Request(
+            SequenceInputs(
                 prompt.tokens,
                 prompt.images,
                 Sampling(temperature=0),
@@ -102,8 +102,8 @@ def answers(
         for prompt in prompts
     ]
     for generation in generations:
-        while generation.filling:
-            generation.fill()
+        while generation.prefilling:
+            generation.prefill()
     found: list[list[int]] = [[] for _ in generations]
     while not all(generation.ended for generation in generations):
         for output, tokens in zip(found, decode_together(model, generations), strict=True):

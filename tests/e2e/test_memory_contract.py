@@ -16,7 +16,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
-from magistral_mlx.engine.generate import Request, generate
+from magistral_mlx.engine.generate import SequenceInputs, generate
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.memory.here import profile
 from magistral_mlx.memory.peak import BackendProfile, Shape, Weights, predict
@@ -110,7 +110,7 @@ def check_the_peak(
     tokens = np.full(prompt, 50, np.int32)
     seen = sum(height // 28 * (width // 28) for height, width in images)
     tokens[:seen] = IMAGE
-    request = Request(
+    request = SequenceInputs(
         tokens,
         [np.zeros((3, *size), np.float32) for size in images],
         Sampling(temperature=0),

@@ -74,7 +74,7 @@ def test_an_image_in_a_conversation_is_looked_at_once() -> None:
         chat.send("What is in the picture?", [image])
         second = chat.send("And what colour is it?")
         assert second.stats.cached_tokens > 16
-        assert magistral._session.activity.images == 1
+        assert magistral.activity.images == 1
         assert second.message == magistral.generate(list(chat.messages[:-1]), temperature=0).message
 
 
@@ -103,9 +103,9 @@ def test_memory_stays_within_the_plan_however_much_was_read(kv: str) -> None:
         outside = mx.get_active_memory() - plan.peak.weights
         for n in range(6):
             magistral.generate(f"{n}. {SUMS}{QUESTIONS[0]}", max_tokens=4, temperature=0)
-            assert magistral._session.activity.memory.kept <= plan.caches
+            assert magistral.activity.memory.kept <= plan.caches
         # What an answer leaves is kept once its last event has gone out.
-        wait_until(lambda: magistral._session.activity.memory.kept > plan.caches // 2)
+        wait_until(lambda: magistral.activity.memory.kept > plan.caches // 2)
         assert mx.get_peak_memory() - max(0, outside) <= plan.total
 
 

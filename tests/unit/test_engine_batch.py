@@ -71,8 +71,8 @@ def together(model: Any, requests: Sequence[dict[str, Any]], seed: int) -> list[
     while waiting or going:
         if waiting and rng.random() < 0.5:
             newest = generations[waiting[-1]]
-            newest.fill()
-            if not newest.filling:
+            newest.prefill()
+            if not newest.prefilling:
                 going.append(waiting.pop())
         passed = decode_together(model, [generations[n] for n in going])
         for n, tokens in zip(going, passed, strict=True):
@@ -214,5 +214,5 @@ def test_rows_of_a_batch_begin_where_their_own_caches_end() -> None:
 
 
 def fill(generation: Generation) -> None:
-    while generation.filling:
-        generation.fill()
+    while generation.prefilling:
+        generation.prefill()

@@ -52,7 +52,7 @@ def test_each_chunk_may_have_a_size_of_its_own(scheme: str) -> None:
     prompt = [1100 + n % 60 for n in range(340)]
     kind: dict[str, Any] = {"scheme": KVScheme.parse(scheme), "snapshots": 4, "limit": 20}
     generation = start(tiny_model(), prompt, chunk=100, **kind)
-    done = [generation.fill(most).done for most in (7, 60, None, 30, 500)]
+    done = [generation.prefill(most).done for most in (7, 60, None, 30, 500)]
     assert done == [0, 60, 84, 114, 214]  # 84: a mark stands 256 tokens before the end
     assert ids_of(generation) == ids_of(start(tiny_model(), prompt, chunk=100, **kind))
 
@@ -247,7 +247,7 @@ def test_images_are_looked_at_one_a_step(tmp_path: Path) -> None:
     object.__setattr__(model, "encode_image", counting)
     generation = start(model, [1, 3, *image(1, 1) * 3, 4], images=pixels, limit=1)
     for count in (1, 2, 3):
-        progress = generation.fill()
+        progress = generation.prefill()
         assert (progress.done, len(looked)) == (0, count)
 
 

@@ -67,7 +67,12 @@ CASES: dict[str, dict[str, Any]] = {
     "8/8": {"scheme": KVScheme.parse("8/8"), "sampling": WARM},
     "an early 8/4": {"scheme": SHORT, "sampling": WARM},
     "an early 8/4, greedy": {"scheme": SHORT},
-    "snapshots, prompt in pieces": {"scheme": SHORT, "snapshots": 3, "chunk": 16, "sampling": WARM},
+    "marks, and a prompt in pieces": {
+        "scheme": SHORT,
+        "snapshots": 3,
+        "chunk": 16,
+        "sampling": WARM,
+    },
     "no window": {"scheme": KVScheme.parse("8/8").without_window()},
     "penalties": {
         "sampling": replace(WARM, repetition_penalty=1.2, frequency_penalty=0.3, logit_bias={7: 2})
@@ -182,8 +187,8 @@ def test_a_draft_model_that_is_wrong_is_left_alone_and_tried_again_now_and_then(
         start(tiny_model(), prompt(seed), **given, speculation=speculation) for seed in (1, 2)
     ]
     for generation in generations:
-        while generation.filling:
-            generation.fill()
+        while generation.prefilling:
+            generation.prefill()
     given_out: list[list[Token]] = [[], []]
     while not all(generation.ended for generation in generations):
         for n, generation in enumerate(generations):
@@ -213,8 +218,8 @@ def test_a_row_of_a_batch_guesses_nothing_and_one_that_is_left_alone_does() -> N
     pair = [start(tiny_model(), **given, limit=limit) for limit in (20, 150)]
     expected = tokens_of(start(tiny_model(), prompt(1), limit=150))
     for generation in pair:
-        while generation.filling:
-            generation.fill()
+        while generation.prefilling:
+            generation.prefill()
     tokens: list[Token] = []
     while not pair[1].ended:
         assert not pair[1].drafted or pair[0].ended

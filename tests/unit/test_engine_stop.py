@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magistral_mlx.engine.stop import StopStrings
+from magistral_mlx.chat.stop import StopStrings
 
 
 def shown(stops: list[str], pieces: list[str]) -> tuple[str, str | None]:

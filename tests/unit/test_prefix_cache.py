@@ -16,7 +16,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import Generation, Request, generate
+from magistral_mlx.engine.generate import Generation, SequenceInputs, generate
 from magistral_mlx.engine.images import ImageKey
 from magistral_mlx.engine.prefill import image_keys
 from magistral_mlx.engine.prefix_cache import PrefixCache
@@ -59,7 +59,7 @@ def answer(
 ) -> tuple[list[int], int]:
     """The tokens that a model answers, and how many of the prompt's were held."""
     prompt, keys = np.array(tokens, np.int32), image_keys(model.config, images)
-    request = Request(
+    request = SequenceInputs(
         prompt,
         images,
         GREEDY,
@@ -67,7 +67,7 @@ def answer(
         KVScheme.parse(scheme),
         chunk=128,
         image_keys=keys,
-        seen=prefixes,
+        image_features=prefixes,
         snapshots=4,
     )
     start = prefixes.take(prompt, keys) if prefixes else None
@@ -157,7 +157,9 @@ def test_another_question_about_a_document_starts_behind_the_document(scheme: st
 def test_a_cancelled_prompt_is_kept_as_far_as_it_got() -> None:
     model, prefixes = tiny_model(), prefixes_of(tiny_model())
     prompt = some_tokens(500, seed=1)
-    generation = generate(model, Request(np.array(prompt, np.int32), (), GREEDY, 5, chunk=128))
+    generation = generate(
+        model, SequenceInputs(np.array(prompt, np.int32), (), GREEDY, 5, chunk=128)
+    )
     while next(generation) != Prefill(256, 500):
         pass
     generation.close()

@@ -67,7 +67,7 @@ def test_a_draft_model_guesses_and_changes_nothing(
     endless_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = PassCosts(((1, 1.0), (8, 1.0)))
-    monkeypatch.setattr("magistral_mlx.api.speculation.pass_costs", lambda *_: free)
+    monkeypatch.setattr("magistral_mlx.runtime.speculation.pass_costs", lambda *_: free)
     with Magistral.load(endless_folder, draft=endless_folder, context=2000) as magistral:
         plain = magistral.generate("Hi", max_tokens=80, speculation="off", seed=1)
         # As large as the model that it guesses for, it does not pay but is tried now and then.

@@ -132,7 +132,7 @@ def test_everything_at_once_from_several_threads(talker: Magistral):
 def memory_once_released(magistral: Magistral) -> int:
     """Bytes in use when all that comes back by itself has been freed."""
     magistral.release_memory()
-    magistral._session._worker.call(lambda: None).result()
+    magistral.session.call(lambda: None).result()
     return int(mx.get_active_memory())
 
 
@@ -191,7 +191,7 @@ def test_cancelling_after_the_end_changes_nothing(talker: Magistral):
 @pytest.mark.parametrize("way", ["break", "del", "with", "close"])
 def test_a_stream_that_nobody_reads_to_the_end_frees_the_model(endless: Magistral, way: str):
     stream = endless.stream("Hi")
-    answer = stream._answer
+    answer = stream.request
     match way:
         case "break":
             for event in stream:
@@ -285,7 +285,7 @@ def test_cancelling_a_task_stops_its_answer(endless: Magistral):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        answer = stream._answer
+        answer = stream.request
         assert answer is not None and answer.wait().finish_reason == "cancelled"
 
     asyncio.run(ask())
@@ -358,10 +358,10 @@ def test_closing_gives_the_memory_back(heavy_folder: Path):
 def test_a_model_that_nobody_holds_gives_the_memory_back(heavy_folder: Path):
     before = mx.get_active_memory()
     magistral = Magistral.load(heavy_folder)
-    worker = magistral._session._worker
+    session = magistral.session
     del magistral
     gc.collect()
-    worker.join()
+    session.wait_closed()
     assert mx.get_active_memory() - before < 1 * MB
 
 
@@ -387,8 +387,8 @@ def test_memory_is_released_in_the_midst_of_an_answer(endless: Magistral):
     stream = endless.stream("Hi")
     texts_until(stream, 3)
     endless.release_memory()
-    endless._session._worker.call(lambda: None).result(PATIENCE)  # it is done by then
-    assert not stream._answer.done
+    endless.session.call(lambda: None).result(PATIENCE)  # it is done by then
+    assert not stream.request.finished
     stream.cancel()
     text = stream.result().text
     assert len(text) >= 3 and ("1a2b3c" * len(text)).startswith(text)

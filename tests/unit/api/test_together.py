@@ -25,12 +25,11 @@ from magistral_mlx import (
     Text,
     Thinking,
 )
-from magistral_mlx.api import running, scheduler
-from magistral_mlx.api.scheduler import Scheduler
 from magistral_mlx.backend import mx
+from magistral_mlx.runtime import request, scheduler
 from tests.serving import wait_until
 from tests.unit.api.conftest import ANSWER
-from tests.unit.api.together import PATIENCE, Together, held, settled, told
+from tests.unit.api.together import PATIENCE, TimedRunner, Together, held, loaded, settled, told
 
 GREEDY: dict[str, Any] = {"temperature": 0, "seed": 0}
 WORDS = (Text, Thinking)
@@ -45,23 +44,10 @@ def places(together: Together, name: str, kind: type[Event]) -> list[int]:
     ]
 
 
-def tell_time(
-    magistral: Magistral, patch: pytest.MonkeyPatch, *, a_part: float, a_pass: float
-) -> None:
-    """Let the scheduler's clock go on by so much in each part of a prompt, and in each pass."""
-    seconds = 0.0
-
-    def taking(more: float, function: Any) -> Any:
-        def timed(*arguments: Any) -> Any:
-            nonlocal seconds
-            seconds += more
-            return function(*arguments)
-
-        return timed
-
-    patch.setattr(magistral._session._scheduler, "_clock", lambda: seconds)
-    patch.setattr(Scheduler, "_fill_one", taking(a_part, Scheduler._fill_one))
-    patch.setattr(scheduler, "decode_together", taking(a_pass, scheduler.decode_together))
+@pytest.fixture
+def timed(endless_folder: Path) -> Iterator[tuple[Magistral, TimedRunner]]:
+    with loaded(endless_folder, TimedRunner) as both:
+        yield both
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +223,10 @@ def test_answers_of_several_tasks_and_threads(demo: Magistral, alone: dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("a_part", "passes"), [(10.0, 10), (0.5, 1), (0.0, 1)])
 def test_a_long_prompt_and_the_tokens_of_others_have_half_of_the_time_each(
-    endless: Magistral, monkeypatch: pytest.MonkeyPatch, a_part: float, passes: int
+    timed: tuple[Magistral, TimedRunner], a_part: float, passes: int
 ):
-    settled(endless)
-    tell_time(endless, monkeypatch, a_part=a_part, a_pass=1.0)
+    endless, runner = timed
+    runner.a_part, runner.a_pass = a_part, 1.0
     together = Together(endless)
     together.ask("talking", "Hi", max_tokens=2000, speculation="off")  # one token a pass
     together.wait_for(Text, answers=1)
@@ -250,21 +236,21 @@ def test_a_long_prompt_and_the_tokens_of_others_have_half_of_the_time_each(
     together.result("talking")
     parts = places(together, "long", Prefill)
     assert len(parts) > 5
-    for before, after in pairwise(parts[1:]):
+    for before, after in pairwise(parts[2:]):  # after its first step, which has two parts
         between = together.log[before:after]
         assert [name for name, event in between if isinstance(event, Text)] == ["talking"] * passes
 
 
 @pytest.mark.slow
 def test_a_short_answer_that_joins_while_a_document_is_read_ends_long_before_it(
-    endless: Magistral, monkeypatch: pytest.MonkeyPatch
+    timed: tuple[Magistral, TimedRunner],
 ):
     def join(name: str, event: Event) -> None:
         if places(together, "long", Prefill)[2:] and "short" not in together.answers:
             together.ask("short", "Hi", max_tokens=20, speculation="off")
 
-    settled(endless)
-    tell_time(endless, monkeypatch, a_part=10.0, a_pass=1.0)
+    endless, runner = timed
+    runner.a_part, runner.a_pass = 10.0, 1.0
     together = Together(endless, join)
     together.ask("long", "word " * 5000, max_tokens=1)
     together.result("long")
@@ -277,10 +263,10 @@ def test_a_short_answer_that_joins_while_a_document_is_read_ends_long_before_it(
 
 
 def test_prompts_that_have_only_one_part_do_not_wait_for_those_who_decode(
-    endless: Magistral, monkeypatch: pytest.MonkeyPatch
+    timed: tuple[Magistral, TimedRunner],
 ):
-    settled(endless)
-    tell_time(endless, monkeypatch, a_part=1000.0, a_pass=1.0)
+    endless, runner = timed
+    runner.a_part, runner.a_pass = 1000.0, 1.0
     together = Together(endless)
     with held(endless):
         for name in ("a", "b", "c", "d"):
@@ -315,15 +301,15 @@ def test_two_long_prompts_are_read_in_turn(endless: Magistral):
 
 
 def test_a_prompt_is_read_in_smaller_parts_as_long_as_others_are_there(
-    endless: Magistral, monkeypatch: pytest.MonkeyPatch
+    timed: tuple[Magistral, TimedRunner], monkeypatch: pytest.MonkeyPatch
 ):
     def join(name: str, event: Event) -> None:
         if places(together, "long", Prefill)[2:] and "short" not in together.answers:
             together.ask("short", "Hi", max_tokens=5, speculation="off")
 
     monkeypatch.setattr(scheduler, "_SHARED_CHUNK", 100)
-    settled(endless)
-    tell_time(endless, monkeypatch, a_part=1.0, a_pass=1.0)
+    endless, runner = timed
+    runner.a_part, runner.a_pass = 1.0, 1.0
     together = Together(endless, join)
     together.ask("long", "word " * 2000, max_tokens=1)
     together.result("long")
@@ -375,7 +361,7 @@ def test_what_goes_wrong_with_one_reaches_that_one_alone(
     def damaged(*_: Any) -> None:
         raise CheckpointError("the tower is damaged.")
 
-    monkeypatch.setattr("magistral_mlx.api.runtime.load_vision", damaged)
+    monkeypatch.setattr("magistral_mlx.runtime.model_runner.load_vision", damaged)
     settled(talker)
     together = Together(talker)
     with held(talker):
@@ -404,22 +390,21 @@ def test_an_error_in_one_row_reaches_that_one_alone(
         assert told(together.result(name)) == alone[name]
 
 
-def test_a_failure_of_the_device_ends_all_that_run_and_none_that_waits(
-    talker_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    with Magistral.load(talker_folder, parallel=2) as magistral:
+class FailingRunner(TimedRunner):
+    """The device fails in the third pass."""
+
+    passes = 0
+
+    def decode(self, generations: Any) -> Any:
+        self.passes += 1
+        if self.passes == 3:
+            raise RuntimeError("no\nmemory")
+        return super().decode(generations)
+
+
+def test_a_failure_of_the_device_ends_all_that_run_and_none_that_waits(talker_folder: Path):
+    with loaded(talker_folder, FailingRunner, parallel=2) as (magistral, _):
         before = settled(magistral)
-        calls = 0
-
-        def fail_once(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 3:
-                raise RuntimeError("no\nmemory")
-            return decode(*arguments)
-
-        decode = scheduler.decode_together
-        monkeypatch.setattr(scheduler, "decode_together", fail_once)
         together = Together(magistral)
         with held(magistral):
             for name in "abcd":
@@ -504,7 +489,7 @@ def test_each_answer_has_figures_of_its_own(endless: Magistral):
 def test_that_a_context_is_long_is_noted_once_a_request(
     endless: Magistral, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(running, "_GOOD_CONTEXT", 100)
+    monkeypatch.setattr(request, "GOOD_CONTEXT", 100)
     together = Together(endless)
     for name, words, tokens in (("short", 1, 10), ("grows", 1, 150), ("long", 300, 5)):
         together.ask(name, "word " * words, n=3, max_tokens=tokens)

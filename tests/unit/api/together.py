@@ -7,12 +7,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from magistral_mlx import Event, Finished, Magistral, Prefill, Result, TokenLogprob
-from magistral_mlx.api.answer import Answer, End
-from magistral_mlx.api.options import Options
+from magistral_mlx.api.composer import Composer
 from magistral_mlx.backend import mx
+from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.memory.here import hold_plan
+from magistral_mlx.memory.plan import PlanRequest
+from magistral_mlx.runtime.model_runner import ModelRunner
+from magistral_mlx.runtime.request import End, Request
+from magistral_mlx.runtime.session import Session
 
 PATIENCE = 300.0  # seconds after which something that should happen has not
 Seen = Callable[[str, Event], None]
@@ -29,12 +36,12 @@ class Together:
     magistral: Magistral
     seen: Seen | None = None
     log: list[tuple[str, Event]] = field(default_factory=list)
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, Request] = field(default_factory=dict)
     tokens: Counter[str] = field(default_factory=Counter)
     _news: threading.Condition = field(default_factory=threading.Condition)
 
     def ask(self, name: str, prompt: Any, images: Any = (), **options: Any) -> None:
-        def sink(item: Event | End) -> None:
+        def observe(item: Event | End) -> None:
             if isinstance(item, End):
                 return
             with self._news:
@@ -44,8 +51,7 @@ class Together:
             if self.seen:
                 self.seen(name, item)
 
-        answer = self.magistral._start(prompt, images, Options(), options, sink)
-        self.answers[name] = answer
+        self.answers[name] = self.magistral.submit(prompt, images, observer=observe, **options)
 
     def wait_for(self, kind: type[Event], answers: int, each: int = 1) -> None:
         """Until so many answers have had so many events of a kind each."""
@@ -62,9 +68,7 @@ class Together:
         return {name: self.result(name) for name in list(self.answers)}
 
     def result(self, name: str) -> Result:
-        answer = self.answers[name]
-        assert answer._done.wait(PATIENCE)
-        return answer.wait()
+        return self.answers[name].wait(PATIENCE)
 
     def names(self, kind: type[Event] | tuple[type[Event], ...]) -> list[str]:
         """Whose events of a kind came, in order."""
@@ -88,11 +92,46 @@ class Together:
         return most
 
 
+class TimedRunner(ModelRunner):
+    """A model runner for which time goes on in its steps alone: so much in each of them."""
+
+    now = a_part = a_pass = 0.0  # seconds
+
+    def clock(self) -> float:
+        return self.now
+
+    def prefill(self, generation: Any, most: int) -> Prefill:
+        self.now += self.a_part
+        return super().prefill(generation, most)
+
+    def decode(self, generations: Any) -> Any:
+        self.now += self.a_pass
+        return super().decode(generations)
+
+
+@contextmanager
+def loaded(folder: Path, runner_class: type[TimedRunner], parallel: int = 16):
+    """A model whose passes and whose clock are those of a runner of this class -> both."""
+    checkpoint = Checkpoint.open(folder)
+    plan = hold_plan(checkpoint, str(folder), PlanRequest(None, None, 1, None), None, None)
+    runner = runner_class(checkpoint, plan, None)
+    session = Session(runner, parallel, runner.clock)
+    session.load()(None)
+    composer = Composer(
+        checkpoint.folder,
+        Tokenizer.load(folder),
+        plan.context,
+        has_vision=checkpoint.config.vision is not None,
+    )
+    with Magistral(checkpoint, plan, composer, session) as magistral:
+        yield magistral, runner
+
+
 @contextmanager
 def held(magistral: Magistral):
     """Let what is asked inside come at once: the worker waits for the end of the block."""
     gate = threading.Event()
-    magistral._session._worker.submit(lambda: gate.wait(PATIENCE) and None)
+    magistral.session.call(lambda: gate.wait(PATIENCE))
     try:
         yield
     finally:
@@ -102,7 +141,7 @@ def held(magistral: Magistral):
 def settled(magistral: Magistral) -> int:
     """Bytes in use when all that comes back by itself has been freed."""
     magistral.release_memory()
-    magistral._session._worker.call(lambda: None).result(PATIENCE)
+    magistral.session.call(lambda: None).result(PATIENCE)
     return int(mx.get_active_memory())
 
 

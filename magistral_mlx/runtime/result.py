@@ -1,12 +1,12 @@
-"""A whole answer, and how it is put together from events."""
+"""Results: whole answers, and how they are accumulated from events."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from magistral_mlx.api.options import nth_seed
 from magistral_mlx.chat.messages import Assistant
 from magistral_mlx.events import (
+    NOTHING,
     Event,
     Finished,
     FinishReason,
@@ -19,6 +19,7 @@ from magistral_mlx.events import (
     ToolCall,
     TurnsDropped,
 )
+from magistral_mlx.runtime.generation_request import nth_seed
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Result:
     thinking: str
     text: str
     tool_calls: tuple[ToolCall, ...]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
     stats: Stats
     seed: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -103,11 +104,12 @@ class Result:
 
 
 class Collector:
-    """Puts the events of one generation together, all samples of it."""
+    """Accumulates the events of one request into results, one for each sample."""
 
     def __init__(self, seed: int | None = None) -> None:
+        """`seed`: of the first sample; each later one has the next."""
         self._seed = seed
-        self._samples: list[Result] = []
+        self._finished: list[Result] = []
         self._dropped: TurnsDropped | None = None
         self._start()
 
@@ -129,36 +131,47 @@ class Collector:
             case Sample():
                 self._start()
             case Finished(reason, stats):
-                self._finish(reason, stats)
+                self._finished.append(self._present(reason, stats))
+                self._open = False
 
     @property
     def result(self) -> Result | None:
         """The first sample, with all of them in it; None before the first has finished."""
-        if not self._samples:
+        if not self._finished:
             return None
-        first = self._samples[0]
-        if len(self._samples) == 1:
+        first = self._finished[0]
+        if len(self._finished) == 1:
             return first
-        return Result(**(vars(first) | {"samples": tuple(self._samples)}))
+        return replace(first, samples=tuple(self._finished))
+
+    @property
+    def finished(self) -> tuple[Result, ...]:
+        """The results of the samples that have finished."""
+        return tuple(self._finished)
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """Those that have finished, and the one that is being generated, as far as it goes."""
+        return (*self._finished, self._present(None, NOTHING)) if self._open else self.finished
 
     def _start(self) -> None:
+        self._open = True
         self._thinking: list[str] = []
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
         self._malformed: list[MalformedCall] = []
         self._logprobs: list[TokenLogprob] = []
 
-    def _finish(self, reason: FinishReason, stats: Stats) -> None:
-        self._samples.append(
-            Result(
-                thinking="".join(self._thinking),
-                text="".join(self._text),
-                tool_calls=tuple(self._calls),
-                finish_reason=reason,
-                stats=stats,
-                seed=None if self._seed is None else nth_seed(self._seed, len(self._samples)),
-                logprobs=tuple(self._logprobs),
-                dropped=self._dropped,
-                malformed_calls=tuple(self._malformed),
-            )
+    def _present(self, reason: FinishReason | None, stats: Stats) -> Result:
+        seed = self._seed
+        return Result(
+            thinking="".join(self._thinking),
+            text="".join(self._text),
+            tool_calls=tuple(self._calls),
+            finish_reason=reason,
+            stats=stats,
+            seed=None if seed is None else nth_seed(seed, len(self._finished)),
+            logprobs=tuple(self._logprobs),
+            dropped=self._dropped,
+            malformed_calls=tuple(self._malformed),
         )

@@ -1,4 +1,4 @@
-"""Which prompt is read next, and when.
+"""Which request prefills next, and when.
 
 A part of each in turn, and what several have in common only once. Between two parts of a prompt
 those who decode get as much time as prompts took, and one pass at least, so that long prompts and
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from magistral_mlx.engine.images import common
 
 if TYPE_CHECKING:
-    from magistral_mlx.api.running import Run
+    from magistral_mlx.runtime.request import Request
 
 _WORTH_WAITING = 64  # tokens
 
 
-class Turns:
-    """The answers whose prompts are being read, the next one first."""
+class PrefillQueue:
+    """The requests whose prompts are being read, the next one first."""
 
     def __init__(self) -> None:
-        self._line: deque[Run] = deque()
+        self._queue: deque[Request] = deque()
         self._owed = 0.0  # seconds, to those who decode
 
     def __bool__(self) -> bool:
-        return bool(self._line)
+        return bool(self._queue)
 
     def read(self, seconds: float) -> None:
         """A part of a prompt took so long, for which those who decode had to wait."""
@@ -45,17 +45,17 @@ class Turns:
         """Nobody can use the time that is owed."""
         self._owed = 0.0
 
-    def join(self, run: Run) -> None:
+    def join(self, request: Request) -> None:
         """Let it wait for its turn, behind all others."""
-        if run not in self._line:
-            self._line.append(run)
+        if request not in self._queue:
+            self._queue.append(request)
 
-    def leave(self, run: Run) -> None:
+    def leave(self, request: Request) -> None:
         """Take it out, if it is there."""
-        if run in self._line:
-            self._line.remove(run)
+        if request in self._queue:
+            self._queue.remove(request)
 
-    def next(self, kept: Callable[[NDArray[np.int64]], int]) -> Run | None:
+    def next(self, kept: Callable[[NDArray[np.int64]], int]) -> Request | None:
         """Take out whose turn it is; None if it is nobody's.
 
         One that has not begun is passed over while another is about to read the same beginning,
@@ -64,23 +64,23 @@ class Turns:
         Args:
             kept: how many leading tokens of a prompt are kept anyway, by its keys.
         """
-        for run in self._line:
-            begun = run.generation is not None
-            if not (begun and self._owed > 0) and not self._can_wait(run, kept):
-                self._line.remove(run)
-                return run
+        for request in self._queue:
+            begun = request.generation is not None
+            if not (begun and self._owed > 0) and not self._can_wait(request, kept):
+                self._queue.remove(request)
+                return request
         return None
 
-    def _can_wait(self, run: Run, kept: Callable[[NDArray[np.int64]], int]) -> bool:
-        if run.generation is not None:
+    def _can_wait(self, request: Request, kept: Callable[[NDArray[np.int64]], int]) -> bool:
+        if request.generation is not None:
             return False
-        gain = max((_ahead(run, other) for other in self._line), default=0)
-        return gain >= _WORTH_WAITING and gain - kept(run.keys) >= _WORTH_WAITING
+        gain = max((_ahead(request, other) for other in self._queue), default=0)
+        return gain >= _WORTH_WAITING and gain - kept(request.token_keys) >= _WORTH_WAITING
 
 
-def _ahead(run: Run, other: Run) -> int:
+def _ahead(request: Request, other: Request) -> int:
     """Tokens that a prompt shares with one that is being read, where that has yet to read them."""
-    if other.generation is None or not other.filling:
+    if other.generation is None or not other.prefilling:
         return 0
-    shared = common(run.keys, other.keys)
+    shared = common(request.token_keys, other.token_keys)
     return shared if other.generation.caches[0].length < shared else 0

@@ -1,4 +1,4 @@
-"""A loaded model between the callers' threads and the worker: what it is given, in which order.
+"""A loaded model between its callers' threads and its worker thread.
 
 It knows nothing of `Magistral`, so that a `Magistral` that nobody holds any more can be collected
 and have its session closed.
@@ -12,34 +12,42 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from magistral_mlx.api.activity import Activity
-from magistral_mlx.api.answer import Answer
-from magistral_mlx.api.progress import LoadProgress, OnProgress
-from magistral_mlx.api.scheduler import Scheduler
-from magistral_mlx.api.worker import Worker
 from magistral_mlx.errors import ModelClosed
+from magistral_mlx.runtime.activity import Activity
+from magistral_mlx.runtime.progress import LoadProgress, OnProgress
+from magistral_mlx.runtime.request import Observer, Request
+from magistral_mlx.runtime.scheduler import Scheduler
+from magistral_mlx.runtime.worker import Worker
 
 if TYPE_CHECKING:
-    from magistral_mlx.api.composer import Job
-    from magistral_mlx.api.runtime import Runtime
-    from magistral_mlx.chat.tokenizer import Tokenizer
+    from concurrent.futures import Future
+
+    from magistral_mlx.runtime.generation_request import GenerationRequest
+    from magistral_mlx.runtime.model_runner import ModelRunner
+
+T = TypeVar("T")
 
 
 class Session:
-    """The worker thread of one model, and the answers that it gives."""
+    """The worker thread of one model, and the requests that it serves."""
 
-    def __init__(self, runtime: Runtime, parallel: int) -> None:
-        """`parallel`: answers that are generated at once at most."""
-        self._runtime = runtime
-        self._scheduler = Scheduler(runtime, parallel)
+    def __init__(
+        self,
+        runner: ModelRunner,
+        parallel: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`parallel`: requests that run at once at most. `clock`: seconds, as `perf_counter`."""
+        self._runner = runner
+        self._scheduler = Scheduler(runner, parallel, clock)
         self._lock = threading.RLock()
-        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
+        self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self._closed = False
         self._abort = threading.Event()
         self._worker = Worker("magistral-mlx", self._scheduler.step, weakref.WeakMethod(self.close))
-        runtime.when_idle = self._worker.wake
+        runner.when_idle = self._worker.wake
 
     @property
     def closed(self) -> bool:
@@ -48,11 +56,11 @@ class Session:
 
     @property
     def activity(self) -> Activity:
-        """What goes on; all is zero once it has been closed."""
+        """Live statistics; all is zero once it has been closed."""
         if self._closed:
             return Activity()
-        runtime, scheduler = self._runtime, self._scheduler
-        counts = runtime.counts
+        runner, scheduler = self._runner, self._scheduler
+        counts = runner.counts
         return Activity(
             running=scheduler.running,
             waiting=scheduler.waiting,
@@ -62,7 +70,7 @@ class Session:
             reused_tokens=counts.reused,
             images=counts.images,
             seen_images=counts.seen,
-            memory=replace(runtime.memory, caches=scheduler.caches),
+            memory=replace(runner.memory, caches=scheduler.caches),
         )
 
     def load(self) -> Callable[[OnProgress | None], None]:
@@ -76,8 +84,8 @@ class Session:
         def report(done: int, total: int) -> None:
             items.put(LoadProgress("weights", done, total, time.perf_counter() - start))
 
-        runtime, abort = self._runtime, self._abort
-        future = self._worker.call(lambda: runtime.load(report, abort))
+        runner, abort = self._runner, self._abort
+        future = self._worker.call(lambda: runner.load(report, abort))
         future.add_done_callback(lambda _: items.put(None))
 
         def wait(on_progress: OnProgress | None) -> None:
@@ -88,17 +96,22 @@ class Session:
 
         return wait
 
-    def submit(self, job: Job, answer: Answer, tokenizer: Tokenizer) -> None:
-        """Queue a job.
+    def submit(self, inputs: GenerationRequest, observer: Observer | None = None) -> Request:
+        """Queue a request. `observer` gets its events on the worker thread, from the first on.
 
         Raises:
             ModelClosed: the model has been closed.
         """
         with self._lock:
             self.check_open()
-            self._answers.add(answer)
-            self._scheduler.submit(job, answer, tokenizer)
+            request = self._scheduler.submit(inputs, observer)
+            self._requests.add(request)
             self._worker.wake()
+        return request
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function` on the worker thread, between two steps of what goes on."""
+        return self._worker.call(function)
 
     def check_open(self) -> None:
         """Raises ModelClosed if the model has been closed."""
@@ -109,15 +122,15 @@ class Session:
         """Free what comes back by itself, within a token if one is being generated."""
         with self._lock:
             self.check_open()
-            self._worker.call(self._runtime.release)
+            self._worker.call(self._runner.release)
 
     def interrupt(self) -> None:
-        """Stop loading, and every answer that runs or queues."""
+        """Stop loading, and every request that runs or waits."""
         self._abort.set()
         with self._lock:
-            answers = list(self._answers)
-        for answer in answers:
-            answer.cancel()
+            requests = list(self._requests)
+        for request in requests:
+            request.cancel()
 
     def close(self) -> None:
         """Stop everything and give the memory back, soon. The second time nothing happens."""
@@ -127,7 +140,7 @@ class Session:
             self._closed = True
             self.interrupt()
             self._worker.call(self._scheduler.close)
-            self._worker.call(self._runtime.close)
+            self._worker.call(self._runner.close)
             self._worker.stop()
 
     def wait_closed(self) -> None:

@@ -1,4 +1,4 @@
-"""The device's half of a loaded model. Everything in here runs on the worker thread."""
+"""The device's half of a loaded model; it runs on the worker thread alone."""
 
 from __future__ import annotations
 
@@ -9,49 +9,57 @@ from threading import Event as Flag
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_mlx.api.activity import MemoryUse
-from magistral_mlx.api.composer import Job
-from magistral_mlx.api.disk_cache import DiskCacheConfig
-from magistral_mlx.api.speculation import Guessing, load_drafter
 from magistral_mlx.backend import DTYPES, free_memory, mx
+from magistral_mlx.cache.disk import DiskPrefixCache
+from magistral_mlx.chat.prompt import Prompt
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import Generation, Request, generate
+from magistral_mlx.engine.generate import (
+    Generation,
+    SequenceInputs,
+    Token,
+    decode_together,
+    generate,
+)
 from magistral_mlx.engine.images import ImageKey, token_keys
 from magistral_mlx.engine.prefill import ComputedPrefix, image_keys
 from magistral_mlx.engine.prefix_cache import PrefixCache, PrefixCacheStats
 from magistral_mlx.errors import MagistralError, OutOfMemory
+from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.peak import Shape, predict
 from magistral_mlx.memory.plan import Plan, gib
 from magistral_mlx.model.magistral import MagistralModel
+from magistral_mlx.runtime.activity import MemoryUse
+from magistral_mlx.runtime.generation_request import GenerationRequest, nth_seed
+from magistral_mlx.runtime.speculation import SpeculationPolicy, load_drafter
 
 
 class LoadAborted(MagistralError):
     """Nobody waits for the model any more."""
 
 
-class Runtime:
-    """A model in memory, and what is generated with it."""
+class ModelRunner:
+    """A model in memory, its prefix cache, and its passes."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         plan: Plan,
         dtype: str | None,
-        disk_cache: DiskCacheConfig | None = None,
+        open_disk: Callable[[Checkpoint, Plan, str], DiskPrefixCache] | None = None,
         draft: Checkpoint | None = None,
     ) -> None:
-        """`disk_cache`: where prompts are kept for later runs. `draft`: a model that guesses."""
+        """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model."""
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype
-        self._disk_cache = disk_cache
+        self._open_disk = open_disk
         self._draft = draft
         self.when_idle: Callable[[], None] | None = None  # any thread: `keep_some` has work
         self._model: MagistralModel | None = None
         self._prefixes: PrefixCache | None = None
-        self._guessing: Guessing | None = None
+        self._speculation: SpeculationPolicy | None = None
 
     def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
         """Read the decoder. The vision tower stays on disk until an image comes.
@@ -70,10 +78,10 @@ class Runtime:
         self._model = model = load_model(self._checkpoint, dtype, report)
         plan = self.plan
         drafter = load_drafter(self._draft, model, plan, report) if self._draft else None
-        self._guessing = Guessing(plan, drafter)
+        self._speculation = SpeculationPolicy(plan, drafter)
         disk = None
-        if self._disk_cache is not None:
-            disk = self._disk_cache.open(self._checkpoint, plan, str(model.dtype))
+        if self._open_disk is not None:
+            disk = self._open_disk(self._checkpoint, plan, str(model.dtype))
             if self.when_idle is not None:
                 disk.notify_capacity(self.when_idle)
         self._prefixes = PrefixCache(
@@ -81,14 +89,14 @@ class Runtime:
             lambda: model.make_caches(plan.scheme, plan.profile.workspace),
             model.config.image_token_id,
             disk,
-            self._see,
+            self._load_tower,
         )
 
     def close(self) -> None:
         """Give the memory back, with nothing left in flight when the thread ends."""
         if self._prefixes is not None:
             self._prefixes.close()
-        self._model = self._prefixes = self._guessing = None
+        self._model = self._prefixes = self._speculation = None
         mx.synchronize()
         free_memory()
         mx.clear_streams()
@@ -140,48 +148,54 @@ class Runtime:
         prefixes = self._prefixes
         return PrefixCacheStats() if prefixes is None else prefixes.counts
 
-    def generate(
+    def start(
         self,
-        job: Job,
+        inputs: GenerationRequest,
         index: int,
-        start: ComputedPrefix | None,
-        *,
         images: Sequence[ImageKey],
+        prefilled: ComputedPrefix | None,
     ) -> Generation:
-        """Begin sample `index` of a job.
+        """Begin sample `index` of a request.
 
         Args:
-            start: what is in caches of its prompt already.
-            images: what tells its images from others.
+            images: keys of its images. prefilled: caches that hold the beginning of its prompt.
 
         Raises:
             InvalidOption: an option that this model's vocabulary does not allow.
         """
-        assert self._guessing is not None, "it is loaded first"
-        options, plan = job.options, self.plan
-        request = Request(
-            tokens=job.prompt.tokens,
-            images=job.prompt.images,
-            sampling=replace(options.sampling(index), dry=job.dry),
-            limit=job.limit,
+        assert self._speculation is not None, "it is loaded first"
+        plan, sampling = self.plan, inputs.sampling
+        sequence = SequenceInputs(
+            tokens=inputs.prompt.tokens,
+            images=inputs.prompt.images,
+            sampling=replace(sampling, seed=nth_seed(sampling.seed, index)),
+            limit=inputs.limit,
             scheme=plan.scheme,
             chunk=plan.chunk,
             snapshots=plan.snapshots,
             workspace=plan.profile.workspace,
-            stop_tokens=job.stop_tokens,
-            thinking=job.thinking,
-            grammar=job.grammar,
-            logprobs=options.reported_logprobs,
-            vocabulary=job.vocabulary,
+            stop_tokens=inputs.stop_tokens,
+            thinking=inputs.thinking,
+            grammar=inputs.grammar,
+            logprobs=inputs.logprobs,
+            vocabulary=inputs.vocabulary,
             image_keys=images,
-            seen=self.prefixes,
-            speculation=self._guessing.speculation(options.speculation),
+            image_features=self.prefixes,
+            speculation=self._speculation.speculation(inputs.speculation),
         )
-        return generate(self.model, request, start)
+        return generate(self.model, sequence, prefilled)
 
-    def keys(self, job: Job) -> tuple[tuple[ImageKey, ...], NDArray[np.int64]]:
-        """What tells a job's images, and its prompt's tokens, (L,), from those of others."""
-        config, prompt = self.model.config, job.prompt
+    def prefill(self, generation: Generation, most: int) -> Prefill:
+        """Encode an image, or put a chunk of `most` tokens at most into the caches."""
+        return generation.prefill(most)
+
+    def decode(self, generations: Sequence[Generation]) -> list[tuple[Token, ...]]:
+        """One pass over the weights for all `generations` -> the new tokens of each."""
+        return decode_together(self.model, generations)
+
+    def keys_of(self, prompt: Prompt) -> tuple[tuple[ImageKey, ...], NDArray[np.int64]]:
+        """What tells a prompt's images, and its tokens, (L,), from those of others."""
+        config = self.model.config
         images = image_keys(config, prompt.images)
         return images, token_keys(prompt.tokens, images, config.image_token_id)
 
@@ -192,17 +206,17 @@ class Runtime:
         self.prefixes.release()
         return mx.get_active_memory() > PROCESS.allowed(self.plan)
 
-    def check_images(self, job: Job) -> None:
+    def check_images(self, inputs: GenerationRequest) -> None:
         """Refuse images that would not fit beside the rest of the plan.
 
         Raises:
             OutOfMemory: saying how many were planned for.
         """
-        plan, images = self.plan, job.prompt.images
+        plan, images = self.plan, inputs.prompt.images
         sizes = tuple((pixels.shape[1], pixels.shape[2]) for pixels in images)
         if not sizes or len(sizes) <= plan.images:
             return
-        shape = Shape(len(job.prompt), 1, plan.chunk, sizes)
+        shape = Shape(len(inputs.prompt), 1, plan.chunk, sizes)
         model = plan.model
         alone = predict(model.config, model.weights, plan.scheme, shape, plan.profile)
         peak = replace(alone, weights=plan.peak.weights)  # with those of a draft model
@@ -216,7 +230,7 @@ class Runtime:
                 f"model with images={n} to plan for them."
             )
 
-    def _see(self) -> None:
+    def _load_tower(self) -> None:
         """Have the vision tower in memory.
 
         Raises:

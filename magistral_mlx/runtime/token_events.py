@@ -1,4 +1,4 @@
-"""Tokens of one answer as the events that they stand for."""
+"""Tokens of one sample as the events that they stand for: text, thinking, calls, probabilities."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from magistral_mlx.chat.parser import Parser
-from magistral_mlx.engine.stop import StopStrings
+from magistral_mlx.chat.stop import StopStrings
 from magistral_mlx.events import Event, MalformedCall, Text, TokenLogprob, ToolCall, ToolCallPart
 
 if TYPE_CHECKING:
-    from magistral_mlx.api.composer import Job
-    from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.engine.generate import Token
+    from magistral_mlx.runtime.generation_request import GenerationRequest
 
 
-class Reader:
-    """The state of one answer between its tokens."""
+class TokenEvents:
+    """The state of one sample between its tokens."""
 
-    def __init__(self, job: Job, tokenizer: Tokenizer, seed: int) -> None:
-        self._tokenizer = tokenizer
-        self._parser = Parser(tokenizer, thinking=job.prompt.inside_thinking)
-        self._stops = StopStrings(job.options.stop)
-        self._stop_tokens = job.options.stop_token_ids
+    def __init__(self, inputs: GenerationRequest, seed: int) -> None:
+        """`seed`: of the sample, from which ids of calls are made."""
+        self._tokenizer = inputs.tokenizer
+        self._parser = Parser(inputs.tokenizer, thinking=inputs.prompt.inside_thinking)
+        self._stops = StopStrings(inputs.stop)
+        self._hidden_stops = inputs.hidden_stops
         self._seed = seed
-        self._prompt_tokens = len(job.prompt)
+        self._prompt_tokens = len(inputs.prompt)
         self._calls = 0
 
     @property
@@ -40,19 +40,14 @@ class Reader:
         return self._parser.answer_tokens
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string has come, which ends the answer."""
-        return self.stopped_by is not None
-
-    @property
     def stopped_by(self) -> str | None:
-        """The stop string that has come."""
+        """The stop string that has come, which ends the answer."""
         return self._stops.matched
 
     def feed(self, token: Token) -> list[Event]:
         """What the token completes."""
         before = self._parser.thinking
-        if token.id in self._stop_tokens and token.id != self._tokenizer.special.eos:
+        if token.id in self._hidden_stops:
             # It ends the answer and is no part of it, so only its count is kept.
             self._parser.count(token.id)
             events: list[Event] = []
@@ -76,7 +71,7 @@ class Reader:
                 text = self._stops.feed(piece.text)
                 if text:
                     shown.append(Text(text))
-            elif not self.stopped:
+            elif self.stopped_by is None:
                 waiting = self._stops.finish()
                 if waiting:
                     shown.append(Text(waiting))

@@ -47,25 +47,26 @@ class PrefillClock:
     layer, half of which the causal mask leaves out.
     """
 
-    def __init__(self, text: TextConfig) -> None:
+    def __init__(self, text: TextConfig, clock: Callable[[], float] = time.perf_counter) -> None:
         attention = text.num_attention_heads * text.head_dim
         kv = text.num_key_value_heads * text.head_dim
         layer = text.hidden_size * (2 * attention + 2 * kv + 3 * text.intermediate_size)
         self._a_token = 2 * text.num_hidden_layers * layer
         self._a_pair = 2 * text.num_hidden_layers * attention
-        self._start = time.perf_counter()
+        self._clock = clock
+        self._start = clock()
         self._first: int | None = None
 
     def __call__(self, event: Prefill) -> Prefill:
         """The event with its estimate."""
         if self._first is None:
             self._first = event.done
-            self._start = time.perf_counter()
+            self._start = self._clock()
         spent = self._cost(event.done) - self._cost(self._first)
         if spent <= 0:
             return event
         left = self._cost(event.total) - self._cost(event.done)
-        seconds = (time.perf_counter() - self._start) * left / spent
+        seconds = (self._clock() - self._start) * left / spent
         return Prefill(event.done, event.total, seconds)
 
     def _cost(self, tokens: int) -> float:

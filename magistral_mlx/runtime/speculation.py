@@ -1,4 +1,4 @@
-"""How the tokens of answers are guessed: the option, and a draft model that is loaded for it."""
+"""Speculation of a loaded model: the option of a request, and its draft model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from magistral_mlx.errors import TokenizerError
 from magistral_mlx.hub import find_tokenizer
 
 if TYPE_CHECKING:
-    from magistral_mlx.api.options import SpeculationOption
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.memory.plan import Plan
     from magistral_mlx.model.magistral import MagistralModel
+    from magistral_mlx.runtime.generation_request import SpeculationOption
 
 
-class Guessing:
-    """Where the guesses of a loaded model come from. Lives on its worker thread."""
+class SpeculationPolicy:
+    """Sources of guesses that a loaded model has. Lives on its worker thread."""
 
     def __init__(self, plan: Plan, drafter: Drafter | None = None) -> None:
         self._costs = pass_costs(plan.machine.name, plan.model.weights.decoder)
         self._drafter = drafter
 
     def speculation(self, option: SpeculationOption) -> Speculation | None:
-        """What an answer with this option works with; None for plain decoding.
+        """The sources that an option allows; None for plain decoding.
 
-        The composer has refused "draft" where there is no draft model.
+        "draft" without a draft model has been refused before the request was queued.
         """
         if option == "off":
             return None

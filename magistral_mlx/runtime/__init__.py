@@ -1,0 +1,1 @@
+"""A loaded model at work: requests, their scheduler, and the worker thread that serves them."""

@@ -1,0 +1,345 @@
+"""Who is answered when: several answers in one pass, prompts in between.
+
+A step lets in who fits into memory, reads one part of one prompt if one's turn has come, and gives
+everybody whose prompt has been read the next token. So an answer joins and leaves at any token, and
+nobody waits longer than for a part of another's prompt. Everything but what is said to be for any
+thread runs on the worker thread.
+
+Memory. An answer with `max_tokens` is let in when all of it fits, and comes to its end. One
+without is let in with room for some thousand tokens; when it needs more than there is, it stands
+still until another one ends. If all that run stand still, the newest of these ends for "memory".
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ParamSpec
+
+from magistral_mlx.backend import mx
+from magistral_mlx.engine.prefix_cache import ActivePrefix
+from magistral_mlx.errors import DeviceError
+from magistral_mlx.events import FinishReason, Notice
+from magistral_mlx.memory.admission import Budget, Reservation
+from magistral_mlx.runtime.generation_request import GenerationRequest
+from magistral_mlx.runtime.prefill_queue import PrefillQueue
+from magistral_mlx.runtime.request import Observer, Request
+
+_SHARED_CHUNK = 512  # tokens of a prompt that others wait for at once, at most
+
+if TYPE_CHECKING:
+    from magistral_mlx.engine.generate import Token
+    from magistral_mlx.engine.prefill import ComputedPrefix
+    from magistral_mlx.runtime.model_runner import ModelRunner
+
+P = ParamSpec("P")
+
+
+class Scheduler:
+    """The answers that request and those that wait for their turn."""
+
+    def __init__(
+        self, runner: ModelRunner, parallel: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`parallel`: requests that run at once at most. `clock`: seconds, as `perf_counter`."""
+        self._runner, self._parallel = runner, parallel
+        self._clock = clock
+        self._budget = Budget(runner.plan)
+        self._lock = threading.Lock()  # of `_waiting`
+        self._waiting: deque[Request] = deque()  # in the order in which they came
+        self._running: list[Request] = []  # likewise
+        self._prefills = PrefillQueue()  # those of them whose prompts are being read
+        self._short = False  # somebody stands still for want of memory
+
+    # For any thread
+
+    def submit(self, inputs: GenerationRequest, observer: Observer | None = None) -> Request:
+        """Queue a request; a step must follow. `observer` gets its events from the first on."""
+        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in inputs.prompt.images]
+        reservation = self._budget.reservation(
+            len(inputs.prompt), inputs.limit, sizes, asked=inputs.limit_asked
+        )
+        request = Request(inputs, reservation, observer, self._clock)
+        with self._lock:
+            self._waiting.append(request)
+        return request
+
+    @property
+    def running(self) -> int:
+        """Answers that are being generated."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for their turn."""
+        with self._lock:
+            return sum(not request.finished for request in self._waiting)
+
+    @property
+    def caches(self) -> int:
+        """Bytes of the caches of what runs."""
+        return sum(self._budget.cache(request.reservation.held) for request in list(self._running))
+
+    # On the worker
+
+    def step(self) -> bool:
+        """Go on with everybody by a token -> whether there is more to do."""
+        try:
+            self._admit()
+            self._end_cancelled()
+            self._prefill()
+            self._end_cancelled()
+            self._decode()
+            self._keep_within_memory()
+            return bool(self._running or self._waiting) or self._runner.keep_some()
+        except BaseException as error:
+            self._fail(error)
+            return bool(self._waiting)
+
+    def close(self) -> None:
+        """End everything, all of which has been cancelled."""
+        try:
+            self._end_cancelled()
+        except BaseException as error:
+            self._fail(error)
+        with self._lock:
+            self._waiting.clear()
+
+    # Coming in
+
+    def _admit(self) -> None:
+        """Let in those who fit, in the order in which they came."""
+        while len(self._running) < self._parallel and not self._short:
+            with self._lock:
+                while self._waiting and self._waiting[0].finished:
+                    self._waiting.popleft()
+                first = self._waiting[0] if self._waiting else None
+            if first is None:
+                return
+            if self._running and not self._budget.fits([*self._reservations(), first.reservation]):
+                return
+            with self._lock:
+                self._waiting.popleft()
+            if first.start():
+                self._join(first)
+
+    def _join(self, request: Request) -> None:
+        self._running.append(request)
+        self._prefills.join(request)
+        self._for_one(request, self._open, request)
+
+    def _open(self, request: Request) -> None:
+        if request.inputs.dropped:
+            request.put(request.inputs.dropped)
+        self._runner.check_images(request.inputs)
+        request.image_keys, request.token_keys = self._runner.keys_of(request.inputs.prompt)
+
+    # Prompts
+
+    def _prefill(self) -> None:
+        """Read a part of the prompt whose turn it is."""
+        request = self._prefills.next(self._runner.prefixes.longest)
+        if request is None:
+            return
+        others_decode = any(not other.prefilling for other in self._running)
+        start = self._clock()
+        self._for_one(request, self._prefill_one, request)
+        if others_decode:
+            self._prefills.read(self._clock() - start)
+        if request not in self._running:
+            return
+        if request.prefilling:
+            self._prefills.join(request)
+        else:
+            request.reservation = request.reservation.prefilled()
+
+    def _prefill_one(self, request: Request) -> None:
+        if request.sample is None:
+            self._start_first_sample(request)
+            self._prefill_chunk(request)  # which tells what is cached, and encodes the first image
+            if request.image_keys:
+                return
+        if request.prefilling:
+            self._prefill_chunk(request)
+
+    def _prefill_chunk(self, request: Request) -> None:
+        assert request.generation is not None
+        start = self._clock()
+        progress = self._runner.prefill(request.generation, self._chunk)
+        request.add_prefill(progress, self._clock() - start)
+
+    @property
+    def _chunk(self) -> int:
+        """Tokens of a prompt to read at once: fewer where others wait for it."""
+        chunk = self._runner.plan.chunk
+        shared = len(self._running) > 1 or self._waiting
+        return min(chunk, _SHARED_CHUNK) if shared else chunk
+
+    def _start_first_sample(self, request: Request) -> None:
+        """Start with what is in caches already, be they kept or in use."""
+        prefixes = self._runner.prefixes
+        room = self._budget.active_bytes(self._reservations())
+        in_use = [
+            ActivePrefix(other.token_keys, other.generation.caches)
+            for other in self._running
+            if other.generation is not None
+        ]
+        tokens = request.inputs.prompt.tokens
+        prefilled = prefixes.take(tokens, request.image_keys, room, in_use)
+        for note in prefixes.take_notes():
+            request.put(Notice(note))
+        if prefilled is not None:
+            held = sum(cache.nbytes for cache in prefilled.caches)
+            request.reservation = request.reservation.holding(self._budget.tokens(held))
+        self._start_sample(request, prefilled)
+
+    def _start_sample(self, request: Request, prefilled: ComputedPrefix | None) -> None:
+        self._mark_peak()
+        runner = self._runner
+        generation = runner.start(request.inputs, request.index, request.image_keys, prefilled)
+        request.start_sample(generation, runner.plan)
+
+    # Tokens
+
+    def _decode(self) -> None:
+        """A token for everybody whose prompt has been read, as far as memory allows."""
+        ready = [request for request in self._running if not request.prefilling]
+        going = [request for request in ready if self._has_room(request)]
+        self._short = len(going) < len(ready)
+        if not going:
+            self._prefills.nobody_decodes()
+            if self._short and not self._prefills:
+                self._end_newest(ready)
+            return
+        start = self._clock()
+        generations = [request.generation for request in going if request.generation]
+        passed = self._runner.decode(generations)
+        seconds = self._clock() - start
+        self._prefills.decoded(seconds)
+        for request, tokens in zip(going, passed, strict=True):
+            self._for_one(request, self._take_in, request, tokens, seconds)
+
+    def _take_in(self, request: Request, tokens: Sequence[Token], seconds: float) -> None:
+        request.add_tokens(tokens, seconds)
+        sample = request.sample
+        assert sample is not None
+        if sample.error is not None:
+            self._end(request, sample.error)
+        elif sample.finish_reason is not None:
+            self._finish(request, sample.finish_reason)
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        """End a sample, and begin the next one if there is to be one."""
+        if request.sample is not None:
+            request.sample.add_peak(mx.get_peak_memory())
+        request.finish_sample(reason)
+        request.index += 1
+        if request.sample is None or request.index >= request.inputs.n or request.cancelled:
+            self._end(request)
+            return
+        prefilled = request.sample.generation.prefilled
+        self._for_one(request, self._start_sample, request, prefilled)
+        if request in self._running and prefilled is not None:
+            # At once, as all of it is in the caches.
+            self._for_one(request, self._prefill_chunk, request)
+        elif request in self._running:
+            self._prefills.join(request)
+
+    # Memory
+
+    def _reservations(self) -> list[Reservation]:
+        return [request.reservation for request in self._running]
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether its next token has room, letting its caches grow if they must and may."""
+        if not request.reservation.short(request.length):
+            return True
+        grown = request.reservation.grown()
+        reservations = [grown if other is request else other.reservation for other in self._running]
+        if len(reservations) > 1 and not self._budget.fits(reservations):
+            return False
+        request.reservation = grown
+        self._runner.prefixes.evict_for(self._budget.active_bytes(reservations))
+        return True
+
+    def _end_newest(self, requests: list[Request]) -> None:
+        """Nobody can go on: end the newest one to which no length was promised."""
+        open_ended = [request for request in requests if not request.reservation.asked]
+        newest = (open_ended or requests)[-1]
+        self._for_one(newest, self._finish, newest, "memory")
+        self._short = False
+
+    def _keep_within_memory(self) -> None:
+        """End the newest one if something else in this process has taken the memory."""
+        begun = [request for request in self._running if request.sample is not None]
+        if begun and self._runner.short_of_memory():
+            self._for_one(begun[-1], self._finish, begun[-1], "memory")
+
+    def _mark_peak(self) -> None:
+        """Begin to measure the peak anew, for a sample that begins."""
+        peak = mx.get_peak_memory()
+        for request in self._running:
+            if request.sample is not None:
+                request.sample.add_peak(peak)
+        mx.reset_peak_memory()
+
+    # Going
+
+    def _end_cancelled(self) -> None:
+        for request in [request for request in self._running if request.cancelled]:
+            self._for_one(request, self._finish, request, "cancelled")
+
+    def _end(self, request: Request, error: BaseException | None = None) -> None:
+        """The answer is over: keep its caches for prompts to come."""
+        self._leave(request)
+        request.finish(as_device_error(error))
+        generation = request.generation
+        if generation is not None:
+            generation.close()
+            # It may take as long as a token, and nobody waits for it.
+            room = self._budget.active_bytes(self._reservations())
+            self._runner.prefixes.put(
+                request.tokens, request.image_keys, generation.caches, generation.prefilled, room
+            )
+        request.release()
+
+    def _leave(self, request: Request) -> None:
+        self._running.remove(request)
+        self._prefills.leave(request)
+
+    def _for_one(
+        self, request: Request, work: Callable[P, None], *args: P.args, **more: P.kwargs
+    ) -> None:
+        """Do something for one answer, which alone is ended by what goes wrong in it.
+
+        Raises:
+            RuntimeError: the device failed.
+        """
+        try:
+            work(*args, **more)
+        except BaseException as error:
+            # MLX raises no kind of its own, and kinds of RuntimeError are not MLX's.
+            if type(error) is RuntimeError or request not in self._running:
+                raise
+            self._end(request, error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Work for all of them failed, and nobody knows what their caches hold."""
+        for request in list(self._running):
+            self._leave(request)
+            request.finish(as_device_error(error))
+            request.release()
+        self._short = False
+
+
+def as_device_error(error: BaseException | None) -> BaseException | None:
+    """What MLX raised as a `DeviceError`; any other error as it is."""
+    if not isinstance(error, RuntimeError):
+        return error
+    # The traceback of the first one would keep the caches alive in whoever holds the error.
+    return DeviceError(
+        f"MLX failed while it generated: {' '.join(str(error).split())}. The model can be asked "
+        "again; a shorter prompt or a smaller context needs less memory."
+    )
