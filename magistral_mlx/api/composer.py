@@ -48,13 +48,14 @@ class Composer:
         *,
         has_vision: bool,
         drafts: bool = False,
+        tekken: Path | None = None,
     ) -> None:
         """`context`: tokens that prompt and answer have together. `has_vision`: it has a tower.
-        `drafts`: a draft model was loaded with it."""
+        `drafts`: a draft model was loaded with it. `tekken`: the file of the tokenizer."""
         self.folder = folder
         self.tokenizer = tokenizer
         self.context = context
-        self._has_vision, self._drafts = has_vision, drafts
+        self._has_vision, self._drafts, self._tekken = has_vision, drafts, tekken
         self._lock = threading.Lock()
 
     @property
@@ -63,7 +64,8 @@ class Composer:
         # In the hub's cache a folder is named by a commit, which no prompt should call the model.
         repo = repo_of_snapshot(self.folder)
         name = repo.rpartition("/")[2] if repo else None
-        return default_system(self.folder, thinks=self.tokenizer.thinks, name=name)
+        thinks = self.tokenizer.thinks
+        return default_system(self.folder, thinks=thinks, name=name, tokenizer=self._tekken)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -62,12 +62,19 @@ class Loading:
             self.on_plan(plan)
         loaded = session.load()
         # While the worker reads weights:
-        words = _load_tokenizer(checkpoint, self.options.tokenizer)
+        given = self.options.tokenizer
+        tekken = find_tokenizer(checkpoint.folder, None if given is None else str(given))
+        words = _load_tokenizer(checkpoint, tekken)
         if draft:
             check_vocabulary(draft, checkpoint, words)
         has_vision = checkpoint.config.vision is not None
         composer = Composer(
-            checkpoint.folder, words, plan.context, has_vision=has_vision, drafts=draft is not None
+            checkpoint.folder,
+            words,
+            plan.context,
+            has_vision=has_vision,
+            drafts=draft is not None,
+            tekken=tekken,
         )
         composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
         loaded(self.on_progress)
@@ -83,14 +90,12 @@ class Loading:
         )
 
 
-def _load_tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Tokenizer:
-    folder = checkpoint.folder
-    found = find_tokenizer(folder, None if given is None else str(given))
-    tokenizer = Tokenizer.load(found)
+def _load_tokenizer(checkpoint: Checkpoint, tekken: Path) -> Tokenizer:
+    tokenizer = Tokenizer.load(tekken)
     held = checkpoint.config.text.vocab_size
     if tokenizer.vocab_size > held:
         raise TokenizerError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model in {folder} "
-            f"only {held:,}. Name its own one as the tokenizer."
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model in "
+            f"{checkpoint.folder} only {held:,}. Name its own one as the tokenizer."
         )
     return tokenizer

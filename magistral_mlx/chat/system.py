@@ -38,20 +38,28 @@ _CARD_WITHOUT_THINKING = System(
 
 
 def default_system(
-    folder: str | PathLike[str], *, thinks: bool, name: str | None = None
+    folder: str | PathLike[str],
+    *,
+    thinks: bool,
+    name: str | None = None,
+    tokenizer: Path | None = None,
 ) -> System | None:
     """The system prompt of the checkpoint in `folder`: its SYSTEM_PROMPT.txt.
 
-    Where the file is missing: the model card's default if the tokenizer has thinking tokens
-    (`thinks`), else none. `{today}`, `{yesterday}` and `{name}`, which the files of Mistral Small
-    have, are filled in, the last with `name` or the folder's. Raises PromptError if the file
-    cannot be read.
+    `folder` may be a GGUF file: the prompt then stands beside it, or beside the `tokenizer` (a
+    tekken.json), as neither is inside of it. Where there is none: the model card's default if the
+    tokenizer has thinking tokens (`thinks`), else none. `{today}`, `{yesterday}` and `{name}`,
+    which the files of Mistral Small have, are filled in, the last with `name` or the folder's.
+    Raises PromptError if the file cannot be read.
     """
     folder = Path(folder)
-    text = _read(folder / FILE_NAME)
+    places = [folder]
+    if folder.is_file():
+        places = [folder.parent, *([tokenizer.parent] if tokenizer else [])]
+    text = next((text for place in places if (text := _read(place / FILE_NAME)) is not None), None)
     if text is None:
         return CARD_DEFAULT if thinks else None
-    name = name or folder.resolve().name
+    name = name or folder.resolve().name.removesuffix(".gguf")
     return _as_system(fill_placeholders(text, name, date.today()), thinks)
 
 

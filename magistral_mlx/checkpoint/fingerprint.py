@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.checkpoint.header import LENGTH_BYTES
 
 _SAMPLES, _SAMPLE = 16, 1 << 16
 
@@ -21,17 +20,19 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         OSError: a file cannot be read.
     """
     content = hashlib.blake2b(repr(checkpoint.config).encode(), digest_size=16)
-    for file in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
-        _add(content, file)
+    headers: dict[Path, int] = {}  # what stands before the first tensor
+    for tensor in checkpoint.tensors.values():
+        headers[tensor.file] = min(tensor.offset, headers.get(tensor.file, tensor.offset))
+    for file, length in sorted(headers.items()):
+        _add(content, file, length)
     return content.hexdigest()
 
 
-def _add(content: hashlib.blake2b, file: Path) -> None:
+def _add(content: hashlib.blake2b, file: Path, header: int) -> None:
     status = file.stat()
     content.update(f"{file.name} {status.st_size} {status.st_mtime_ns} ".encode())
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-        content.update(stream.read(length))
+        content.update(stream.read(header))
         for n in range(_SAMPLES):
             stream.seek(status.st_size * n // _SAMPLES)
             content.update(stream.read(_SAMPLE))

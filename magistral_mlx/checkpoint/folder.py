@@ -5,8 +5,8 @@ Both readers stand on this: the loader (`checkpoint.load`) and the converter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +17,18 @@ from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization, infer
 
-Layout = Literal["hf", "mistral"]
+Layout = Literal["hf", "mistral", "gguf"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose headers have been read and checked; no weights are in memory.
+    """A folder, or a GGUF file, whose headers have been read and checked; no weights are in memory.
 
     `tensors` and `quantized` go by canonical name: the former to where a tensor lies, the latter
     from a quantized `….weight` to its scheme. `config` has no vision part where the folder holds
     no vision tensors, whatever its config.json says (mlx-lm's conversions keep it there).
+    `blocks` is where the quantized matrices of a GGUF file lie, as ggml stores them; `tensors` has
+    them as they are laid out.
     """
 
     folder: Path
@@ -34,16 +36,23 @@ class Checkpoint:
     layout: Layout
     tensors: dict[str, StoredTensor]
     quantized: dict[str, Quantization]
+    blocks: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read and check the checkpoint in `folder`.
+        """Read and check the checkpoint in `folder`, which may be a GGUF file as well.
 
         Raises:
             CheckpointError: no checkpoint, or one that is damaged, incomplete, or holds tensors
                 that the model does not have.
             UnsupportedModel: another architecture.
         """
+        from magistral_mlx.checkpoint.gguf.checkpoint import open_gguf
+        from magistral_mlx.checkpoint.gguf.files import gguf_of
+
+        gguf = gguf_of(folder)
+        if gguf is not None:
+            return open_gguf(gguf)
         config = read_config(folder)
         layout, files = weight_files(folder)
         stored = (tensor for file in files for tensor in read_header(file).values())

@@ -12,7 +12,8 @@ from typing import cast
 
 from magistral_mlx.backend import backend, mx, reuse_memory
 from magistral_mlx.checkpoint.folder import Checkpoint, is_channels_last
-from magistral_mlx.checkpoint.names import LANGUAGE, interleaved_heads
+from magistral_mlx.checkpoint.gguf.load import read_arrays
+from magistral_mlx.checkpoint.names import INTERLEAVED, LANGUAGE, interleaved_heads
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.linear import quantize_modules, stored_as
 from magistral_mlx.model.magistral import MagistralModel
@@ -90,14 +91,17 @@ def _batches(
     tensors = checkpoint.tensors
     batch: list[tuple[str, Sequence[str]]] = []
     size = 0
+    last = ""  # module, whose parts are read together
     for path, names in sorted(
         parameters.items(),
         key=lambda item: min((tensors[name].file, tensors[name].offset) for name in item[1]),
     ):
         more = _stored_bytes(checkpoint, names)
-        if batch and size + more > _BATCH_BYTES:
+        module = path.rpartition(".")[0]
+        if batch and size + more > _BATCH_BYTES and module != last:
             yield batch
             batch, size = [], 0
+        last = module
         batch.append((path, names))
         size += more
     if batch:
@@ -135,16 +139,23 @@ def _read(
     checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
 ) -> dict[str, mx.array]:
     """Name -> lazy array in the layout and the dtype of the model."""
-    files = {checkpoint.tensors[name].file for name in names}
-    stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
     found = {}
-    for name in names:
-        tensor = checkpoint.tensors[name]
-        array = _arrange(checkpoint, name, stored[tensor.file][tensor.name])
+    for name, stored in _stored(checkpoint, names, compact).items():
+        array = _arrange(checkpoint, name, stored)
         if mx.issubdtype(array.dtype, mx.floating) and not (compact and is_scale(name)):
             array = array.astype(dtype)
         found[name] = array
     return found
+
+
+def _stored(checkpoint: Checkpoint, names: Iterable[str], compact: bool) -> dict[str, mx.array]:
+    """Name -> lazy array as the files have it."""
+    if checkpoint.layout == "gguf":
+        return read_arrays(checkpoint, names, compact=compact)
+    tensors = {name: checkpoint.tensors[name] for name in names}
+    files = {tensor.file for tensor in tensors.values()}
+    stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
+    return {name: stored[tensor.file][tensor.name] for name, tensor in tensors.items()}
 
 
 def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:
@@ -152,7 +163,7 @@ def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:
     config = checkpoint.config
     if name.endswith("patch_conv.weight") and is_channels_last(array.shape, config):
         array = array.transpose(0, 3, 1, 2)
-    if checkpoint.layout == "mistral" and (heads := interleaved_heads(name, config)):
+    if checkpoint.layout in INTERLEAVED and (heads := interleaved_heads(name, config)):
         array = rows_by_halves(array, heads)
     return array
 

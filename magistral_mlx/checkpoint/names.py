@@ -1,6 +1,6 @@
 """The one table of tensor names, for the loader and the converter alike.
 
-Checkpoints of this model come in five dialects. Each name is brought to one canonical form, which
+Checkpoints of this model come in six dialects. Each name is brought to one canonical form, which
 is Hugging Face's classic one, the paths of our own modules, and what mlx-lm and mlx-vlm read:
 
     language_model.model.layers.N.self_attn.q_proj.weight
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 
+INTERLEAVED = ("mistral", "gguf")  # layouts whose rope rotates neighbours, not halves
 LANGUAGE, VISION, PROJECTOR = "language_model.", "vision_tower.", "multi_modal_projector."
 EMBEDDING = "language_model.model.embed_tokens."
 
@@ -43,9 +44,21 @@ _PREFIXES = (
     ("patch_merger.", "multi_modal_projector.patch_merger."),
     ("vision_language_adapter.w_in.", "multi_modal_projector.linear_1."),
     ("vision_language_adapter.w_out.", "multi_modal_projector.linear_2."),
+    # llama.cpp's
+    ("token_embd.", "language_model.model.embed_tokens."),
+    ("blk.", "language_model.model.layers."),
+    ("output_norm.", "language_model.model.norm."),
+    ("v.blk.", "vision_tower.transformer.layers."),
+    ("v.patch_embd.", "vision_tower.patch_conv."),
+    ("v.pre_ln.", "vision_tower.ln_pre."),
+    ("mm.input_norm.", "multi_modal_projector.norm."),
+    ("mm.patch_merger.", "multi_modal_projector.patch_merger.merging_layer."),
+    ("mm.1.", "multi_modal_projector.linear_1."),
+    ("mm.2.", "multi_modal_projector.linear_2."),
 )
 
-# The parts inside a layer that Mistral's layout calls otherwise: everywhere, then by tower.
+# The parts inside a layer that Mistral's layout and llama.cpp call otherwise: everywhere, then in
+# the decoder.
 _PARTS = {
     "attention.wq": "attention.q_proj",
     "attention.wk": "attention.k_proj",
@@ -54,6 +67,17 @@ _PARTS = {
     "feed_forward.w1": "feed_forward.gate_proj",
     "feed_forward.w2": "feed_forward.down_proj",
     "feed_forward.w3": "feed_forward.up_proj",
+    "attn_q": "attention.q_proj",
+    "attn_k": "attention.k_proj",
+    "attn_v": "attention.v_proj",
+    "attn_output": "attention.o_proj",
+    "attn_out": "attention.o_proj",
+    "ffn_gate": "feed_forward.gate_proj",
+    "ffn_up": "feed_forward.up_proj",
+    "ffn_down": "feed_forward.down_proj",
+    "attn_norm": "attention_norm",
+    "ln1": "attention_norm",
+    "ln2": "ffn_norm",
 }
 _TEXT_PARTS = {
     "attention": "self_attn",
@@ -63,8 +87,8 @@ _TEXT_PARTS = {
 }
 _TEXT_LAYER = re.compile(r"(language_model\.model\.layers\.\d+\.)(\w+)(\..+)")
 
-# Buffers that older exports saved; they hold no weights.
-_BUFFERS = ("rotary_emb.inv_freq", "position_ids")
+# Buffers that older exports saved, and a row of the embedding that llama.cpp keeps with the tower.
+_BUFFERS = ("rotary_emb.inv_freq", "position_ids", "v.token_embd.img_break")
 
 
 def canonical(name: str) -> str | None:
@@ -100,15 +124,17 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def interleaved_heads(name: str, config: ModelConfig) -> int | None:
-    """Heads whose rows Mistral's layout keeps in interleaved rope order; None if it has none.
+    """Heads whose rows stand in interleaved rope order where `INTERLEAVED`; None if it has none.
 
-    Only the query and key projections rotate. Our modules rotate halves, as Hugging Face's do.
+    Only the query and key projections rotate: their weights, and what goes with a quantized one.
+    Our modules rotate halves, as Hugging Face's do.
     """
-    if name.endswith(".self_attn.q_proj.weight"):
+    module = name.rpartition(".")[0]
+    if module.endswith(".self_attn.q_proj"):
         return config.text.num_attention_heads
-    if name.endswith(".self_attn.k_proj.weight"):
+    if module.endswith(".self_attn.k_proj"):
         return config.text.num_key_value_heads
-    if config.vision and name.endswith((".attention.q_proj.weight", ".attention.k_proj.weight")):
+    if config.vision and module.endswith((".attention.q_proj", ".attention.k_proj")):
         return config.vision.num_attention_heads
     return None
 

@@ -66,8 +66,9 @@ def cached_snapshot(ref: RepoRef) -> Path | None:
 
 
 def repo_of_snapshot(folder: Path) -> str | None:
-    """`owner/name` where `folder` is a snapshot in a hub cache, else None."""
-    parts = Path(os.path.abspath(folder)).parts
+    """`owner/name` where `folder` is a snapshot in a hub cache, or a file in one, else None."""
+    place = folder.parent if folder.is_file() else folder
+    parts = Path(os.path.abspath(place)).parts
     if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith(_PREFIX):
         return None
     return parts[-3].removeprefix(_PREFIX).replace("--", "/", 1)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from magistral_mlx.checkpoint.gguf.files import is_gguf
 from magistral_mlx.errors import CheckpointError, HubError, ModelNotFound, StorageError
 from magistral_mlx.hub.cache import (
     blob_path,
@@ -35,7 +36,7 @@ _SPARE = 100 * 2**20  # bytes that stay free on the disk
 def resolve(
     name: str | os.PathLike[str], *, update: bool = False, on_progress: Progress | None = None
 ) -> Path:
-    """The local folder of a checkpoint: a folder as it is, or a repository's snapshot.
+    """The local folder of a checkpoint: a folder or GGUF file as it is, or a repository's snapshot.
 
     A snapshot that is complete on this machine is used without asking the hub; `update` asks
     whether the branch has moved on. What is missing is downloaded, one layout of weights only.
@@ -48,7 +49,11 @@ def resolve(
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ModelNotFound(f"{text} is a file. Name the folder that holds it.")
+        if is_gguf(folder):
+            return folder
+        raise ModelNotFound(
+            f"{text} is a file and no GGUF one. Name the folder that holds it, or a GGUF file."
+        )
     ref = parse_repo(text)
     if ref is None:
         raise ModelNotFound(

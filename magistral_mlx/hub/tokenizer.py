@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from magistral_mlx.checkpoint.gguf.header import read_gguf
 from magistral_mlx.config_files import read_json
 from magistral_mlx.errors import (
     CheckpointError,
@@ -38,7 +39,7 @@ _SMALL = re.compile(
 def find_tokenizer(
     folder: Path, override: str | None = None, *, on_progress: Progress | None = None
 ) -> Path:
-    """The tekken.json to use with the checkpoint in `folder`.
+    """The tekken.json to use with the checkpoint in `folder`, or with a GGUF file.
 
     `override` (a file, a folder or a repository) decides where it is given; then the folder's own
     file; then that of the model it was made from, from the hub's cache or the hub.
@@ -46,7 +47,7 @@ def find_tokenizer(
     """
     if override is not None:
         return _from_override(override, on_progress)
-    own = folder / TEKKEN
+    own = _place(folder) / TEKKEN
     if own.is_file():
         return own
     failures: list[MagistralError] = []
@@ -67,8 +68,8 @@ def find_system_prompt(folder: Path) -> Path | None:
 
     A conversion by others, one without tekken.json, takes it from where its tokenizer is taken.
     """
-    own = folder / SYSTEM_PROMPT
-    if own.is_file() or (folder / TEKKEN).is_file():
+    own = _place(folder) / SYSTEM_PROMPT
+    if own.is_file() or (_place(folder) / TEKKEN).is_file():
         return own if own.is_file() else None
     failures: list[MagistralError] = []
     for ref in _base_models(folder, failures):
@@ -103,15 +104,34 @@ def _base_models(folder: Path, failures: list[MagistralError]) -> Iterator[RepoR
 
 def local_base_models(folder: Path) -> list[str]:
     """The base models that a checkpoint names: in its card, its configuration, its own name."""
-    names = _bases_in_card(folder / "README.md")
+    place = _place(folder)
+    names = _bases_in_card(place / "README.md")
     try:
-        config = read_json(folder / "config.json")
+        config = read_json(place / "config.json")
     except CheckpointError:
         config = {}
     names += [config[key] for key in _CONFIG_KEYS if isinstance(config.get(key), str)]
-    if match := _SMALL.search(repo_of_snapshot(folder) or folder.resolve().name):
-        names.append(f"mistralai/{match['model']}")
-    return names
+    called = [repo_of_snapshot(folder) or place.resolve().name]
+    if folder.is_file():
+        called += _names_in_gguf(folder)
+    matches = (_SMALL.search(name) for name in called)
+    return names + [f"mistralai/{match['model']}" for match in matches if match]
+
+
+def _names_in_gguf(file: Path) -> list[str]:
+    """What a GGUF file is called, and what its metadata call it and the model that it is from."""
+    try:
+        metadata = read_gguf(file).metadata
+    except CheckpointError:
+        metadata = {}
+    keys = ("general.base_model.0.repo_url", "general.name", "general.base_model.0.name")
+    told = [str(metadata[key]).strip().replace(" ", "-") for key in keys if key in metadata]
+    return [file.name, *told]
+
+
+def _place(folder: Path) -> Path:
+    """Where the files beside a checkpoint are: in its folder, or in that of a GGUF file."""
+    return folder.parent if folder.is_file() else folder
 
 
 def _bases_in_card(card: Path) -> list[str]:

@@ -53,7 +53,8 @@ class ServedModel:
         self._composer: Composer | None = composer
         self._magistral: Magistral | None = None  # stays when it has been closed: it still counts
         self._folder = composer.folder
-        self._created = int((composer.folder / "config.json").stat().st_mtime)
+        told = composer.folder if composer.folder.is_file() else composer.folder / "config.json"
+        self._created = int(told.stat().st_mtime)
         self._supports_images = has_vision and composer.tokenizer.has_image_tokens
         self._thinks = composer.tokenizer.thinks
 
@@ -143,11 +144,10 @@ def _describe(name: str | None, settings: Settings, on_progress: Progress | None
     load = settings.load
     request = PlanRequest(load.context, load.kv, load.images, load.memory_limit)
     plan = plan_here(checkpoint, name or str(folder), request, load.dtype)
-    tokenizer = Tokenizer.load(
-        find_tokenizer(folder, str(load.tokenizer) if load.tokenizer else None)
-    )
+    tekken = find_tokenizer(folder, str(load.tokenizer) if load.tokenizer else None)
+    tokenizer = Tokenizer.load(tekken)
     has_vision = checkpoint.config.vision is not None
-    composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision)
+    composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision, tekken=tekken)
     return ServedModel(
         _id(name, folder), name or str(folder), plan, composer, has_vision=has_vision
     )

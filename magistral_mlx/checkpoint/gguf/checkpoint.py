@@ -1,0 +1,68 @@
+"""A GGUF model as a `Checkpoint`: each quantized matrix in the form that it is laid out in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.gguf.blocks import is_quantized
+from magistral_mlx.checkpoint.gguf.config import model_config
+from magistral_mlx.checkpoint.gguf.files import find_mmproj, read_parts
+from magistral_mlx.checkpoint.gguf.header import GgufFile, read_gguf
+from magistral_mlx.checkpoint.gguf.layout import SCALES, form_of
+from magistral_mlx.checkpoint.header import DTYPE_BYTES, StoredTensor
+from magistral_mlx.checkpoint.names import canonical
+from magistral_mlx.errors import CheckpointError
+
+
+def open_gguf(path: Path, mmproj: Path | None = None) -> Checkpoint:
+    """Read and check the headers of a GGUF model.
+
+    Args:
+        path: its file, or one of the files of a split one.
+        mmproj: the file of the vision tower; None is the one found beside it, if there is one.
+
+    Raises:
+        CheckpointError: a file is damaged, incomplete, or does not belong to the model.
+        UnsupportedModel: another architecture, or a type of blocks that is not read here.
+    """
+    files = read_parts(path)
+    tower = find_mmproj(path, files[0]) if mmproj is None else read_gguf(mmproj)
+    return gguf_checkpoint(path, files, tower)
+
+
+def gguf_checkpoint(path: Path, files: list[GgufFile], tower: GgufFile | None) -> Checkpoint:
+    """The checkpoint of headers that have been read; raises as `open_gguf` does."""
+    gathered = replace(files[0], tensors={k: v for file in files for k, v in file.tensors.items()})
+    config = model_config(gathered, tower)
+    every = files if tower is None else [*files, tower]
+    stored = [tensor for file in every for tensor in file.tensors.values()]
+    blocks = {str(canonical(t.name)): t for t in stored if is_quantized(t.dtype)}
+    for tensor in blocks.values():
+        if len(tensor.shape) != 2:
+            raise CheckpointError(
+                f"{tensor.name} in {tensor.file} is quantized and no matrix. Fetch that file again."
+            )
+    parts = (part for tensor in stored for part in _parts(tensor))
+    found = Checkpoint.of_tensors(path, config, "gguf", parts)
+    return replace(found, blocks=blocks)
+
+
+def _parts(tensor: StoredTensor) -> Iterator[StoredTensor]:
+    """A tensor as a checkpoint in MLX's format would hold it."""
+    if not is_quantized(tensor.dtype):
+        yield tensor
+        return
+    rows, columns = tensor.shape
+    scheme, module = form_of(tensor.dtype), tensor.name.removesuffix("weight")
+    sizes = (
+        ("weight", "U32", scheme.weight_shape((rows, columns))),
+        ("scales", SCALES, scheme.scales_shape((rows, columns))),
+        ("biases", SCALES, scheme.scales_shape((rows, columns))),
+    )
+    for part, dtype, shape in sizes:
+        nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+        yield replace(tensor, name=module + part, dtype=dtype, shape=shape, nbytes=nbytes)

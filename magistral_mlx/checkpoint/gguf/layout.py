@@ -1,0 +1,184 @@
+"""Blocks of ggml laid out as MLX's quantized matrices.
+
+Types in groups of 32 with up to 8 bits a code are affine as MLX's are: their codes are copied bit
+for bit into `EXACT`, and only scale and offset are rounded to the dtype that they are stored in.
+Scales for 16 weights, and levels that are not evenly spaced, fit nothing that MLX has. Those types
+become the form in `FITTED`: the smallest affine one whose error, in root mean square, stays below
+`BOUND` of the rounding error that the type itself has made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_mlx.checkpoint.gguf.blocks import Bytes, Decoded, Floats, decode, in_blocks
+from magistral_mlx.quantization import Quantization
+
+EXACT = {
+    "Q4_0": Quantization(4, 32), "Q4_1": Quantization(4, 32), "Q4_K": Quantization(4, 32),
+    "Q5_0": Quantization(5, 32), "Q5_1": Quantization(5, 32), "Q5_K": Quantization(5, 32),
+    "Q8_0": Quantization(8, 32),
+}  # fmt: skip
+FITTED = {
+    "Q6_K": Quantization(8, 128), "Q3_K": Quantization(5, 128), "Q2_K": Quantization(4, 128),
+    "IQ4_NL": Quantization(5, 32), "IQ4_XS": Quantization(5, 32),
+}  # fmt: skip
+BOUND = 0.5
+SCALES = "F16"  # what scales and offsets are stored in: of two bytes it loses least
+_CODE_BITS = {"Q6_K": 6, "Q3_K": 3, "Q2_K": 2}
+
+
+def form_of(kind: str) -> Quantization:
+    """The quantization that a ggml type becomes."""
+    return EXACT.get(kind) or FITTED[kind]
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """Rows of a matrix in MLX's form. weight: (R, in * bits / 32); scales, biases: (R, groups)."""
+
+    weight: NDArray[np.uint32]
+    scales: Floats
+    biases: Floats
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether `SCALES` holds every scale and offset, none of which is NaN."""
+        largest = np.finfo(np.float16).max
+        return all(bool((np.abs(part) <= largest).all()) for part in (self.scales, self.biases))
+
+
+def lay_out(kind: str, raw: Bytes) -> LaidOut:
+    """Lay rows out as `form_of(kind)`.
+
+    Args:
+        raw: (R, bytes of a row).
+    """
+    decoded, scheme = decode(kind, in_blocks(kind, raw)), form_of(kind)
+    if kind in FITTED:
+        fit = _fit_levels if decoded.levels else _fit_groups
+        decoded = fit(decoded, scheme, _CODE_BITS.get(kind, 4))
+    weight = pack_codes(decoded.codes, scheme.bits).reshape(len(raw), -1).view("<u4")
+    return LaidOut(
+        weight, decoded.scale.reshape(len(raw), -1), decoded.offset.reshape(len(raw), -1)
+    )
+
+
+def _fit_groups(decoded: Decoded, scheme: Quantization, code_bits: int) -> Decoded:
+    """The nearest affine codes of larger groups, from the lowest to the highest weight that any
+    code of theirs could stand for.
+
+    They belong to scale and offset as they are stored and computed with, so that rounding those
+    costs nothing more.
+    """
+    runs, blocks, width = decoded.codes.shape
+    groups = runs * width // scheme.group_size
+    ends = decoded.offset + np.float32(2**code_bits - 1) * decoded.scale
+    lowest = np.minimum(decoded.offset, ends).reshape(blocks, groups, -1).min(axis=-1)
+    highest = np.maximum(decoded.offset, ends).reshape(blocks, groups, -1).max(axis=-1)
+    most = 2**scheme.bits - 1
+    offset = _short(lowest)
+    scale = _short((highest - offset) / most)
+    steps = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    # A code c becomes c * factor + term, for every group of the blocks' own.
+    own = (blocks, groups, -1)
+    factor = decoded.scale.reshape(own) * steps[..., None]
+    term = (decoded.offset.reshape(own) - offset[..., None]) * steps[..., None] + np.float32(0.5)
+    values = decoded.codes.astype(np.float32)
+    values *= _by_run(factor, runs)
+    values += _by_run(term, runs)
+    np.clip(values, 0, most, out=values)
+    return Decoded(values.astype(np.uint8), scale, offset)
+
+
+def _by_run(values: Floats, runs: int) -> Floats:
+    """(B, …), one value for 16 weights each -> (runs, B, weights of a run)"""
+    each = np.ascontiguousarray(values.reshape(len(values), runs, -1).swapaxes(0, 1))
+    return each.repeat(16).reshape(runs, len(values), -1)
+
+
+def _fit_levels(decoded: Decoded, scheme: Quantization, _: int) -> Decoded:
+    """Levels on the even grid that is nearest to them, the same for every group."""
+    assert decoded.levels
+    step, start, codes = nearest_grid(decoded.levels, scheme.bits)
+    return Decoded(np.take(codes, decoded.codes), decoded.scale * step, decoded.scale * start)
+
+
+@cache
+def nearest_grid(levels: tuple[int, ...], bits: int) -> tuple[np.float32, np.float32, Bytes]:
+    """Step and start of the even grid with the least squared distance to levels that are used as
+    normally distributed weights use them, and the code of each level there."""
+    values, most = np.array(levels, float), 2**bits - 1
+    ends = np.concatenate([[-np.inf], (values[1:] + values[:-1]) / 2, [np.inf]])
+    sigma = np.abs(values).max() / 2  # about what the largest of 32 weights leaves
+    share = np.diff([_normal_share(end / sigma) for end in ends])
+    span, best = np.ptp(values), (np.inf, 0.0, 0.0)
+    for step in np.linspace(0.9, 1.1, 201) * span / most:
+        for start in values[0] + np.linspace(-1, 1, 201) * step:
+            found = np.clip(np.rint((values - start) / step), 0, most) * step + start
+            best = min(best, (float(share @ (found - values) ** 2), float(step), float(start)))
+    _, step, start = best
+    codes = np.clip(np.rint((values - start) / step), 0, most).astype(np.uint8)
+    return np.float32(step), np.float32(start), codes
+
+
+def _normal_share(x: float) -> float:
+    """The share of a standard normal distribution below x."""
+    return (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+def _short(scales: Floats) -> Floats:
+    """Scales rounded so that bfloat16 and `SCALES` both hold them, in float32."""
+    bits = np.ascontiguousarray(scales).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return as_stored(nearest.view(np.float32))
+
+
+def as_stored(scales: Floats) -> Floats:
+    """Scales rounded to `SCALES`, in float32; what is too large for it becomes infinite."""
+    with np.errstate(over="ignore"):
+        return scales.astype(np.float16).astype(np.float32)
+
+
+def pack_codes(codes: Bytes, bits: int) -> Bytes:
+    """(runs, B, width) codes -> (B, runs * width * bits / 8), a stream of bits, lowest first.
+
+    Eight codes in the bytes of a word move together: neighbours join to pairs, pairs to fours,
+    fours to all.
+    """
+    runs, blocks, width = codes.shape
+    if bits == 8:
+        return codes.swapaxes(0, 1).reshape(blocks, -1)
+    words = codes.view("<u8")
+    if bits == 4:
+        pairs = (words | (words >> np.uint64(4))).view("<u2")
+        packed = np.empty((blocks, runs, width // 2), np.uint8)
+        np.copyto(packed, pairs.swapaxes(0, 1), casting="unsafe")  # each pair's low byte
+        return packed.reshape(blocks, -1)
+    for lane in (8, 16, 32):  # bits of a lane, of which the lowest lane * bits / 8 are in use
+        used = lane * bits // 8
+        low = sum(((1 << used) - 1) << start for start in range(0, 64, 2 * lane))
+        upper = words & np.uint64(low << lane)
+        words = words & np.uint64(low)
+        words |= upper >> np.uint64(lane - used)
+    eights = words.view(np.uint8).reshape(runs, blocks, width // 8, 8)[..., :bits]
+    return np.ascontiguousarray(eights.swapaxes(0, 1)).reshape(blocks, -1)
+
+
+def rows_by_halves(rows: NDArray[Any], halve_heads: int | None) -> NDArray[Any]:
+    """Rows of whole heads from rope pairs (0, 1), (2, 3)… to halves (0, D/2)…
+
+    Args:
+        rows: (R, …).
+        halve_heads: rows of a head, D; None leaves the rows as they are.
+    """
+    if not halve_heads:
+        return rows
+    pairs = rows.reshape(-1, halve_heads // 2, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -1,0 +1,105 @@
+"""Tensors of a GGUF model as arrays, laid out anew while they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from magistral_mlx.backend import mx
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.gguf.blocks import Bytes
+from magistral_mlx.checkpoint.gguf.layout import form_of, lay_out
+from magistral_mlx.checkpoint.header import StoredTensor
+from magistral_mlx.errors import CheckpointError
+
+_PIECE_WEIGHTS = 1 << 18  # that are laid out at once: few enough for a core's cache
+_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+
+
+def read_arrays(
+    checkpoint: Checkpoint, names: Iterable[str], *, compact: bool
+) -> dict[str, mx.array]:
+    """Canonical name -> array, rows in the file's order.
+
+    Scales and biases are as computed, in float32, or `compact` in the dtype of `SCALES`.
+
+    Memory holds the arrays, and a few rows for each core.
+
+    Raises:
+        CheckpointError: a file cannot be read, has become shorter, or holds infinities.
+    """
+    wanted = list(names)
+    found: dict[str, mx.array] = {}
+    for name in wanted:
+        module = name.rpartition(".")[0]
+        blocks = checkpoint.blocks.get(f"{module}.weight")
+        if blocks is None:
+            found[name] = _plain(checkpoint.tensors[name])
+        elif name not in found:
+            weight, scales, biases = _laid_out(blocks, mx.float16 if compact else mx.float32)
+            parts = {"weight": weight, "scales": scales, "biases": biases}
+            found |= {f"{module}.{part}": array for part, array in parts.items()}
+    return {name: found[name] for name in wanted}
+
+
+def read_rows(tensor: StoredTensor, start: int, stop: int) -> Bytes:
+    """Rows of a tensor as they are stored; (stop - start, bytes of a row).
+
+    Raises:
+        CheckpointError: the file cannot be read, or has become shorter.
+    """
+    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    size = tensor.nbytes // rows
+    raw = np.empty((stop - start, size), np.uint8)
+    left, offset = raw.data.cast("B"), tensor.offset + start * size
+    try:
+        with tensor.file.open("rb", buffering=0) as stream:
+            stream.seek(offset)
+            while left and (got := stream.readinto(left)):
+                left = left[got:]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {tensor.file}: {error.strerror}.") from None
+    if left:
+        raise CheckpointError(
+            f"{tensor.file} has become shorter than its header says. Fetch that file again."
+        )
+    return raw
+
+
+def _plain(tensor: StoredTensor) -> mx.array:
+    raw = read_rows(tensor, 0, tensor.shape[0] if len(tensor.shape) > 1 else 1)
+    return mx.array(raw).reshape(-1).view(_DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
+def _laid_out(tensor: StoredTensor, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+    """A quantized matrix in MLX's form, written row by row into arrays that are there already."""
+    shape = (tensor.shape[0], tensor.shape[1])
+    scheme = form_of(tensor.dtype)
+    weight = mx.zeros(scheme.weight_shape(shape), mx.uint32)
+    scales, biases = (mx.zeros(scheme.scales_shape(shape), dtype) for _ in range(2))
+    mx.eval(weight, scales, biases)
+    rooms = [np.array(array, copy=False) for array in (weight, scales, biases)]
+
+    def work(start: int, stop: int) -> None:
+        rows = lay_out(tensor.dtype, read_rows(tensor, start, stop))
+        if not rows.is_finite:
+            raise CheckpointError(
+                f"{tensor.name} in {tensor.file} holds infinities, NaNs or scales beyond float16. "
+                "Fetch that file again."
+            )
+        for room, part in zip(rooms, (rows.weight, rows.scales, rows.biases), strict=True):
+            room[start:stop] = part
+
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        list(workers.map(work, *zip(*_pieces(shape), strict=True)))
+    return weight, scales, biases
+
+
+def _pieces(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Runs of rows of about `_PIECE_WEIGHTS`."""
+    step = max(1, _PIECE_WEIGHTS // shape[1])
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
