@@ -1,18 +1,18 @@
-"""All that differs between Metal, CUDA and the CPU. Everything else takes `mx` and `nn` from here.
+"""Differences between Metal, CUDA and the CPU. All other modules import `mx` and `nn` from here.
 
-The CPU backend serves Linux, where this project is tested. Five things differ there:
+The CPU backend is for Linux, where this project is tested. Five things differ there:
 
-- MLX multiplies float32 matrices through whatever CBLAS the process has. The one in its wheel is
-  the untuned reference; an OpenBLAS loaded earlier takes its place and is about 50 times faster.
+- MLX multiplies float32 matrices with the process's CBLAS. The one in its wheel is the untuned
+  reference; an OpenBLAS loaded earlier replaces it and is about 50 times faster.
 - The quantized kernel costs the same for every row, so from a few rows on it is cheaper to
   dequantize a block of the matrix and to multiply by that.
-- That kernel, and the one that dequantizes, run on one thread for each stream, so the rows of a
-  matrix are shared out over as many streams as there are cores.
-- `mx.fast.scaled_dot_product_attention` writes all scores out, so queries go in blocks.
-- MLX frees each buffer at once, and glibc gives a large one back to the system, which maps the next
-  one page by page: that takes longer than to fill it, unless malloc is told to keep some.
+- That kernel and the dequantizing one run on one thread per stream, so the rows of a matrix are
+  distributed over as many streams as there are cores.
+- `mx.fast.scaled_dot_product_attention` materializes all scores, so queries are split into blocks.
+- MLX frees each buffer at once, and glibc returns large ones to the system, which maps the next one
+  page by page: that takes longer than filling it, unless malloc is told to keep some.
 
-On Metal and CUDA the quantized and the fused kernels are the fast ones and are called as they are.
+On Metal and CUDA the quantized and the fused kernels are the fast ones and are called directly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OPENBLAS = "libopenblas.so.0"
 
 
 def _openblas_candidates() -> Iterator[str]:
-    """The system's OpenBLAS, then the one inside the OpenCV wheel that mistral-common needs."""
+    """Yield the system's OpenBLAS, then the one in the OpenCV wheel that mistral-common needs."""
     yield _OPENBLAS
     opencv = importlib.util.find_spec("cv2")
     if opencv and opencv.origin:
@@ -41,7 +41,7 @@ def _openblas_candidates() -> Iterator[str]:
 
 
 def _load_openblas() -> bool:
-    """Make an OpenBLAS the process's CBLAS. It must come before MLX is loaded to be found first."""
+    """Make an OpenBLAS the process's CBLAS, which works only before MLX is loaded."""
     if sys.platform != "linux":
         return False
     for library in _openblas_candidates():
@@ -75,23 +75,23 @@ __all__ = [
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 _DEQUANTIZE_FROM = 5  # rows
-_MAPPED_BYTES = 32 << 20  # a buffer from which on glibc maps each afresh; it allows no more
-_KEPT_BYTES = 256 << 20  # at the end of the heap that malloc keeps when they are free
-_THREAD_BYTES = 64 << 20  # that it keeps for each thread, the size of a thread's heap
+_MAPPED_BYTES = 32 << 20  # size from which glibc maps each buffer separately; its largest setting
+_KEPT_BYTES = 256 << 20  # free bytes at the end of the heap that malloc keeps
+_THREAD_BYTES = 64 << 20  # bytes malloc keeps per thread, the size of a thread's heap
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 DEQUANTIZED_BYTES = _MAPPED_BYTES - (4 << 10)  # a block of a dequantized matrix
-_PART_BYTES = 256 << 10  # of a packed matrix, below which another stream costs more than it saves
+_PART_BYTES = 256 << 10  # of a packed matrix; smaller parts are not worth another stream
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What this machine's MLX is good at.
+    """Properties of MLX's backend on this machine.
 
-    `dequantize_from_rows` is the number of rows from which dequantizing first is faster, None
-    for never. `fused_attention` tells whether attention keeps its scores to itself.
-    `prefill_chunk` is the number of prompt tokens that go through the model at once.
-    `few_rows` is the number of rows up to which a pass is one graph, and projections of one input
-    are one product.
+    dequantize_from_rows: number of rows from which dequantizing first is faster; None for never.
+    fused_attention: attention does not materialize scores.
+    prefill_chunk: number of prompt tokens that go through the model at once.
+    few_rows: number of rows up to which a pass is one graph, and projections of the same input are
+        one product.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -103,12 +103,12 @@ class Backend:
 
     @property
     def pass_costs(self) -> tuple[tuple[int, float], ...]:
-        """(rows, cost) of a pass over so many tokens, in passes over one, with more not worth it.
+        """(rows, cost) of a pass, relative to a pass of one row; more rows do not pay.
 
-        Rough, and rather too high than too low; `magistral-mlx bench` measures them for a model.
-        On the CPU each row of a quantized matrix product costs the same, until from five rows on
-        the matrix is dequantized. On a GPU the matrix is read once for a few rows, but the kernels
-        for them are not as near to the limit of the memory.
+        Conservative estimates; `magistral-mlx bench` measures them for a model. On the CPU each
+        row of a quantized matrix product costs the same, until the matrix is dequantized from five
+        rows on. On a GPU the matrix is read once for a few rows, but with kernels that are further
+        from the memory's bandwidth.
         """
         if self.name == "cpu":
             return _CPU_COSTS if self.dequantize_from_rows else _LINEAR_COSTS
@@ -136,11 +136,11 @@ def backend() -> Backend:
 def quantized_matmul(
     x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, scheme: Quantization
 ) -> mx.array:
-    """`x @ W.T` for a quantized W, by whichever way this backend does fastest.
+    """`x @ W.T` for a quantized W, in the fastest way of this backend.
 
     Args:
         x: (..., in), floating.
-        weight, scales, biases: the parts of an (out, in) matrix as `mx.quantize` gives them.
+        weight, scales, biases: the parts of an (out, in) matrix as `mx.quantize` returns them.
 
     Returns:
         (..., out) in the dtype of x.
@@ -152,8 +152,8 @@ def quantized_matmul(
     if threshold is None or rows < threshold:
         multiply = partial(_quantized_matmul, x)
         return _joined(_in_parts(multiply, weight, scales, biases, scheme))
-    # One block after another, and what made x done with before the first: the CPU's stream runs far
-    # ahead of its work, and without this a whole layer's matrices would be in memory at once.
+    # Evaluate block by block, and x before the first: the CPU's stream is built far ahead of its
+    # execution, and a whole layer's dequantized matrices would be in memory at once.
     mx.eval(x)
     out_features = weight.shape[0]
     blocks = -(-out_features * x.shape[-1] * x.itemsize // DEQUANTIZED_BYTES)
@@ -183,7 +183,7 @@ def _quantized_matmul(
 def _dequantized_matmul(
     x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, scheme: Quantization
 ) -> mx.array:
-    """The matrix is dequantized on all streams; the products have all cores anyway."""
+    """Dequantize on all streams, then multiply, which uses all cores by itself."""
     dense = _in_parts(partial(dequantize, dtype=x.dtype), weight, scales, biases, scheme)
     return _joined([x @ part.T for part in dense])
 
@@ -202,7 +202,7 @@ def _in_parts(
     biases: mx.array | None,
     scheme: Quantization,
 ) -> list[mx.array]:
-    """`work` with the rows of W shared out over the streams; each is computed as it would be."""
+    """Apply `work` to parts of W's rows, one per stream; the split does not change results."""
     parts, rows = _parts(weight), weight.shape[0]
     found = []
     for part in range(parts):
@@ -219,13 +219,13 @@ def _rows_of(
 
 
 def _parts(weight: mx.array) -> int:
-    """How many streams are worth waiting for."""
+    """Number of streams that pay for a matrix of this size."""
     return max(1, min(_cores(), weight.nbytes // _PART_BYTES, weight.shape[0]))
 
 
 @cache
 def _other_streams() -> tuple[mx.ThreadLocalStream, ...]:
-    """With the default stream one for every core; each thread has its own behind them."""
+    """One stream per core besides the default one; each thread has its own instances."""
     return tuple(mx.new_thread_local_stream(mx.cpu) for _ in range(_cores() - 1))
 
 
@@ -242,7 +242,7 @@ def dequantize(
     scheme: Quantization,
     dtype: mx.Dtype,
 ) -> mx.array:
-    """The (out, in) matrix that the parts stand for, in `dtype`, not rounded on the way."""
+    """Dequantize an (out, in) matrix to `dtype`, without intermediate rounding."""
     if biases is not None:
         scales, biases = scales.astype(dtype), biases.astype(dtype)
     return mx.dequantize(
@@ -259,9 +259,9 @@ def dequantize(
 
 
 def reuse_memory() -> None:
-    """Have what is freed kept for reuse where the system would take long to give it again.
+    """Make malloc keep freed memory for reuse, where mapping it again would be slow.
 
-    It holds for the whole process, and from then on.
+    It applies to the whole process from then on.
     """
     if backend().name == "cpu" and (malloc := _glibc()):
         malloc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
@@ -270,7 +270,7 @@ def reuse_memory() -> None:
 
 
 def free_memory() -> None:
-    """Give back to the system what has been freed; glibc keeps 64 MiB a thread all the same."""
+    """Return freed memory to the system; glibc keeps 64 MiB per thread nevertheless."""
     mx.clear_cache()
     if backend().name == "cpu" and (malloc := _glibc()):
         malloc.malloc_trim(ctypes.c_size_t(0))

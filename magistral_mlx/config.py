@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Yarn:
-    """A rope stretched beyond the context that a model was first trained on (arXiv 2309.00071).
+    """YaRN: a rope extended beyond the original training context (arXiv 2309.00071).
 
-    Frequencies that turn fewer than `beta_slow` times in `original_context` tokens are divided by
-    `factor`, those that turn more than `beta_fast` times stay, and between them is a ramp, from
-    whole dimensions to whole ones where `truncate`. `attention_factor` multiplies queries and
-    keys alike; None leaves it to the two mscales.
+    Frequencies with fewer than `beta_slow` turns in `original_context` tokens are divided by
+    `factor`, those with more than `beta_fast` turns are unchanged, and between them is a ramp,
+    whose ends are whole dimensions if `truncate`. `attention_factor` multiplies queries and keys;
+    None computes it from the two mscales.
     """
 
     factor: float
@@ -27,7 +27,7 @@ class Yarn:
 
     @property
     def query_key_factor(self) -> float:
-        """What queries and keys are both multiplied by."""
+        """Factor by which queries and keys are multiplied."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -40,7 +40,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class QueryScaling:
-    """Queries grow with their position p, by 1 + beta * ln(1 + floor(p / original_context))."""
+    """Scaling of queries at position p by 1 + beta * ln(1 + floor(p / original_context))."""
 
     beta: float
     original_context: int

@@ -53,7 +53,11 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
-    """Read Hugging Face's spelling."""
+    """Parse Hugging Face's format (`config.json`).
+
+    Raises:
+        UnsupportedModel: a model of another architecture.
+    """
     model_type = raw.get("model_type")
     if model_type == "mistral3":
         text, vision = raw.get("text_config"), raw.get("vision_config")
@@ -79,7 +83,11 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_from_mistral(raw: Mapping[str, Any]) -> ModelConfig:
-    """Read Mistral's own spelling (`params.json`)."""
+    """Parse Mistral's own format (`params.json`).
+
+    Raises:
+        UnsupportedModel: a model of another architecture.
+    """
     for key in ("moe", "q_lora_rank", "sliding_window"):
         if raw.get(key):
             raise _unsupported(f"with {key!r} in params.json")
@@ -144,6 +152,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _Missing(Exception):
+    """A key that is absent or has no usable value."""
+
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
@@ -168,7 +178,7 @@ def _float(raw: Mapping[str, Any], key: str) -> float:
 
 
 def _rope_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where newer files nest them, `rope_parameters`, or older ones what is not in the open."""
+    """The nested rope settings: `rope_parameters`, or `rope_scaling` in older files."""
     return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
 
 
@@ -214,8 +224,8 @@ def _query_scaling_from_hf(raw: Mapping[str, Any]) -> QueryScaling | None:
 
 
 def _yarn_from_mistral(raw: Mapping[str, Any] | None) -> Yarn | None:
-    """`alpha` and `beta` are the slow and the fast bound; only with `apply_scale` does the
-    temperature of attention change with the factor."""
+    """Parse `yarn`: `alpha` and `beta` are the slow and the fast bound; attention is scaled with
+    the factor only if `apply_scale` is set."""
     if not raw:
         return None
     return Yarn(

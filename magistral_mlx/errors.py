@@ -1,24 +1,24 @@
-"""Every error that a user can meet.
+"""All errors that this package raises on purpose.
 
 Each message says what was wrong, what was expected and what to do next, on one line. The command
-line prints it and exits with status 2; an app catches `MagistralError` or one of its kinds.
+line prints it and exits with status 2; an application catches `MagistralError` or a subclass.
 """
 
 
 class MagistralError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class InvalidOption(MagistralError):
-    """An option or argument outside what it may be."""
+    """An option or argument with an invalid value."""
 
 
 class ModelClosed(MagistralError):
-    """The model has been closed, so it cannot be asked any more."""
+    """The model has been closed and takes no more requests."""
 
 
 class DeviceError(MagistralError):
-    """MLX failed while it computed; the model can be asked again."""
+    """MLX failed during a computation; the model takes further requests."""
 
 
 class UnsupportedPlatform(MagistralError):
@@ -30,15 +30,15 @@ class MissingExtra(MagistralError):
 
 
 class ModelNotFound(MagistralError):
-    """No checkpoint goes by that name, here or on the hub."""
+    """No checkpoint of that name, locally or on the hub."""
 
 
 class HubError(MagistralError):
-    """The hub could not be reached, or refused."""
+    """The hub could not be reached, or refused a request."""
 
 
 class CheckpointError(MagistralError):
-    """A folder that is no checkpoint, or one that is damaged or incomplete."""
+    """A folder that is not a checkpoint, or a damaged or incomplete checkpoint."""
 
 
 class UnsupportedModel(CheckpointError):
@@ -50,7 +50,7 @@ class TokenizerError(MagistralError):
 
 
 class ImageError(MagistralError):
-    """An image that cannot be opened, or that this model cannot see."""
+    """An image that cannot be opened, or images for a text-only model."""
 
 
 class PromptError(MagistralError):
@@ -60,8 +60,8 @@ class PromptError(MagistralError):
 class ContextOverflow(PromptError):
     """The prompt is longer than the context.
 
-    `prompt_tokens` and `context` are the figures. `drop_turns` is the number of oldest turns
-    without which it would fit; 0 if not even the last turn does.
+    prompt_tokens, context: their lengths in tokens. drop_turns: number of oldest turns to remove
+    so that the prompt fits; 0 if not even the last turn does.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class ContextOverflow(PromptError):
 
 
 class TargetExists(MagistralError):
-    """The place to write to is taken."""
+    """The target of a write already exists."""
 
 
 class StorageError(MagistralError):
-    """No room on the disk, or no permission to read or write there."""
+    """The disk is full, or there is no permission to read or write."""
 
 
 class OutOfMemory(MagistralError):
-    """What was asked for does not fit into this machine's memory."""
+    """A request or model that does not fit into this machine's memory."""
 
 
 class BenchmarkError(MagistralError):
-    """A runtime that is being measured failed, or computed something else than ours."""
+    """A benchmarked runtime failed, or computed a different result than ours."""

@@ -1,7 +1,7 @@
-"""What a generation yields, in the order in which it happens.
+"""Events of a generation, in the order in which they happen.
 
-The command line prints these, a server streams them, an app shows them. None of them holds an MLX
-array, so they may cross threads.
+The command line prints them, the server streams them, applications show them. They hold no MLX
+arrays, so they may cross threads.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "memory", "cancelled"]
-Forced = Literal["budget", "loop"]  # why the engine put a token itself: it closed the trace
-ThinkingEnd = Literal["model", "budget", "loop"]  # who ended the trace: the model, or we and why
+Forced = Literal["budget", "loop"]  # why the engine forced a token, to close the trace
+ThinkingEnd = Literal["model", "budget", "loop"]  # what ended the trace
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Progress through the prompt: `done` of `total` tokens are in the cache.
 
-    `seconds_left` is an estimate; None before there is anything to estimate from.
+    `seconds_left` is an estimate; None before there is a basis for one.
     """
 
     done: int
@@ -35,7 +35,7 @@ class Prefill:
 class Thinking:
     """A piece of the thinking trace. Pieces never split a character.
 
-    `tokens` are those of the trace so far, this piece's among them.
+    `tokens` is the length of the trace so far, including this piece.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A finished call to a tool: its name and its arguments as the model wrote them (JSON)."""
+    """A complete tool call: name and arguments as the model wrote them (JSON)."""
 
     name: str
     arguments: str
@@ -60,10 +60,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallPart:
-    """A piece of a call's arguments as they are written; the first piece is empty.
+    """A piece of a tool call's arguments while they are generated; the first piece is empty.
 
-    The whole call follows as `ToolCall`, or as `MalformedCall` if it turns out to be none. `index`
-    counts the calls of an answer.
+    The complete call follows as `ToolCall`, or as `MalformedCall` if it is invalid. `index` counts
+    the calls of an answer.
     """
 
     index: int
@@ -74,7 +74,7 @@ class ToolCallPart:
 
 @dataclass(frozen=True, slots=True)
 class MalformedCall:
-    """What the model wrote as a call that is none, and why not."""
+    """An invalid tool call: the text that the model wrote, and the problem with it."""
 
     text: str
     problem: str
@@ -84,13 +84,13 @@ class MalformedCall:
 class Stats:
     """Counts and times of one generation. Times are in seconds, memory in bytes.
 
-    prefill_seconds are those that went into this prompt; first_token_seconds and decode_seconds are
-    those that passed, while other answers may have had their turn as well.
-    thinking_end tells how the trace ended; None if there was none, or it is still open.
-    mask_seconds is what a grammar cost on the host, most of it while the device works.
-    cached_tokens are those of the prompt that an earlier one had left in the caches.
-    passes is how often the weights were read after the prompt, perhaps for other answers as well;
-    drafted is how many tokens were guessed and checked in them, accepted how many were right.
+    prefill_seconds: time spent on this prompt. first_token_seconds, decode_seconds: elapsed time,
+    in which other requests may have been processed as well.
+    thinking_end: what ended the trace; None if there was none, or it is still open.
+    mask_seconds: host time of a grammar, mostly overlapped with the device.
+    cached_tokens: tokens of the prompt that came from the prefix cache.
+    passes: decoding passes over the weights, perhaps shared with other requests. drafted: draft
+    tokens verified in them. accepted: draft tokens accepted.
     """
 
     prompt_tokens: int
@@ -109,28 +109,28 @@ class Stats:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens that the model produced, the thinking and the end marks included."""
+        """Generated tokens, including thinking and end marks."""
         return self.thinking_tokens + self.answer_tokens
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Tokens of the prompt that were read, over the time that took; 0 where none was."""
+        """Prompt tokens computed per second; 0 if none were computed."""
         read = self.prompt_tokens - self.cached_tokens
         return read / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Speed after the first token, which the prefill pays for."""
+        """Decoding speed after the first token, which belongs to the prefill."""
         steps = self.completion_tokens - 1
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds else 0.0
 
     @property
     def tokens_per_pass(self) -> float:
-        """After the first token, which the prompt's pass gives; 1 without speculation."""
+        """Tokens per decoding pass, without the first token; 1 without speculation."""
         return (self.completion_tokens - 1) / self.passes if self.passes else 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON types, derived ones included."""
+        """Return all fields and derived figures as JSON types."""
         return asdict(self) | {
             "completion_tokens": self.completion_tokens,
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
@@ -139,14 +139,14 @@ class Stats:
         }
 
 
-NOTHING = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0)  # of an answer that ended before it began
+NOTHING = Stats(0, 0, 0, 0.0, 0.0, 0.0, 0)  # of a request that ended before it began
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a generation: why it ended, and its figures.
+    """The end of a generation, with its reason and statistics.
 
-    `stopped_by` is the stop text that ended it; None if none did.
+    `stopped_by` is the stop string that ended it; None if none did.
     """
 
     reason: FinishReason
@@ -156,10 +156,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with its natural log probability before any filter, ahead of its text.
+    """A token with its natural log-probability before any filter; its text follows.
 
-    `token` is its bytes, part of a character perhaps, and none for a control token. `top` holds
-    the likeliest ones, likeliest first. `thinking` tells on which side of the mark it stands.
+    token: its bytes, perhaps part of a character; empty for a control token. top: the most likely
+    tokens, the most likely first. thinking: whether it is part of the thinking trace.
     """
 
     id: int
@@ -171,7 +171,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TurnsDropped:
-    """The oldest turns were left out, as the conversation outgrew its context."""
+    """The oldest turns were dropped because the conversation exceeded the context."""
 
     turns: int
     messages: int
@@ -179,14 +179,14 @@ class TurnsDropped:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something worth knowing that is no error, in a sentence for a person."""
+    """A message for the user that is not an error, as a sentence."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Where several answers to one prompt are asked for: the events of answer `index` follow."""
+    """Start of the events of answer `index`, if several answers to one prompt are requested."""
 
     index: int
 

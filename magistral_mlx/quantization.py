@@ -1,4 +1,4 @@
-"""Arithmetic of MLX's weight quantization: what a scheme stores, and how to tell it from a file.
+"""Arithmetic of MLX's weight quantization: stored shapes of a scheme, and its inference from them.
 
 A quantized matrix of shape (out, in) is `weight`, packed into uint32 words (out, in * bits / 32),
 and `scales` (out, in / group_size), with `biases` of the same shape in affine mode only.
@@ -21,7 +21,7 @@ FIXED_MODES: dict[str, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "
 
 @dataclass(frozen=True)
 class Quantization:
-    """One way to quantize a matrix."""
+    """A quantization scheme of a matrix."""
 
     bits: int = 4
     group_size: int = 64
@@ -40,7 +40,7 @@ class Quantization:
         return shape[0], shape[1] // self.group_size
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of this shape can be quantized so."""
+        """Whether a tensor of this shape can be quantized with this scheme."""
         return len(shape) == 2 and shape[1] % self.group_size == 0 and shape[1] % 32 == 0
 
     def nbytes(self, shape: tuple[int, int], scale_bytes: int = 2) -> int:
@@ -57,10 +57,10 @@ def infer(
     *,
     has_biases: bool,
 ) -> Quantization | None:
-    """Tell the scheme of a stored (out, in) matrix from the shapes of its parts.
+    """Infer the scheme of a stored (out, in) matrix from the shapes of its parts.
 
-    Shapes say it all, so a configuration that is silent or wrong about a layer does no harm.
-    Returns None where no scheme stores such a matrix in these shapes.
+    The shapes are sufficient, so a configuration that omits a layer or is wrong does no harm.
+    Returns None if no scheme stores the matrix in these shapes.
     """
     out_features, in_features = shape
     if len(weight) != 2 or len(scales) != 2 or weight[0] != out_features or not scales[1]:

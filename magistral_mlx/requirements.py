@@ -1,4 +1,4 @@
-"""What the machine must be before MLX can run on it, said in one line instead of a traceback."""
+"""Checks of the platform and of optional packages, with one-line errors instead of tracebacks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How fast a runtime is on this machine: ours and its peers, measured alike.
+"""Benchmarks of this runtime and its peers on this machine, measured alike.
 
-Each runtime runs in a process of its own (`worker`, `ours`) and is asked by `process`; rounds go on
-until their spread is small (`rounds`), while `conditions` watches heat and memory.
+Each runtime runs in a process of its own (`worker`, `ours`), controlled by `process`. Rounds are
+repeated until their spread is small (`rounds`), and `conditions` watches heat and memory.
 """

@@ -1,4 +1,4 @@
-"""The bandwidth of memory as a program can reach it: what decoding is measured against."""
+"""Measurement of the memory bandwidth that a program can reach, the limit of decoding."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 
-_BYTES = 512 << 20  # far more than any cache holds
+_BYTES = 512 << 20  # far more than any processor cache
 _ROUNDS = 9
-_READS = 8  # of a round on a GPU, so that what it takes to start one does not count
+_READS = 8  # reads per round on a GPU, so that the launch does not count
 
 
 def measure_bandwidth() -> float:
-    """Bytes per second read from memory by the device that MLX uses; the best of a few rounds.
+    """Measure the bytes per second that MLX's device reads from memory, the best of a few rounds.
 
-    On a GPU a bfloat16 matrix times a vector, several times; on the CPU one dot product on every
-    core.
+    A round is several matrix-vector products in bfloat16 on a GPU, and one dot product on every
+    core on the CPU.
     """
     from magistral_mlx.backend import backend
 

@@ -1,4 +1,4 @@
-"""Ours beside its peers, on the same weights and tokens."""
+"""Comparison of this runtime with its peers, on the same weights and tokens."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from magistral_mlx.bench.process import Program, RuntimeProcess
 from magistral_mlx.bench.rounds import ENOUGH, MOST, Figure
 from magistral_mlx.errors import BenchmarkError
 
-_CHECKED = 16  # tokens that peers must answer as we do before they are timed
-_AT_LEAST = 4  # of them where rounding differs: after a near-tie two answers go apart
+_CHECKED = 16  # tokens in which peers must agree with us before they are timed
+_AT_LEAST = 4  # of those, if rounding differs: after a near-tie two outputs diverge
 _WARM_UP = 4  # tokens generated before a context is measured
 OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured.
+    """The workload to measure.
 
-    folder: the checkpoint. contexts: tokens of each prompt. count: tokens generated after it.
-    dtype: what peers widen their floats to, None for none. exact: the backend computes alike to
-    the last bit, so answers must be the same. most: rounds at most. warm_up: tokens of a prompt
-    that are enough to warm up with, None for all of it.
+    folder: the checkpoint. contexts: prompt lengths in tokens. count: tokens generated after each.
+    dtype: dtype to which peers widen their floats, None for no change. exact: results are
+    bit-identical on this backend, so outputs must be equal. most: largest number of rounds.
+    warm_up: prompt tokens of the warm-up, None for the whole prompt.
     """
 
     folder: Path
@@ -41,7 +41,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Speed:
-    """One runtime at one context. Prefill and decode in tokens per second, first in seconds."""
+    """Speed of one runtime at one context: prefill and decode in tokens per second, time to first
+    token in seconds."""
 
     label: str
     context: int
@@ -57,30 +58,31 @@ class Speed:
 
 @dataclass
 class Comparison:
-    """All speeds, the runtimes that were left out and why, and what disturbed the runs.
+    """All speeds, the runtimes that were left out with the reason, and disturbances.
 
-    took_turns: all runtimes were loaded at once, so that what slowed a round slowed all of them.
+    took_turns: all runtimes were loaded at once, so that a slow round affected all of them alike.
+    equal_tokens: tokens in which a peer agreed with us. mlx_versions: MLX in each environment.
     """
 
     took_turns: bool
     speeds: list[Speed] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     disturbances: set[str] = field(default_factory=set)
-    equal_tokens: dict[str, int] = field(default_factory=dict)  # of a peer, before it went apart
-    mlx_versions: dict[str, str] = field(default_factory=dict)  # of MLX, in each environment
+    equal_tokens: dict[str, int] = field(default_factory=dict)
+    mlx_versions: dict[str, str] = field(default_factory=dict)
 
 
 def compare(
     programs: Sequence[Program], work: Workload, *, together: bool, on_stage: OnStage
 ) -> Comparison:
-    """Measure the first program, ours, and the others beside it.
+    """Measure the first program, which is ours, and the others.
 
     Args:
-        together: all are loaded at once and take turns; otherwise one after the other.
-        on_stage: told what happens next.
+        together: load all at once and let them take turns; otherwise one after the other.
+        on_stage: called with a description of each stage.
 
     Raises:
-        BenchmarkError: ours failed.
+        BenchmarkError: our runtime failed.
     """
     result = Comparison(together)
     expected: list[int] = []
@@ -104,7 +106,7 @@ def compare(
 
 
 def _check_drift(ours: Program, work: Workload, result: Comparison, on_stage: OnStage) -> None:
-    """Measure ours once more: without turns, the last ones may have met a warmer machine."""
+    """Measure ours again: without turns, later runtimes may have run on a warmer machine."""
     with RuntimeProcess(ours) as worker:
         worker.ask("load", folder=str(work.folder), dtype=work.dtype)
         last = _Bench([worker], ours, work, result, on_stage).speeds(work.contexts[0])[0]
@@ -122,7 +124,7 @@ def _answers(
     *,
     is_ours: bool,
 ) -> bool:
-    """Load, and see whether it answers as ours does; `expected` is set by ours."""
+    """Load the model and check that the output equals ours, which sets `expected`."""
     try:
         loaded = worker.ask("load", folder=str(work.folder), dtype=work.dtype)
         result.mlx_versions[worker.program.label] = loaded["mlx"]
@@ -142,14 +144,14 @@ def _answers(
     result.equal_tokens[worker.program.label] = equal
     if equal < (_CHECKED if work.exact else _AT_LEAST):
         result.left_out[worker.program.label] = (
-            f"it computes something else: of {_CHECKED} greedy tokens the first {equal} are ours."
+            f"its results differ: of {_CHECKED} greedy tokens the first {equal} equal ours."
         )
         return False
     return True
 
 
 def equal_start(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens at the start are the same."""
+    """Number of leading tokens that are equal."""
     for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
             return place
@@ -158,7 +160,7 @@ def equal_start(ours: Sequence[int], theirs: Sequence[int]) -> int:
 
 @dataclass
 class _Bench:
-    """Workers that take turns. A peer that fails is named, closed and left out from then on."""
+    """Runtimes that take turns. A peer that fails is reported, closed and left out."""
 
     workers: list[RuntimeProcess]
     ours: Program
@@ -167,10 +169,10 @@ class _Bench:
     on_stage: OnStage
 
     def speeds(self, context: int) -> list[Speed]:
-        """One context, all workers in turn, until the figures are steady.
+        """Measure one context with all runtimes in turn, until the figures are steady.
 
         Raises:
-            BenchmarkError: ours failed.
+            BenchmarkError: our runtime failed.
         """
         for worker in list(self.workers):
             self._warm_up(worker, context)
@@ -190,14 +192,14 @@ class _Bench:
         return speeds
 
     def _warm_up(self, worker: RuntimeProcess, context: int) -> None:
-        """Have kernels made for prompts of this length, so that no round pays for them."""
+        """Have kernels compiled for prompts of this length before the first round."""
         prompt = min(context, self.work.warm_up or context)
         self._generate(worker, prompt, "warming up", count=_WARM_UP)
 
     def _generate(
         self, worker: RuntimeProcess, context: int, stage: str, count: int
     ) -> dict[str, Any] | None:
-        """The worker's answer; None from a peer that failed, which takes no more turns."""
+        """Return the runtime's answer; None if a peer failed, which is then left out."""
         label, work = worker.program.label, self.work
         self.on_stage(f"{context:,} tokens, {label}, {stage}")
         try:
@@ -212,7 +214,7 @@ class _Bench:
 
 
 def _speed(label: str, context: int, answers: list[dict[str, Any]]) -> Speed:
-    """The figures of a runtime's answers, one a round."""
+    """Summarize a runtime's answers, one per round."""
     first = [answer["first"] for answer in answers]
     return Speed(
         label,
@@ -225,5 +227,5 @@ def _speed(label: str, context: int, answers: list[dict[str, Any]]) -> Speed:
 
 
 def decode_rate(answer: dict[str, Any]) -> float:
-    """Tokens per second after the first one."""
+    """Tokens per second after the first token."""
     return len(answer["steps"]) / sum(answer["steps"])

@@ -1,8 +1,8 @@
-"""What disturbs a measurement: heat, memory pressure, other work. Read from the system, never set.
+"""Disturbances of a measurement: heat, memory pressure, other work. They are read, never set.
 
-On a Mac `notifyutil` tells the thermal pressure and `sysctl` that of memory, both without rights.
-On Linux the kernel's pressure figures tell memory pressure and other work on the cores; heat is not
-read there. Both tell how much is swapped out. What a system does not tell is not guessed.
+On a Mac `notifyutil` reports thermal pressure and `sysctl` memory pressure, both without special
+rights. On Linux the kernel's pressure figures report memory pressure and other work on the cores;
+heat is not read there. Both report swap. Missing figures are not guessed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _THERMAL = "com.apple.system.thermalpressurelevel"
 _THERMAL_LEVELS = {1: "moderate heat", 2: "heavy heat", 3: "trapping heat", 4: "sleeping for heat"}
 _MEMORY_LEVELS = {2: "memory pressure", 4: "critical memory pressure"}
 _BUSY = 20.0  # per cent of the last ten seconds in which work waited for a core or for memory
-_SWAPPED = 64 << 20  # bytes; less is what a system swaps out now and then without need
+_SWAPPED = 64 << 20  # bytes; systems swap out less than that at any time
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Disturbances, in words; none where all is quiet. `swapped`: bytes in swap, None unknown."""
+    """Disturbances in words, empty if there are none. swapped: bytes in swap, None if unknown."""
 
     disturbances: tuple[str, ...]
     swapped: int | None
@@ -34,7 +34,8 @@ class Conditions:
 
 
 def read_conditions(*, working: bool = False) -> Conditions:
-    """What the system says now. `working`: cores are busy with what is measured, so never mind."""
+    """Read the present conditions. `working`: the measurement itself keeps the cores busy, so
+    ignore their load."""
     if sys.platform == "darwin":
         return mac_conditions(
             _output("notifyutil", "-g", _THERMAL),
@@ -47,7 +48,7 @@ def read_conditions(*, working: bool = False) -> Conditions:
 
 
 def swapping(before: Conditions, after: Conditions) -> tuple[str, ...]:
-    """What was swapped out in between, in words; none if nothing was, or nobody knows."""
+    """Describe what was swapped out in between; empty if nothing was, or if it is unknown."""
     if before.swapped is None or after.swapped is None:
         return ()
     grown = after.swapped - before.swapped
@@ -55,7 +56,7 @@ def swapping(before: Conditions, after: Conditions) -> tuple[str, ...]:
 
 
 def mac_conditions(thermal: str, memory: str, swap: str) -> Conditions:
-    """Conditions from the output of `notifyutil` and of two `sysctl`s."""
+    """Parse the output of `notifyutil` and of two `sysctl`s."""
     found = []
     level = re.search(rf"{re.escape(_THERMAL)}\s+(\d+)", thermal)
     if level and int(level[1]) in _THERMAL_LEVELS:
@@ -67,7 +68,7 @@ def mac_conditions(thermal: str, memory: str, swap: str) -> Conditions:
 
 
 def linux_conditions(cpu: str, memory: str, meminfo: str) -> Conditions:
-    """Conditions from /proc/pressure/cpu, /proc/pressure/memory and /proc/meminfo."""
+    """Parse /proc/pressure/cpu, /proc/pressure/memory and /proc/meminfo."""
     found = []
     for text, name in ((cpu, "other work on the cores"), (memory, "memory pressure")):
         some = re.search(r"^some avg10=([\d.]+)", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Our runtime behind the tasks of `worker`.
+"""This package's runtime behind the protocol of `worker`.
 
 python -m magistral_mlx.bench.ours [KV_SCHEME]
 """
@@ -35,7 +35,7 @@ _ENDLESS = 1 << 20
 
 
 class Ours:
-    """The engine, as every front of this package drives it."""
+    """The engine, used as by every front end of this package."""
 
     def __init__(self, scheme: KVScheme = FULL) -> None:
         self._scheme = scheme
@@ -70,7 +70,7 @@ class Ours:
         return build
 
     def passes(self, filled: int) -> Callable[[int], None]:
-        """What runs a pass over so many tokens and draws after each, as speculation does."""
+        """Return a function that runs a pass over some tokens and samples after each of them."""
         caches = self._caches(filled)
         sampling = Options().sampling(0)
         sampler = Sampler(sampling, np.zeros(1, np.int32), self._model.config.text.vocab_size)
@@ -88,7 +88,7 @@ class Ours:
     @staticmethod
     @contextmanager
     def as_on_metal() -> Iterator[None]:
-        """Build graphs as for a GPU: one product for a matrix, and one kernel for attention."""
+        """Build graphs as for a GPU: one product per matrix, and one kernel for attention."""
         here = backend.backend
         metal = replace(
             here(), name="metal", dequantize_from_rows=None, fused_attention=True, few_rows=64
@@ -108,7 +108,7 @@ class Ours:
             cache.reserve(filled + 1024)
             if filled:
                 keys, values = (mx.array(part).astype(dtype) for part in random_layer(shape, layer))
-                cache.append(keys, values)  # so any scheme stores them its way
+                cache.append(keys, values)
                 mx.eval(cache.state)
         return caches
 
@@ -119,7 +119,7 @@ def _ids(generation: Generation) -> Iterator[int]:
             if not isinstance(step, Prefill):
                 yield step.id
     finally:
-        generation.close()  # or its caches would stay until the collector comes
+        generation.close()  # frees its caches without waiting for garbage collection
 
 
 if __name__ == "__main__":

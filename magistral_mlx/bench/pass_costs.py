@@ -1,4 +1,4 @@
-"""What a pass over several tokens costs here, in passes over one: what speculation goes by."""
+"""Measurement of pass costs, from which speculative decoding chooses its draft lengths."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.engine.speculate.measured import smoothed
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_CONTEXT = 512  # tokens that the caches hold
-_SLOW = 2.0  # seconds of one pass with which the measurement would take too long
+_CONTEXT = 512  # tokens in the caches
+_SLOW = 2.0  # seconds of one pass from which the measurement would take too long
 
 
 def measure_pass_costs(
     program: Program, folder: Path, dtype: str | None, on_stage: Callable[[str], None]
 ) -> PassCosts | None:
-    """Measure ours with a checkpoint; None where a pass is too slow for it.
+    """Measure our runtime with a checkpoint; None if a pass is too slow for that.
 
-    All numbers of rows take turns, so that what slows a round slows all of them.
+    All numbers of rows take turns, so that a slow round affects all of them alike.
 
     Raises:
         BenchmarkError: the runtime failed.

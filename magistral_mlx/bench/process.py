@@ -1,4 +1,4 @@
-"""Runtimes in processes of their own, and which of them are installed."""
+"""Runtimes in processes of their own, and their installed versions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ OURS = "magistral-mlx"
 class Program:
     """A runtime that can be started.
 
-    label: how tables name it. package: what is installed of it. command: what starts its worker.
-    preload: a library that is loaded before all others, so that MLX's matrix products find it.
+    label: its name in tables. package: its distribution. command: starts its process.
+    preload: a library loaded before all others, so that MLX's matrix products use it.
     """
 
     label: str
@@ -37,33 +37,36 @@ class Program:
 
 
 def ours(kv: str = "full") -> Program:
-    """This package."""
+    """Return this package's runtime."""
     return Program(OURS, OURS, (sys.executable, "-m", "magistral_mlx.bench.ours", kv))
 
 
 def peer(wanted: str) -> Program:
-    """A peer: "mlx-lm" or "mlx-vlm", or one of another environment as in "mlx-vlm=…/bin/python".
+    """Return a peer: "mlx-lm" or "mlx-vlm", or one of another environment, as in
+    "mlx-vlm=…/bin/python".
 
     Raises:
         InvalidOption: no such peer, or no such Python.
     """
     name, _, python = wanted.partition("=")
     if name not in PEERS:
-        raise InvalidOption(f"{name!r} is no peer; it must be one of {', '.join(PEERS)}.")
+        raise InvalidOption(f"the peer is {name!r}; it must be one of {', '.join(PEERS)}.")
     python = python or sys.executable
     if shutil.which(python) is None:
-        raise InvalidOption(f"{python} is no program; give the Python that {name} is installed in.")
+        raise InvalidOption(
+            f"{python} is not a program; give the Python that {name} is installed in."
+        )
     return Program(name, name, (python, "-P", str(_WORKER), name))
 
 
 def with_library(program: Program, library: str) -> Program:
-    """The same program with a BLAS loaded first."""
+    """Return the same program with a BLAS loaded first."""
     return replace(program, label=f"{program.label} + OpenBLAS", preload=library)
 
 
 @cache
 def version(program: Program) -> str | None:
-    """The installed version of a program's package, None where there is none."""
+    """Return the installed version of a program's package; None if it is not installed."""
     if program.command[0] == sys.executable:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(program.package)
@@ -74,7 +77,7 @@ def version(program: Program) -> str | None:
 
 
 class RuntimeProcess:
-    """A running program that is asked for one task after the other."""
+    """A running program that executes one task after the other."""
 
     def __init__(self, program: Program) -> None:
         environment = dict(os.environ)
@@ -91,10 +94,10 @@ class RuntimeProcess:
         )
 
     def ask(self, task: str, **arguments: Any) -> dict[str, Any]:
-        """Have a task done.
+        """Run a task and return its answer.
 
         Raises:
-            BenchmarkError: the runtime failed at it, or ended.
+            BenchmarkError: the runtime failed, or ended.
         """
         assert self._process.stdin and self._process.stdout
         try:
@@ -103,7 +106,7 @@ class RuntimeProcess:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line.endswith("\n"):  # nothing, or what a dying process had begun to write
+        if not line.endswith("\n"):  # empty, or a line that a dying process did not finish
             status = self._process.wait()
             raise BenchmarkError(
                 f"{self.program.label} ended with status {status} while it was asked to {task}. "
@@ -117,7 +120,7 @@ class RuntimeProcess:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin and self._process.stdout
-        with contextlib.suppress(BrokenPipeError):  # it is dead, and what it was asked is unread
+        with contextlib.suppress(BrokenPipeError):  # it ended without reading its last task
             self._process.stdin.close()
         try:
             self._process.wait(timeout=30)

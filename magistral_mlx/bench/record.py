@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: the machine, the versions, and a line to paste."""
+"""The record of a measurement: machine, versions, limits, and a one-line summary."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ FIGURES = {"prefill": "prefill", "decode": "decode", "first": "first token"}
 
 @dataclass(frozen=True)
 class Limit:
-    """What decoding cannot exceed on this machine. Bandwidths in bytes per second.
+    """The bandwidth limit of decoding on this machine, in bytes per second.
 
-    published: of the chip, by its maker; None off the Mac. reached: by a plain read, just now.
+    published: of the chip, by its maker; None if unknown. reached: measured by a plain read.
     """
 
     published: float | None
@@ -35,22 +35,22 @@ class Limit:
 
     @property
     def bandwidth(self) -> float:
-        """The one that shares are taken of."""
+        """The bandwidth that shares refer to."""
         return self.published or self.reached
 
     @property
     def origin(self) -> str:
-        """Where it comes from, in words."""
+        """The bandwidth and its origin in words."""
         kind = "published for this chip" if self.published else "measured here"
         return f"{self.bandwidth / 1e9:.0f} GB/s, {kind}"
 
     def share(self, speed: Speed, bytes_per_token: int) -> float:
-        """Decoding over what the bandwidth allows."""
+        """Decoding speed relative to what the bandwidth allows."""
         return speed.decode.median * bytes_per_token / self.bandwidth
 
 
 def limit_of(machine: Machine) -> Limit:
-    """The limit of this machine; takes a second and half a gigabyte."""
+    """Measure the limit of this machine, which takes a second and half a gigabyte."""
     published = machine.chip.bandwidth * 1e9 if machine.chip else None
     return Limit(published, measure_bandwidth())
 
@@ -58,11 +58,11 @@ def limit_of(machine: Machine) -> Limit:
 def bytes_per_token(
     checkpoint: Checkpoint, context: int, scheme: KVScheme, float_bytes: int
 ) -> int:
-    """Bytes that decoding one token reads: the decoder and what the caches hold.
+    """Bytes that decoding one token reads: the decoder and the caches.
 
     Args:
         context: tokens in the caches.
-        float_bytes: size of a value of the compute dtype, in which scales and norms are held.
+        float_bytes: bytes of a value in the compute dtype, in which scales and norms are stored.
     """
     weights = loaded_weights(checkpoint, float_bytes)
     return estimate.bytes_per_token(weights, checkpoint.config.text, context, scheme, float_bytes)
@@ -76,23 +76,23 @@ def bytes_read_by(
     scheme: KVScheme,
     float_bytes: int,
 ) -> int:
-    """What a runtime reads for an average one of `count` tokens after a prompt.
+    """Bytes that a runtime reads per token, averaged over `count` tokens after a prompt.
 
     Args:
-        label: of the runtime. Peers run a full cache, whichever `scheme` ours has.
+        label: the runtime. Peers use a full-precision cache, whatever `scheme` ours has.
     """
     cache = scheme if label == OURS else FULL
     return bytes_per_token(checkpoint, context + count // 2, cache, float_bytes)
 
 
 def versions(programs: list[Program]) -> dict[str, str | None]:
-    """Version of every runtime and of MLX."""
+    """Return the versions of all runtimes and of MLX."""
     mlx = importlib.metadata.version("mlx")
     return {**{program.label: version(program) for program in programs}, "mlx": mlx}
 
 
 def describe_machine(machine: Machine) -> dict[str, Any]:
-    """The machine, for a record that is read elsewhere."""
+    """Describe the machine in JSON types."""
     system = f"macOS {platform.mac_ver()[0]}" if machine.is_mac else platform.platform()
     return {
         "name": machine.name,
@@ -107,10 +107,10 @@ def describe_machine(machine: Machine) -> dict[str, Any]:
 def describe_speeds(
     result: Comparison, limit: Limit, bytes_per_token: Callable[[str, int], int]
 ) -> list[dict[str, Any]]:
-    """All speeds as JSON types, each with its share of the limit and what it is to ours.
+    """Describe all speeds in JSON types, with shares of the limit and ratios to ours.
 
     Args:
-        bytes_per_token: bytes that a runtime (its label) reads for a token at a context.
+        bytes_per_token: maps a runtime's label and a context to the bytes read per token.
     """
     ours = {speed.context: speed for speed in result.speeds if speed.label == OURS}
     described = []
@@ -136,7 +136,7 @@ def _describe_figure(figure: Figure) -> dict[str, Any]:
 
 
 def _ratio(ours: Speed, theirs: Speed, took_turns: bool) -> dict[str, float | None]:
-    """Decode, ours over theirs: round by round, with a spread, where they took turns."""
+    """Ratio of decoding speeds, ours over theirs; by round, with a spread, if they took turns."""
     if not took_turns:
         return {"median": ours.decode.median / theirs.decode.median, "spread": None}
     figure = ratios(ours.decode.values, theirs.decode.values)
@@ -144,7 +144,7 @@ def _ratio(ours: Speed, theirs: Speed, took_turns: bool) -> dict[str, float | No
 
 
 def unsteady(speeds: list[dict[str, Any]]) -> list[str]:
-    """What did not become steady, with its spread: a runtime and a context each."""
+    """List the runtimes and contexts whose figures did not become steady, with their spread."""
     found = []
     for speed in speeds:
         rounds = len(speed["decode"]["values"])
@@ -162,7 +162,7 @@ def unsteady(speeds: list[dict[str, Any]]) -> list[str]:
 
 
 def line_to_paste(facts: dict[str, Any]) -> str:
-    """One line that says it all, for an issue; from what `magistral-mlx bench --json` prints."""
+    """Format the output of `magistral-mlx bench --json` as one line for an issue."""
     machine, limit = facts["machine"], facts["limit"]
     bandwidth = (limit["published"] or limit["reached"]) / 1e9
     peers = any(speed["label"] != OURS for speed in facts["speeds"])
@@ -189,7 +189,7 @@ def line_to_paste(facts: dict[str, Any]) -> str:
 
 
 def _versions(facts: dict[str, Any]) -> list[str]:
-    """Of every runtime and of MLX; beside a runtime where its environment has another MLX."""
+    """Versions of all runtimes and MLX, with a runtime's own MLX if it differs."""
     found, here = [], facts["versions"]["mlx"]
     for name, of in facts["versions"].items():
         mlx = facts["mlx_versions"].get(name, here)
@@ -198,5 +198,5 @@ def _versions(facts: dict[str, Any]) -> list[str]:
 
 
 def _spread(figure: dict[str, Any]) -> str:
-    """The spread in brackets; of a single value none is known."""
+    """The spread in brackets; empty for a single value."""
     return f" (spread {figure['spread']:.0%})" if len(figure["values"]) > 1 else ""

@@ -1,4 +1,4 @@
-"""Repeated measurements: medians, their spread, and when to stop."""
+"""Repeated measurements: medians, spread, and the stopping rule."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-ENOUGH = 0.05  # spread at which more rounds are not needed
-LEAST, MOST = 3, 9
+ENOUGH = 0.05  # spread at which no more rounds are needed
+LEAST, MOST = 3, 9  # rounds
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A repeated measurement. spread: the middle half of the values over their median."""
+    """A repeated measurement. spread: interquartile range over the median."""
 
     median: float
     spread: float
@@ -20,7 +20,7 @@ class Figure:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure:
-        """The figure of at least one value."""
+        """Summarize one or more values."""
         middle = statistics.median(values)
         if len(values) < 2 or not middle:
             return cls(middle, 0.0, tuple(values))
@@ -33,16 +33,16 @@ class Figure:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
-    """Ours over theirs, round by round, so that what slows a round slows both."""
+    """Ratios of ours to theirs by round, so that a slow round affects both alike."""
     return Figure.of([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def repeat(
     measure: Callable[[], Sequence[float]], least: int = LEAST, most: int = MOST
 ) -> list[tuple[float, ...]]:
-    """Call `measure` until all that it returns is steady, or `most` times -> its values, by round.
+    """Call `measure` until all its values are steady, or `most` times; return the values by round.
 
-    Each call gives one value of every measurement, in the same order.
+    Each call returns one value of every measurement, in the same order.
     """
     rounds: list[tuple[float, ...]] = []
     while len(rounds) < most:

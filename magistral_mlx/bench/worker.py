@@ -1,9 +1,10 @@
-"""What runs in the process of a runtime: it serves tasks, one JSON object a line.
+"""The process of a benchmarked runtime: executes tasks, one JSON object per line.
 
     python -P worker.py mlx-lm|mlx-vlm
 
-This file stands alone: it also runs in environments that hold a peer and nothing of ours. Every
-runtime offers the same two things, `load` and `start`, and is timed by the same code.
+All runtimes implement the same protocol and are timed by the same code. The file is longer than
+others because it must stand alone: it also runs in environments with a peer but without this
+package, so it can import none of its modules.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 Task = dict[str, Any]
 
-# Primitives that make no kernel on Metal.
+# Primitives that launch no kernel on Metal.
 VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
 
 
@@ -29,29 +30,29 @@ class BenchmarkRuntime(Protocol):
     """A runtime that generates greedily."""
 
     def load(self, folder: Path, dtype: str | None) -> None:
-        """Load the checkpoint; `dtype` widens its floats."""
+        """Load the checkpoint, with its floats converted to `dtype` unless it is None."""
 
     def start(self, tokens: list[int], filled: int) -> Iterator[int]:
-        """What prefills `tokens` when it is first asked, and yields the ids that follow, endlessly.
+        """Prefill `tokens` on the first `next`, and yield the ids that follow without end.
 
-        The caches already hold `filled` tokens of random keys and values before them.
+        The caches begin with `filled` tokens of random keys and values.
         """
 
     def see(self, count: int, side: int) -> Any:
-        """Run `count` images of side x side pixels through tower and projector.
-
-        -> the features of all, (tokens, D), evaluated.
-        """
+        """Encode `count` images of side x side pixels; return features, (tokens, D), evaluated."""
 
     def graph(self, filled: int) -> Callable[[], list[Any]]:
-        """What builds the graph of one step, token id included; the last built was evaluated."""
+        """Return a function that builds the graph of one decoding step, including the token id.
+
+        Callers evaluate each graph before they build the next.
+        """
 
 
 # Serving
 
 
 def serve(runtime: BenchmarkRuntime) -> None:
-    """Answer tasks from stdin on stdout until stdin ends. Other prints go to stderr."""
+    """Execute tasks from stdin and answer on stdout until stdin ends; print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     handlers: dict[str, Callable[..., Task]] = {
@@ -69,13 +70,13 @@ def serve(runtime: BenchmarkRuntime) -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    # A peer may have a step in flight that nobody waits for; leaving while it multiplies can hang
-    # in OpenBLAS, which joins its threads at exit.
+    # A peer may have a step in flight; a normal exit while it multiplies can hang in OpenBLAS,
+    # which joins its threads.
     os._exit(0)
 
 
 def load(runtime: BenchmarkRuntime, folder: str, dtype: str | None = None) -> Task:
-    """Load a checkpoint -> seconds, bytes that MLX holds, and the version of MLX."""
+    """Load a checkpoint; return seconds, MLX's active bytes and version."""
     mx = _mlx()
     begin = time.perf_counter()
     runtime.load(Path(folder), dtype)
@@ -91,7 +92,7 @@ def generate(
     filled: int = 0,
     seed: int = 0,
 ) -> Task:
-    """Prefill random tokens, generate -> ids, seconds to the first and for each after it."""
+    """Prefill random tokens and generate; return ids, seconds to the first and per later token."""
     mx = _mlx()
     tokens = random_tokens(prompt, vocabulary, seed)
     steps = runtime.start(tokens, filled)
@@ -111,9 +112,9 @@ def generate(
 
 
 def images(runtime: BenchmarkRuntime, count: int, side: int) -> Task:
-    """Encode random images -> seconds, and the peak of memory above what was held before.
+    """Encode random images; return seconds and the peak of memory above the previous use.
 
-    features: some of the first image's and of the last one's, to see who computes the same.
+    features: some values of the first and the last image, to compare runtimes.
     """
     mx = _mlx()
     mx.clear_cache()
@@ -128,7 +129,7 @@ def images(runtime: BenchmarkRuntime, count: int, side: int) -> Task:
 
 
 def passes(runtime: Any, filled: int, rows: list[int]) -> Task:
-    """One pass over each number of tokens, draws included -> the seconds of each. Ours only."""
+    """Run one pass, with sampling, for each number of rows; return the seconds. Ours only."""
     run = runtime.passes(filled)
     seconds = []
     for count in rows:
@@ -139,10 +140,10 @@ def passes(runtime: Any, filled: int, rows: list[int]) -> Task:
 
 
 def graph(runtime: BenchmarkRuntime, filled: int, rounds: int = 20) -> Task:
-    """What one step costs the host: seconds to build its graph, and what is in it.
+    """Measure the host's cost of one step: seconds to build its graph, and its operations.
 
-    On the CPU `mx.fast` functions run as plain operations; here each counts as the one kernel that
-    it is on Metal. `build_here` is with what a runtime does for this backend alone.
+    On the CPU `mx.fast` functions are built of plain operations; here each counts as the single
+    kernel that it is on Metal. `build_here` includes what a runtime does for this backend only.
     """
     mx = _mlx()
     as_on_metal = getattr(runtime, "as_on_metal", contextlib.nullcontext)
@@ -169,17 +170,17 @@ def _build_seconds(build: Callable[[], list[Any]], rounds: int) -> list[float]:
 
 
 def memory(mx: Any) -> Task:
-    """MLX's peak and the largest resident size of this process so far, in bytes."""
+    """Peak bytes of MLX and largest resident bytes of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"peak": mx.get_peak_memory(), "resident": resident}
 
 
-# What all runtimes are given
+# Inputs of all runtimes
 
 
 def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
-    """The same tokens for the same seed, none of them a control token."""
+    """Random token ids by seed, without control tokens."""
     import numpy as np
 
     return np.random.default_rng(seed).integers(1000, vocabulary, count).tolist()
@@ -188,7 +189,7 @@ def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
 def random_layer(shape: tuple[int, int, int, int], layer: int) -> tuple[Any, Any]:
     """Keys and values of a layer as float32, (B, H, L, D), the same in every runtime.
 
-    Some hundred random tokens again and again: to draw all of 16,000 takes longer than to decode.
+    They repeat 512 random tokens, since drawing all of 16,000 takes longer than decoding.
     """
     import numpy as np
 
@@ -203,7 +204,7 @@ def random_layer(shape: tuple[int, int, int, int], layer: int) -> tuple[Any, Any
 
 
 def random_pixels(count: int, side: int) -> list[Any]:
-    """Images of (3, side, side)."""
+    """Random images, (3, side, side) each."""
     import numpy as np
 
     rng = np.random.default_rng(count)
@@ -215,7 +216,7 @@ def random_pixels(count: int, side: int) -> list[Any]:
 
 @contextlib.contextmanager
 def fast_as_one(mx: Any) -> Iterator[None]:
-    """Let every function that is one kernel on Metal be one node of the graph, and views."""
+    """Replace every function that is one kernel on Metal by one node of the graph and views."""
 
     def dequantize(weight: Any, scales: Any, biases: Any = None, **scheme: Any) -> Any:
         shape = (*weight.shape[:-1], weight.shape[-1] * 32 // scheme["bits"])
@@ -239,7 +240,7 @@ def fast_as_one(mx: Any) -> Iterator[None]:
 
 
 def operations(mx: Any, outputs: list[Any]) -> dict[str, int]:
-    """Primitive -> how many of it the graph of `outputs` has; see `launches`."""
+    """Count the primitives in the graph of `outputs` by name; see `launches`."""
     import io
     import re
 
@@ -252,7 +253,7 @@ def operations(mx: Any, outputs: list[Any]) -> dict[str, int]:
 
 
 def launches(counts: dict[str, int]) -> int:
-    """How many of the operations move data; the others only say how to look at it."""
+    """Number of operations that launch a kernel, rather than create a view."""
     return sum(count for name, count in counts.items() if name not in VIEWS)
 
 
@@ -260,7 +261,7 @@ def launches(counts: dict[str, int]) -> int:
 
 
 class _Peer:
-    """What mlx-lm and mlx-vlm have in common."""
+    """Common parts of mlx-lm and mlx-vlm."""
 
     model: Any
 
@@ -301,7 +302,7 @@ class _Peer:
         return matrix.get("scales", matrix.weight).dtype
 
     def see(self, count: int, side: int) -> Any:
-        raise NotImplementedError("this runtime sees no images")
+        raise NotImplementedError("this runtime does not support images")
 
 
 class MlxLm(_Peer):
@@ -339,7 +340,7 @@ class MlxLm(_Peer):
 
 
 class MlxVlm(_Peer):
-    """mlx-vlm through its model classes: its command needs a tokenizer.json."""
+    """mlx-vlm through its model classes, since its command needs a tokenizer.json."""
 
     def load(self, folder: Path, dtype: str | None) -> None:
         load_model = importlib.import_module("mlx_vlm.utils").load_model
@@ -387,7 +388,7 @@ class MlxVlm(_Peer):
 
 
 def _mlx() -> Any:
-    """`mlx.core` of this process, whichever environment it is."""
+    """Import `mlx.core` of this process's environment."""
     return importlib.import_module("mlx.core")
 
 

@@ -1,16 +1,16 @@
-"""Attention over what a cache holds: plain and packed segments of keys and values.
+"""Attention over the segments of a cache, plain and packed.
 
-Three ways, chosen in `attend` and nowhere else:
+`attend` chooses one of three implementations:
 
-- fused: keys and values as plain arrays through `mx.fast.scaled_dot_product_attention`, packed
-  ones dequantized for as many heads at a time as the workspace allows;
-- packed: for a few queries, products with the arrays as they are stored, quantized or plain, in
-  which the heads of a group are rows;
-- blocks: where the backend would write all scores out, or where not even one head has room in
-  the workspace: blocks of keys with an online softmax (arXiv 1805.02867), packed ones dequantized
+- fused: plain keys and values through `mx.fast.scaled_dot_product_attention`; packed ones are
+  dequantized for as many heads at a time as the workspace allows;
+- packed: for a few queries, matrix products with the arrays as they are stored, quantized or
+  plain, in which the heads of a group are rows;
+- blocks: where the backend would materialize all scores, or where the workspace is too small for
+  a single head: blocks of keys with an online softmax (arXiv 1805.02867), packed ones dequantized
   block by block.
 
-Each of them keeps what it makes on the way within the workspace, however long the context is.
+Temporary arrays of all three stay within the workspace, however long the context is.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from collections.abc import Iterator, Sequence
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.cache.segments import Segment
 
-WORKSPACE = 256 << 20  # bytes, unless a plan says otherwise
-SCORE_COPIES = 2  # of a block: scores and their exponentials
-DEQUANTIZED_COPIES = 4  # of a block: keys and values, each with one made on the way
-FEW_QUERIES = 8
-QUERY_BLOCK = 512
-_FEWEST_KEYS = 16  # of a block
+WORKSPACE = 256 << 20  # bytes of temporary arrays; a plan may lower it
+SCORE_COPIES = 2  # arrays of a block's size: scores and their exponentials
+DEQUANTIZED_COPIES = 4  # arrays of a block's size: keys and values, each with an intermediate
+FEW_QUERIES = 8  # largest number of queries for the packed implementation
+QUERY_BLOCK = 512  # queries of a block
+_FEWEST_KEYS = 16  # keys of a block, at least
 
 
 def attend(
@@ -36,15 +36,15 @@ def attend(
     causal: bool = True,
     workspace: int = WORKSPACE,
 ) -> mx.array:
-    """Attention of q over all segments together.
+    """Attend with q over all segments together.
 
     Args:
         q: (B, H, L, D).
-        segments: of (B, H_kv, S, D) each. The last L tokens of the last one stand beside the
-            queries; their order otherwise does not matter.
-        causal: a query sees the tokens up to its own; otherwise it sees all of them.
-        workspace: bytes that dequantized keys and values, and scores, may take at once. A block
-            has 16 keys at least.
+        segments: (B, H_kv, S, D) each. The last L tokens of the last segment are those of the
+            queries; the order of the segments does not matter otherwise.
+        causal: each query sees the tokens up to its own; otherwise it sees all tokens.
+        workspace: bytes that dequantized keys and values and scores may take at once. A block
+            has at least 16 keys, even if they take more.
 
     Returns:
         (B, H, L, D)
@@ -55,14 +55,14 @@ def attend(
     if backend().fused_attention:
         if plain:
             return _fused(q, segments[0], scale, causal)
-        # Its mask knows the last segment only: the new tokens have to lie in there together.
+        # The causal mask covers the last segment only, so all new tokens must lie in it.
         if length <= min(FEW_QUERIES, segments[-1].length):
             return attend_packed(q, segments, scale=scale, causal=causal, workspace=workspace)
         return attend_dequantized(q, segments, scale=scale, causal=causal, workspace=workspace)
     queries = q.size // q.shape[3]
     if plain and queries * segments[0].length * score_bytes(q.itemsize) <= workspace:
         if length == 1:
-            # MLX's fallback would read keys and values once for every head of a group.
+            # MLX's fallback reads keys and values once for every head of a group.
             return attend_packed(q, segments, scale=scale, causal=False, workspace=workspace)
         return _fused(q, segments[0], scale, causal)
     return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
@@ -79,7 +79,7 @@ def _fused(q: mx.array, segment: Segment, scale: float, causal: bool) -> mx.arra
 def attend_dequantized(
     q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool, workspace: int
 ) -> mx.array:
-    """The fused kernel over plain copies of a few key-value heads at a time."""
+    """Run the fused kernel over dequantized copies of a few key-value heads at a time."""
     batch, heads, _, head_dim = q.shape
     kv_heads = segments[0].kv_heads
     group = heads // kv_heads
@@ -100,7 +100,7 @@ def attend_dequantized(
 def attend_packed(
     q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool, workspace: int
 ) -> mx.array:
-    """Products with the arrays as they are stored, for a few key-value heads at a time."""
+    """Multiply with the arrays as they are stored, for a few key-value heads at a time."""
     batch, heads, length, _ = q.shape
     kv_heads = segments[0].kv_heads
     group = heads // kv_heads
@@ -122,7 +122,7 @@ def attend_packed(
 def _attend_stored(
     q: mx.array, segments: Sequence[Segment], scale: float, causal: bool
 ) -> mx.array:
-    """All heads at once. The heads of a group are rows of one product."""
+    """Attend with all heads at once; the heads of a group are rows of one matrix product."""
     batch, heads, length, head_dim = q.shape
     kv_heads = segments[0].kv_heads
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
@@ -144,13 +144,13 @@ def _attend_stored(
 def attend_blocks(
     q: mx.array, segments: Sequence[Segment], *, scale: float, causal: bool, workspace: int
 ) -> mx.array:
-    """Blocks of queries against blocks of keys, with an online softmax."""
+    """Attend with blocks of queries to blocks of keys, with an online softmax."""
     length = q.shape[2]
     step = min(length, QUERY_BLOCK)
     parts = []
     for start in range(0, length, step):
         end = min(start + step, length)
-        later = length - end if causal else 0  # tokens that no query of the block sees
+        later = length - end if causal else 0  # tokens after the last query of the block
         part = _attend_query_block(
             q[:, :, start:end], segments, later, scale=scale, causal=causal, workspace=workspace
         )
@@ -191,7 +191,7 @@ def _attend_query_block(
             total = total * fade + weights.sum(axis=-1, keepdims=True)
             y = y * fade + weights.astype(v.dtype) @ v
         peak = top
-        # The CPU's stream runs far ahead of its work: without this all blocks would be in memory.
+        # Evaluate each block before the next is built, or all blocks would be in memory at once.
         mx.eval(y, total, peak)
     return (y / total).astype(q.dtype).reshape(batch, heads, length, head_dim)
 
@@ -199,9 +199,9 @@ def _attend_query_block(
 def _key_blocks(
     segments: Sequence[Segment], block: int, later: int, dtype: mx.Dtype
 ) -> Iterator[tuple[mx.array, mx.array, int]]:
-    """Plain (B, H_kv, T, D) keys and values, and how many visible tokens come after them.
+    """Yield plain keys and values, (B, H_kv, T, D), with the number of visible tokens after them.
 
-    The last `later` tokens of all are left out.
+    The last `later` tokens of all segments are left out.
     """
     ahead = sum(segment.length for segment in segments) - later
     for segment in segments:
@@ -215,7 +215,7 @@ def _key_blocks(
 
 
 def _hide_later(scores: mx.array, length: int, keys: int, ahead: int) -> mx.array:
-    """Set the scores of keys that come after their query to -inf.
+    """Mask keys that come after their query with -inf.
 
     Args:
         scores: (B, H_kv, group * length, keys), the last key `ahead` tokens before the last query.
@@ -228,10 +228,11 @@ def _hide_later(scores: mx.array, length: int, keys: int, ahead: int) -> mx.arra
 
 
 def score_bytes(float_bytes: int) -> int:
-    """Bytes that a query and a key take in passing: in float32, and as they are multiplied."""
+    """Temporary bytes per query and key: scores in float32, and in the dtype of the product."""
     return SCORE_COPIES * (4 if float_bytes == 4 else 4 + float_bytes)
 
 
 def dequantized_bytes(tokens: int, head_dim: int, float_bytes: int) -> int:
-    """Bytes of a head's keys and values as plain arrays, one of them being put together."""
+    """Temporary bytes of one head's dequantized keys and values, one of them twice while its
+    segments are concatenated."""
     return 3 * tokens * head_dim * float_bytes

@@ -1,8 +1,8 @@
-"""One layer's caches of several sequences, as the cache of a batch with as many rows.
+"""The cache of a batch: one layer's caches of several sequences, one per row.
 
-The linear layers run once for all rows, which is what a pass over the weights pays for. Attention
-reads each row's own keys and values, so each row goes to its own cache: of any scheme and length,
-trimmed, saved and reused as if it were alone.
+Linear layers run once for all rows, so the weights are read once per pass. Attention reads each
+row's own keys and values, so each row keeps its own cache, of any scheme and length, which is
+trimmed, saved and reused independently.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from magistral_mlx.cache.kv import KVCache, LayerCache
 
 
 def batch_caches(rows: Sequence[Sequence[KVCache]]) -> Sequence[LayerCache]:
-    """The caches of each row, one a layer -> those of the batch, one a layer, for a single pass.
+    """Combine the caches of several sequences for a single pass.
 
-    A batch of one is the row itself.
+    Args:
+        rows: for each sequence, one cache per layer.
+
+    Returns:
+        One cache per layer. A batch of one sequence uses that sequence's caches directly.
     """
     if len(rows) == 1:
         return rows[0]
@@ -25,10 +29,9 @@ def batch_caches(rows: Sequence[Sequence[KVCache]]) -> Sequence[LayerCache]:
 
 
 class BatchCache:
-    """The caches of one layer, one a row, for a single pass.
+    """The caches of one layer for a single pass, one per row.
 
-    offset: (B,) int32, the position at which the new tokens of each row begin. All layers of a
-    pass share it.
+    offset: (B,) int32, the position of each row's first new token, shared by all layers.
     """
 
     def __init__(self, rows: Sequence[KVCache], offset: mx.array) -> None:
@@ -36,7 +39,7 @@ class BatchCache:
         self._rows = rows
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        """As `KVCache.attend`, (B, H, L, head_dim), each row by its own cache."""
+        """Like `KVCache.attend`, with each row of (B, H, L, head_dim) using its own cache."""
         attended = [
             cache.attend(q[n : n + 1], k[n : n + 1], v[n : n + 1], scale=scale)
             for n, cache in enumerate(self._rows)

@@ -1,8 +1,8 @@
-"""A file of arrays that is whole or not there, and whose every byte is checked when it is read.
+"""A checksummed file of arrays, written atomically.
 
-    magic | bytes of the header | digest of the header | header (JSON) | arrays
+    magic | length of the header | digest of the header | header (JSON) | arrays
 
-The header tells whose file it is, and of each array its dtype, shape and digest.
+The header names the owner of the file, and dtype, shape and digest of each array.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 
-UNFINISHED = ".unfinished"  # how the name of a file ends while it is written
+UNFINISHED = ".unfinished"  # suffix of a file that is being written
 _MAGIC = b"MAGISTKV"
 _DIGEST = 16
 _HEAD = len(_MAGIC) + 8 + _DIGEST
 _LONGEST_HEADER = 1 << 24
-_AT_ONCE = 1 << 30  # bytes; some systems read no more
+_AT_ONCE = 1 << 30  # bytes of one read; some systems do not read more
 
-# dtype -> how NumPy, which has no bfloat16, holds its bytes
+# MLX dtype -> NumPy dtype of the same bytes; NumPy has no bfloat16.
 _NUMPY = {
     "float32": np.float32,
     "float16": np.float16,
@@ -40,19 +40,19 @@ _NUMPY = {
 
 
 class DamagedFile(Exception):
-    """A file that is cut short, changed, or somebody else's."""
+    """A file that is truncated, changed, or belongs to another owner."""
 
 
 @dataclass(frozen=True)
 class HostArray:
-    """An array in host memory, as it is stored; it has no part of MLX's any more."""
+    """An array in host memory, independent of MLX."""
 
     dtype: str
     data: NDArray[Any]
 
     @classmethod
     def of(cls, x: mx.array) -> HostArray:
-        """A copy of x, which is evaluated."""
+        """Copy x, which must be evaluated."""
         dtype = str(x.dtype).rpartition(".")[2]
         return cls(dtype, np.array(x.view(mx.uint16) if dtype == "bfloat16" else x))
 
@@ -66,12 +66,10 @@ def digest(data: bytes | bytearray | memoryview) -> str:
 
 
 def write(path: Path, owner: str, arrays: Mapping[str, HostArray]) -> int:
-    """Write a file of `owner`'s, readable by this user alone -> its bytes.
-
-    It appears under its name whole or not at all.
+    """Write a file atomically, readable by this user alone, and return its size in bytes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     entries: list[object] = []
     parts: list[memoryview] = []
@@ -96,7 +94,7 @@ def write(path: Path, owner: str, arrays: Mapping[str, HostArray]) -> int:
 
 
 class _Place(NamedTuple):
-    """Where an array stands in a file, and what it must be."""
+    """Offset, size and expected content of an array in a file."""
 
     offset: int
     nbytes: int
@@ -106,21 +104,21 @@ class _Place(NamedTuple):
 
 
 class BlockFile:
-    """A file whose header has been read. Its arrays may be read from several threads."""
+    """A file whose header has been read. Several threads may read its arrays."""
 
     def __init__(self, path: Path, owner: str) -> None:
-        """Read its header.
+        """Read and check the header.
 
         Raises:
-            DamagedFile: it is not what was written under that name for that owner.
-            OSError: it cannot be read, or there is none.
+            DamagedFile: the file is not the one written under this name for this owner.
+            OSError: the file is missing or cannot be read.
         """
         self.path = path
         with path.open("rb") as file:
             head = file.read(_HEAD)
             length = int.from_bytes(head[len(_MAGIC) : len(_MAGIC) + 8], "little")
             if not head.startswith(_MAGIC) or length > _LONGEST_HEADER:
-                raise DamagedFile("it is no file of this kind")
+                raise DamagedFile("it is not a file of this format")
             raw = file.read(length)
             if len(head) < _HEAD or digest(raw) != head[-_DIGEST:].hex():
                 raise DamagedFile("its header has changed")
@@ -134,10 +132,10 @@ class BlockFile:
         return list(self._places)
 
     def read(self, names: Sequence[str]) -> list[HostArray]:
-        """Some of its arrays.
+        """Read the named arrays.
 
         Raises:
-            DamagedFile: they are not what was written.
+            DamagedFile: an array differs from what was written.
             OSError: the file cannot be read.
         """
         arrays = []
@@ -156,7 +154,7 @@ class BlockFile:
 
 
 def _read_into(file: RawIOBase, data: memoryview) -> int:
-    """Fill `data` -> the bytes that there were."""
+    """Read into `data` and return the number of bytes read, fewer at the end of the file."""
     done = 0
     while done < len(data) and (count := file.readinto(data[done : done + _AT_ONCE])):
         done += count
@@ -164,7 +162,7 @@ def _read_into(file: RawIOBase, data: memoryview) -> int:
 
 
 def _places(raw: bytes, name: str, owner: str) -> dict[str, _Place]:
-    """Where the arrays of a header stand."""
+    """Parse a header into the places of its arrays."""
     try:
         header = json.loads(raw)
         if (header["owner"], header["name"]) != (owner, name):
@@ -175,5 +173,5 @@ def _places(raw: bytes, name: str, owner: str) -> dict[str, _Place]:
             places[array] = _Place(offset, nbytes, dtype, tuple(shape), known)
             offset += nbytes
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile("its header makes no sense") from error
+        raise DamagedFile("its header is invalid") from error
     return places

@@ -8,15 +8,15 @@ GRANULE = 256  # tokens of capacity are a multiple of this
 
 
 def rounded(tokens: int) -> int:
-    """Tokens of capacity that are allocated for `tokens`."""
+    """Capacity that is allocated for `tokens`: the next multiple of `GRANULE`."""
     return tokens + -tokens % GRANULE
 
 
 class Buffer:
-    """(B, H, capacity, D), where D and the dtype are those of what is first written.
+    """An array (B, H, capacity, D); the first write determines D and the dtype.
 
-    It grows by an eighth at least, so that growing costs a token the same however many there are,
-    and is copied into the larger array at once: no two layers are ever held twice.
+    The capacity grows by at least an eighth, so the cost per token is constant. The larger array
+    is evaluated at once, so that only one layer's buffer exists twice at a time.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,13 @@ class Buffer:
         return [] if self._array is None else [self._array]
 
     def reserve(self, tokens: int, most: int = 0) -> None:
-        """Allocate for `tokens` at least, and grow to no more than `most` while that is enough."""
+        """Allocate at least `tokens` with the next write, and do not over-allocate beyond `most`
+        (0: no bound)."""
         self._reserved = max(self._reserved, tokens)
         self._most = most
 
     def write(self, start: int, x: mx.array) -> None:
-        """Put x, (B, H, L, D), at the tokens from `start` on."""
+        """Write x, (B, H, L, D), to the tokens from `start` on."""
         end = start + x.shape[2]
         if end > self._capacity:
             self._grow(x, end)
@@ -60,7 +61,7 @@ class Buffer:
         return self._array[:, :, start:end]
 
     def drop(self, start: int, count: int) -> None:
-        """Move the `count` tokens from `start` on to the front."""
+        """Drop the tokens before `start`, moving the `count` tokens after it to the front."""
         if self._array is None or start == 0:
             return
         kept = self._array[:, :, start : start + count]

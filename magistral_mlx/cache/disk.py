@@ -1,11 +1,11 @@
-"""Beginnings of prompts on disk, for later runs: in blocks that prompts share.
+"""The prefix cache on disk: KV caches of prompts, kept for later runs in blocks that prompts share.
 
-A block holds `BLOCK` tokens of all layers. Its name is a digest of all tokens up to its end, so
-two prompts that begin alike have their first blocks in common, and the longest beginning is found
-by looking for one name after the other. A quantized cache has more than rows, its window: that, and
-the rows after the last block, stand in an end of its own, at each length that one may go on from.
+A block file holds `BLOCK` tokens of all layers and is named by a hash of all tokens up to its end.
+Prompts with a common prefix share its blocks, and a lookup follows the hashes of a prompt as far
+as there are files. A quantized cache also has a full-precision window; the window and the rows
+after the last block are in a tail file, one for each length from which decoding can resume.
 
-A folder stands for a model, a scheme and a version: what belongs to another is never looked at.
+Each combination of model, scheme and version has a folder of its own.
 """
 
 from __future__ import annotations
@@ -34,28 +34,30 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.cache.writer import Writer
 
 _FORMAT = 2
-_THREADS = 4  # that read
+_THREADS = 4  # that read files
 
 
 @dataclass(frozen=True)
 class PrefixMatch:
-    """What the disk has of a prompt: its first `length` tokens."""
+    """The longest prefix of a prompt on disk: its length in tokens, and the files that hold it."""
 
     length: int
     blocks: Sequence[Path] = ()
-    end: Path | None = None
+    tail: Path | None = None
 
     @property
     def files(self) -> list[Path]:
-        return [*self.blocks, *([self.end] if self.end else [])]
+        return [*self.blocks, *([self.tail] if self.tail else [])]
 
 
 @dataclass
 class DiskPrefixCache:
-    """What is kept below a folder for one model, scheme and version. Lives on the worker thread.
+    """KV caches and image features on disk for one model, scheme and version.
 
-    root: shared by all models. limit: bytes of all files below it. identity: everything that the
-    arrays depend on but for the tokens.
+    All calls come from the worker thread.
+
+    root: folder shared by all models. limit: bytes of all files below it. identity: everything
+    besides the tokens that determines the arrays.
     """
 
     root: Path
@@ -81,7 +83,7 @@ class DiskPrefixCache:
             )
 
     def take_notes(self) -> list[str]:
-        """What a user should know of, once."""
+        """Return the messages for the user since the last call."""
         with self._lock:
             notes, self._notes = self._notes, []
         return notes
@@ -93,9 +95,10 @@ class DiskPrefixCache:
     # Reading
 
     def find(self, keys: TokenKeys) -> PrefixMatch:
-        """The longest beginning of a prompt that is here.
+        """Find the longest prefix of a prompt on disk.
 
-        In a full cache that is never its last token, without which it cannot go on.
+        With a full-precision cache the last token is never part of it, since its logits must be
+        computed.
         """
         blocks = []
         for name in self._hashes.blocks(keys[:-1]):
@@ -114,10 +117,10 @@ class DiskPrefixCache:
         return PrefixMatch(0)
 
     def load(self, keys: TokenKeys, caches: Sequence[KVCache], least: int) -> int:
-        """Fill empty caches with the longest beginning of a prompt -> its length.
+        """Load the longest prefix of a prompt into empty caches and return its length.
 
-        It is 0, and the caches are of no use, if there are not more than `least` tokens.
-        Damaged files are removed, and what is left counts.
+        Returns 0 if no more than `least` tokens can be loaded; the caches must then be discarded.
+        Damaged files are removed, and a shorter prefix is tried.
         """
         while (found := self.find(keys)).length > least:
             try:
@@ -146,24 +149,26 @@ class DiskPrefixCache:
             return BlockFile(path, self._owner)
 
     def _remove(self, refused: UnusableFile) -> bool:
-        """Remove a file that is damaged -> whether it makes sense to look again."""
+        """Remove a damaged file and return whether another lookup makes sense."""
         path, why = refused.path, refused.why
         if isinstance(why, FileNotFoundError):
-            return True  # another process was faster
+            return True  # another process removed it
         try:
             if isinstance(why, OSError):
                 raise why
             path.unlink(missing_ok=True)
         except OSError as error:
-            self._note(f"{path} is of no use: {error.strerror or error}. Its prompt is read anew.")
+            self._note(
+                f"Cannot use {path}: {error.strerror or error}. Its prompt is processed again."
+            )
             return False
-        self._note(f"{path} was of no use and has been removed: {why}. Its prompt is read anew.")
+        self._note(f"Removed the damaged file {path}: {why}. Its prompt is processed again.")
         return True
 
     # Images
 
     def features(self, name: str) -> mx.array | None:
-        """What `keep_features` kept under that name."""
+        """Load the image features stored under `name`, (n, D); None if there are none."""
         path = self._folder / f"image-{name}"
         try:
             with unusable_if_damaged(path):
@@ -175,7 +180,7 @@ class DiskPrefixCache:
         return features.to_device()
 
     def keep_features(self, name: str, features: mx.array) -> None:
-        """Keep the features of an image, (n, D), evaluated."""
+        """Store the features of an image, (n, D), evaluated."""
         path = self._folder / f"image-{name}"
         if self._wanted(path) and self._writer.has_capacity:
             self._writer.put(path, {"features": HostArray.of(features)})
@@ -184,22 +189,22 @@ class DiskPrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory that wait to be written."""
+        """Bytes in memory that are queued for writing."""
         return self._writer.nbytes
 
     @property
     def has_capacity(self) -> bool:
-        """Whether more can be written now."""
+        """Whether the write queue accepts another file now."""
         return self._writer.has_capacity
 
-    def notify_capacity(self, call: Callable[[], None]) -> None:
-        """Have `call` called, from another thread, whenever something has been written."""
-        self._writer.on_capacity = call
+    def notify_capacity(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, from the writer's thread, whenever a file has been written."""
+        self._writer.on_capacity = callback
 
     def write_some(self, keys: TokenKeys, caches: Sequence[KVCache]) -> bool:
-        """Hand one file of what caches hold of these tokens to the writer -> whether there is more.
+        """Queue one missing file of the caches of these tokens; return whether one was queued.
 
-        The caches are evaluated.
+        The caches must be evaluated.
         """
         pieces = list(self._pieces(keys, caches[0]))
         for piece in pieces:
@@ -210,18 +215,19 @@ class DiskPrefixCache:
         return False
 
     def wait_for_capacity(self, timeout: float) -> bool:
-        """Wait until more can be written -> whether it can, within so many seconds."""
+        """Wait up to `timeout` seconds for capacity in the write queue; return whether it has
+        some."""
         return self._writer.wait_for_capacity(timeout)
 
     def close(self, timeout: float) -> None:
-        """Finish writing within so many seconds, and drop the rest."""
+        """Write for up to `timeout` seconds, then drop the rest of the queue."""
         self._writer.close(timeout)
 
     def _wanted(self, path: Path) -> bool:
         return not (self._writer.failed or self._writer.waits(path) or path.exists())
 
     def _pieces(self, keys: TokenKeys, cache: KVCache) -> Iterator[FilePart]:
-        """All files that hold what a cache has of these tokens, in the order of their tokens."""
+        """Yield all files of a cache of these tokens, in the order of the tokens."""
         rows = self._hashes.rows(len(keys))
         for n, name in enumerate(self._hashes.blocks(keys)):
             if (n + 1) * BLOCK <= rows:
@@ -230,7 +236,7 @@ class DiskPrefixCache:
             if length <= len(keys):
                 rows = self._hashes.rows(length)
                 path = self._folder / self._hashes.tail(keys[:length])
-                yield FilePart(path, length, rows // BLOCK * BLOCK, rows, is_end=True)
+                yield FilePart(path, length, rows // BLOCK * BLOCK, rows, is_tail=True)
 
     def _names(self) -> list[str]:
         try:

@@ -18,17 +18,18 @@ _ROWS = ("keys", "values", "packed_")  # name prefixes of arrays that have one r
 
 @dataclass(frozen=True)
 class FilePart:
-    """A file that is to be written: rows of all layers, and with an end what else there is."""
+    """A file to be written: the rows from `start` to `stop` of all layers' caches, which hold
+    `length` tokens; a tail also holds the full-precision window."""
 
     path: Path
-    length: int  # of the cache that it is a part of
+    length: int
     start: int
     stop: int
-    is_end: bool = False
+    is_tail: bool = False
 
 
 class UnusableFile(Exception):
-    """A file that cannot be used, and why not."""
+    """A file that cannot be used, with the reason."""
 
     def __init__(self, path: Path, why: DamagedFile | OSError) -> None:
         super().__init__(path, why)
@@ -44,7 +45,7 @@ def unusable_if_damaged(path: Path) -> Iterator[None]:
 
 
 def read_layer(file: BlockFile, layer: int) -> dict[str, HostArray]:
-    """The arrays of one layer."""
+    """Read the arrays of one layer from a file."""
     prefix = f"{layer}."
     names = [name for name in file.names if name.startswith(prefix)]
     with unusable_if_damaged(file.path):
@@ -53,7 +54,7 @@ def read_layer(file: BlockFile, layer: int) -> dict[str, HostArray]:
 
 
 def join_parts(parts: Sequence[Mapping[str, HostArray]]) -> dict[str, mx.array]:
-    """What a cache saved, from its parts in the order of their tokens."""
+    """Concatenate the parts of one layer, in the order of their tokens, for `KVCache.restore`."""
     joined = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         found = [part[name] for part in parts if name in part]
@@ -63,7 +64,7 @@ def join_parts(parts: Sequence[Mapping[str, HostArray]]) -> dict[str, mx.array]:
 
 
 def part_arrays(piece: FilePart, caches: Sequence[KVCache]) -> dict[str, HostArray]:
-    """What a file holds, layer by layer, so that MLX never holds a copy of more than one."""
+    """Copy the arrays of a file to the host layer by layer, so that MLX holds one copy at most."""
     return {
         f"{n}.{name}": HostArray.of(x)
         for n, cache in enumerate(caches)
@@ -76,7 +77,7 @@ def _parts(piece: FilePart, cache: KVCache) -> dict[str, mx.array]:
     for name, x in cache.save(piece.length).items():
         if name.startswith(_ROWS):
             x = x[:, :, piece.start : piece.stop]
-        elif not piece.is_end or name.startswith("snapshot_"):  # those have ends of their own
+        elif not piece.is_tail or name.startswith("snapshot_"):  # snapshots have their own tails
             continue
         if x.size:
             parts[name] = x

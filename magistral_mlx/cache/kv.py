@@ -1,7 +1,7 @@
-"""The KV cache of one layer: what every scheme offers, and the one in full precision.
+"""The KV cache of one layer: the protocol of all schemes, and the full-precision cache.
 
-A layer hands its new queries, keys and values to `attend` and gets the attended values back; what
-the cache stores, and how, stays in here.
+A layer passes new queries, keys and values to `attend` and gets attended values back. How a cache
+stores keys and values is its own matter.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from magistral_mlx.cache.segments import Segment
 
 
 class LayerCache(Protocol):
-    """What a layer asks of a cache, be it one sequence's or a batch's."""
+    """The part of a cache that a layer uses, for one sequence or a batch."""
 
     @property
     def offset(self) -> int | mx.array:
-        """The position of the next token: one for all rows of a batch, or (B,) of their own."""
+        """Position of the next token: one for all rows, or (B,) one per row."""
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        """Append keys and values, then attend causally over all that is held.
+        """Append keys and values, then attend causally over the whole cache.
 
         Args:
             q: (B, H, L, head_dim). k, v: (B, H_kv, L, head_dim), rotated by rope already.
@@ -40,49 +40,48 @@ class KVCache(LayerCache, Protocol):
     length: int  # tokens held
 
     def append(self, k: mx.array, v: mx.array) -> None:
-        """Take in keys and values, (B, H_kv, L, head_dim), as `attend` does, with no queries."""
+        """Append keys and values, (B, H_kv, L, head_dim), without attending."""
 
     @property
     def state(self) -> list[mx.array]:
-        """The arrays that hold the cache, to be evaluated together with a step's output."""
+        """The arrays of the cache, to be evaluated together with a step's output."""
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
 
     def reserve(self, tokens: int, most: int = 0) -> None:
-        """Allocate for `tokens` at least, so that none must grow soon, and grow to no more than
-        `most` while that is enough (0: no such bound)."""
+        """Allocate at least `tokens` with the next write, and do not over-allocate beyond `most`
+        (0: no bound)."""
 
     def trim(self, length: int) -> None:
-        """Forget all tokens from position `length` on; a no-op if there are none."""
+        """Remove all tokens from position `length` on."""
 
     def trimmable(self, length: int) -> int:
-        """The longest beginning, of `length` tokens at most, that a trim gives back unchanged."""
+        """Longest prefix, at most `length` tokens, that `trim` restores exactly."""
 
     @property
     def resumable(self) -> Sequence[int]:
-        """Lengths to go on from that are not made of the rows of single tokens alone."""
+        """Lengths at which decoding can resume only with more state than the rows of tokens."""
 
     def snapshot(self, most: int) -> None:
-        """Make this length one that stays `trimmable`, where that takes anything; of such snapshots
-        `most`, 3 or more, are kept."""
+        """Keep the present length `trimmable`. At most `most` snapshots, 3 or more, are kept."""
 
     def save(self, length: int | None = None) -> dict[str, mx.array]:
-        """What is held of the first `length` tokens, without spare room, all of it by default.
+        """Return the state of the first `length` tokens (default: all) without spare capacity.
 
-        It is for `restore` on an empty cache of the same scheme. `length` is `trimmable`.
+        `length` must be `trimmable`. An empty cache of the same scheme can `restore` it.
         """
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:
-        """Take over what `save` gave from a cache of `length` tokens."""
+        """Restore the state that `save` returned for `length` tokens."""
 
 
 def make_cache(scheme: KVScheme, workspace: int = WORKSPACE) -> KVCache:
-    """An empty cache.
+    """Make an empty cache.
 
     Args:
-        workspace: bytes that attention over it may take at once.
+        workspace: bytes of temporary arrays that attention may take at once.
     """
     if not scheme.quantized:
         return FullKVCache(workspace)
@@ -137,7 +136,7 @@ class FullKVCache:
         return ()
 
     def snapshot(self, most: int) -> None:
-        pass  # every length is
+        pass  # every length is trimmable
 
     def save(self, length: int | None = None) -> dict[str, mx.array]:
         length = self.length if length is None else length

@@ -3,11 +3,11 @@
     tokens   0 … first | first … first + packed          | … length
     stored   plain     | quantized                        | plain (the window)
 
-Tokens age out of the window in blocks and are quantized then. Which tokens are quantized is a
-function of the length (`KVScheme.packed`), so what a token sees is one of its position: prompt,
-answer and guesses may come in any pieces, and give the same up to rounding. The window keeps
-`slack` more tokens than it needs, so trimming back by up to that much and writing again leaves no
-trace; nor does trimming back to a snapshot, which has kept the window of its length.
+Tokens leave the window in blocks and are quantized then. Which tokens are quantized depends on the
+length alone (`KVScheme.packed`), so what a token attends to depends on its position alone: prompt,
+output and draft tokens may come in any pieces with the same result up to rounding. The window keeps
+`slack` more tokens than it needs, so trimming by up to that many tokens and writing again changes
+nothing; neither does trimming back to a snapshot, which holds the window of its length.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from magistral_mlx.cache.scheme import SLACK, KVScheme
 from magistral_mlx.cache.segments import Packed, Segment
 from magistral_mlx.cache.snapshots import Snapshot, Snapshots
 
-PIECE = 64  # new tokens that go through the window at once, at most
+PIECE = 64  # new tokens that enter the window at once, at most
 PARTS = ("weight", "scales", "biases")
 
 
 class PackedBuffer:
-    """Quantized tokens that grow along their axis: the three parts of `mx.quantize`."""
+    """Quantized tokens in growing buffers, one for each part that `mx.quantize` returns."""
 
     def __init__(self, bits: int, group_size: int) -> None:
         self._bits, self._group_size = bits, group_size
@@ -41,7 +41,7 @@ class PackedBuffer:
             part.reserve(tokens, most)
 
     def write(self, start: int, x: mx.array) -> None:
-        """Quantize x, (B, H_kv, L, D), into the tokens from `start` on."""
+        """Quantize x, (B, H_kv, L, D), and write it to the tokens from `start` on."""
         quantized = mx.quantize(x, group_size=self._group_size, bits=self._bits)
         self.write_parts(start, quantized)
 
@@ -55,7 +55,7 @@ class PackedBuffer:
 
 
 class QuantizedKVCache:
-    """Keys and values at their own bits, with the first and the newest tokens kept plain."""
+    """A cache with quantized keys and values, except for the first and the newest tokens."""
 
     def __init__(self, scheme: KVScheme, workspace: int = WORKSPACE) -> None:
         assert scheme.key_bits and scheme.value_bits
@@ -92,10 +92,10 @@ class QuantizedKVCache:
             buffer.reserve(self.scheme.packed(tokens), self.scheme.packed(most))
 
     def trim(self, length: int) -> None:
-        """Forget all tokens from position `length` on.
+        """Remove all tokens from position `length` on.
 
-        At a `trimmable` length, and always within the scheme's slack, the cache is then the one
-        that never went further. Otherwise the newest tokens are quantized already, and stay so.
+        At a `trimmable` length, and always within the scheme's slack, the result equals a cache
+        that never grew further. Otherwise tokens that are already quantized stay quantized.
         """
         if length >= self.length:
             return
@@ -128,11 +128,11 @@ class QuantizedKVCache:
             self._snapshots.add(Snapshot(self.length, start, keys, values), most)
 
     def _in_window(self, length: int) -> bool:
-        """Whether the window holds all that a cache of that length has in full precision."""
+        """Whether the window holds all full-precision tokens of a cache of `length` tokens."""
         return self.scheme.first + self._packed_at(length) >= self._start
 
     def _packed_at(self, length: int) -> int:
-        """Tokens that would be quantized after a trim that leaves no trace."""
+        """Tokens that are quantized after an exact trim to `length`."""
         return self._packed if length == self.length else self.scheme.packed(length)
 
     def append(self, k: mx.array, v: mx.array) -> None:
@@ -143,8 +143,7 @@ class QuantizedKVCache:
             self._age()
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        """Each piece of new tokens is written to the window and attended to there; then the oldest
-        ones age."""
+        """Write new tokens to the window piece by piece, attend, and quantize what leaves it."""
         if self.scheme.rotate:
             q, k, v = (mx.hadamard_transform(x) for x in (q, k, v))
         parts = []
@@ -158,7 +157,7 @@ class QuantizedKVCache:
         return mx.hadamard_transform(y) if self.scheme.rotate else y
 
     def _pieces(self, count: int) -> Iterator[slice]:
-        """`count` new tokens in pieces; the next one begins where the last has aged."""
+        """Split `count` new tokens into pieces that end where a block leaves the window."""
         start = 0
         while start < count:
             end = min(count, start + self._tokens_to_next_block())
@@ -166,10 +165,10 @@ class QuantizedKVCache:
             start = end
 
     def _tokens_to_next_block(self) -> int:
-        """New tokens that see the same ones quantized: until the next block leaves the window.
+        """Number of new tokens until the next block leaves the window.
 
-        So what a token sees is a function of its position, and nothing depends on how a sequence
-        was cut into chunks, prompt and answer.
+        All of them attend to the same quantized tokens, so results do not depend on how a
+        sequence is cut into chunks.
         """
         if not self.scheme.window:
             return PIECE
@@ -177,7 +176,7 @@ class QuantizedKVCache:
         return self.scheme.block - aged % self.scheme.block
 
     def _write(self, k: mx.array, v: mx.array) -> None:
-        """New tokens into the window, the first of all into their own place."""
+        """Write new tokens to the window, and the first tokens of the sequence to their buffer."""
         self._append_first(k, v)
         skip = max(0, min(k.shape[2], self.scheme.first - self.length))
         if skip < k.shape[2]:
@@ -187,7 +186,7 @@ class QuantizedKVCache:
         self.length += k.shape[2]
 
     def _segments(self) -> dict[str, Segment]:
-        """What is held, by name, the newest tokens last."""
+        """The segments of the cache by name, the newest tokens last."""
         first = min(self.length, self.scheme.first)
         packed = self._packed
         start, end = self.scheme.first + packed - self._start, self.length - self._start
@@ -204,13 +203,13 @@ class QuantizedKVCache:
         return segments
 
     def _append_first(self, k: mx.array, v: mx.array) -> None:
-        room = self.scheme.first - self.length
-        if room > 0:
+        missing = self.scheme.first - self.length
+        if missing > 0:
             for buffer, new in zip(self._first, (k, v), strict=True):
-                buffer.write(self.length, new[:, :, :room])
+                buffer.write(self.length, new[:, :, :missing])
 
     def _age(self) -> None:
-        """Quantize the block that has left the window, if one has, and drop what is spent."""
+        """Quantize blocks that have left the window, and drop tokens no trim needs any more."""
         first = self.scheme.first
         target = self.scheme.packed(self.length)
         if target > self._packed:
@@ -261,6 +260,7 @@ class QuantizedKVCache:
 
 
 def window_capacity(scheme: KVScheme) -> int:
-    """Tokens that the window may hold: what it must, what a trim may bring back, what waits."""
+    """Capacity of the window's buffers: the window, the slack for trims, tokens waiting to be
+    quantized or dropped, and one piece of new tokens."""
     waiting = 2 * scheme.block + max(scheme.block, scheme.slack)
     return scheme.window + scheme.slack + waiting + PIECE

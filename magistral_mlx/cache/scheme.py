@@ -1,4 +1,4 @@
-"""How a KV cache stores keys and values: the scheme, its bytes, and its rules. No arrays here."""
+"""KV cache schemes: how keys and values are stored, and which tokens stay in full precision."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from dataclasses import dataclass, replace
 from magistral_mlx.errors import InvalidOption
 
 SCHEMES = ("full", "8/8", "8/4", "4/4")
-SLACK = 64  # tokens that may be trimmed and written again without a trace
-RESERVED = 1024  # tokens of cache made ready beyond a prompt, so that short answers never grow it
-# Tokens that leave the window together. A prompt reads what is quantized once for each such block:
-# larger blocks read it less often, and keep more in full precision.
+SLACK = 64  # tokens that can be trimmed and written again exactly
+RESERVED = 1024  # tokens allocated beyond a prompt, so that a short output never grows the cache
+# Tokens that leave the window together. Prefill reads the quantized tokens once per block: larger
+# blocks mean fewer reads, and more tokens in full precision.
 _BLOCK = 64
 
 
 @dataclass(frozen=True)
 class KVScheme:
-    """Bits of keys and values, None for full precision, and which tokens stay in it.
+    """Bits of keys and values (None: full precision), and the tokens that are not quantized.
 
-    window: the newest tokens, at least, that are kept in full precision as well.
-    first: the first tokens, which many heads attend to all along, likewise.
-    rotate: turn queries, keys and values by a Hadamard matrix first. It leaves attention as it
-        is and spreads outlier channels, which few bits cannot hold, over all channels
+    window: number of newest tokens, at least, kept in full precision.
+    first: number of first tokens kept in full precision; many heads attend to them throughout
+        (attention sinks, arXiv 2309.17453).
+    rotate: multiply queries, keys and values by a Hadamard matrix first. It leaves attention
+        unchanged and spreads outlier channels, which few bits cannot represent, over all channels
         (QuaRot, arXiv 2404.00456).
 
-    What it costs at most, with nothing kept in full precision (`without_window`), is held to by
-    tests. An attended value differs from that of a full cache by 2 % of the largest one with 8/8,
-    15 % with 8/4, 35 % with 4/4. With 8/8 the demo model's logits differ by 2 % of the largest
-    one, and no answer changes.
+    Largest error, held by tests with everything quantized (`without_window`): an attended value
+    differs from that of a full-precision cache by 2 % of the largest value with 8/8, 15 % with
+    8/4, 35 % with 4/4. With 8/8 the demo model's logits differ by 2 % of the largest one, and no
+    answer changes.
     """
 
     key_bits: int | None = None
@@ -39,10 +40,10 @@ class KVScheme:
 
     @classmethod
     def parse(cls, name: str) -> KVScheme:
-        """The scheme that "full", "8/8", "8/4" or "4/4" (bits of keys / values) stands for.
+        """Parse "full", "8/8", "8/4" or "4/4" (bits of keys / bits of values).
 
         Raises:
-            InvalidOption: another name.
+            InvalidOption: any other name.
         """
         if name == "full":
             return cls()
@@ -64,23 +65,23 @@ class KVScheme:
 
     @property
     def block(self) -> int:
-        """Tokens that are quantized together; one by one where there is no window."""
+        """Number of tokens that are quantized together; 1 without a window."""
         return max(1, min(_BLOCK, self.window))
 
     @property
     def slack(self) -> int:
-        """Tokens that a trim may take back with nothing changed afterwards."""
+        """Number of newest tokens that can always be trimmed exactly."""
         return SLACK if self.window else 0
 
     def without_window(self) -> KVScheme:
-        """The same bits with nothing kept in full precision."""
+        """The same bits with no tokens kept in full precision."""
         return replace(self, window=0, first=0)
 
     def packed(self, length: int) -> int:
-        """Tokens, after the first ones, that are quantized in a cache of `length` tokens.
+        """Number of quantized tokens, after the first ones, in a cache of `length` tokens.
 
-        A function of the length alone, so a cache that has grown and was trimmed back is the
-        same as one that never grew.
+        It depends on the length alone, so a cache that grew and was trimmed equals one that never
+        grew.
         """
         aged = length - self.first - self.window
         return max(0, aged // self.block * self.block)

@@ -10,7 +10,7 @@ from magistral_mlx.backend import mx
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantized (B, H_kv, S, D) array: the parts that `mx.quantize` gives along D."""
+    """A quantized (B, H_kv, S, D) array: the parts that `mx.quantize` returns along D."""
 
     weight: mx.array
     scales: mx.array
@@ -33,12 +33,13 @@ class Packed:
         return Packed(weight, scales, biases, self.bits, self.group_size)
 
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
-        """(B, H_kv, S, D)"""
+        """The plain array, (B, H_kv, S, D)."""
         plain = mx.dequantize(*self.parts, group_size=self.group_size, bits=self.bits)
         return plain.astype(dtype)
 
     def matmul(self, x: mx.array, *, transpose: bool) -> mx.array:
-        """x @ S.T over D (transpose) or x @ S over tokens, for x of (B, H_kv, rows, …)."""
+        """Multiply x, (B, H_kv, rows, …), by this array: x @ self.T over D with `transpose`, else
+        x @ self over tokens."""
         return mx.quantized_matmul(
             x, *self.parts, transpose=transpose, group_size=self.group_size, bits=self.bits
         )

@@ -1,4 +1,4 @@
-"""Places that a quantized cache can be trimmed back to, long after they have left its window."""
+"""Snapshots of a quantized cache's window, to which the cache can be trimmed back later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from magistral_mlx.cache.scheme import KVScheme
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The window of a cache of `length` tokens: those from `start` on, (B, H_kv, n, D) each."""
+    """The window of a cache of `length` tokens: keys and values from token `start` on,
+    (B, H_kv, n, D) each."""
 
     length: int
     start: int
@@ -35,8 +36,8 @@ class Snapshots:
         return [snapshot.length for snapshot in self._snapshots]
 
     def add(self, snapshot: Snapshot, most: int) -> None:
-        """Add one at the end. Beyond `most`, 3 or more, the one goes that costs least to miss:
-        the closest to the one before it, never one of the last two."""
+        """Append a snapshot. Beyond `most` (3 or more) the snapshot closest to its predecessor is
+        dropped, never one of the last two."""
         if self._snapshots and self._snapshots[-1].length >= snapshot.length:
             return
         self._snapshots.append(snapshot)
@@ -46,18 +47,18 @@ class Snapshots:
             del self._snapshots[gaps.index(min(gaps))]
 
     def trim(self, length: int) -> None:
-        """Forget those beyond `length`."""
+        """Drop snapshots beyond `length`."""
         self._snapshots = [snapshot for snapshot in self._snapshots if snapshot.length <= length]
 
     def covering(self, length: int) -> Snapshot | None:
-        """One that holds all that a cache of `length` tokens has in full precision."""
+        """Return a snapshot with all full-precision tokens of a cache of `length` tokens."""
         for snapshot in self._snapshots:
             if snapshot.length >= length and self._reaches(snapshot, length):
                 return snapshot
         return None
 
     def longest(self, length: int) -> int:
-        """The longest beginning, of `length` tokens at most, that a snapshot covers."""
+        """Longest prefix, at most `length` tokens, that a snapshot covers."""
         covered = [
             min(length, snapshot.length)
             for snapshot in self._snapshots
@@ -69,7 +70,7 @@ class Snapshots:
         return snapshot.start <= self._scheme.first + self._scheme.packed(length)
 
     def save(self, length: int) -> dict[str, mx.array]:
-        """Those up to `length`, as named arrays."""
+        """Return the snapshots up to `length` as named arrays."""
         saved = {}
         for snapshot in self._snapshots:
             if snapshot.length <= length:
@@ -78,7 +79,7 @@ class Snapshots:
         return saved
 
     def restore(self, saved: dict[str, mx.array]) -> None:
-        """Take over what `save` gave."""
+        """Restore the arrays that `save` returned."""
         lengths = sorted(
             int(name.split("_")[1])
             for name in saved

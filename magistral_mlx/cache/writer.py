@@ -1,4 +1,4 @@
-"""Files written in the background, in a folder that several processes share, within a limit."""
+"""Background writing of cache files to a folder that several processes share, within a limit."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from pathlib import Path
 
 from magistral_mlx.cache.blockfile import UNFINISHED, HostArray, write
 
-_PENDING = 128 << 20  # bytes that may wait for the disk
-_ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's any more
+_PENDING = 128 << 20  # bytes in the queue from which no more are accepted
+_ABANDONED = 3600.0  # seconds after which an unfinished file may be removed
 
 
 class Writer:
-    """A thread that writes files and keeps all files below a folder within a limit.
+    """A thread that writes files and keeps the total size of a folder within a limit.
 
-    It never raises: what goes wrong is handed to `note` in a sentence, once, and nothing is
-    written any more.
+    It never raises: the first failure is reported to `note` as a sentence, and writing stops.
     """
 
     def __init__(self, root: Path, limit: int, owner: str, note: Callable[[str], None]) -> None:
         """Start the thread.
 
         Args:
-            limit: bytes that the files below `root` may take together.
-            owner: what is written belongs to.
+            limit: total bytes of the files below `root`.
+            owner: the owner recorded in each file.
         """
         self._root, self._limit, self._owner, self._note = root, limit, owner, note
         self.on_capacity: Callable[[], None] | None = None  # called from this thread
@@ -43,12 +42,12 @@ class Writer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that wait to be written."""
+        """Bytes in the queue."""
         return self._pending
 
     @property
     def has_capacity(self) -> bool:
-        """Whether it takes another file; it takes none any more once one has failed."""
+        """Whether the queue accepts another file; never again after a failure."""
         return self._pending < _PENDING and not self._failed
 
     @property
@@ -56,11 +55,11 @@ class Writer:
         return self._failed
 
     def waits(self, path: Path) -> bool:
-        """Whether a file is about to be written."""
+        """Whether a file is in the queue."""
         return path in self._waiting
 
     def put(self, path: Path, arrays: Mapping[str, HostArray]) -> None:
-        """Write a file, soon."""
+        """Queue a file for writing."""
         with self._changed:
             self._waiting[path] = arrays
             self._pending += _nbytes(arrays)
@@ -68,19 +67,19 @@ class Writer:
             self._changed.notify_all()
 
     def used(self, paths: Sequence[Path]) -> None:
-        """Files, the most valuable first, were read: they are the last to go."""
+        """Mark files as recently used, the most valuable first, so that they are evicted last."""
         with self._changed:
             self._jobs.append(paths)
             self._changed.notify_all()
 
     def wait_for_capacity(self, timeout: float) -> bool:
-        """Wait until it takes another file -> whether it does, within so many seconds."""
+        """Wait up to `timeout` seconds until the queue accepts a file; return whether it does."""
         with self._changed:
             self._changed.wait_for(lambda: self.has_capacity or self._failed, max(0.0, timeout))
         return self.has_capacity
 
     def close(self, timeout: float) -> None:
-        """Write what waits, for so many seconds; drop the rest."""
+        """Write queued files for up to `timeout` seconds, then drop the rest."""
         end = time.monotonic() + timeout
         with self._changed:
             self._jobs.append(None)
@@ -126,10 +125,12 @@ class Writer:
         why = error.strerror or str(error)
         if error.errno == errno.ENOSPC:
             why = "the disk is full"
-        self._note(f"Prompts are no longer kept in {self._root}: {why}. Answers are not affected.")
+        self._note(
+            f"The prompt cache in {self._root} is off from now on: {why}. Answers are not affected."
+        )
 
     def _shrink(self) -> None:
-        """Remove what was used least recently, and what a process left unfinished."""
+        """Remove the least recently used files, and unfinished files of ended processes."""
         files = []
         for path in self._root.glob("*/*"):
             try:

@@ -1,8 +1,8 @@
-"""The problems that the demo checkpoint answers: sums, one image, two images.
+"""The problems that the demo checkpoint solves: sums, one image, two images.
 
-A case is made from a seed alone, so training, tests and benchmarks name the same case by the same
-number. No case of the held-out split is ever trained on: sums are split by a hash of operation and
-operands, images by disjoint ranges of seeds.
+A case is generated from a seed alone, so training, tests and benchmarks refer to the same case by
+the same number. Cases of the held-out split are never trained on: sums are split by a hash of
+operation and operands, images by disjoint ranges of seeds.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import PIL.Image
 from PIL import ImageDraw
 
 Kind = Literal["text", "one_image", "two_images"]
-# What the demo was trained and scored with: other words would draw other cases.
+# Seed strings of the demo's training; other words would generate other cases.
 _SEED_WORDS = {"text": "text", "one_image": "one_picture", "two_images": "two_pictures"}
 Split = Literal["training", "held_out"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -42,7 +42,7 @@ SMOOTHING = 4  # an anti-aliased edge is drawn this many times larger, then aver
 
 @dataclass(frozen=True)
 class Drawing:
-    """One shape on a plain ground; `image` is RGB, `box` is left, top, side in pixels."""
+    """One shape on a plain background; `image` is RGB, `box` is left, top, side in pixels."""
 
     image: PIL.Image.Image
     colour: str
@@ -51,7 +51,7 @@ class Drawing:
 
     @property
     def name(self) -> str:
-        """What is seen, without an article: `red circle`."""
+        """Colour and shape, without an article: `red circle`."""
         return f"{self.colour} {self.shape}"
 
 
@@ -68,20 +68,20 @@ class Case:
 
     @property
     def images(self) -> list[PIL.Image.Image]:
-        """The images in the order in which they stand before the question."""
+        """The images in their order before the question."""
         return [drawing.image for drawing in self.drawings]
 
 
 def cases(kind: Kind, split: Split, count: int, start: int = 0) -> Iterator[Case]:
-    """`count` cases of a kind, from the split's seed number `start` on."""
+    """Yield `count` cases of a kind, from the split's seed number `start` on."""
     for seed in SEEDS[split][start : start + count]:
         yield make_case(kind, seed)
 
 
 def make_case(kind: Kind, seed: int, sizes: tuple[tuple[int, int], ...] | None = None) -> Case:
-    """The case of that kind and seed; the seed says which split it belongs to (`SEEDS`).
+    """Generate the case of a kind and seed; the seed determines its split (`SEEDS`).
 
-    `sizes` fixes the images' (width, height); without it they are drawn from the seed.
+    `sizes` sets the images' (width, height); by default they are drawn from the seed.
     """
     rng = Random(f"{_SEED_WORDS[kind]} {seed}")
     if kind == "text":
@@ -96,7 +96,7 @@ def make_case(kind: Kind, seed: int, sizes: tuple[tuple[int, int], ...] | None =
 
 
 def is_right(case: Case, answer: str) -> bool:
-    """Whether `answer` (the text after the thinking) is the case's answer, blanks aside."""
+    """Whether `answer` (the text after the thinking) is correct, ignoring whitespace."""
     return " ".join(answer.split()) == case.answer
 
 
@@ -104,9 +104,10 @@ def is_right(case: Case, answer: str) -> bool:
 
 
 def sum_case(a: int, b: int, operation: str, seed: int = -1) -> Case:
-    """The case `What is a + b?` or `What is a - b?` with a digit-by-digit trace.
+    """Return the case `What is a + b?` or `What is a - b?` with a digit-by-digit trace.
 
-    ValueError if the operands are not 0 to 999, or if the result would be negative.
+    Raises:
+        ValueError: an operand is not from 0 to 999, or the result would be negative.
     """
     if not (0 <= a <= LARGEST_OPERAND and 0 <= b <= LARGEST_OPERAND):
         raise ValueError(f"operands are {a} and {b}; they must be from 0 to {LARGEST_OPERAND}")
@@ -118,7 +119,7 @@ def sum_case(a: int, b: int, operation: str, seed: int = -1) -> Case:
 
 
 def split_of_sum(a: int, b: int, operation: str) -> Split:
-    """The split to which a sum belongs, by a hash that no seed changes."""
+    """Return the split of a sum, by a hash that is independent of seeds."""
     digest = hashlib.sha256(f"{a} {operation} {b}".encode()).digest()
     share = int.from_bytes(digest[:2], "big") / 65536
     return "held_out" if share < HELD_OUT_SUMS else "training"
@@ -135,14 +136,15 @@ def _text_case(rng: Random, seed: int) -> Case:
 
 
 def _operand(rng: Random) -> int:
-    # Evenly drawn, nine in ten have three digits: half are drawn evenly in their logarithm.
+    # Of uniform operands nine in ten have three digits, so half are drawn log-uniformly.
     if rng.random() < 0.5:
         return _whole(rng, 0, LARGEST_OPERAND)
     return int((LARGEST_OPERAND + 1) ** rng.random()) - _whole(rng, 0, 1)
 
 
 def _trace(a: int, b: int, operation: str) -> str:
-    """From the right: `digit + digit + carry = digit,carry`, joined by `; `, then a last carry."""
+    """Steps from the right, `digit + digit + carry = digit,carry`, joined by `; `, and a last
+    carry."""
     steps, carry = [], 0
     for place in range(max(len(str(a)), len(str(b)))):
         x, y = a // 10**place % 10, b // 10**place % 10
@@ -157,7 +159,7 @@ def _trace(a: int, b: int, operation: str) -> str:
 
 
 def random_size(rng: Random) -> tuple[int, int]:
-    """A (width, height) from 60×60 to 400×300, or 300×400, evenly drawn in the logarithm."""
+    """Draw a log-uniform (width, height) from 60×60 to 400×300 or 300×400."""
     sides = [
         round(SHORTEST_SIDE * (longest / SHORTEST_SIDE) ** rng.random())
         for longest in (LONGEST_WIDE, LONGEST_NARROW)
@@ -169,7 +171,7 @@ def random_size(rng: Random) -> tuple[int, int]:
 def draw(
     rng: Random, size: tuple[int, int], colour: str | None = None, shape: str | None = None
 ) -> Drawing:
-    """A shape of any size and place in an image of `size` (width, height) pixels."""
+    """Draw a shape of random size and position in an image of `size` (width, height) pixels."""
     width, height = size
     colour = colour or list(COLOURS)[_whole(rng, 0, len(COLOURS) - 1)]
     shape = shape or SHAPES[_whole(rng, 0, len(SHAPES) - 1)]
@@ -186,7 +188,7 @@ def draw(
 
 
 def _mask(shape: str, side: int, scale: int) -> PIL.Image.Image:
-    """The shape filling a square of `side` pixels, 0 outside and 255 inside."""
+    """Mask of the shape in a square of `side` pixels, 0 outside and 255 inside."""
     last = side * scale - 1
     mask = PIL.Image.new("L", (side * scale, side * scale), 0)
     pen = ImageDraw.Draw(mask)
@@ -205,5 +207,5 @@ def _sentence(seen: list[str]) -> str:
 
 
 def _whole(rng: Random, least: int, most: int) -> int:
-    """A whole number from `least` to `most`. Only `random()` is the same in every Python."""
+    """Draw an integer from `least` to `most`. Only `random()` is equal in all Python versions."""
     return least + int(rng.random() * (most - least + 1))

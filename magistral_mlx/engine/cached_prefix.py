@@ -1,4 +1,4 @@
-"""What is held of earlier prompts, piece by piece, and what has come of it."""
+"""Entries of the prefix cache: KV caches of earlier prompts and image features, and statistics."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from magistral_mlx.engine.images import common
 
 @dataclass(slots=True)
 class PrefixCacheStats:
-    """What has become of the prompts so far.
+    """Statistics of lookups.
 
-    prompts: looked up. hits: of which some tokens were held. tokens: of all prompts. reused: of
-    which were held. read: of which came from the disk. images: whose features were looked up.
-    seen: of which were held.
+    prompts: prompts looked up. hits: prompts of which a prefix was cached. tokens: tokens of all
+    prompts. reused: tokens of cached prefixes. read: tokens loaded from disk. images: images
+    looked up. seen: images whose features were cached.
     """
 
     prompts: int = 0
@@ -34,7 +34,10 @@ class PrefixCacheStats:
 
 @dataclass(frozen=True, eq=False)
 class CachedPrefix:
-    """The caches of `keys`; `logits` are those after the first `prompt` of them."""
+    """KV caches of a sequence, by its token keys.
+
+    logits: (1, vocab_size) after the first `prompt` tokens, if they are kept.
+    """
 
     keys: NDArray[np.int64]
     caches: Sequence[KVCache]
@@ -48,9 +51,9 @@ class CachedPrefix:
         )
 
     def reusable(self, keys: NDArray[np.int64]) -> int:
-        """How many leading tokens of a prompt can be gone on from with nothing changed by it.
+        """Number of leading tokens of a prompt that these caches can provide exactly.
 
-        All of them only where the logits after them are held.
+        It includes the last token only if the logits after it are kept.
         """
         shared = common(self.keys, keys)
         if shared == len(keys) and (self.logits is None or self.prompt != shared):
@@ -58,13 +61,13 @@ class CachedPrefix:
         return self.caches[0].trimmable(shared)
 
     def covers(self, other: CachedPrefix) -> bool:
-        """Whether all that `other` is good for, but for its logits, can be had from this one."""
+        """Whether this entry can provide every prefix that `other` can, aside from its logits."""
         length = len(other.keys)
         return common(self.keys, other.keys) == length == self.caches[0].trimmable(length)
 
 
 class ActivePrefix(NamedTuple):
-    """The caches of a prompt, `keyed`, that somebody goes on with."""
+    """Token keys and KV caches of a sequence that is being generated."""
 
     keys: NDArray[np.int64]
     caches: Sequence[KVCache]

@@ -1,5 +1,5 @@
-"""DRY: what would go on repeating an earlier sequence becomes less likely, the more so the longer
-the repeated sequence is already.
+"""DRY ("don't repeat yourself"): a penalty for tokens that would continue a repeated sequence,
+growing with the length of the repetition.
 
 Source: "DRY: a modern repetition penalty", text-generation-webui pull request 5677.
 """
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from magistral_mlx.engine.vocabulary import Vocabulary
 
 DEFAULT_BREAKERS = ("\n", ":", '"', "*")
-_LONGEST = 50  # a longer match weighs no more: the penalty is past all logits long before
+_LONGEST = 50  # length from which a match weighs no more: the penalty exceeds all logits by then
 
 
 @dataclass(frozen=True)
 class Dry:
-    """A token that extends a repeated sequence of n >= allowed_length tokens loses
-    multiplier * base ** (n - allowed_length) of its logit.
+    """Options of DRY: multiplier * base ** (n - allowed_length) is subtracted from the logit of a
+    token that would extend a repeated sequence of n >= allowed_length tokens.
 
-    breakers: ids that no repeated sequence reaches across, see `breaker_tokens`; None for those of
+    breakers: ids that end a repeated sequence, see `breaker_tokens`; None for those of
         `DEFAULT_BREAKERS` in the model's vocabulary.
     """
 
@@ -46,10 +46,10 @@ class Dry:
 
 
 def breaker_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> frozenset[int]:
-    """The ids of all tokens that hold one of `texts`, and of control tokens.
+    """Return the ids of all tokens that contain one of `texts`, and of control tokens.
 
     Raises:
-        InvalidOption: an empty text, which every token would hold.
+        InvalidOption: a text is empty.
     """
     if not all(texts):
         raise InvalidOption("a DRY sequence breaker is empty; it must have a character or more.")
@@ -62,7 +62,7 @@ def breaker_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> frozenset[in
 
 
 def dry_penalties(tokens: NDArray[np.int32], dry: Dry) -> dict[int, float]:
-    """What is to be subtracted from the logits of the next token: id -> penalty.
+    """Return the penalties to subtract from the logits of the next token, by id.
 
     Args:
         tokens: (n,) prompt and output so far.

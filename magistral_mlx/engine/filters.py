@@ -1,9 +1,8 @@
-"""Which tokens may be drawn: top-k, nucleus and min-p, from one sort of the logits.
+"""Sampling filters: top-k, top-p (nucleus) and min-p, with one sort of the logits.
 
-The order is that of transformers and vLLM: temperature first, then top_k, then top_p over what
-top_k left (renormalised), then min_p. mlx-lm filters before the temperature instead, and takes
-top_p, min_p and top_k in that order: at temperature 1 each filter keeps the same tokens here and
-there, at others a nucleus is larger or smaller.
+The order is that of transformers and vLLM: temperature, then top_k, then top_p over the remaining
+tokens (renormalised), then min_p. mlx-lm filters before the temperature, in the order top_p, min_p,
+top_k: at temperature 1 each filter keeps the same tokens, at others a nucleus differs in size.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from magistral_mlx.backend import mx
 def keep_likely(
     logits: mx.array, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> mx.array:
-    """Keep the tokens that the filters allow; the others become -inf. Ties are kept together.
+    """Set the logits of tokens that a filter removes to -inf. Ties are kept together.
 
     Args:
         logits: (1, vocab_size) float32, scaled by temperature.
-        top_k: the number of likeliest tokens to keep; 0 keeps all.
-        top_p: the fewest tokens whose probabilities reach it (arXiv 1904.09751); 1 keeps all.
-        min_p: tokens at least this likely relative to the likeliest (arXiv 2407.01082).
+        top_k: number of most likely tokens to keep; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probabilities sum to at least top_p
+            (arXiv 1904.09751); 1 keeps all.
+        min_p: keep tokens at least this probable relative to the most likely one
+            (arXiv 2407.01082).
     """
     least = _least_likely(logits, top_k, top_p)
     if min_p > 0:
@@ -32,9 +33,10 @@ def keep_likely(
 
 
 def _least_likely(logits: mx.array, top_k: int, top_p: float) -> mx.array | None:
-    """The lowest logit that top_k and top_p keep, (1, 1); None if they are off.
+    """Return the lowest logit that top_k and top_p keep, (1, 1); None if both are off.
 
-    The k largest of them come without sorting the rest, and a threshold needs no scatter.
+    A threshold needs no scatter. `mx.topk` partitions instead of sorting on the CPU; on Metal
+    MLX implements it by a full sort.
     """
     limited = 0 < top_k < logits.shape[-1]
     if not limited and top_p >= 1:
@@ -43,7 +45,7 @@ def _least_likely(logits: mx.array, top_k: int, top_p: float) -> mx.array | None
     if top_p >= 1:
         return mx.min(candidates, axis=-1, keepdims=True)
     ranked = mx.sort(candidates, axis=-1)
-    # Summed from the least likely on: small numbers first, so that little is lost to rounding.
+    # Sum from the least likely token on: small numbers first keeps rounding errors small.
     up_to = mx.cumsum(mx.softmax(ranked, axis=-1), axis=-1)
     dropped = mx.sum(up_to <= 1 - top_p, axis=-1, keepdims=True)
     dropped = mx.minimum(dropped, ranked.shape[-1] - 1)

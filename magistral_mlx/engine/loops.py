@@ -1,13 +1,12 @@
-"""Loops: a trace whose end is one span of tokens over and over, word for word.
+"""Detection of loops: a thinking trace that ends in exact repetitions of one span of tokens.
 
-The rule. The end of the trace is a loop when a span of p tokens fills it at least `repeats` times
-back to back and over at least `tokens` tokens, where the span reads like prose: half of its tokens
-have letters, and two of them differ. A span shorter than `short` tokens may be a row of a table or
-a line of code, of which many in turn are alike: it must go on for `short_tokens` tokens. Spans of
-figures and signs (rows of zeros, rules of a table, a carry that goes through all digits of a sum)
-are something that people write at length, so they must go on for `plain_tokens` tokens. Text that
-changes from one turn to the next, if only by a counter, is no loop: code, tables, lists of numbers
-and arithmetic done digit by digit stay clear of it.
+The rule: a span of p tokens repeats at least `repeats` times back to back, and over at least
+`tokens` tokens, if it is prose (half of its tokens have letters, and two of those differ). A span
+shorter than `short` tokens may be a table row or a line of code, which legitimately repeat: it
+must go on for `short_tokens` tokens. Spans of digits and signs (rows of zeros, rules of a table, a
+carry through all digits of a sum) are legitimate at greater length: they must go on for
+`plain_tokens` tokens. Text that changes between repetitions, if only by a counter, is not a loop,
+so code, tables, lists of numbers and digit-by-digit arithmetic are not affected.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from numpy.typing import NDArray
 from magistral_mlx.errors import InvalidOption
 
 _CHECK_EVERY = 32  # tokens
-_PROBE = 8  # tokens that must have come before, for a period to be looked at
-_PERIODS = 256  # that are looked at in one check, shortest first
+_PROBE = 8  # newest tokens that must occur earlier for a period to be checked
+_PERIODS = 256  # periods checked at a time, shortest first
 
 
 @dataclass(frozen=True)
 class LoopRule:
-    """When the end of a trace counts as a loop; see above.
+    """Thresholds of the rule above.
 
-    window: tokens looked back at, so the longest span that is found has window / repeats.
+    window: number of newest tokens searched, so the longest span found has window / repeats.
     """
 
     repeats: int = 4
@@ -44,16 +43,16 @@ class LoopRule:
         """Raises InvalidOption for a value out of range."""
         if not (self.repeats >= 2 and _PROBE < self.tokens <= self.plain_tokens <= self.window):
             raise InvalidOption(
-                f"{self} makes no sense: repeats must be 2 or more, and "
+                f"{self} is invalid: repeats must be 2 or more, and "
                 f"{_PROBE} < tokens <= plain_tokens <= window."
             )
 
 
 class LoopDetector:
-    """The trace of one generation, watched token by token."""
+    """Loop detection for the trace of one generation, token by token."""
 
     def __init__(self, rule: LoopRule, is_word: Callable[[int], bool]) -> None:
-        """`is_word` tells whether a token has a letter in it."""
+        """Start with an empty trace. `is_word`: whether a token contains a letter."""
         self._rule = rule
         self._is_word = is_word
         self._trace = np.empty(2 * rule.window, np.int32)
@@ -61,13 +60,13 @@ class LoopDetector:
         self._since_check = 0
 
     def copy(self) -> LoopDetector:
-        """One that goes its own way from here."""
+        """Return an independent copy."""
         other = copy.copy(self)
         other._trace = self._trace.copy()
         return other
 
     def add(self, token: int) -> bool:
-        """The next token of the trace -> whether it now ends in a loop."""
+        """Add the next token of the trace; return whether the trace now ends in a loop."""
         if self._length == len(self._trace):
             kept = self._rule.window
             self._trace[:kept] = self._trace[-kept:]
@@ -93,7 +92,7 @@ class LoopDetector:
 
 
 def _repeats(span: NDArray[np.int32], shorter: int) -> bool:
-    """Whether a span of fewer than `shorter` tokens, over and over, makes up this one."""
+    """Whether `span` consists of repetitions of a span of fewer than `shorter` tokens."""
     return any(
         len(span) % p == 0 and (span.reshape(-1, p) == span[:p]).all()
         for p in range(1, min(shorter, len(span) + 1))
@@ -101,9 +100,10 @@ def _repeats(span: NDArray[np.int32], shorter: int) -> bool:
 
 
 def repetitions(tokens: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
-    """The periods p, shortest first, with which `tokens`, (n,), ends, and over how many tokens.
+    """Yield (period, number of tokens) of the repetitions that `tokens`, (n,), ends with,
+    shortest period first.
 
-    A stretch of n tokens has the period p when each of its tokens equals the one p before it.
+    A stretch of tokens has the period p if each of its tokens equals the one p before it.
     """
     if len(tokens) <= _PROBE:
         return

@@ -1,6 +1,6 @@
-"""Penalties for tokens that have come before: repetition, presence and frequency.
+"""Penalties for earlier tokens: repetition, presence and frequency.
 
-All of it happens on the device, so a token that is not known to the host yet counts already.
+They are computed on the device, so a token counts before the host knows it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ def penalise_repetition(logits: mx.array, tokens: mx.array, penalty: float) -> m
 
     Source: CTRL, arXiv 1909.05858, as transformers and mlx-lm apply it.
     """
-    tokens = tokens[None]  # (1, n); one that comes twice is written twice with the same value
+    tokens = tokens[None]  # (1, n); duplicates are written twice with the same value
     seen = mx.take_along_axis(logits, tokens, axis=-1)
     penalised = mx.where(seen < 0, seen * penalty, seen / penalty)
     return mx.put_along_axis(logits, tokens, penalised, axis=-1)
 
 
 def penalise_use(logits: mx.array, counts: mx.array, presence: float, frequency: float) -> mx.array:
-    """Subtract `presence` from tokens that were produced, and `frequency` for each time.
+    """Subtract `presence` from the logits of generated tokens, and `frequency` per occurrence.
 
     Args:
-        counts: (1, vocab_size) float32, how often each token was produced.
+        counts: (1, vocab_size) float32, occurrences of each token in the output.
 
     Source: OpenAI's API reference, frequency and presence penalties.
     """
@@ -38,7 +38,7 @@ PenaltyState = tuple[mx.array | None, mx.array | None]
 
 
 class Penalties:
-    """The tokens of one generation, as far as its penalties ask about them."""
+    """Penalties of one generation, with the tokens that they depend on."""
 
     def __init__(self, sampling: Sampling, prompt: NDArray[np.int32], vocab_size: int) -> None:
         self._sampling = sampling
@@ -52,7 +52,7 @@ class Penalties:
 
     @property
     def state(self) -> PenaltyState:
-        """What `add` has been told so far. Set it to an earlier one to forget what came since."""
+        """State after the tokens added so far. Assign an earlier one to roll back."""
         return self._recent, self._counts
 
     @state.setter
@@ -60,7 +60,7 @@ class Penalties:
         self._recent, self._counts = state
 
     def apply(self, logits: mx.array) -> mx.array:
-        """(1, vocab_size) float32 logits, penalised."""
+        """Apply the penalties to (1, vocab_size) float32 logits."""
         sampling = self._sampling
         if self._recent is not None and self._recent.size:
             logits = penalise_repetition(logits, self._recent, sampling.repetition_penalty)
@@ -71,7 +71,7 @@ class Penalties:
         return logits
 
     def add(self, token: mx.array) -> None:
-        """Count `token`, (1,), which may still be lazy."""
+        """Add a generated token, (1,), which may still be lazy."""
         if self._recent is not None:
             recent = mx.concatenate([self._recent, token.astype(self._recent.dtype)])
             window = self._sampling.repetition_window

@@ -1,11 +1,11 @@
-"""What was computed before and may be needed again: caches of prompts and answers, and features.
+"""The prefix cache: KV caches of earlier prompts and outputs, and features of earlier images.
 
-    take    the caches that hold the longest beginning of a prompt
-    put     those of a generation that has ended, its answer included
+    take    the caches with the longest prefix of a prompt
+    put     the caches of a generation that has ended, including its output
 
-Everything lives on the worker thread and counts against one budget, which what runs has the first
-claim on. What was used least recently goes first. With a disk all of it is written there as well,
-when there is time, and read again where memory holds less of a prompt.
+All calls come from the worker thread, except where noted. Entries share one memory budget with the
+caches in use, which take precedence; the least recently used entries are evicted. With a disk
+cache, entries are also written to disk in idle time, and loaded from there if memory holds less.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from magistral_mlx.engine.prefill import ComputedPrefix
 
 __all__ = ["ActivePrefix", "PrefixCache", "PrefixCacheStats"]
 
-_LEAST = 8  # tokens; fewer are not worth the trouble
+_LEAST = 8  # tokens; shorter prefixes are not reused
 _CLOSE_TIMEOUT = 20.0  # seconds that closing waits for the disk
-_WORTH_READING = 64  # tokens that the disk must have beyond what memory holds
+_WORTH_READING = 64  # tokens more than memory holds for which the disk is read
 
 
 class PrefixCache:
-    """Caches and features that are kept under a budget.
+    """KV caches and image features within a memory budget.
 
-    counts: for statistics; like `nbytes` it may be read from any thread.
+    counts: statistics; like `nbytes` they may be read from any thread.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class PrefixCache:
         disk: DiskPrefixCache | None = None,
         load_tower: Callable[[], None] | None = None,
     ) -> None:
-        """Nothing is held yet.
+        """Make an empty prefix cache.
 
         Args:
-            budget: bytes that what is held and the caches of what runs may take together.
-            make_caches: empty caches of the scheme that all of them have.
-            image_token: the id that stands for a part of an image.
-            disk: where it is kept for later runs; `close` finishes writing.
-            load_tower: has the vision tower in memory, for an image that was not seen before.
+            budget: bytes for all entries together with the caches in use.
+            make_caches: makes empty caches of the one scheme in use.
+            image_token: id of image tokens.
+            disk: storage for later runs; `close` finishes writing.
+            load_tower: loads the vision tower, called before an uncached image is encoded.
         """
         self.budget = budget
         self.counts = PrefixCacheStats()
@@ -72,13 +72,13 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held, the caches of what runs not among them."""
+        """Bytes of all entries, without the caches in use."""
         return sum(kept.nbytes for kept in list(self._kept.values()))
 
     # Caches
 
     def longest(self, keys: NDArray[np.int64]) -> int:
-        """How many leading tokens of a prompt with these `keyed` tokens are held."""
+        """Number of leading tokens of a prompt, by its token keys, that are cached."""
         held, length = self._longest(keys)
         return 0 if held is None else length
 
@@ -89,15 +89,16 @@ class PrefixCache:
         active_bytes: int = 0,
         in_use: Sequence[ActivePrefix] = (),
     ) -> ComputedPrefix | None:
-        """The caches that hold the longest beginning of a prompt, for `generate` to go on from.
+        """Take the caches with the longest prefix of a prompt, for `generate` to start from.
 
-        They belong to the caller, who gives them back by `put`. Where much more is held than what
-        is shared, its owner keeps it and the caller gets a copy, if there is room for both.
+        They belong to the caller, who returns them with `put`. If an entry is much longer than
+        the common prefix, the caller gets a copy and the entry stays, if memory allows both.
 
         Args:
-            tokens: (L,) the whole prompt; images: those in it, in order.
-            running: bytes of the caches that are in use from now on, this prompt's among them.
-            in_use: caches that others go on with, to be copied from where they hold more.
+            tokens: (L,) the whole prompt.
+            images: keys of the images in it, in order.
+            active_bytes: bytes of the caches in use from now on, including this prompt's.
+            in_use: caches of sequences in progress, copied if they have a longer prefix.
         """
         self._active_bytes = active_bytes
         keys = token_keys(tokens, images, self._image_token)
@@ -125,13 +126,13 @@ class PrefixCache:
         prefilled: ComputedPrefix | None = None,
         active_bytes: int = 0,
     ) -> None:
-        """Keep the caches of a generation that has ended, wherever it ended.
+        """Add the caches of a generation that has ended, at whatever point it ended.
 
         Args:
-            tokens: (L,) prompt and answer, as far as they are known; the caches hold the
-                beginning of them, and perhaps a token more.
-            prefilled: the generation's own, for the logits after its prompt.
-            running: bytes of the caches that are still in use.
+            tokens: (L,) prompt and output so far; the caches hold a prefix of them, and perhaps
+                one token more.
+            prefilled: the generation's own prefix, for the logits after its prompt.
+            active_bytes: bytes of the caches that are still in use.
         """
         self._active_bytes = active_bytes
         length = min(len(tokens), caches[0].length)
@@ -162,9 +163,9 @@ class PrefixCache:
         return best, most
 
     def _hand_out(self, held: CachedPrefix, length: int, *, whole: bool) -> ComputedPrefix:
-        """The caches themselves, or a copy of what is shared."""
+        """Return the entry's own caches, or a copy of the common prefix."""
         logits = held.logits if whole else None
-        if held not in self._kept:  # somebody else's
+        if held not in self._kept:  # in use by a sequence in progress
             return ComputedPrefix(self._copy(held.caches, length), length)
         spare = len(held.keys) - length
         if spare > length // 8 and self.nbytes + self._active_bytes <= self.budget:
@@ -177,13 +178,13 @@ class PrefixCache:
         copies = self._make_caches()
         for cache, copy in zip(caches, copies, strict=True):
             copy.restore(cache.save(length), length)
-            mx.eval(copy.state)  # layer by layer, or both would be in memory twice
+            mx.eval(copy.state)  # layer by layer, which limits temporary arrays
         return copies
 
     # Features
 
     def features(self, image: ImageKey) -> mx.array | None:
-        """The features of an image that was seen before, (n, D)."""
+        """Return the cached features of an image, (n, D), or None."""
         self.counts.images += 1
         seen = self._kept.get(image)
         if not isinstance(seen, CachedFeatures):
@@ -197,12 +198,12 @@ class PrefixCache:
         return seen.features
 
     def get_ready(self) -> None:
-        """Have the tower in memory, as an image is about to be looked at."""
+        """Load the vision tower before an image is encoded."""
         if self._load_tower is not None:
             self._load_tower()
 
     def keep_features(self, image: ImageKey, features: mx.array) -> None:
-        """Keep the features of an image, (n, D), evaluated."""
+        """Add the features of an image, (n, D), evaluated."""
         self._kept[image] = CachedFeatures(features)
         self._evict()
         if self._disk is not None:
@@ -211,7 +212,7 @@ class PrefixCache:
     # The disk
 
     def _from_disk(self, keys: NDArray[np.int64], held: int) -> ComputedPrefix | None:
-        """What the disk has, if it is clearly more than is `held`."""
+        """Load a prefix from disk if it is clearly longer than `held` tokens."""
         if self._disk is None or self._disk.find(keys).length < held + _WORTH_READING:
             return None
         self._evict()
@@ -221,9 +222,9 @@ class PrefixCache:
         return ComputedPrefix(caches, length) if length else None
 
     def write_some(self) -> bool:
-        """Hand something to the disk that it does not have yet -> whether to go on with that.
+        """Queue one file for the disk and return whether there may be more.
 
-        It does not wait: where the disk is busy nothing happens.
+        It never waits: while the write queue is full it does nothing.
         """
         if self._disk is None or not self._disk.has_capacity:
             return False
@@ -235,11 +236,11 @@ class PrefixCache:
         return False
 
     def take_notes(self) -> list[str]:
-        """What a user should know of the disk, once."""
+        """Return the disk cache's messages for the user since the last call."""
         return [] if self._disk is None else self._disk.take_notes()
 
     def close(self) -> None:
-        """Give up everything once it has been written, as far as that takes some seconds."""
+        """Write what is not on disk yet, within some seconds, and release everything."""
         if self._disk is not None:
             end = time.monotonic() + _CLOSE_TIMEOUT
             while self.write_some() or (
@@ -249,25 +250,25 @@ class PrefixCache:
             self._disk.close(end - time.monotonic())
         self.release()
 
-    # Room
+    # Eviction
 
     def evict_for(self, active_bytes: int) -> None:
-        """Give up what stands in the way of what runs.
+        """Evict entries until the caches in use fit into the budget.
 
         Args:
-            running: bytes that all caches in use take, or are about to.
+            active_bytes: bytes that all caches in use take, or are about to.
         """
         self._active_bytes = active_bytes
         self._evict()
 
     def release(self) -> None:
-        """Give up everything in memory."""
+        """Drop all entries in memory."""
         self._kept.clear()
         self._unwritten.clear()
 
     def _evict(self) -> None:
-        room = self.budget - self._active_bytes
+        allowed = self.budget - self._active_bytes
         nbytes = self.nbytes
-        while self._kept and nbytes > room:
+        while self._kept and nbytes > allowed:
             _, kept = self._kept.popitem(last=False)
             nbytes -= kept.nbytes

@@ -1,10 +1,9 @@
-"""From logits to the next token.
+"""Sampling of the next token from logits.
 
-What may be drawn is settled step by step: the mask and the bans of the moment, biases and
-penalties, temperature, filters. Then noise is added that depends on seed and position alone, and
-the largest wins (the Gumbel-max rule: a draw from the softmax). So the next token is a function of
-its logits, and the same seed gives the same tokens however the logits were computed: chunked,
-cached, drafted or batched.
+Steps: grammar mask and bans, biases and penalties, temperature, filters. Then noise that depends on
+seed and position alone is added, and the largest value wins (Gumbel-max: a draw from the softmax).
+So the next token is a function of its logits, and the same seed gives the same tokens however the
+logits were computed: in chunks, from a cache, speculatively or in a batch.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from magistral_mlx.events import Forced
 
 @dataclass(frozen=True)
 class DrawConstraints:
-    """What holds for one draw beyond the sampling options.
+    """Constraints on one draw, in addition to the sampling options.
 
-    forced: the token to take, and why. allowed: one bit for each id, the lowest first in each
-    word; what has none is not drawn. bias: added to the logits of these ids, -inf included.
+    forced: the token to take, with the reason. allowed: bitmask of the ids that may be drawn,
+    lowest bit first in each word. bias: values added to the logits of these ids; may be -inf.
     """
 
     forced: tuple[int, Forced] | None = None
@@ -51,19 +50,19 @@ UNCONSTRAINED = DrawConstraints()
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """A token on its way: (1,), still lazy, with its log-probabilities if they were asked for."""
+    """A sampled token, (1,), still lazy, with its log-probabilities if requested."""
 
     token: mx.array
     logprobs: LazyLogprobs | None
 
     @property
     def value(self) -> int:
-        """The token's id, as soon as the device has it."""
+        """The token's id; waits for the device."""
         return cast(int, self.token.item())
 
 
 def dispatch(draws: Sequence[SampledToken]) -> None:
-    """Let the device begin with all of `draws` together."""
+    """Start the computation of all of `draws` on the device."""
     arrays = [draw.token for draw in draws]
     for draw in draws:
         if draw.logprobs:
@@ -72,7 +71,7 @@ def dispatch(draws: Sequence[SampledToken]) -> None:
 
 
 class Sampler:
-    """The draws of one generation."""
+    """Sampling state of one generation."""
 
     def __init__(
         self,
@@ -83,11 +82,11 @@ class Sampler:
         top_logprobs: int | None = None,
         banned: frozenset[int] = frozenset(),
     ) -> None:
-        """Make it on the thread that draws.
+        """Create the sampler on the thread that will draw.
 
         Args:
-            prompt: (L,) ids, which the repetition penalty looks at.
-            top_logprobs: None for no log-probabilities, else how many of the likeliest to name.
+            prompt: (L,) ids, for the repetition penalty.
+            top_logprobs: number of most likely tokens to report; None for no log-probabilities.
             banned: ids that are never drawn.
         """
         self._sampling = sampling
@@ -100,7 +99,7 @@ class Sampler:
     def draw(
         self, logits: mx.array, position: int, constraints: DrawConstraints = UNCONSTRAINED
     ) -> SampledToken:
-        """The token at `position` of prompt and output, from its logits, (1, vocab_size)."""
+        """Draw the token at `position` of the sequence from its logits, (1, vocab_size)."""
         if constraints.forced is None:
             token = self._choose(logits, position, constraints)
         else:
@@ -113,7 +112,7 @@ class Sampler:
 
     @property
     def penalty_state(self) -> PenaltyState | None:
-        """What the penalties remember, to go back to: set it, and later draws never were."""
+        """Penalty state; assign to roll back."""
         return self._penalties.state if self._penalties else None
 
     @penalty_state.setter
@@ -136,7 +135,7 @@ class Sampler:
         return mx.argmax(logits + mx.random.gumbel(logits.shape, key=key), axis=-1)
 
     def _adjust(self, logits: mx.array, constraints: DrawConstraints) -> mx.array:
-        """Masks, biases and penalties, each only where there is one."""
+        """Apply mask, biases and penalties, as far as there are any."""
         if constraints.allowed is not None:
             logits = mx.where(self._unpack(constraints.allowed, logits.shape[-1]), logits, -mx.inf)
         if self._bias or self._penalties or constraints.bias:
@@ -150,12 +149,12 @@ class Sampler:
         return logits
 
     def _unpack(self, allowed: NDArray[np.uint32], vocab_size: int) -> mx.array:
-        """(words,) -> (1, vocab_size) bool. Only the bits travel to the device."""
+        """(words,) bitmask -> (1, vocab_size) bool, unpacked on the device."""
         words = mx.array(allowed)
         bits = (words[:, None] >> self._bits) & 1  # (words, 32)
         return bits.reshape(1, -1)[:, :vocab_size].astype(mx.bool_)
 
 
 def _pairs(bias: Mapping[int, float]) -> tuple[mx.array, mx.array]:
-    """The ids, (n,), and what is added to their logits, (n,) float32."""
+    """Ids, (n,), and the values added to their logits, (n,) float32."""
     return mx.array(list(bias.keys()), mx.int32), mx.array(list(bias.values()), mx.float32)

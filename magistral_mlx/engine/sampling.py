@@ -1,4 +1,4 @@
-"""How tokens are drawn."""
+"""Sampling options."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from magistral_mlx.engine.dry import Dry
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, of values in range: an API's options check them. By default all is off.
+    """Sampling options, validated by the API. By default everything is off.
 
-    temperature: 0 is greedy. top_p, top_k, min_p: which tokens may be drawn; they are applied in
-        the order of transformers and vLLM, see `filters`.
-    seed: of the noise, which depends on it and on a token's position alone.
-    repetition_penalty: divides positive logits of recent tokens, multiplies negative ones
-        (CTRL, arXiv 1909.05858). Recent are the last `repetition_window` tokens of prompt and
-        output; None is all of them.
-    presence_penalty, frequency_penalty: subtracted from the logit of every token that has been
-        produced, once or as often as it was. The prompt does not count (OpenAI's semantics).
-    logit_bias: added to the logits of these ids.
-    dry: penalises what would repeat a longer sequence; None is off.
+    temperature: 0 is greedy. top_p, top_k, min_p: filters, applied in the order of transformers
+        and vLLM, see `filters`.
+    seed: seed of the noise, which depends on seed and token position alone.
+    repetition_penalty: divides positive logits of recent tokens and multiplies negative ones
+        (CTRL, arXiv 1909.05858); the last `repetition_window` tokens of prompt and output are
+        recent, None for all.
+    presence_penalty, frequency_penalty: subtracted from the logit of every token in the output,
+        once or per occurrence. The prompt does not count (OpenAI's semantics).
+    logit_bias: values added to the logits of these ids.
+    dry: DRY penalty for continuing repeated sequences; None is off.
     """
 
     temperature: float = 1.0
@@ -37,14 +37,14 @@ class Sampling:
     dry: Dry | None = None
 
     def without_penalties(self) -> Sampling:
-        """The same with nothing in it that depends on earlier tokens."""
+        """The same options without anything that depends on earlier tokens."""
         return replace(
             self, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, dry=None
         )
 
     @property
     def penalises(self) -> bool:
-        """Whether a token's logit depends on those before it, DRY aside."""
+        """Whether any penalty other than DRY is on."""
         return (
             self.repetition_penalty != 1
             or self.presence_penalty != 0

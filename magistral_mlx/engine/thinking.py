@@ -1,4 +1,4 @@
-"""Thinking, controlled: a budget for the trace, a minimum, and an end to loops."""
+"""Control of the thinking trace: a token budget, a minimum, and a stop for loops."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.events import Forced, ThinkingEnd
 
 CLOSING_PHRASE = "\n\nI have thought about this for long enough. I will give my answer now.\n"
-_PATIENCE = 64  # tokens before the end of a budget in which the end of a sentence is waited for
+_PATIENCE = 64  # last tokens of a budget, in which the end of a sentence closes the trace
 
 
 @dataclass(frozen=True)
 class ThinkingRules:
-    """What holds for the thinking trace. A model that opens none is left alone.
+    """Rules for the thinking trace. They do not make a model open one.
 
     open, close: ids of [THINK] and [/THINK].
-    exits: other ids that would end the trace, which are the end of the turn and [TOOL_CALLS].
+    exits: other ids that would end the trace: end of turn and [TOOL_CALLS].
     enabled: whether a trace may be opened at all.
-    inside: whether the prompt itself ends in an open trace.
-    budget: tokens between the marks at most, in all traces of the answer together, with the
-        closing phrase. Towards its end the first end of a sentence closes the trace.
-    minimum: tokens before which the trace cannot end.
-    closing: the phrase that is put before `close` where the model did not end the trace itself. A
-        budget that is shorter than the phrase goes without.
-    loops: the rule by which a trace that repeats itself is closed; None lets it.
+    inside: whether the prompt ends in an open trace.
+    budget: largest number of tokens between the marks, in all traces of the answer together,
+        including the closing phrase. Near its end the next end of a sentence closes the trace.
+    minimum: number of tokens before which the trace cannot end.
+    closing: tokens put before `close` if the model did not end the trace itself; omitted if the
+        budget is shorter.
+    loops: the rule that closes a trace which repeats itself; None for no such rule.
     """
 
     open: int
@@ -41,14 +41,14 @@ class ThinkingRules:
 
 
 class ThinkingControl:
-    """The trace of one generation, from token to token, where thinking is enabled.
+    """State of one generation's thinking trace.
 
-    `end` tells how the trace ended: "model" by itself, "budget" or "loop" by us; None while it is
-    open, or if there was none.
+    end: what ended the trace: "model" itself, "budget" or "loop"; None while it is open, or if
+    there was none.
     """
 
     def __init__(self, thinking: ThinkingRules, vocabulary: Vocabulary | None = None) -> None:
-        """The vocabulary finds the ends of sentences, and tells prose from numbers in loops."""
+        """Start the state. The vocabulary is used to find ends of sentences and words."""
         self._thinking = thinking
         self.open, self.exits = thinking.open, thinking.exits
         limited = thinking.budget is not None
@@ -59,13 +59,13 @@ class ThinkingControl:
             else None
         )
         self._used = 0
-        self._forced: list[int] = []  # what is still to be put, the last one first
+        self._forced: list[int] = []  # tokens still to be forced, the last one first
         self._reason: Forced | None = None
         self.inside = thinking.inside
         self.end: ThinkingEnd | None = None
 
     def copy(self) -> ThinkingControl:
-        """One that goes its own way from here."""
+        """Return an independent copy."""
         other = copy.copy(self)
         other._forced = self._forced.copy()
         other._loops = self._loops.copy() if self._loops else None
@@ -73,19 +73,19 @@ class ThinkingControl:
 
     @property
     def may_open(self) -> bool:
-        """Whether the model may open a trace; not again where we had to close one."""
+        """Whether the model may open a trace; not again after a trace was closed by a rule."""
         return self._reason is None and not self.inside
 
     @property
     def forced(self) -> tuple[int, Forced] | None:
-        """The next token, and why, where it is not the model's to choose."""
+        """The next token and the reason, if it is forced; else None."""
         if self._forced and self._reason:
             return self._forced[-1], self._reason
         return None
 
     @property
     def banned(self) -> frozenset[int]:
-        """The ids that the model cannot choose next."""
+        """Ids that must not come next."""
         thinking = self._thinking
         if self.inside and self._used < thinking.minimum:
             return thinking.exits | {thinking.close}
@@ -94,7 +94,7 @@ class ThinkingControl:
         return frozenset()
 
     def observe(self, token: int) -> None:
-        """The token that came, chosen or forced."""
+        """Update the state with the next token, sampled or forced."""
         thinking = self._thinking
         if not self.inside:
             if token == thinking.open:
@@ -123,7 +123,7 @@ class ThinkingControl:
         return "budget" if left <= 0 or (left <= patience and at_end) else None
 
     def _phrase(self) -> tuple[int, ...]:
-        """The closing phrase, where the budget has room for it."""
+        """The closing phrase, if it fits into the budget."""
         thinking = self._thinking
         fits = thinking.budget is None or len(thinking.closing) < thinking.budget
         return thinking.closing if fits else ()

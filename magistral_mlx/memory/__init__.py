@@ -1,1 +1,1 @@
-"""Memory as a contract: what this machine offers, what will fit, and a refusal of what will not."""
+"""Memory planning: limits of the machine, predicted peaks, and refusals of what does not fit."""

@@ -1,8 +1,8 @@
-"""Which answers fit into memory together: arithmetic over what each one may still need.
+"""Admission of requests by memory.
 
-Answers are kept in the order in which they came. They fit if each of them could go on to what it
-was promised while those after it stood still, those before it having ended: then the first one can
-always go on, and when it ends the next one can, so that all of them come to their end.
+Requests are ordered by arrival. They fit together if each one could grow to its promised length
+while all later ones keep their present size and all earlier ones have ended. Then the first can
+always continue, and after it the next, so all of them finish.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from magistral_mlx.cache.scheme import RESERVED
 from magistral_mlx.memory.peak import Shape, feature_bytes, pass_bytes, prefill_bytes, row_bytes
 from magistral_mlx.memory.plan import Plan
 
-_OPEN = 4 * RESERVED  # tokens promised to an answer that may fill the context
-_AHEAD = 64  # tokens of room below which caches are about to grow
+_OPEN = 4 * RESERVED  # tokens promised to a request without a length limit
+_AHEAD = 64  # tokens of spare capacity below which caches are about to grow
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """What one answer takes, in tokens of context.
+    """Memory reserved for one request, in tokens of context unless stated otherwise.
 
-    held: what its caches have room for. promised: what it may rely on. most: prompt and answer at
-    their longest. prefill: bytes that a step of reading its prompt takes in passing; features:
-    those that its images take meanwhile. asked: somebody asked for that length, so all of it is
-    promised.
+    held: capacity of its caches. promised: capacity it may rely on. most: prompt and output at
+    their longest. prefill: temporary bytes of one prefill step. features: bytes of its images'
+    features during prefill. asked: the length was requested, so all of it is promised.
     """
 
     held: int
@@ -39,26 +38,26 @@ class Reservation:
     asked: bool = False
 
     def short(self, length: int) -> bool:
-        """Whether the caches, `length` tokens long, are about to grow."""
+        """Whether the caches, which hold `length` tokens, are about to grow."""
         return self.held < self.most and length + _AHEAD > self.held
 
     def grown(self) -> Reservation:
-        """With caches that have grown as they do, by an eighth."""
+        """Return the reservation with caches grown once, by an eighth."""
         held = min(rounded(self.held + self.held // 8), rounded(self.most))
         return replace(self, held=held, promised=max(held, self.promised))
 
     def holding(self, tokens: int) -> Reservation:
-        """With caches that have room for `tokens` at least."""
+        """Return the reservation with caches of at least `tokens` capacity."""
         held = max(self.held, tokens)
         return replace(self, held=held, promised=max(held, self.promised))
 
     def prefilled(self) -> Reservation:
-        """With the prompt read."""
+        """Return the reservation after prefill."""
         return replace(self, prefill=0, features=0)
 
 
 class Budget:
-    """The memory of a plan, shared by the answers that run at once."""
+    """The memory of a plan, shared by the requests that run at once."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -66,27 +65,29 @@ class Budget:
 
     @cached_property
     def _total(self) -> int:
-        """Bytes for all caches and all work in flight."""
+        """Bytes for all caches and temporary arrays."""
         peak = self._plan.peak
         return self._plan.total - peak.weights - peak.vision
 
     def reservation(
         self, prompt: int, limit: int, images: Sequence[tuple[int, int]] = (), *, asked: bool
     ) -> Reservation:
-        """What an answer of `limit` tokens at most takes as it begins.
+        """Return the initial reservation of a request.
 
         Args:
-            prompt: tokens of the prompt. images: their sizes in pixels (height, width).
-            asked: `limit` was asked for; otherwise it is all that the context holds.
+            prompt: tokens of the prompt.
+            limit: largest number of output tokens.
+            images: their sizes in pixels (height, width).
+            asked: `limit` was requested; otherwise it is what the context allows.
         """
         plan = self._plan
         shape = Shape(prompt, 0, plan.chunk, tuple(images))
         prefill = prefill_bytes(plan.model.config, plan.scheme, shape, plan.profile)
         features = feature_bytes(plan.model.config, shape, plan.profile)
         if images and not plan.peak.vision:
-            prefill += plan.model.weights.vision  # nobody planned for the tower
+            prefill += plan.model.weights.vision  # the plan does not include the tower
         held = prompt + min(limit, RESERVED)
-        # Where the context is small, so is what an answer without a length keeps others from.
+        # In a small context a request without a limit is promised less, or it would block others.
         open_ended = max(RESERVED, min(_OPEN, plan.context // 4))
         promised = prompt + (limit if asked else min(limit, open_ended))
         return Reservation(held, promised, prompt + limit, prefill, features, asked)
@@ -102,9 +103,10 @@ class Budget:
         return True
 
     def active_bytes(self, reservations: Sequence[Reservation]) -> int:
-        """Bytes that nothing else may take of what is there for caches: `PrefixCache` stays below.
+        """Bytes of the plan's memory for caches that these requests use; `PrefixCache` gets the
+        rest.
 
-        Work in flight counts as far as it goes beyond what is planned for a single answer.
+        Temporary arrays count as far as they exceed the plan's, which are those of one request.
         """
         caches = sum(self.cache(reservation.held) for reservation in reservations)
         in_flight = self._passing(reservations)
@@ -113,11 +115,11 @@ class Budget:
         return caches + max(0, in_flight - self._plan.peak.workspace)
 
     def cache(self, tokens: int) -> int:
-        """Bytes of one answer's caches with room for `tokens`."""
+        """Bytes of one request's caches with capacity for `tokens`."""
         return self._plan.cache_bytes(tokens)
 
     def tokens(self, nbytes: int) -> int:
-        """What caches of so many bytes have room for."""
+        """Capacity in tokens of caches of `nbytes`."""
         return bisect_left(range(self._plan.context), nbytes, key=self.cache)
 
     def _sequence_bytes(self, tokens: int) -> int:
@@ -128,8 +130,8 @@ class Budget:
         return row_bytes(self._text, plan.scheme, min(tokens, plan.context), plan.profile)
 
     def _passing(self, reservations: Sequence[Reservation]) -> int:
-        """Work that no answer has for itself: a part of a prompt; or a pass, and a layer that
-        grows in it. And the features of the images that are being read.
+        """Temporary bytes shared by all requests: the largest of a prefill step, and a decoding
+        pass in which a layer's cache grows; plus the features of images during prefill.
         """
         growing = max((self.cache(reservation.promised) for reservation in reservations), default=0)
         layer = growing // self._text.num_hidden_layers

@@ -1,7 +1,7 @@
-"""Linux control groups: what a container, or anything else above this process, allows it.
+"""Memory limits of Linux control groups, such as those of containers.
 
-A process is in one group of each hierarchy, and the limits of all groups above that one hold as
-well. Version 2 has a single hierarchy, version 1 one for memory; both may be mounted.
+A process is in one group of each hierarchy, and the limits of all parent groups apply as well.
+Version 2 has a single hierarchy, version 1 one for memory; both may be mounted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True)
 class CgroupLimit:
-    """A group that limits memory, in bytes. used: file pages that can be dropped are left out."""
+    """The memory limit and use of a group, in bytes. used: without reclaimable file pages."""
 
     limit: int
     used: int
@@ -31,7 +31,7 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 
 
 def memory_groups(root: Path = Path("/")) -> list[CgroupLimit]:
-    """This process's groups that limit memory, the innermost first; none where there is none."""
+    """Return the limits of this process's groups, the innermost first."""
     groups = []
     for folder, top, files in _places(root):
         inside = [folder, *folder.parents]
@@ -44,7 +44,7 @@ def memory_groups(root: Path = Path("/")) -> list[CgroupLimit]:
 
 
 def _places(root: Path) -> Iterator[tuple[Path, Path, _Files]]:
-    """The folder of this process's group, and that of the hierarchy, for each that is mounted."""
+    """Yield, for each mounted hierarchy, the folders of this process's group and of its root."""
     paths = {}
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -64,7 +64,7 @@ def _places(root: Path) -> Iterator[tuple[Path, Path, _Files]]:
 
 
 def _below(path: str, mounted: str) -> PurePosixPath:
-    """The group relative to what is mounted; a container may see only its own part of the tree."""
+    """Path of the group relative to the mount, of which a container may see only a subtree."""
     group, base = PurePosixPath(path), PurePosixPath(mounted)
     if ".." in group.parts or not group.is_relative_to(base):
         return PurePosixPath()
@@ -80,7 +80,7 @@ def _droppable(place: Path, files: _Files) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """What a file says; None if it has no number, as "max" is none."""
+    """Read a number from a file; None if there is none, as in "max"."""
     text = "".join(_lines(path)).strip()
     return int(text) if text.isdigit() else None
 

@@ -1,7 +1,7 @@
-"""Apple's chips as data: how fast a Mac reads its memory and computes, and what Metal gives.
+"""Apple's chips: memory bandwidth, compute, and Metal's share of the memory.
 
-Figures and where each comes from stand in `chips.json`. What is worked out from them is a limit or
-an estimate, to be shown as computed and never as measured.
+The figures and their sources are in `chips.json`. Values computed from them are limits or
+estimates, to be labelled as computed and never as measured.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _SHARES_26 = ((0, 2, 3), (16, 37, 50), (32, 39, 50), (64, 81, 100), (128, 21, 25
 class Chip:
     """One variant of a chip.
 
-    name: as macOS gives it ("Apple M3 Max"). bandwidth: of the memory, GB/s (10^9), peak.
+    name: as macOS reports it ("Apple M3 Max"). bandwidth: peak memory bandwidth, GB/s (10^9).
     memory: sizes sold, GiB. fp32_tflops: of the GPU; fp16 is the same. matrix_tflops: fp16 of the
-    GPU's matrix units, None before M5. The TFLOPS are None where no figure was published.
+    GPU's matrix units, None before M5. TFLOPS are None if no figure was published.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Chip:
 
     @property
     def fp16_tflops(self) -> float | None:
-        """The fastest published rate for half precision, by matrix units where there are any."""
+        """Highest published half-precision rate, of the matrix units if the chip has any."""
         return self.matrix_tflops or self.fp32_tflops
 
     @property
     def macos(self) -> int | None:
-        """The oldest macOS that it runs, if that gives the GPU another share of the memory."""
+        """Oldest macOS of the chip, if that changes the GPU's share of the memory; else None."""
         generation = re.match(r"Apple M(\d+)", self.name)
         return 26 if generation and int(generation[1]) >= 5 else None
 
 
 @cache
 def chips() -> tuple[Chip, ...]:
-    """All chips, oldest first, the variants of a chip from the smaller to the larger one."""
+    """All chips, oldest first; variants of a chip from the smallest to the largest."""
     table = json.loads(files(__package__).joinpath("chips.json").read_text("utf-8"))
     return tuple(Chip(**{**row, "memory": tuple(row["memory"])}) for row in table["chips"])
 
@@ -65,14 +65,13 @@ def chips() -> tuple[Chip, ...]:
 def find_chip(
     name: str, gpu_cores: int | None = None, memory_bytes: int | None = None
 ) -> Chip | None:
-    """The chip of that name, or None for one that the table lacks.
+    """Return the chip of that name, or None if the table lacks it.
 
-    Where a chip has variants, `gpu_cores` chooses; without it the memory may, as some sizes come
-    with one variant only; what is still open goes to the smallest variant, so that a limit
-    computed from it is not too high.
+    Among variants, `gpu_cores` decides, then the memory, since some sizes come with one variant
+    only, then the smallest variant, so that computed limits are not too high.
 
     Args:
-        name: as `sysctl machdep.cpu.brand_string` gives it; "M3 Max" alone will do, in any case.
+        name: as `sysctl machdep.cpu.brand_string` prints it, or "M3 Max" alone; case-insensitive.
     """
     wanted = name.strip().lower().removeprefix("apple ")
     found = [chip for chip in chips() if chip.name.lower() == f"apple {wanted}"]
@@ -85,21 +84,21 @@ def find_chip(
 
 
 def decode_limit(bytes_per_token: int, chip: Chip) -> float:
-    """Tokens per second that a chip cannot exceed when a token reads that many bytes.
+    """Compute the upper limit of tokens per second if each token reads `bytes_per_token`.
 
-    A computed limit: the bandwidth is Apple's peak, of which programs reach 80 to 95 %.
+    The bandwidth is Apple's peak, of which programs reach 80 to 95 %.
     """
     return chip.bandwidth * 1e9 / bytes_per_token
 
 
 def working_set(memory_bytes: int, macos: int | None = None) -> int:
-    """Bytes that Metal lets the GPU use on a Mac with so much memory, as macOS is delivered.
+    """Bytes that Metal lets the GPU use on a Mac with this memory, by macOS's default.
 
-    A rule for planning for another Mac: on a Mac itself MLX tells the real figure, which also
+    For planning for another Mac: on the Mac itself MLX reports the actual figure, which also
     follows `sudo sysctl iogpu.wired_limit_mb`.
 
     Args:
-        macos: the major version; without it the smaller share, that of macOS 15 and before.
+        macos: major version; None for the smaller share, that of macOS 15 and before.
     """
     shares = _SHARES_26 if macos is not None and macos >= 26 else _SHARES
     gib = memory_bytes / GIB

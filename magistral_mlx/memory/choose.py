@@ -1,4 +1,4 @@
-"""The plan that is made: the most context and precision that fit, or a refusal."""
+"""Choice of the plan: the longest context and highest cache precision that fit, or a refusal."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def make_plan(
     profile: BackendProfile,
     request: PlanRequest | None = None,
 ) -> Plan:
-    """The best plan that fits.
+    """Return the best plan that fits.
 
-    The context asked for, or by default the longest up to 40,960 tokens, at the highest cache
-    precision that fits; where none does, the longest context that the smallest scheme allows.
+    The context is the requested one, by default the model's up to 40,960 tokens, at the highest
+    cache precision that fits. If the default fits at none, it is shortened, at the lowest one.
 
     Raises:
-        OutOfMemory: what was asked for does not fit, or nothing does.
-        InvalidOption: a context that the model does not have.
+        OutOfMemory: the request does not fit, or nothing does.
+        InvalidOption: the context or the memory limit is out of range.
     """
     request = request or PlanRequest()
     if request.context is not None and request.context > model.longest_context:
         raise InvalidOption(
-            f"context is {request.context:,}; this model has {model.longest_context:,} tokens "
-            "at most."
+            f"context is {request.context:,}; it must be at most {model.longest_context:,} tokens "
+            "with this model."
         )
     if request.memory_limit is not None and request.memory_limit > machine.limit:
         raise InvalidOption(

@@ -1,4 +1,4 @@
-"""Times computed from a chip's published figures. Nobody measured them; say so beside each."""
+"""Times computed from a chip's published figures, to be labelled as computed, not measured."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from magistral_mlx.memory.plan import Plan
 
 
 def prefill_seconds(plan: Plan) -> float | None:
-    """Seconds of a prompt that fills the context; None where no compute of the chip is published.
+    """Seconds of prefill for a full context; None if the chip's compute is not published.
 
-    A chunk takes what its arithmetic or its reading takes, whichever is longer.
+    Each chunk takes the longer of its arithmetic and its memory reads.
     """
     chip = plan.machine.chip
     if chip is None or chip.fp16_tflops is None:
@@ -31,7 +31,7 @@ def prefill_seconds(plan: Plan) -> float | None:
 
 
 def layer_weights(config: ModelConfig) -> int:
-    """Weights that every token of a prompt meets."""
+    """Number of weights in the decoder's layers."""
     return sum(
         math.prod(shape)
         for name, shape in expected_tensors(config).items()
@@ -40,22 +40,22 @@ def layer_weights(config: ModelConfig) -> int:
 
 
 def chunk_flops(weights: int, text: TextConfig, start: int, end: int) -> float:
-    """Floating-point operations of the tokens from `start` to `end`: two a weight and token, and
-    causal attention."""
+    """Floating-point operations of the tokens from `start` to `end`: two per weight and token,
+    plus causal attention."""
     scores = 2 * text.num_hidden_layers * text.num_attention_heads * text.head_dim
     return 2.0 * weights * (end - start) + float(scores) * (end**2 - start**2)
 
 
 def chunk_bytes(plan: Plan, end: int) -> int:
-    """Bytes that the chunk up to token `end` reads: what its last token does."""
+    """Bytes that the chunk up to token `end` reads: as many as its last token would alone."""
     text, float_bytes = plan.model.config.text, plan.profile.float_bytes
     return bytes_per_token(plan.model.weights, text, end, plan.scheme, float_bytes)
 
 
 def decode_tokens_per_second(plan: Plan, context: int) -> float | None:
-    """What memory bandwidth allows at most with so many tokens in the caches.
+    """Upper limit of decoding speed by memory bandwidth with `context` tokens in the caches.
 
-    None where no chip is known.
+    None if the chip is unknown.
     """
     chip = plan.machine.chip
     if chip is None:
@@ -68,13 +68,13 @@ def decode_tokens_per_second(plan: Plan, context: int) -> float | None:
 def bytes_per_token(
     weights: Weights, text: TextConfig, context: int, scheme: KVScheme, float_bytes: int
 ) -> int:
-    """Bytes that decoding one token reads: every weight once, but of the embedding table one row,
-    which does not count, and what the caches hold."""
+    """Bytes that decoding one token reads: all weights except the embedding table, of which one
+    row is read and not counted, and the caches."""
     return weights.read + cached_bytes(text, context, scheme, float_bytes)
 
 
 def cached_bytes(text: TextConfig, tokens: int, scheme: KVScheme, float_bytes: int) -> int:
-    """Bytes of so many tokens in the caches of all layers, without spare room."""
+    """Bytes of `tokens` tokens in the caches of all layers, without spare capacity."""
     plain = 2 * text.num_key_value_heads * text.head_dim * float_bytes
     packed = scheme.packed(tokens) if scheme.quantized else 0
     layer = (tokens - packed) * plain
@@ -84,7 +84,7 @@ def cached_bytes(text: TextConfig, tokens: int, scheme: KVScheme, float_bytes: i
 
 
 def why_not_computed(chip: Chip | None) -> str | None:
-    """Why figures are missing, and what to do about it; None if none is."""
+    """Explain missing figures and what to do about it; None if none is missing."""
     if chip is None:
         return (
             "Times are computed from a chip's published figures, and none are known for this "

@@ -1,4 +1,4 @@
-"""Plans for this machine and this backend, from a checkpoint that is here."""
+"""Plans for a local checkpoint on this machine and backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from magistral_mlx.memory.plan import Draft, Plan, PlannedModel, PlanRequest
 
 
 def profile(dtype: str | None = None) -> BackendProfile:
-    """What of the present backend matters to a plan, computing in `dtype` or its own choice."""
+    """Return the profile of the present backend, with `dtype` or its default."""
     here = backend()
     return BackendProfile(
         float_bytes=(DTYPES[dtype] if dtype else here.dtype).size,
@@ -30,7 +30,7 @@ def profile(dtype: str | None = None) -> BackendProfile:
 def describe(
     checkpoint: Checkpoint, source: str, float_bytes: int, draft: Checkpoint | None = None
 ) -> PlannedModel:
-    """What a plan has to know of a checkpoint on this machine, and of a draft model beside it."""
+    """Describe a checkpoint, and a draft model beside it, for a plan."""
     weights = loaded_weights(checkpoint, float_bytes)
     if draft is None:
         return PlannedModel(source, checkpoint.config, weights)
@@ -45,10 +45,10 @@ def plan_here(
     dtype: str | None = None,
     draft: Checkpoint | None = None,
 ) -> Plan:
-    """The plan for running a checkpoint on this machine, beside the models that are loaded.
+    """Plan a checkpoint on this machine, beside the models that are already loaded.
 
     Raises:
-        OutOfMemory: it does not fit, or not with what was wished for.
+        OutOfMemory: it does not fit, or not as requested.
     """
     here = profile(dtype)
     machine = this_machine()
@@ -63,7 +63,7 @@ def hold_plan(
     dtype: str | None = None,
     draft: Checkpoint | None = None,
 ) -> Plan:
-    """`plan_here`, with MLX's limits set for it; `PROCESS.release` gives its share back."""
+    """Like `plan_here`, and set MLX's limits for the plan until `PROCESS.release`."""
     with PROCESS.lock:
         plan = plan_here(checkpoint, source, request, dtype, draft)
         PROCESS.hold(plan)

@@ -1,4 +1,4 @@
-"""Magistral Small 1.2 at 4 bits, described without a file: for plans before anything is here."""
+"""Magistral Small 1.2 at 4 bits, described without its files, for plans before a download."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAGISTRAL_SMALL = ModelConfig(
 
 
 def magistral_small(float_bytes: int = 2) -> PlannedModel:
-    """Its 4-bit conversion, the vision tower in bfloat16."""
+    """The 4-bit conversion, with the vision tower in bfloat16."""
     return PlannedModel(
         "Magistral Small 1.2 at 4 bits",
         MAGISTRAL_SMALL,
@@ -48,11 +48,11 @@ def magistral_small(float_bytes: int = 2) -> PlannedModel:
 
 
 def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: int) -> Weights:
-    """Bytes in memory of a model whose decoder's matrices are quantized by `scheme`."""
+    """Bytes in memory of a model whose decoder matrices are quantized by `scheme`."""
     sizes = {}
     for name, shape in expected_tensors(config).items():
         if name.startswith(LANGUAGE) and len(shape) == 2:
-            sizes[name] = scheme.nbytes((shape[0], shape[1]))  # its scales stay as they are stored
+            sizes[name] = scheme.nbytes((shape[0], shape[1]))  # scales stay in their stored dtype
         else:
             sizes[name] = math.prod(shape) * float_bytes
     return sum_weights(sizes, config)

@@ -1,8 +1,8 @@
-"""MLX's own limits, which are one per process: set while models are loaded, put back afterwards.
+"""MLX's process-wide limits: set while models are loaded, and restored afterwards.
 
-The memory limit refuses nothing: above it MLX waits for running work before it allocates more,
-which is what keeps work in flight within the plan. On Metal the planned bytes, and no more, are
-wired, so that the system does not page weights out between two questions.
+The memory limit does not make allocations fail: above it MLX waits for running work before it
+allocates more, which keeps temporary arrays within the plan. On Metal exactly the planned bytes are
+wired, so that the system does not page weights out between two requests.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.memory.plan import Plan
 
-_WIRING_MACOS = 15  # the first that has it
+_WIRING_MACOS = 15  # first version that supports wiring
 
 
 @dataclass(frozen=True)
 class DeviceLimits:
-    """Bytes; wired is None where memory cannot be wired."""
+    """MLX's limits in bytes. wired: None if memory cannot be wired."""
 
     memory: int
     cache: int
@@ -28,32 +28,32 @@ class DeviceLimits:
 
 
 class _Process:
-    """The limits of this process: the sum over the plans that are held, or what was before."""
+    """The limits of this process: the sum over the active plans, or the original ones."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # held while a plan is made and taken into force
+        self.lock = threading.RLock()  # held while a plan is made and activated
         self._held: list[Plan] = []
         self._before: DeviceLimits | None = None
-        self._machine = 0  # what all of them may take
+        self._machine = 0  # bytes that all plans may take together
 
     @property
     def planned(self) -> int:
-        """Bytes that the plans in force may take together."""
+        """Bytes that the active plans may take together."""
         return sum(plan.total for plan in self._held)
 
     def limit(self, plan: Plan) -> int:
-        """Bytes for the model of a plan in force: its limit, or what the other plans leave."""
+        """Bytes that an active plan's model may take: its limit, or what other plans leave."""
         return min(plan.limit, self._machine - self._others(plan))
 
     def allowed(self, plan: Plan) -> int:
-        """Bytes that may be in use while its model runs: its own, and those of other plans."""
+        """Bytes that the process may use while the plan's model runs, other plans included."""
         return self.limit(plan) + self._others(plan)
 
     def _others(self, plan: Plan) -> int:
         return self.planned - plan.total
 
     def hold(self, plan: Plan) -> None:
-        """Raise the limits by what a plan needs, for as long as its model is loaded."""
+        """Activate a plan: raise the limits by its bytes."""
         with self.lock:
             if not self._held:
                 self._machine = plan.machine.limit
@@ -62,7 +62,8 @@ class _Process:
             self._before = self._before or before
 
     def release(self, plan: Plan) -> None:
-        """Take a plan's share away again; with the last one the first state comes back."""
+        """Deactivate a plan: lower the limits by its bytes; the last one restores the original
+        limits."""
         with self.lock:
             if plan not in self._held:
                 return
@@ -78,7 +79,7 @@ PROCESS = _Process()
 
 
 def limits_for(plans: Sequence[Plan]) -> DeviceLimits:
-    """MLX's limits while these plans are in force."""
+    """Compute MLX's limits while these plans are active."""
     planned = sum(plan.total for plan in plans)
     cache = sum(plan.buffer_cache for plan in plans)
     wired = None
@@ -89,14 +90,14 @@ def limits_for(plans: Sequence[Plan]) -> DeviceLimits:
 
 
 def limits_now() -> DeviceLimits:
-    """Those that are in force, but for what is wired, which cannot be asked for."""
-    now = _set(DeviceLimits(1 << 40, 1 << 40))  # MLX tells them when they are set
+    """Return the present limits, except for wired memory, which MLX does not report."""
+    now = _set(DeviceLimits(1 << 40, 1 << 40))  # MLX reports limits only when they are set
     _set(now)
     return now
 
 
 def _set(limits: DeviceLimits) -> DeviceLimits:
-    """Set them, and return those that were in force."""
+    """Set the limits and return the previous ones."""
     before_memory = mx.set_memory_limit(limits.memory)
     before_cache = mx.set_cache_limit(limits.cache)
     before_wired = None if limits.wired is None else mx.set_wired_limit(limits.wired)

@@ -1,4 +1,4 @@
-"""What a machine offers: this one as the system tells it, or another Mac by name."""
+"""Memory of a machine: this one, as the system reports it, or another Mac by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from magistral_mlx.memory.cgroup import memory_groups
 from magistral_mlx.memory.chips import GIB, Chip, find_chip, working_set
 
 APPLE_SIZES = (16, 24, 32, 48, 64, 128)  # GiB, of the table for all machines
-_LINUX_SHARE = 0.9  # of the memory; the rest is for the system
+_LINUX_SHARE = 0.9  # of the memory for MLX; the rest is for the system
 _NAMED = re.compile(
     r"\s*(.*?)[\s,]*(\d+)\s*(?:GB|GiB|G)(?:[\s,]+macOS\s*(\d+)(?:\.\d+)*)?\s*", re.IGNORECASE
 )
@@ -22,9 +22,9 @@ _NAMED = re.compile(
 class Machine:
     """A machine's memory, in bytes.
 
-    limit: what MLX may use of it: on a Mac the working set that Metal recommends.
-    available: what is free right now, None for a machine that is only named. architecture: the
-    GPU's, as Metal names it.
+    limit: bytes that MLX may use; on a Mac Metal's recommended working set.
+    available: bytes free now, None for a machine given by name. architecture: the GPU's, as Metal
+    reports it.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The machine that this runs on."""
+    """Describe the machine that this process runs on."""
     import psutil
 
     from magistral_mlx.backend import backend, mx
@@ -61,31 +61,31 @@ def this_machine() -> Machine:
 
 
 def _gpu_memory(info: Mapping[str, str | int]) -> int:
-    """Memory of a CUDA device, under whichever name this MLX reports it."""
+    """Memory of a CUDA device, whose key depends on the version of MLX."""
     sizes = (info.get(key) for key in ("memory_size", "total_memory"))
     return next((int(size) for size in sizes if size), 8 * GIB)
 
 
 def named_machine(name: str) -> Machine:
-    """Another Mac: its memory, and its chip and system if they matter.
+    """Describe another Mac by memory, and optionally chip and system.
 
-    As in "32GB", "M3 Max 64 GB" or "24GB macOS 26". The system decides how much of the memory the
-    GPU gets; without one it is the least that the chip came with.
+    Examples: "32GB", "M3 Max 64 GB", "24GB macOS 26". The system decides the GPU's share of the
+    memory; without one it is the smallest share that the chip came with.
 
     Raises:
-        InvalidOption: no memory size in it, or a chip that nobody sells.
+        InvalidOption: no memory size, or an unknown chip.
     """
     found = _NAMED.fullmatch(name)
     if not found or not 8 <= int(found[2]) <= 1024:
         raise InvalidOption(
-            f"{name!r} names no machine: give its memory, as in '32GB', 'M3 Max 64GB' or "
+            f"{name!r} is not a machine: give its memory, as in '32GB', 'M3 Max 64GB' or "
             "'24GB macOS 26'."
         )
     memory = int(found[2]) * GIB
     chip = find_chip(found[1], memory_bytes=memory) if found[1] else None
     if found[1] and chip is None:
         raise InvalidOption(
-            f"{found[1]!r} is no Apple chip that this version knows. Give one such as 'M4 Pro', "
+            f"{found[1]!r} is not an Apple chip known to this version. Give one such as 'M4 Pro', "
             "or the memory alone."
         )
     label = f"{chip.name}, {found[2]} GB" if chip else f"{found[2]} GB Mac"

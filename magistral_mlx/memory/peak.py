@@ -1,8 +1,8 @@
-"""How much memory a run takes at most: pure arithmetic, checked against measurements by tests.
+"""Prediction of a run's peak memory: pure arithmetic, which tests compare with measurements.
 
-The peak is weights + KV cache + what one chunk of the prompt, or one image, needs in passing.
-The last part is an estimate of what MLX holds in flight; it is kept by giving MLX the sum as its
-memory limit (`memory.limits`), under which it waits for running work before it allocates more.
+The peak is weights + KV cache + temporary arrays of one prompt chunk or one image. The last part
+is an estimate; it is enforced by giving MLX the sum as its memory limit (`memory.limits`), above
+which MLX waits for running work before it allocates more.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
 
 @dataclass(frozen=True)
 class BackendProfile:
-    """What of a backend matters here.
+    """Properties of a backend that determine its memory use.
 
-    float_bytes: size of a value of the compute dtype. dequantized_bytes: the block in which a
-    quantized matrix is dequantized for so many rows as `dequantized_rows` or more, 0 where it never
-    is. fused_attention: scores are never written out. workspace: bytes that attention may take at
-    once. chunk: tokens of a prompt that go through the model at once where memory allows it.
+    float_bytes: bytes of a value in the compute dtype. dequantized_bytes: block in which a
+    quantized matrix is dequantized from `dequantized_rows` rows on; 0 if it never is.
+    fused_attention: attention never materializes scores. workspace: bytes of attention's temporary
+    arrays. chunk: prompt tokens that go through the model at once, if memory allows it.
     """
 
     float_bytes: int
@@ -50,16 +50,16 @@ class BackendProfile:
     chunk: int
 
 
-# A GPU in bfloat16: what a plan for another Mac assumes.
+# A GPU in bfloat16, assumed for plans for another Mac.
 GPU = BackendProfile(2, 0, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the weights once they are loaded.
+    """Bytes of the loaded weights.
 
-    embedding: what of the decoder is the embedding table alone, one row of which a token reads;
-    0 where it is the output matrix as well.
+    embedding: bytes of the decoder's embedding table, of which a token reads one row; 0 if it is
+    also the output matrix.
     """
 
     decoder: int
@@ -68,13 +68,13 @@ class Weights:
 
     @property
     def read(self) -> int:
-        """What decoding a token reads."""
+        """Bytes that decoding one token reads."""
         return self.decoder - self.embedding
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a run: prompt and answer in tokens, images in pixels (height, width)."""
+    """Size of a run: prompt, answer and chunk in tokens, images in pixels (height, width)."""
 
     prompt: int
     answer: int
@@ -88,10 +88,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Peak:
-    """The parts of a run's largest footprint, in bytes.
+    """Peak memory of a run by part, in bytes.
 
-    cache: of a full context, whichever stage of the run has the peak. workspace: what that stage
-    takes beyond weights and cache.
+    cache: of a full context, whichever stage has the peak. workspace: bytes of that stage beyond
+    weights and cache.
     """
 
     weights: int
@@ -105,7 +105,7 @@ class Peak:
 
 
 def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
-    """Bytes of a checkpoint in memory: floats in the compute dtype, packed weights as stored."""
+    """Bytes of a checkpoint in memory: floats in the compute dtype, packed weights unchanged."""
     compact = keeps_scales(checkpoint, float_bytes)
     sizes = {}
     for name, tensor in checkpoint.tensors.items():
@@ -116,7 +116,7 @@ def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
 
 
 def sum_weights(sizes: Mapping[str, int], config: ModelConfig) -> Weights:
-    """The weights of tensors of these canonical names, each of so many bytes."""
+    """Sum the bytes of tensors, given by canonical name."""
     decoder = sum(size for name, size in sizes.items() if name.startswith(LANGUAGE))
     embedding = sum(size for name, size in sizes.items() if name.startswith(EMBEDDING))
     tied = config.text.tie_word_embeddings
@@ -126,10 +126,10 @@ def sum_weights(sizes: Mapping[str, int], config: ModelConfig) -> Weights:
 def predict(
     config: ModelConfig, weights: Weights, scheme: KVScheme, shape: Shape, profile: BackendProfile
 ) -> Peak:
-    """The largest footprint of a run, whichever of its stages has it.
+    """Predict the peak memory of a run over its stages.
 
-    Stages: images through the tower; the prompt in chunks; decoding, when the cache is largest
-    and one layer of it may be held twice while it grows.
+    Stages: image encoding; prefill in chunks; decoding, when the cache is largest and one layer
+    of it may exist twice while it grows.
     """
     vision = weights.vision if shape.images else 0
     features = _features(config, shape) * profile.float_bytes
@@ -149,30 +149,30 @@ def predict(
 def prefill_bytes(
     config: ModelConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile
 ) -> int:
-    """What a step of reading a prompt takes in passing: an image of it, or a chunk."""
+    """Temporary bytes of one prefill step: an image, or a chunk."""
     images = max((_image(config, size, profile) for size in shape.images), default=0)
     return max(images, _chunk(config.text, scheme, shape, profile)) + _FIXED
 
 
 def feature_bytes(config: ModelConfig, shape: Shape, profile: BackendProfile) -> int:
-    """What the features of a prompt's images take until it has been read."""
+    """Bytes of the features of a prompt's images during prefill."""
     return _features(config, shape) * profile.float_bytes
 
 
 def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, profile: BackendProfile) -> int:
-    """What one sequence of `tokens` takes in passing in a pass over several."""
+    """Temporary bytes of one sequence of `tokens` in a decoding pass over several."""
     return _decode(text, scheme, Shape(prompt=0, answer=tokens, chunk=1), profile)
 
 
 def pass_bytes(text: TextConfig, rows: int, profile: BackendProfile) -> int:
-    """What a pass over so many sequences takes beside what each of them does."""
+    """Temporary bytes of a decoding pass that do not belong to a single sequence."""
     width = text.num_attention_heads * text.head_dim
     widest = max(width, text.intermediate_size, text.vocab_size)
     return _dequantized(text.hidden_size * widest, rows, profile) + _FIXED
 
 
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
-    """Bytes of the caches of all layers with room for `tokens` tokens."""
+    """Bytes of the caches of all layers with capacity for `tokens` tokens."""
     heads, width = text.num_key_value_heads, text.head_dim
     plain = 2 * heads * width * float_bytes  # keys and values of a token
     if not scheme.quantized:
@@ -184,7 +184,7 @@ def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: in
 
 
 def snapshot_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
-    """Bytes of a place in the caches of all layers that they can be trimmed back to, at most."""
+    """Largest bytes of a snapshot of the caches of all layers."""
     plain = 2 * text.num_key_value_heads * text.head_dim * float_bytes
     return text.num_hidden_layers * (scheme.window + scheme.slack + scheme.block) * plain
 
@@ -198,7 +198,7 @@ def packed_token_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> 
 
 
 def _features(config: ModelConfig, shape: Shape) -> int:
-    """Values of the images' embeddings, once alone and once put together."""
+    """Values of the images' features, twice: separate and concatenated."""
     if config.vision is None:
         return 0
     token = config.vision.patch_size * config.spatial_merge_size
@@ -207,7 +207,7 @@ def _features(config: ModelConfig, shape: Shape) -> int:
 
 
 def _image(config: ModelConfig, size: tuple[int, int], profile: BackendProfile) -> int:
-    """One image in the tower: its pixels, and its patches in one layer."""
+    """Temporary bytes of one image in the tower: its pixels, and its patches in one layer."""
     vision = config.vision
     assert vision is not None
     patches = (size[0] // vision.patch_size) * (size[1] // vision.patch_size)
@@ -216,8 +216,8 @@ def _image(config: ModelConfig, size: tuple[int, int], profile: BackendProfile) 
     pixels = 3 * size[0] * size[1] * 4
     scores = _scores(heads, patches, patches, IMAGE_WORKSPACE, profile)
     if _in_blocks(heads, patches, patches, IMAGE_WORKSPACE, profile):
-        # Attention is done before the rest of the layer begins. In the first layer the pixels
-        # are there once more, as patches.
+        # Attention is evaluated before the rest of the layer begins. In the first layer the
+        # pixels exist once more, as patches.
         attention = patches * (2 * hidden + 8 * width) + 8 * QUERY_BLOCK * width
         mlp = patches * (6 * hidden + 3 * width + 2 * wide)
         return pixels + max(
@@ -228,13 +228,13 @@ def _image(config: ModelConfig, size: tuple[int, int], profile: BackendProfile) 
 
 
 def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
-    """One chunk of the prompt in one layer."""
+    """Temporary bytes of one chunk of the prompt in one layer."""
     rows = min(shape.chunk, shape.prompt)
     width = text.num_attention_heads * text.head_dim
     keys = text.num_key_value_heads * text.head_dim
     attention = rows * (5 * text.hidden_size + 4 * width + 5 * keys) * profile.float_bytes
     attention += _attention(text, scheme, rows, shape.prompt, profile)
-    # Gate, and up with the parts it is put together from; on a GPU the next work as well.
+    # Gate, and up with the parts it is concatenated from; on a GPU the next operation as well.
     wide = 4 if profile.fused_attention else 3
     mlp = rows * (4 * text.hidden_size + wide * text.intermediate_size) * profile.float_bytes
     attention += _dequantized(text.hidden_size * width, rows, profile)
@@ -243,7 +243,7 @@ def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendPro
 
 
 def _dequantized(largest: int, rows: int, profile: BackendProfile) -> int:
-    """Matrices of so many values at most, dequantized one by one, with what is made on the way."""
+    """Temporary bytes of matrices of up to `largest` values, dequantized one at a time."""
     if rows < profile.dequantized_rows:
         return 0
     return 2 * min(profile.dequantized_bytes, largest * profile.float_bytes)
@@ -252,7 +252,7 @@ def _dequantized(largest: int, rows: int, profile: BackendProfile) -> int:
 def _attention(
     text: TextConfig, scheme: KVScheme, rows: int, keys: int, profile: BackendProfile
 ) -> int:
-    """What attention of `rows` queries over `keys` tokens of a cache takes in passing."""
+    """Temporary bytes of attention of `rows` queries over `keys` cached tokens."""
     heads, width = text.num_key_value_heads, text.head_dim
     if profile.fused_attention:
         if not scheme.quantized:
@@ -266,7 +266,7 @@ def _attention(
 
 
 def _scores(heads: int, rows: int, keys: int, workspace: int, profile: BackendProfile) -> int:
-    """Scores that are written out: all of them, or those of a block of queries."""
+    """Bytes of materialized scores: all of them, or those of a block of queries."""
     if profile.fused_attention:
         return 0
     bytes_a_row = heads * keys * score_bytes(profile.float_bytes)
@@ -276,15 +276,15 @@ def _scores(heads: int, rows: int, keys: int, workspace: int, profile: BackendPr
 
 
 def _in_blocks(heads: int, rows: int, keys: int, workspace: int, profile: BackendProfile) -> bool:
-    """Whether `attend` goes by blocks, as not all scores have room in the workspace."""
+    """Whether `attend` works in blocks, because the scores exceed the workspace."""
     scores = heads * rows * keys * score_bytes(profile.float_bytes)
     return not profile.fused_attention and scores > workspace
 
 
 def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
-    """One token: logits, what sampling sorts, and the attention of the layers in flight.
+    """Temporary bytes of decoding one token: logits, sampling, attention of layers in flight.
 
-    With guesses at the next tokens there are more queries, but fewer layers in flight.
+    With draft tokens there are more queries, but fewer layers in flight.
     """
     scores = text.num_attention_heads * shape.context * 4
     if not profile.fused_attention:

@@ -1,4 +1,4 @@
-"""What a plan is made of, and the plan for one KV scheme and context on a machine."""
+"""Memory plans: their parts, and the plan for one KV cache scheme and context on a machine."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from magistral_mlx.memory.peak import (
     snapshot_bytes,
 )
 
-DEFAULT_CONTEXT = 40_960  # the model's answers may get worse beyond it
+DEFAULT_CONTEXT = 40_960  # tokens; the model card warns of worse answers beyond it
 SMALLEST_CONTEXT = 1_024
 _CHUNKS = (2048, 1024, 512, 256, 128)
 _LEAST_LIMIT = 64 * 10**6
 _BUFFER_CACHE = 256 * MIB  # freed buffers that MLX may keep for reuse
 _MOST_SNAPSHOTS, _FEWEST_SNAPSHOTS = 6, 3
-_MOST_KEPT = 8 * GIB  # more is not worth what other programs could do with it
+_MOST_KEPT = 8 * GIB  # of the prefix cache; more is better left to other programs
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft model that is loaded beside another one. decoder: bytes of its weights."""
+    """A draft model loaded beside the main model. decoder: bytes of its weights."""
 
     text: TextConfig
     decoder: int
 
     def nbytes(self, scheme: KVScheme, context: int, float_bytes: int) -> int:
-        """Its weights, and the one set of caches that it has."""
+        """Bytes of its weights and its one set of caches."""
         return self.decoder + cache_bytes(self.text, scheme, context, float_bytes)
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a plan has to know of a model. `source` is how a user named it."""
+    """A model to be planned for. source: the user's name of the model."""
 
     source: str
     config: ModelConfig
@@ -52,16 +52,16 @@ class PlannedModel:
 
     @property
     def longest_context(self) -> int:
-        """Tokens that the model was made for at most."""
+        """Largest context of the model, in tokens."""
         return self.config.text.max_position_embeddings
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a user asks for; None leaves it to the plan.
+    """A user's wishes for a plan; None leaves the choice to the planner.
 
-    images: how many of the largest size to plan for. memory_limit: bytes to stay within
-    instead of what the machine recommends.
+    images: number of images of the largest size to plan for. memory_limit: bytes to stay within
+    instead of the machine's limit.
     """
 
     context: int | None = None
@@ -86,10 +86,10 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that fits. Bytes throughout.
+    """A memory plan, in bytes.
 
-    limit: what the machine lets MLX use. peak: the largest footprint when the context is full.
-    shortened: memory allows no longer context; without it, a user or the default chose it.
+    limit: bytes that MLX may use. peak: peak memory with a full context. shortened: the context
+    was limited by memory, rather than by the user or the default.
     """
 
     machine: Machine
@@ -105,24 +105,24 @@ class Plan:
 
     @property
     def buffer_cache(self) -> int:
-        """Freed buffers that MLX may keep beside the peak."""
+        """Bytes of freed buffers that MLX may keep beside the peak."""
         return min(_BUFFER_CACHE, max(0, self.limit - self.peak.total))
 
     @property
     def kept(self) -> int:
-        """What may be kept beside the peak for prompts to come: up to half of what is left."""
+        """Bytes of the prefix cache beside the peak: up to half of what is left."""
         return min(_MOST_KEPT, max(0, self.headroom - self.buffer_cache) // 2)
 
     @property
     def caches(self) -> int:
-        """What caches may take together: those in use, and those kept for prompts to come."""
+        """Bytes of all KV caches: those in use, and those in the prefix cache."""
         return self.peak.cache + self.kept
 
     @property
     def snapshots(self) -> int:
-        """Places that a quantized cache can be trimmed back to, as far as there is room for them.
+        """Number of snapshots of a quantized cache, as far as memory allows.
 
-        A full one needs none.
+        A full-precision cache needs none.
         """
         if not self.scheme.quantized:
             return 0
@@ -130,8 +130,8 @@ class Plan:
         return min(_MOST_SNAPSHOTS, fitting) if fitting >= _FEWEST_SNAPSHOTS else 0
 
     def cache_bytes(self, tokens: int) -> int:
-        """Bytes of one sequence's caches with room for `tokens`, or for the context if that is
-        shorter, and with their snapshots."""
+        """Bytes of one sequence's caches with capacity for `tokens`, at most the context, and with
+        their snapshots."""
         text, float_bytes = self.model.config.text, self.profile.float_bytes
         caches = cache_bytes(text, self.scheme, min(tokens, self.context), float_bytes)
         return caches + self.snapshots * self._snapshot_bytes
@@ -142,17 +142,17 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """The largest footprint, with what is kept for prompts to come."""
+        """Peak memory including the prefix cache."""
         return self.peak.total + self.kept
 
     @property
     def headroom(self) -> int:
-        """Bytes of the limit that are left; below 0 where it does not fit."""
+        """Bytes of the limit that remain; negative if the plan does not fit."""
         return self.limit - self.peak.total
 
     @property
     def warning(self) -> str | None:
-        """A sentence for a machine that has less memory free than a full context would need."""
+        """A warning if less memory is free now than a full context needs; else None."""
         free = self.machine.available
         if free is None or free >= self.peak.total:
             return None
@@ -170,9 +170,9 @@ def fit(
     scheme_name: str,
     context: int,
 ) -> Plan:
-    """The plan for one scheme and context, in the largest prefill chunk that fits.
+    """Plan one scheme and context with the largest prefill chunk that fits.
 
-    Where none fits, the plan has the smallest chunk and negative headroom.
+    If none fits, the plan has the smallest chunk and negative headroom.
     """
     scheme = KVScheme.parse(scheme_name)
     limit = request.memory_limit or machine.limit
@@ -180,7 +180,7 @@ def fit(
     for chunk in _CHUNKS:
         if chunk > profile.chunk:
             continue
-        # A smaller chunk comes with less room for attention.
+        # A smaller chunk comes with a smaller workspace for attention.
         share = min(1.0, chunk / 512)
         smaller = replace(profile, workspace=int(profile.workspace * share))
         peak = max(
@@ -207,7 +207,7 @@ def longest_context(
     scheme: str,
     most: int,
 ) -> int:
-    """The longest context, a multiple of 1,024 up to `most`, that fits; 0 if none does."""
+    """Return the longest context that fits, a multiple of 1,024 up to `most`; 0 if none does."""
     low, high = 0, most // SMALLEST_CONTEXT
     while low < high:
         middle = (low + high + 1) // 2
@@ -217,12 +217,12 @@ def longest_context(
 
 
 def _fullest(config: ModelConfig, context: int, chunk: int, images: int) -> list[Shape]:
-    """Runs that fill the context, by their prompt or by their answer: one of them needs most."""
+    """Shapes of runs that fill the context, by prompt or by answer; one of them has the peak."""
     sizes: tuple[tuple[int, int], ...] = ()
     if config.vision and images:
         token = config.vision.patch_size * config.spatial_merge_size
         side = config.vision.image_size // token * token
-        # Images cannot have more tokens than the context has.
+        # Images cannot have more tokens than the context.
         rows = min(side // token, max(1, int((context / images) ** 0.5)))
         sizes = ((rows * token, rows * token),) * images
     prompt = min(context, chunk)
@@ -233,5 +233,5 @@ def _fullest(config: ModelConfig, context: int, chunk: int, images: int) -> list
 
 
 def gib(size: float) -> str:
-    """Bytes for a person."""
+    """Format bytes for a person."""
     return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / MIB:.0f} MiB"

@@ -1,4 +1,4 @@
-"""Why something does not fit, by how much, and what would make it fit: one line."""
+"""The error for a plan that does not fit: by how much, and which changes would make it fit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from magistral_mlx.memory.peak import MIB, BackendProfile
 from magistral_mlx.memory.plan import Plan, PlannedModel, PlanRequest, fit, gib, longest_context
 from magistral_mlx.quantization import Quantization
 
-_SYSTEM = 4 * GIB  # what macOS needs for itself when the GPU's limit is raised
-_OFFERED = 3
+_SYSTEM = 4 * GIB  # left to macOS when the GPU's limit is raised
+_OFFERED = 3  # changes that an error names
 
 
 @dataclass(frozen=True)
 class _Case:
-    """What was asked for, or a variation of it."""
+    """The requested plan, or a variation of it."""
 
     model: PlannedModel
     machine: Machine
@@ -42,7 +42,7 @@ class _Case:
         return self.model.weights.decoder > (self.request.memory_limit or self.machine.limit)
 
     def shortened(self) -> _Case | None:
-        """With the longest context that fits, if one does and it is shorter."""
+        """Return the case with the longest shorter context that fits, or None."""
         longest = longest_context(
             self.model, self.machine, self.profile, self.request, self.scheme, self.context
         )
@@ -51,9 +51,9 @@ class _Case:
 
 @dataclass(frozen=True, eq=False)
 class _Change:
-    """Something to do about it.
+    """A change that may make the plan fit.
 
-    cost: how much is given up. words: what to say, with fields of the plan that comes of it.
+    cost: rank by how much is given up. words: advice, with fields of the resulting plan.
     """
 
     cost: int
@@ -61,14 +61,14 @@ class _Change:
     apply: Callable[[_Case], _Case]
 
 
-_Choice = tuple[_Change | None, ...]  # one or none of each kind, finer ones first in a kind
+_Choice = tuple[_Change | None, ...]  # at most one change of each kind; small ones first in a kind
 _SHORTER = _Change(1, "--context {plan.context}", lambda case: case)
 
 
 def refusal(
     model: PlannedModel, machine: Machine, profile: BackendProfile, request: PlanRequest, plan: Plan
 ) -> str:
-    """The message for a plan that misses its limit, with up to three changes that would help."""
+    """Return the message for a plan over its limit, with up to three changes that help."""
     case = _Case(model, machine, profile, request, plan.scheme.name, plan.context)
     peak = plan.peak
     who = "the memory limit" if request.memory_limit else machine.name
@@ -89,7 +89,7 @@ def _advice(ways: list[str]) -> str:
 
 
 def _ways_out(case: _Case) -> list[str]:
-    """Changes that do make it fit, alone or together, those first that give up least."""
+    """Return changes, alone or combined, that make the plan fit, the smallest first."""
     kinds = [
         list(_smaller_caches(case)),
         [_SHORTER],
@@ -115,8 +115,8 @@ def _ways_out(case: _Case) -> list[str]:
 
 
 def _is_more(choice: _Choice, earlier: _Choice, kinds: list[list[_Change]]) -> bool:
-    """Whether it gives up more than is needed: as much as an earlier one in everything, or
-    something of just the same kinds."""
+    """Whether `choice` is redundant: at least as large as an earlier one in every kind, or of
+    exactly the same kinds."""
     as_much = all(
         b is None or (a is not None and kind.index(a) >= kind.index(b))
         for a, b, kind in zip(choice, earlier, kinds, strict=True)
@@ -125,7 +125,7 @@ def _is_more(choice: _Choice, earlier: _Choice, kinds: list[list[_Change]]) -> b
 
 
 def _outcome(case: _Case, choice: _Choice) -> Plan | None:
-    """The plan with these changes, if it fits."""
+    """Return the plan with these changes, if it fits."""
     changed: _Case | None = case
     for change in choice:
         if changed and change:
@@ -175,7 +175,7 @@ def _higher_limit(case: _Case) -> Iterator[_Change]:
 
 
 def _fewer_bits(case: _Case) -> Iterator[_Change]:
-    """4 bits; 3, which cost quality, where little else helps."""
+    """Yield conversions to 4 bits, and to 3 bits, which cost quality and so rank last."""
     shapes = expected_tensors(case.model.config).items()
     values = sum(math.prod(shape) for name, shape in shapes if name.startswith(LANGUAGE))
     now = case.model.weights.decoder * 8 / values

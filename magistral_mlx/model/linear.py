@@ -1,10 +1,10 @@
-"""Matrices of the model, plain or quantized.
+"""Linear layers and embeddings, plain or quantized.
 
-A module's path is its canonical tensor name, but for `Projections`, which holds several tensors in
-one matrix; `stored_as` tells which.
+A module's path is its canonical tensor name, except for `Projections`, which holds several tensors
+in one matrix; see `stored_as`.
 
-Hot paths read weights and modules as `self["name"]`: through `nn.Module.__getattr__`, as
-`self.name`, each read costs the host as much as a call into MLX.
+Hot paths read weights and modules as `self["name"]`: reading `self.name` goes through
+`nn.Module.__getattr__`, which costs the host as much as a call into MLX.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from magistral_mlx.quantization import Quantization
 
 
 class Linear(nn.Module):
-    """y = x W.T (+ b). Quantized by `quantize_modules` where the checkpoint is."""
+    """y = x W.T (+ b). `quantize_modules` prepares it for quantized weights."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Linear(nn.Module):
         return y + self["bias"] if "bias" in self else y
 
     def some(self, x: mx.array, rows: slice) -> mx.array:
-        """The outputs of these rows of W alone."""
+        """Compute the outputs of these rows of W only."""
         weight, scheme = self["weight"][rows], self._scheme
         if scheme is None:
             return x @ weight.T
@@ -41,7 +41,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One row of W a token; `as_linear` multiplies by W, for models that tie their head to it."""
+    """Token embeddings, the rows of W; `as_linear` multiplies by W, for models with a tied head."""
 
     def __init__(self, vocab_size: int, features: int) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class Embedding(nn.Module):
 
 
 class Projections(nn.Module):
-    """Projections of the same input: their matrices one below the other, multiplied as one.
+    """Projections of the same input, with their matrices stacked and multiplied as one.
 
-    Where quantization schemes differ, neighbours that agree share a matrix.
+    If quantization schemes differ, neighbouring projections with the same scheme share a matrix.
     """
 
     def __init__(self, in_features: int, **sizes: int) -> None:
-        """sizes: output features of each projection, by the last part of its canonical name."""
+        """sizes: number of output features of each projection, by the last part of its name."""
         super().__init__()
         self.in_features = in_features
         self.names, self.sizes = tuple(sizes), tuple(sizes.values())
@@ -81,7 +81,7 @@ class Projections(nn.Module):
         self.arrange([None] * len(sizes))
 
     def arrange(self, schemes: Sequence[Quantization | None]) -> None:
-        """Make room for matrices of these schemes, one a projection."""
+        """Allocate matrices for these schemes, one scheme per projection."""
         numbers = range(len(schemes))
         groups = tuple(tuple(group) for _, group in groupby(numbers, schemes.__getitem__))
         self.groups = groups  # the projections of each matrix
@@ -104,8 +104,8 @@ class Projections(nn.Module):
     def apart(self, x: mx.array) -> list[mx.array]:
         """(…, in) -> the outputs of each projection.
 
-        Of one product they are views with gaps, which many rows make slower and keep longer than
-        outputs of their own; so many rows are multiplied by each projection alone.
+        The outputs of one product are strided views; with many rows those are slower, and keep
+        the whole product alive. So many rows are multiplied by each projection separately.
         """
         if x.size // x.shape[-1] <= backend().few_rows:
             return cast(list[mx.array], mx.split(self(x), self["cuts"], axis=-1))
@@ -119,7 +119,7 @@ class Projections(nn.Module):
 
 
 def matmul(x: mx.array, module: Linear | Embedding) -> mx.array:
-    """`x @ W.T` for the matrix of a module, whatever its form."""
+    """`x @ W.T` for a module's matrix, plain or quantized."""
     scheme = module._scheme
     if scheme is None:
         return x @ module["weight"].T
@@ -127,9 +127,9 @@ def matmul(x: mx.array, module: Linear | Embedding) -> mx.array:
 
 
 def quantize_modules(model: nn.Module, schemes: Mapping[str, Quantization]) -> None:
-    """Give the modules whose tensors are named in `schemes` (`….weight`) room for quantized parts.
+    """Allocate quantized parts in the modules whose tensors `schemes` names (`….weight`).
 
-    The parts are placeholders until the checkpoint's weights are loaded over them.
+    The parts are placeholders until the checkpoint's weights are loaded.
     """
     for path, module in model.named_modules():
         if isinstance(module, Projections):
@@ -141,7 +141,7 @@ def quantize_modules(model: nn.Module, schemes: Mapping[str, Quantization]) -> N
 
 
 def stored_as(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Path of each parameter -> canonical names of the tensors that it holds, row after row."""
+    """Map the path of each parameter to the canonical names of the tensors stacked in it."""
     stored: dict[str, tuple[str, ...]] = {}
     for path, module in model.named_modules():
         if isinstance(module, Projections):
@@ -159,7 +159,7 @@ def stored_as(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _projection_names(path: str, module: Projections) -> list[str]:
-    """Canonical names of the projections of a module, which stand beside it."""
+    """Canonical names of a module's projections, which are siblings of the module."""
     return [f"{path.rpartition('.')[0]}.{name}" for name in module.names]
 
 

@@ -24,7 +24,7 @@ class MagistralModel(nn.Module):
     """Magistral Small and its siblings. Modules are named as the tensors of a checkpoint."""
 
     def __init__(self, config: ModelConfig, dtype: mx.Dtype) -> None:
-        """Build the decoder alone; `add_vision` builds the rest when an image comes."""
+        """Build the decoder alone; `add_vision` builds the vision tower on the first image."""
         super().__init__()
         self.config = config
         self.dtype = dtype
@@ -42,11 +42,11 @@ class MagistralModel(nn.Module):
         self.multi_modal_projector = Projector(self.config)
 
     def drop_vision(self) -> None:
-        """Forget the vision tower and the projector, as before `add_vision`."""
+        """Remove the vision tower and the projector, as before `add_vision`."""
         del self.vision_tower, self.multi_modal_projector
 
     def make_caches(self, scheme: KVScheme = FULL, workspace: int = WORKSPACE) -> list[KVCache]:
-        """An empty cache for each layer; `workspace` is what attention over it may take."""
+        """Make an empty cache per layer. `workspace`: bytes of attention's temporary arrays."""
         return [make_cache(scheme, workspace) for _ in self.language_model.model.layers]
 
     def encode_image(self, pixels: mx.array) -> mx.array:
@@ -65,9 +65,9 @@ class MagistralModel(nn.Module):
         return self.language_model.model(h, caches)
 
     def prefill(self, h: mx.array, caches: Sequence[KVCache]) -> None:
-        """Append to the caches what a call would, for embeddings whose outputs nobody wants."""
+        """Append to the caches what a call would, without computing outputs."""
         self.language_model.model.prefill(h, caches)
 
     def logits(self, h: mx.array) -> mx.array:
-        """(B, L, D) -> (B, L, vocab_size). Call it for the positions that are sampled only."""
+        """(B, L, D) -> (B, L, vocab_size). Call it only for positions that are sampled."""
         return self.language_model.logits(h)

@@ -1,4 +1,4 @@
-"""From patches to tokens: merge squares of patches, then two layers into the decoder's width."""
+"""The multimodal projector: merges squares of patches and maps them to the decoder's width."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Rotary position embedding (RoPE: arXiv 2104.09864), and queries that grow with their position.
+"""Rotary position embedding (RoPE: arXiv 2104.09864), and position-dependent query scaling.
 
-The decoder turns by the one position of a token, with plain frequencies or YaRN's
-(arXiv 2309.00071). An image's patches have a row and a column: of the head_dim / 2 frequencies,
-those with an even index turn with the row, those with an odd index with the column. Source: Pixtral
-(arXiv 2410.07073) and its reference implementation.
+The decoder rotates by a token's position, with plain frequencies or YaRN's (arXiv 2309.00071). An
+image's patches have a row and a column: of the head_dim / 2 frequencies, those with an even index
+rotate by the row, those with an odd index by the column. Source: Pixtral (arXiv 2410.07073) and its
+reference implementation.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Rope:
 
 
 def yarn_wavelengths(yarn: Yarn, head_dim: int, theta: float) -> mx.array:
-    """Positions in which each pair of dimensions turns by one radian: (head_dim / 2,) float32."""
+    """Positions per radian for each pair of dimensions: (head_dim / 2,) float32."""
     plain = np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
 
     def dimension(turns: float) -> float:
-        """The one, as a real number, that turns so often within the original context."""
+        """Dimension, as a real number, that makes `turns` turns within the original context."""
         radians = yarn.original_context / (turns * 2 * math.pi)
         return head_dim * math.log(radians) / (2 * math.log(theta))
 
@@ -60,7 +60,7 @@ def yarn_wavelengths(yarn: Yarn, head_dim: int, theta: float) -> mx.array:
 
 
 def score_scale(config: TextConfig) -> float:
-    """What scores are multiplied by: YaRN's factor is of queries and keys, so squared here."""
+    """Scale of the attention scores; YaRN's factor applies to queries and keys, so squared."""
     factor = config.yarn.query_key_factor if config.yarn else 1.0
     return config.head_dim**-0.5 * factor**2
 
@@ -68,13 +68,13 @@ def score_scale(config: TextConfig) -> float:
 def query_growth(
     scaling: QueryScaling | None, offset: int | mx.array, length: int
 ) -> float | mx.array | None:
-    """What queries at the positions from `offset` on are multiplied by.
+    """Factors for queries at the positions from `offset` on.
 
     Args:
-        offset: of all rows, or (B,).
+        offset: one position for all rows, or (B,).
 
     Returns:
-        None for nothing, one number where it is the same for all of them, else
+        None for no scaling, one number if it is the same for all queries, else
         (B or 1, 1, length, 1) float32.
     """
     if scaling is None:

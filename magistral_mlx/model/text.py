@@ -44,7 +44,7 @@ class Attention(nn.Module):
         return o
 
     def prefill(self, x: mx.array, cache: KVCache) -> None:
-        """Append the keys and values of (B, L, D) to the cache, with no output."""
+        """Append the keys and values of (B, L, D) to the cache, without computing outputs."""
         _, k, v = self._qkv(x, cache)
         cache.append(k, v)
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
 @partial(mx.compile, shapeless=True)
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """One kernel instead of two."""
+    """silu(gate) * up, compiled into one kernel."""
     return nn.silu(gate) * up
 
 
@@ -86,7 +86,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on a normed copy and added back."""
+    """Attention, then MLP, each with pre-norm and a residual connection."""
 
     def __init__(self, config: TextConfig, rope: Rope) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Block(nn.Module):
         return y
 
     def prefill(self, x: mx.array, cache: KVCache) -> None:
-        """Append to the cache what a call would, with no output."""
+        """Append to the cache what a call would, without computing outputs."""
         self["self_attn"].prefill(self["input_layernorm"](x), cache)
 
 
@@ -128,21 +128,21 @@ class Decoder(nn.Module):
     def _through(
         self, layers: Sequence[Block], h: mx.array, caches: Sequence[LayerCache]
     ) -> mx.array:
-        """(B, L, D) -> (B, L, D) behind these layers, the first ones, not normed."""
+        """(B, L, D) -> (B, L, D) after the first layers, before the final norm."""
         growth = query_growth(self.query_scaling, caches[0].offset, h.shape[1])
         if isinstance(growth, mx.array):
             growth = growth.astype(h.dtype)
         is_chunk = h.size // h.shape[-1] > backend().few_rows
         for layer, cache in zip(layers, caches, strict=False):
             if is_chunk:
-                # One layer in flight at a time bounds memory, and how long a GPU is kept busy.
+                # One layer at a time bounds memory, and the time of one GPU submission.
                 mx.eval(h)
             h = layer(h, cache, growth)
         return h
 
 
 class LanguageModel(nn.Module):
-    """Decoder and head. The head is a matrix of its own, or the embedding's where they are tied."""
+    """Decoder and head; the head is a separate matrix, or the embedding if they are tied."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The vision tower: Pixtral's transformer over the patches of one image (arXiv 2410.07073).
 
-An image only ever attends to itself, so images go through one at a time: no mask, and memory
-that grows with the largest image instead of with the square of all of them together.
+Patches attend only within their image, so images are processed one at a time: no mask, and memory
+grows with the largest image instead of the square of all of them together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from magistral_mlx.model.linear import Linear
 from magistral_mlx.model.rope import image_angles, rotate
 from magistral_mlx.model.text import MLP
 
-WORKSPACE = 64 << 20  # bytes of scores at once, where they are written out: more is no faster
+WORKSPACE = 64 << 20  # bytes of materialized scores; more is not faster
 
 
 class PatchConv(nn.Module):
@@ -41,7 +41,7 @@ class PatchConv(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Every patch attends to every patch of its image."""
+    """Attention of all patches of an image to each other."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class VisionBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The stack of blocks (a module of its own because the tensor names say so)."""
+    """The stack of blocks, a separate module because of the checkpoint's tensor names."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels of one image -> one vector a patch."""
+    """Pixels of one image -> one vector per patch."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

@@ -115,8 +115,8 @@ def test_a_peer_that_is_not_installed_is_named_and_skipped(model: Path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--against", "llama.cpp"), "'llama.cpp' is no peer; it must be one of mlx-lm, mlx-vlm."),
-        (("--against", "mlx-lm=/no/python"), "/no/python is no program"),
+        (("--against", "llama.cpp"), "the peer is 'llama.cpp'; it must be one of mlx-lm, mlx-vlm."),
+        (("--against", "mlx-lm=/no/python"), "/no/python is not a program"),
         (("--context", "12,x"), "context is '12,x'; give numbers of tokens, as in 512,4096."),
         (("--context", "0"), "context is '0'"),
         (("--context", "5000"), "this model has 4,096 tokens in all."),

@@ -99,4 +99,4 @@ def test_a_model_on_this_machine_is_planned_from_its_files() -> None:
 
 
 def test_a_machine_that_is_none_is_named() -> None:
-    assert "names no machine" in refusal("plan", "--machine", "toaster", **EMPTY)
+    assert "is not a machine" in refusal("plan", "--machine", "toaster", **EMPTY)

@@ -67,7 +67,7 @@ def test_a_runtime_that_computes_something_else_is_not_compared(tmp_path: Path):
     result = compared([ours, same, other])
     assert [speed.label for speed in result.speeds] == [OURS, "same"]
     assert result.equal_tokens == {"same": 16, "other": 5}
-    assert "of 16 greedy tokens the first 5 are ours" in result.left_out["other"]
+    assert "of 16 greedy tokens the first 5 equal ours" in result.left_out["other"]
 
 
 def test_where_rounding_differs_answers_may_go_apart_after_a_while(tmp_path: Path):

@@ -221,7 +221,7 @@ def test_a_damaged_file_is_removed_with_a_note_and_changes_no_answer(
         run = runs(scheme)
         assert run.ask(prompt) == (right, 0)
         (note, *_) = run.prefixes.take_notes()
-        assert any(f"{path} was of no use and has been removed" in note for path in victims)
+        assert any(f"Removed the damaged file {path}" in note for path in victims)
         run.prefixes.close()
         # What was computed anew is there again.
         again = runs(scheme)

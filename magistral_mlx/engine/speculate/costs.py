@@ -1,19 +1,19 @@
-"""What a pass over several tokens costs, and how many guesses are worth it."""
+"""Cost of a pass over several tokens, and the number of draft tokens that pays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WORTH_IT = 1.05  # tokens for the price of one below which plain decoding is as good
+WORTH_IT = 1.05  # gain from which speculation is used instead of plain decoding
 
 
 @dataclass(frozen=True)
 class PassCosts:
-    """The cost of a pass by its rows, in passes of one row.
+    """Cost of a pass by its number of rows, relative to a pass of one row.
 
-    points: (rows, cost), rising from (1, 1.0); what lies between them is interpolated. No pass
-    has more rows than the last point.
+    points: (rows, cost), rising from (1, 1.0), interpolated linearly. No pass has more rows than
+    the last point.
     """
 
     points: tuple[tuple[int, float], ...]
@@ -23,7 +23,7 @@ class PassCosts:
         return self.points[-1][0]
 
     def up_to(self, rows: int) -> PassCosts:
-        """The same with no pass of more rows."""
+        """The same costs, limited to passes of at most `rows` rows."""
         fewer = [point for point in self.points if point[0] < rows]
         return PassCosts((*fewer, (rows, self(rows)))) if rows < self.most_rows else self
 
@@ -39,8 +39,8 @@ class PassCosts:
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """How many guesses to check in the next pass, and the tokens it then gives for the price of
-    one of plain decoding; 0 and 1.0 where none are worth it."""
+    """Number of draft tokens for the next pass, and the expected speed relative to plain decoding;
+    0 and 1.0 if drafting does not pay."""
 
     guesses: int
     gain: float
@@ -50,11 +50,12 @@ PLAIN = DraftChoice(0, 1.0)
 
 
 def choose(chances: Sequence[float], costs: PassCosts, each: float = 0.0) -> DraftChoice:
-    """The number of guesses that gives most tokens for their price.
+    """Choose the number of draft tokens with the highest expected speed.
 
     Args:
-        chances: of the first guess, of the second if the first is right, and so on.
-        each: the price of making one guess.
+        chances: acceptance probability of the first draft token, of the second if the first is
+            accepted, and so on.
+        each: cost of drafting one token, in passes of one row.
     """
     best, tokens, reached = PLAIN, 1.0, 1.0
     for guesses, chance in enumerate(chances[: costs.most_rows - 1], start=1):

@@ -1,7 +1,7 @@
-"""What passes cost on this machine: as measured by `magistral-mlx bench`, else the backend's guess.
+"""Pass costs of this machine: measured by `magistral-mlx bench`, else the backend's estimate.
 
-A file in the user's folder holds the measurements, one for each machine, model and version of MLX
-and of this package.
+A file in the user's folder stores measurements by machine, model, and versions of MLX and of this
+package.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from magistral_mlx.places import home_dir
 
 
 def pass_costs(machine: str, decoder_bytes: int) -> PassCosts:
-    """The costs for a model with so many bytes of weights in its decoder, loaded on `machine`."""
+    """Return the costs for a model on `machine`, identified by the bytes of its decoder."""
     measured = _read().get(_key(machine, decoder_bytes))
     return _checked(measured) or PassCosts(backend().pass_costs)
 
 
 def store(machine: str, decoder_bytes: int, costs: PassCosts) -> Path:
-    """Keep what was measured -> the file that holds it.
+    """Store measured costs and return the path of the file.
 
     Raises:
         OSError: the file cannot be written.
@@ -40,9 +40,9 @@ def store(machine: str, decoder_bytes: int, costs: PassCosts) -> Path:
 
 
 def smoothed(rows: Sequence[int], seconds: Sequence[float]) -> PassCosts:
-    """Costs from the seconds of passes with so many rows, the first of them one row.
+    """Compute costs from measured seconds; `rows` begins with 1.
 
-    More rows never cost less than fewer.
+    The result never falls with the number of rows.
     """
     points, highest = [], 1.0
     for count, taken in zip(rows, seconds, strict=True):
@@ -61,7 +61,7 @@ def _key(machine: str, decoder_bytes: int) -> str:
 
 
 def _read() -> dict[str, Any]:
-    """What the file holds; nothing if there is none, or it is damaged."""
+    """Read the file; empty if it is missing or damaged."""
     try:
         values = json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def _read() -> dict[str, Any]:
 
 
 def _checked(points: Any) -> PassCosts | None:
-    """Points that were read, if they make sense."""
+    """Return stored points as costs, or None if they are invalid."""
     try:
         pairs = tuple((int(rows), float(cost)) for rows, cost in points)
     except (TypeError, ValueError):

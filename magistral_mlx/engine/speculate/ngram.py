@@ -1,8 +1,7 @@
-"""Guesses from the text itself: what followed the last time that it read like this.
+"""Draft tokens from the text itself: the continuation of an earlier occurrence of its end.
 
-The longest stretch of tokens that ends the text and stands earlier in it as well is found as LZ77
-finds its matches: by chains of the places where short sequences of tokens ended.
-Source: prompt lookup decoding (A. Saxena, 2023); the index is our own.
+The longest suffix that occurs earlier is found as in LZ77, by chains of the positions where short
+n-grams ended. Source: prompt lookup decoding (A. Saxena, 2023); the index is our own.
 """
 
 from __future__ import annotations
@@ -10,26 +9,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 
-LONGEST = 32  # tokens; a longer match says no more
-_ORDERS = (3, 1)  # tokens of the sequences that are indexed, the longest first
-_CANDIDATES = 16  # places that are looked at for one match
-_COPY = 10  # tokens; where a longer match ends, text was copied and is being changed
-_NEARBY = 8  # tokens of the original in which the copy is likely to go on
-_SHORT = 4  # tokens; a longer match says more than being nearby does
-_RESUMED = 6  # what a match that resumes a copy is as good as, in tokens
+LONGEST = 32  # tokens of a match, at most; longer ones predict no better
+_ORDERS = (3, 1)  # lengths of the indexed n-grams, the longest first
+_CANDIDATES = 16  # earlier positions examined for one match
+_COPY = 10  # tokens from which a match that ends counts as an edited copy
+_NEARBY = 8  # tokens of the original in which the copy is expected to resume
+_SHORT = 4  # tokens up to which a match is worse than resuming a copy
+_RESUMED = 6  # length of a match that a resumed copy counts as
 
-# Matches from so many tokens on, and how often the next token is right: where it begins from.
+# (length of a match, initial acceptance probability of the next token from that length on).
 _PRIORS = ((1, 0.2), (2, 0.35), (3, 0.45), (4, 0.55), (6, 0.65), (9, 0.75), (16, 0.85), (32, 0.92))
 _LENGTHS = tuple(length for length, _ in _PRIORS)
-_WEIGHT = 1 / 32  # of the newest token in the running mean
+_WEIGHT = 1 / 32  # weight of the newest token in the running mean
 
 
 class Suffixes:
-    """The tokens of a prompt and its output, and where their end stands earlier in them.
+    """Index of the tokens of a sequence, which finds earlier occurrences of its end.
 
-    A token costs the same however many there are. `place` is the position after the best earlier
-    occurrence of the end, so that the token there is what is expected next; `length` is the number
-    of tokens that match, or of a match that is as good, 0 if there is no occurrence.
+    The cost per token is constant. place: position after the best earlier occurrence, so the token
+    there is expected next. length: tokens of that match, or of an equally good one; 0 for none.
     """
 
     def __init__(self) -> None:
@@ -39,7 +37,7 @@ class Suffixes:
             0  # where a copy was left: its place, and the tokens then
         )
         self._last: tuple[dict[tuple[int, ...], int], ...] = tuple({} for _ in _ORDERS)
-        # The place before, for each place and order; 0 ends a chain.
+        # For each position and order the previous position of the same n-gram; 0 ends a chain.
         self._earlier: tuple[list[int], ...] = tuple([0] for _ in _ORDERS)
 
     @property
@@ -48,15 +46,15 @@ class Suffixes:
         return self.tokens[self.place] if self.length else None
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Go on by `tokens`, without looking for matches on the way."""
+        """Append several tokens, then search for a match once."""
         for token in tokens:
             self._add(token)
         self.place, self.length = self.find()
 
     def add(self, token: int) -> None:
-        """Go on by one token."""
+        """Append one token and update the match."""
         if self.length > 0 and self.tokens[self.place] == token:
-            # No other match was longer, and none of those can be now.
+            # No other match was longer, so none can be longer now.
             self.place, self.length = self.place + 1, self.length + 1
             self._add(token)
             return
@@ -68,9 +66,9 @@ class Suffixes:
             self.place, self.length = resumed, _RESUMED
 
     def _resume(self, token: int) -> int:
-        """The place after `token` in the original of a copy that was left a few tokens ago; or 0.
+        """Position after `token` in the original of a copy that ended a few tokens ago, or 0.
 
-        A change to a text puts a few tokens in the place of others and goes on with the original.
+        An edit of a copied text replaces a few tokens and then continues with the original.
         """
         if not self._original or len(self.tokens) - self._changed_at > 2 * _NEARBY:
             return 0
@@ -80,18 +78,18 @@ class Suffixes:
         return 0
 
     def guess(self, most: int) -> list[int]:
-        """Up to `most` tokens that are expected next, as many as there are."""
+        """Return up to `most` tokens that are expected next."""
         if not self.length:
             return []
         guesses = self.tokens[self.place : self.place + most]
-        while len(guesses) < most:  # the match overlaps the end: the text repeats itself
+        while len(guesses) < most:  # the match overlaps the end, so the text repeats itself
             guesses += guesses[: most - len(guesses)]
         return guesses
 
     def find(self) -> tuple[int, int]:
-        """The place after the best earlier occurrence of the end, and the tokens that match.
+        """Find the position after the best earlier occurrence of the end, and its length.
 
-        The longest wins, the most recent of those that are equally long. (0, 0) if there is none.
+        The longest match wins, and the most recent of equally long ones. (0, 0) if there is none.
         """
         end = len(self.tokens)
         for order, earlier in zip(_ORDERS, self._earlier, strict=True):
@@ -110,7 +108,7 @@ class Suffixes:
         return 0, 0
 
     def _matching(self, place: int, end: int, known: int) -> int:
-        """Tokens before `place` that are those before `end`, `known` being so already."""
+        """Number of equal tokens before `place` and `end`; the first `known` are equal already."""
         tokens, length = self.tokens, known
         while (
             length < min(place, LONGEST) and tokens[place - 1 - length] == tokens[end - 1 - length]
@@ -131,20 +129,24 @@ class Suffixes:
 
 
 class Acceptance:
-    """Running means over one text."""
+    """Acceptance rates of n-gram draft tokens by match length, as running means over one sequence.
+
+    They are learned in plain decoding too, by comparing the expected token with the actual one, so
+    drafting need not be tried to find out whether it pays.
+    """
 
     def __init__(self) -> None:
         self._chances = [chance for _, chance in _PRIORS]
 
     def chance(self, length: int) -> float:
-        """That the token after a match of `length` tokens is the expected one."""
+        """Probability that the token after a match of `length` tokens is the expected one."""
         return self._chances[bisect_right(_LENGTHS, length) - 1]
 
     def chances(self, length: int, most: int) -> list[float]:
-        """Of the next token, of the one after it if that is right, and so on."""
+        """Probabilities of the next tokens, each if all before it were as expected."""
         return [self.chance(length + n) for n in range(most)]
 
     def learn(self, length: int, right: bool) -> None:
-        """What came of the guess after a match of `length` tokens."""
+        """Record whether the token after a match of `length` tokens was the expected one."""
         bucket = bisect_right(_LENGTHS, length) - 1
         self._chances[bucket] += _WEIGHT * (right - self._chances[bucket])

@@ -1,4 +1,4 @@
-"""The guesses for one sequence: where they come from, and how many pay."""
+"""Draft tokens for one sequence: their source, and how many of them pay."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from magistral_mlx.engine.speculate.costs import PLAIN, WORTH_IT, DraftChoice, P
 from magistral_mlx.engine.speculate.drafter import Drafter
 from magistral_mlx.engine.speculate.ngram import Acceptance, Suffixes
 
-_MANY = 64  # tokens; more of them go into the index without being compared with what it expected
-_DRAFT_CHANCE = 0.7  # that a draft model's guess is right, to begin with
-_DRAFT_WEIGHT = 1 / 32  # of the newest one in the running mean
+_MANY = 64  # tokens from which they are indexed at once, without learning acceptance rates
+_DRAFT_CHANCE = 0.7  # initial acceptance rate of a draft model's tokens
+_DRAFT_WEIGHT = 1 / 32  # weight of the newest token in the running mean
 _RETRY = 64  # tokens after which a draft model that did not pay is tried again
-_TRIAL = 3  # guesses then
-_PACKED_ROWS = 8  # that attention takes with packed keys and values as they are
+_TRIAL = 3  # draft tokens of such a trial
+_PACKED_ROWS = 8  # rows up to which attention uses packed keys and values directly
 
 
 @dataclass(frozen=True, eq=False)
 class Speculation:
-    """What checking guesses costs, and where they may come from.
+    """Options of speculative decoding: pass costs and the sources of draft tokens.
 
-    ngrams: from prompt and output. drafter: from a draft model.
+    ngrams: draft from prompt and output. drafter: a draft model.
     """
 
     costs: PassCosts
@@ -33,12 +33,12 @@ class Speculation:
 
 
 class Speculator:
-    """What is known of one sequence that helps to guess how it goes on.
+    """Drafting state of one sequence.
 
-    Only a row that decodes alone is asked for guesses. The rows of a batch share each pass over the
-    weights already, and with guesses for all of them it would soon have more rows than are cheap.
+    Only a sequence that decodes alone gets draft tokens. The sequences of a batch share each pass
+    over the weights already, and with draft tokens a pass would soon have more rows than pay.
 
-    drafted, accepted: guesses that were checked, and those of them that were right.
+    drafted, accepted: numbers of draft tokens that were verified, and that were accepted.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Speculator:
         scheme: KVScheme,
         sampler: Sampler,
     ) -> None:
-        """`scheme`: of the caches. `sampler`: draws from a draft model's logits."""
+        """Index the prompt. `sampler` draws from a draft model's logits."""
         self.drafted = self.accepted = 0
-        # With more rows a GPU would dequantize all of a quantized cache for each pass.
+        # With more rows a GPU would dequantize the whole quantized cache in each pass.
         packed = scheme.quantized and backend().fused_attention
         self._costs = speculation.costs.up_to(_PACKED_ROWS) if packed else speculation.costs
         self._ngrams, self._drafter = speculation.ngrams, speculation.drafter
-        # A wrong guess is to leave no trace in a quantized cache.
+        # Rejected draft tokens must be trimmed from a quantized cache exactly.
         self._most = min(self._costs.most_rows - 1, scheme.slack)
         self._sampler = sampler
         self._suffixes = Suffixes()
@@ -68,7 +68,7 @@ class Speculator:
         self._drafted_at = 0
 
     def observe(self, token: int) -> None:
-        """The token that was given out."""
+        """Record a token of the output."""
         self._given += 1
         if self._pending_is_read:
             self._pending_is_read = False
@@ -76,9 +76,9 @@ class Speculator:
             self._unread.append(token)
 
     def in_sight(self, most: int) -> bool:
-        """Whether up to `most` guesses may pay after the pending token, not known here yet."""
+        """Whether up to `most` draft tokens may pay after the pending token, still unknown."""
         if not self._given:
-            return False  # the first token is not to wait for the index
+            return False  # the first token must not wait for the index
         self._read()
         most = min(most, self._most)
         self._draft_ready = (
@@ -89,10 +89,7 @@ class Speculator:
         return self._draft_ready or self._ngram_choice(self._suffixes.length + 1, most).guesses > 0
 
     def guesses(self, pending: int, most: int) -> list[int]:
-        """Up to `most` tokens that may follow `pending`.
-
-        As many as pay; none where plain decoding is as good.
-        """
+        """Return up to `most` draft tokens after `pending`, as many as pay, perhaps none."""
         self._unread.append(pending)
         self._read()
         self._pending_is_read = True
@@ -106,8 +103,7 @@ class Speculator:
         return self._suffixes.guess(copied.guesses)
 
     def learn(self, checked: int, right: int) -> None:
-        """How many of the newest guesses were checked, and how many of these, the first ones, were
-        right."""
+        """Record that of `checked` draft tokens the first `right` were accepted."""
         self.drafted += checked
         self.accepted += right
         if self._drafting:
@@ -127,7 +123,7 @@ class Speculator:
             suffixes.add(token)
 
     def _ngram_choice(self, length: int, most: int) -> DraftChoice:
-        """What guesses after a match of `length` tokens are worth."""
+        """Choose the number of n-gram draft tokens after a match of `length` tokens."""
         if not self._ngrams or not length:
             return PLAIN
         return choose(self._acceptance.chances(length, most), self._costs)

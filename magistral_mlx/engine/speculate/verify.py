@@ -1,4 +1,4 @@
-"""One pass over the pending token and the guesses that follow it."""
+"""Verification of draft tokens in one pass together with the pending token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from magistral_mlx.model.magistral import MagistralModel
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """A draw that counts if all guesses before it are right, and what the penalties know then."""
+    """A draw that counts if all draft tokens before it are accepted, with the penalty state
+    after it."""
 
     draw: SampledToken
     constraints: DrawConstraints
@@ -22,11 +23,10 @@ class _Ahead:
 
 
 def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, ...]:
-    """Give out the pending token, and the guesses up to the first that is wrong.
+    """Return the pending token and the draft tokens up to the first rejected one.
 
-    Each position is drawn as if the guesses before it were right, with all that has a say in it,
-    so that all draws are one graph. What comes after a wrong guess is thrown away, and the caches
-    are trimmed to what was given out.
+    Each position is drawn as if the draft tokens before it were accepted, with all constraints, so
+    all draws are one graph. Draws after a rejected token are dropped, and the caches are trimmed.
     """
     start = row.position
     logits = _logits(model, row, guesses)  # (guesses + 1, vocab_size)
@@ -39,7 +39,7 @@ def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, 
     for n, one in enumerate(ahead):
         row.go_to(one.draw, one.constraints)
         row.sampler.penalty_state = one.penalty_state
-        # The last draw has no guess to confirm: it is the next pending token if all were right.
+        # The last draw verifies nothing: it is the next pending token if all were accepted.
         if n == len(ahead) - 1 or one.draw.value != guesses[n]:
             break
         given.append(row.give())
@@ -55,17 +55,17 @@ def verify(model: MagistralModel, row: Row, guesses: list[int]) -> tuple[Token, 
 
 
 def _logits(model: MagistralModel, row: Row, guesses: list[int]) -> mx.array:
-    """Put the pending token and the guesses into the caches -> (guesses + 1, vocab_size)."""
+    """Append the pending token and the draft tokens to the caches -> (drafts + 1, vocab_size)."""
     pending = row.pending.token
     tokens = mx.concatenate([pending, mx.array(guesses, pending.dtype)])
     return model.logits(model(model.embed(tokens[None]), row.caches))[0]
 
 
 def _look_ahead(row: Row, logits: mx.array, guesses: Sequence[int]) -> list[_Ahead]:
-    """The draw after the pending token, and those after each guess that may be right.
+    """Draw the token after the pending one, and after each draft token that may be accepted.
 
-    What the control or the sampler raises is the row's error at the first draw only; later it is
-    that of a future which may never come.
+    An exception of the control or the sampler is the row's error at the first draw only; at later
+    draws it belongs to tokens that may never come.
     """
     control = row.control.copy() if row.control else None
     ahead: list[_Ahead] = []
