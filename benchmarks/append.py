@@ -1,4 +1,4 @@
-"""What it costs to append a token to a cache of 1,000 and of 100,000 tokens.
+"""Cost of appending a token to a cache of 1,000 and of 100,000 tokens.
 
     python -m benchmarks.append [--full]
 
@@ -88,7 +88,7 @@ def steps(append: Append) -> dict[str, float]:
 
 
 def caches(*, peer: bool) -> dict[str, Callable[[mx.array], Append]]:
-    """What is measured, by name; `peer`: mlx-lm is installed."""
+    """Measurements by name; `peer`: mlx-lm is installed."""
     found: dict[str, Callable[[mx.array], Append]] = {
         OURS: partial(ours, "full"),
         f"{OURS} 8/8": partial(ours, "8/8"),

@@ -45,7 +45,7 @@ THEIRS = ("mlx_lm.generate", "mlx_vlm.generate")
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """What is timed, by name."""
+    """Commands to be timed, by name."""
     one = ["--prompt", QUESTION, "--max-tokens", "1", "--model"]
     python, ours = sys.executable, str(BIN / "magistral-mlx")
     mlx_lm = [python, "-m", "mlx_lm", "generate"]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, runtimes, records, tables and plots."""
+"""Common parts of the benchmarks: options, runtimes, records, tables and plots."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def openblas() -> str | None:
 
 
 def peers(*names: str, blas: bool = True) -> Iterator[Program]:
-    """Those named, or mlx-lm and mlx-vlm, as installed.
+    """Return the named peers, by default mlx-lm and mlx-vlm if installed.
 
     blas: a second time with our OpenBLAS, where there is one.
     """
@@ -147,7 +147,7 @@ def interleave(measures: dict[str, Callable[[], float]], most: int) -> dict[str,
 
 
 class Record:
-    """What a script measured, with the machine, the versions and the command.
+    """The record of a script: its measurements, the machine, the versions and the command.
 
     name: of the script. variant: what tells this record from others of the same script.
     """

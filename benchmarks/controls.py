@@ -1,4 +1,4 @@
-"""What each control of a generation costs: penalties, filters, DRY, thinking, grammars.
+"""Cost of the controls of a generation: penalties, filters, DRY, thinking, grammars.
 
     python -m benchmarks.controls
 
@@ -40,7 +40,7 @@ INSIDE = ThinkingRules(34, 35, inside=True, minimum=10**6)
 
 
 def controls() -> dict[str, dict[str, Any]]:
-    """What is measured against plain sampling at temperature 1."""
+    """Options measured against plain sampling at temperature 1."""
     letters = GrammarCompiler(tiny_vocabulary()).regex(r"(.|\n)*")
     return {
         "none": {},

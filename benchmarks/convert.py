@@ -1,4 +1,4 @@
-"""How long a conversion takes, and how much memory: this project beside mlx-lm, on the same input.
+"""Time and memory of a conversion: this project beside mlx-lm, on the same input.
 
     python -m benchmarks.convert [--full] [--layers N] [--folder DIR]
 
@@ -49,7 +49,7 @@ CONVERTERS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process took: seconds on the clock and of all cores, and its peak resident bytes."""
+    """Resources of a process: wall and CPU seconds, and its peak resident bytes."""
 
     seconds: float
     cpu_seconds: float

@@ -1,4 +1,4 @@
-"""Does an app that embeds the package run where there is no Python? PyInstaller says.
+"""A frozen application: whether an app that embeds the package runs without a Python.
 
     python -m benchmarks.frozen_app [--keep DIR]
 
@@ -74,7 +74,7 @@ def build(folder: Path) -> tuple[Path, float]:
 
 
 def run(program: Path, folder: Path) -> tuple[str, float]:
-    """What the app prints with an empty environment, and the seconds that it took."""
+    """Run the app with an empty environment; return its output and the seconds it took."""
     start = time.perf_counter()
     done = subprocess.run(
         [str(program)],

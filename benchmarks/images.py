@@ -37,9 +37,9 @@ TOLERANCE, COARSE = 1e-3, 0.1  # of the largest feature; in 16 bits
 
 
 def same_features(workers: dict[str, RuntimeProcess], tolerance: float) -> dict[str, float]:
-    """Label -> how far two small images' features are from ours, as a share of the largest.
+    """Largest difference of two small images' features from ours, relative, by label.
 
-    Runtimes that compute something else are ended and left out.
+    Runtimes with different results are ended and left out.
     """
     apart: dict[str, float] = {}
     mine: list[float] = []
@@ -49,7 +49,7 @@ def same_features(workers: dict[str, RuntimeProcess], tolerance: float) -> dict[
         differences = [abs(a - b) for a, b in zip(mine, features, strict=True)]
         apart[label] = max(differences) / max(map(abs, mine))
         if not apart[label] <= tolerance:  # nor is NaN
-            console.print(f"{label} computes something else ({apart[label]:.1%}): left out.")
+            console.print(f"{label} has different results ({apart[label]:.1%}): left out.")
             workers.pop(label).close()
     return apart
 

@@ -1,4 +1,4 @@
-"""Does an 8-bit cache change any answer? The demo model's held-out cases, greedily.
+"""Answers changed by an 8-bit cache: the demo model's held-out cases, decoded greedily.
 
     python -m benchmarks.kv_answers [--full] [--cases N] [--kv 8/8]
 

@@ -1,4 +1,4 @@
-"""What a quantized KV cache costs in quality: next-token distributions, and attention itself.
+"""Quality of quantized KV caches: next-token distributions, and attention itself.
 
     python -m benchmarks.kv_quality [--full] [--model demo|FOLDER]
 
@@ -108,7 +108,7 @@ def answer_of(model: MagistralModel, prompt: Prompt, eos: int) -> Answer:
 
 
 def compare(model: MagistralModel, answer: Answer, scheme: KVScheme) -> tuple[list[float], int]:
-    """The same tokens through another cache -> divergence of each, and how many agree at the top.
+    """Run the same tokens through another cache; return divergences, and the top-1 agreement.
 
     The first token is left out: it comes from the prefill.
     """

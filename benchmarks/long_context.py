@@ -43,7 +43,7 @@ DECODED = 3
 
 
 def filled(scheme: KVScheme, text: TextConfig, tokens: int, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """What a cache of `tokens` tokens would save: random values of the right shapes."""
+    """Random saved state of a cache of `tokens` tokens, of the right shapes."""
 
     def plain(count: int) -> mx.array:
         shape = (1, text.num_key_value_heads, count, text.head_dim)

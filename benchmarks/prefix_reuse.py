@@ -1,4 +1,4 @@
-"""What a prompt costs whose beginning was read before: time to the first token against a cold one.
+"""Prefix reuse: time to first token of a prompt with a cached prefix, against a cold one.
 
     python -m benchmarks.prefix_reuse [--model demo|midsize|FOLDER] [--kv SCHEME] [--full]
 
@@ -122,7 +122,7 @@ def in_process(model: str, kv: str | None, folder: str | None, salt: int, n: int
 
 
 def process(given: dict[str, Any]) -> None:
-    """What `in_process` starts: warm the device up, then ask one question."""
+    """Entry point of `in_process`: warm the device up, then ask one question."""
     with load(given["model"], given["kv"], given["folder"]) as magistral:
         magistral.generate("word " * 600, **GREEDY)
         found = ask(magistral, document(magistral, given["salt"]) + QUESTIONS[given["question"]])

@@ -1,4 +1,4 @@
-"""Many clients at once against `magistral-mlx serve`: is anything lost, mixed up, or kept?
+"""Soak test: many clients at once against `magistral-mlx serve`; nothing may be lost or leak.
 
     python -m benchmarks.soak [--requests 500] [--clients 64] [--serve "--images 0 …"]
 

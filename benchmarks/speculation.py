@@ -1,4 +1,4 @@
-"""What guessing tokens gains, and that it changes none of them.
+"""Speculative decoding: its gain in speed, and a check that it changes no token.
 
     python -m benchmarks.speculation [--full] [--only replay|answers|time]
 
@@ -85,7 +85,7 @@ def built_in(name: Any, rows: int | None) -> PassCosts:
 
 
 def replay(text: Text, costs: PassCosts) -> dict[str, float]:
-    """Let the answer come, guess by guess -> tokens a pass, and tokens for the price of one pass.
+    """Generate an answer; return tokens per pass, and tokens per cost of one plain pass.
 
     The first token comes with the prompt, as ever.
     """

@@ -71,7 +71,7 @@ def checkpoint_of(model: str) -> Checkpoint:
 
 
 def same_tokens(workers: dict[str, RuntimeProcess], vocabulary: int, exact: bool) -> dict[str, int]:
-    """Label -> how many of `CHECKED` greedy tokens are ours; those that differ are left out.
+    """Number of `CHECKED` greedy tokens equal to ours by label; runtimes that differ are left out.
 
     Once after a prompt, once after caches filled with random keys and values.
     """
@@ -84,7 +84,7 @@ def same_tokens(workers: dict[str, RuntimeProcess], vocabulary: int, exact: bool
             equal[label] = min(equal.get(label, CHECKED), equal_start(expected, ids))
     for label, count in equal.items():
         if count < (CHECKED if exact else 4):
-            console.print(f"{label} computes something else (token {count}): left out.")
+            console.print(f"{label} has different results (token {count}): left out.")
             workers.pop(label).close()
     return equal
 

@@ -76,7 +76,7 @@ def tower_features(model: Mistral3ForConditionalGeneration, pixels: Tensor) -> T
 
 
 def image_embeddings(model: Mistral3ForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """What stands at the image tokens: (N, 3, H, W) -> (N, H/28 * W/28, hidden)."""
+    """Image features: (N, 3, H, W) -> (N, H/28 * W/28, hidden)."""
     projector = model.model.multi_modal_projector
     x = projector.norm(tower_features(model, pixels)).permute(0, 3, 1, 2)  # (N, D, h, w)
     x = nn.functional.unfold(x, kernel_size=2, stride=2).transpose(1, 2)  # (N, h*w/4, 4*D)
@@ -129,7 +129,7 @@ def target_logits(
 
 
 def decoder_matrices(model: Mistral3ForConditionalGeneration) -> list[nn.Parameter]:
-    """What the converter quantizes: embedding, every linear layer of the decoder, the head."""
+    """Modules that the converter quantizes: embedding, linear layers of the decoder, head."""
     text = [p for p in model.model.language_model.parameters() if p.ndim == 2]
     return [*text, model.lm_head.weight]
 

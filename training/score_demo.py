@@ -48,7 +48,7 @@ def padded_images(example: Example) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def answer(model: Mistral3ForConditionalGeneration, prompter: Prompter, example: Example) -> str:
-    """What the model says after its thinking, token by token, the likeliest each time."""
+    """Decode greedily and return the text after the thinking."""
     prompt = torch.tensor([example.prompt])
     made = model.generate(
         input_ids=prompt,

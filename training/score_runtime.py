@@ -12,7 +12,7 @@ from magistral_mlx.demo.cases import KINDS, Case, cases, is_right
 
 
 def answer(magistral: Magistral, case: Case) -> str:
-    """What the model says after its thinking."""
+    """Return the model's text after the thinking."""
     return magistral.generate(case.question, case.images, temperature=0, max_tokens=96).text
 
 

@@ -110,7 +110,7 @@ def plan_of(step: int) -> tuple[float, Kind]:
 
 
 class TrainingState:
-    """What a stopped training needs to go on: phase, step, weights, optimizer."""
+    """Checkpoint to resume training from: phase, step, weights, optimizer."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "state.pt"
