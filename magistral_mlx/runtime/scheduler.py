@@ -38,7 +38,7 @@ P = ParamSpec("P")
 
 
 class Scheduler:
-    """The answers that request and those that wait for their turn."""
+    """The running requests and the waiting ones."""
 
     def __init__(
         self, runner: ModelRunner, parallel: int, clock: Callable[[], float] = time.perf_counter
@@ -131,8 +131,6 @@ class Scheduler:
         self._for_one(request, self._open, request)
 
     def _open(self, request: Request) -> None:
-        if request.inputs.dropped:
-            request.put(request.inputs.dropped)
         self._runner.check_images(request.inputs)
         request.image_keys, request.token_keys = self._runner.keys_of(request.inputs.prompt)
 

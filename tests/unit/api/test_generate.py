@@ -309,6 +309,7 @@ def test_an_overflow_is_told_before_it_is_sent_with_figures(small: Magistral):
 def test_the_oldest_turns_are_dropped_where_that_is_wanted_and_it_is_told(small: Magistral):
     history = long_history(12)
     events = list(small.stream(history, overflow="drop"))
+    assert [n for n, event in enumerate(events) if isinstance(event, TurnsDropped)] == [0]
     assert isinstance(events[0], TurnsDropped)
     assert events[0].messages == 2 * events[0].turns > 0
     result = small.generate(history, overflow="drop")
