@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.sparse import CONFIG
 from benchmarks.sparse import RANKS as ALL_RANKS
-from magistral_convert.spelling import output_name
+from magistral_convert.output_format import output_name
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.config_files import config_from_hf
@@ -99,7 +99,7 @@ def write_random(folder: Path, values: dict[str, Any], ranks: int, seed: int = 0
 
 def _tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, mx.array]:
     """The parts of one tensor, by the name in the file."""
-    spelled = output_name(name, bare=False)
+    spelled = output_name(name, flat=False)
     if len(shape) == 1:
         norm = 1 + 0.1 * rng.standard_normal(shape, dtype=np.float32)
         return {spelled: mx.array(norm).astype(mx.bfloat16)}

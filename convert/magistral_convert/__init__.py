@@ -4,24 +4,29 @@
 
     convert("mistralai/Magistral-Small-2509", "magistral-4bit", ConvertOptions(bits=4))
 
-The way of the data: `recipe` decides how each tensor is quantized, `plan` computes the whole
-output from that, `stream` moves rows from the `source` to their place in the `work` folder, and
-the folder gets the target's name when everything is there.
+`recipe` chooses the quantization of each tensor, `plan` computes the whole output from that,
+`pipeline` converts rows of the `source` into the `staging` folder, and that folder is renamed to
+the target when it is complete.
 """
 
 from __future__ import annotations
 
 from magistral_convert.conversion import Conversion, check, convert, prepare, run
-from magistral_convert.options import ConvertOptions
-from magistral_convert.progress import Converting, Downloading, OnProgress, Progress
+from magistral_convert.options import (
+    ConversionProgress,
+    Converting,
+    ConvertOptions,
+    Downloading,
+    OnConversionProgress,
+)
 
 __all__ = [
     "Conversion",
+    "ConversionProgress",
     "ConvertOptions",
     "Converting",
     "Downloading",
-    "OnProgress",
-    "Progress",
+    "OnConversionProgress",
     "check",
     "convert",
     "prepare",

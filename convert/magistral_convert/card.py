@@ -1,9 +1,9 @@
-"""The model card of a conversion: what it is, how large, and how to run it."""
+"""The model card of a conversion: origin, size, and how to run it."""
 
 from __future__ import annotations
 
 from magistral_convert.options import ConvertOptions
-from magistral_convert.plan import Plan
+from magistral_convert.plan import ConversionPlan
 from magistral_mlx import __version__
 from magistral_mlx.config import ModelConfig
 
@@ -11,13 +11,17 @@ _LICENSE = "apache-2.0"  # of every model of this architecture that Mistral has 
 
 
 def model_card(
-    base_model: str | None, name: str, config: ModelConfig, options: ConvertOptions, plan: Plan
+    base_model: str | None,
+    name: str,
+    config: ModelConfig,
+    options: ConvertOptions,
+    plan: ConversionPlan,
 ) -> str:
-    """README.md with the front matter that the hub reads.
+    """Build README.md with the front matter that the hub reads.
 
     Args:
-        base_model: the repository that was converted, where it is known.
-        name: what the conversion is called in its title and its command.
+        base_model: the converted repository, where it is known.
+        name: the model's name in the title and the commands.
     """
     task = "image-text-to-text" if config.vision else "text-generation"
     tags = ["mlx", "mistral-common", "magistral-mlx", *(["vision"] if config.vision else [])]

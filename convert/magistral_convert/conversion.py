@@ -1,4 +1,4 @@
-"""A conversion from beginning to end: prepare, check, work, publish."""
+"""A conversion: prepare, check, run."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.card import model_card
-from magistral_convert.companions import gather
-from magistral_convert.options import ConvertOptions
-from magistral_convert.plan import Plan, make_plan
-from magistral_convert.progress import OnProgress
+from magistral_convert.disk import allocated_bytes, check_free_space, storage_errors, write_file
+from magistral_convert.options import ConvertOptions, OnConversionProgress
+from magistral_convert.output_format import is_flat, output_config
+from magistral_convert.plan import ConversionPlan, plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source, open_source, raw_config
-from magistral_convert.spelling import is_bare, output_config
-from magistral_convert.storage import check_room, explained, occupied, write_file
-from magistral_convert.target import absolute_target, check_target
-from magistral_convert.work import WorkFolder, work_path
+from magistral_convert.staging import StagingFolder, staging_path
+from magistral_convert.target import check_target, target_path
 from magistral_mlx.checkpoint.folder import Checkpoint
 
-_FORMAT = 1  # raise it when the same options make other bytes
-_SMALL_FILES = 64 << 20  # room for what stands beside the weights
+_FORMAT = 1  # to be raised when the same options give other bytes
+_SMALL_FILES = 64 << 20  # allowance for the files beside the weights
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Everything about a conversion, known before a weight is read."""
+    """A prepared conversion: all that is known before a weight is read."""
 
     source: Source
     target: Path
     options: ConvertOptions
-    plan: Plan
+    plan: ConversionPlan
     config: dict[str, Any]  # config.json of the output
 
     @property
-    def room_needed(self) -> list[tuple[Path, int]]:
-        """Where it takes disk from now on, and how many bytes: output and passing downloads."""
-        done = occupied(work_path(self.target) / "model")
+    def space_needed(self) -> list[tuple[Path, int]]:
+        """Bytes of disk still needed, by place: the output, and downloaded shards."""
+        done = allocated_bytes(staging_path(self.target) / "model")
         output = max(self.plan.output_bytes + _SMALL_FILES - done, 0)
-        return [(self.target, output), self.source.room_needed()]
+        return [(self.target, output), self.source.space_needed()]
 
 
 def prepare(
@@ -50,21 +49,22 @@ def prepare(
     output: str | os.PathLike[str] | None = None,
     options: ConvertOptions | None = None,
 ) -> Conversion:
-    """Open the source, check its tensors and plan the output; nothing is written but small files
-    of a repository into the hub's cache.
+    """Open the source, check its tensors and plan the output.
+
+    Nothing is written but the small files of a repository, into the hub's cache.
 
     Args:
         source: a folder, or the name of a repository on the hub.
-        output: the folder to make; None is one in the user's cache, where `generate` looks.
+        output: the output folder; None is one in the user's cache, where `generate` looks.
 
     Raises:
-        MagistralError: one of its kinds; see `open_source` and `make_plan`.
+        MagistralError: one of its kinds; see `open_source` and `plan_conversion`.
     """
     options = options or ConvertOptions()
-    target = absolute_target(source, output, options)
-    opened = open_source(source, work_path(target) / "source", keep=options.keep_source)
+    target = target_path(source, output, options)
+    opened = open_source(source, staging_path(target) / "source", keep=options.keep_source)
     raw, model = raw_config(opened), opened.checkpoint.config
-    plan = make_plan(opened.checkpoint, Recipe.of(options, model), bare=is_bare(raw, model))
+    plan = plan_conversion(opened.checkpoint, Recipe.of(options, model), flat=is_flat(raw, model))
     return Conversion(opened, target, options, plan, output_config(raw, model, plan.quantization))
 
 
@@ -72,55 +72,56 @@ def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     options: ConvertOptions | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnConversionProgress | None = None,
 ) -> Path:
-    """Convert a checkpoint; the folder of the result.
+    """Convert a checkpoint and return the output folder.
 
-    The target appears when all of it is there. An interrupted conversion (an exception, a killed
-    process, a power cut) goes on where it was when it is called again, with the same result.
+    The folder appears when it is complete. An interrupted conversion (an exception, a killed
+    process, a power cut) continues where it stopped when this is called again, with the same
+    result.
 
     Args: as in `prepare`; `on_progress` is called from the calling thread.
 
     Raises:
-        MagistralError: one of its kinds, before the work where it can be known before.
+        MagistralError: one of its kinds, before anything is converted where possible.
     """
     return run(prepare(source, output, options), on_progress)
 
 
 def check(conversion: Conversion) -> None:
-    """Check what can stop it before the work: the target and the disk.
+    """Check the target and the free disk space before the conversion.
 
     Raises:
         TargetExists, InvalidOption: see `check_target`.
-        StorageError: too little room.
+        StorageError: too little disk space.
     """
     check_target(conversion.target, conversion.source.folder, force=conversion.options.force)
-    check_room(conversion.room_needed)
+    check_free_space(conversion.space_needed)
 
 
-def run(conversion: Conversion, on_progress: OnProgress | None = None) -> Path:
-    """Carry out what `prepare` has planned; see `convert`."""
-    from magistral_convert import stream  # brings MLX
+def run(conversion: Conversion, on_progress: OnConversionProgress | None = None) -> Path:
+    """Run a prepared conversion; see `convert`."""
+    from magistral_convert import pipeline  # imports MLX
 
     source, target, options = conversion.source, conversion.target, conversion.options
     check(conversion)
-    files = gather(source.folder, options.tokenizer)
-    with WorkFolder(target, conversion.plan, _identity(conversion)) as work:
-        stream.run(
+    files = auxiliary_files(source.folder, options.tokenizer)
+    with StagingFolder(target, conversion.plan, _identity(conversion)) as work:
+        pipeline.run(
             conversion.plan,
             work,
             fetch=lambda file: source.fetch(file, on_progress),
             release=source.release,
             on_progress=on_progress,
         )
-        _write_beside(work.model, conversion, files)
+        _write_auxiliary(work.model, conversion, files)
         Checkpoint.open(work.model)  # as the loader will
         work.publish(force=options.force)
     return target
 
 
-def _write_beside(folder: Path, conversion: Conversion, files: dict[str, bytes]) -> None:
-    """Write everything that is not a shard; the configuration last, as it makes a checkpoint."""
+def _write_auxiliary(folder: Path, conversion: Conversion, files: dict[str, bytes]) -> None:
+    """Write the files beside the shards; config.json last, as it marks a checkpoint."""
     source, plan = conversion.source, conversion.plan
     card = model_card(
         source.base_model,
@@ -129,7 +130,7 @@ def _write_beside(folder: Path, conversion: Conversion, files: dict[str, bytes])
         conversion.options,
         plan,
     )
-    with explained(folder):
+    with storage_errors(folder):
         for name, content in files.items():
             write_file(folder / name, content)
         write_file(folder / "README.md", card.encode())
@@ -138,7 +139,7 @@ def _write_beside(folder: Path, conversion: Conversion, files: dict[str, bytes])
 
 
 def _identity(conversion: Conversion) -> dict[str, str]:
-    """What decides the bytes of the output: work on another one must not be continued."""
+    """Return digests of all that decides the output's bytes; another staging is not continued."""
     from magistral_mlx.backend import backend
 
     digest = hashlib.sha256()

@@ -1,7 +1,8 @@
-"""What a conversion may be asked for, and which wishes contradict each other."""
+"""The options of a conversion, and the progress that it reports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,22 +15,45 @@ from magistral_mlx.quantization import (
     Quantization,
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Downloading:
+    """Bytes of one source file that have arrived, and its size."""
+
+    file: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Converting:
+    """Progress of the whole conversion, in tensors and in bytes of the source."""
+
+    tensors_done: int
+    tensors: int
+    bytes_done: int
+    bytes_total: int
+
+
+ConversionProgress = Downloading | Converting
+OnConversionProgress = Callable[[ConversionProgress], None]
+
 RECIPES = ("4bit", "4bit-plus")
 MODES = ("affine", *FIXED_MODES)
-_BITS, _GROUP_SIZE = 4, 64  # of affine, where nothing is asked for
+_BITS, _GROUP_SIZE = 4, 64  # defaults of affine
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Options of one conversion; None stands for "not asked for".
+    """Options of one conversion; None selects the default.
 
     `tokenizer` is a file, folder or repository to take tekken.json from. `force` replaces an
-    earlier conversion at the target. `keep_source` keeps what was downloaded, in the hub's cache.
-    `name` is what the model card calls the result, such as the repository that it is meant for;
-    None is the name of its folder.
+    earlier conversion at the target. `keep_source` keeps the downloaded files in the hub's cache.
+    `name` is the model's name on its card, such as the repository that it is meant for; None is
+    the name of its folder.
 
     Raises:
-        InvalidOption: on construction, where a value is none of those allowed or two conflict.
+        InvalidOption: a value that is not allowed, or two that conflict.
     """
 
     bits: int | None = None
@@ -53,13 +77,13 @@ class ConvertOptions:
 
     @property
     def scheme(self) -> Quantization:
-        """How most matrices are quantized."""
+        """Quantization of most matrices."""
         bits, group_size = FIXED_MODES.get(self.mode, (_BITS, _GROUP_SIZE))
         return Quantization(self.bits or bits, self.group_size or group_size, cast(Mode, self.mode))
 
     @property
     def label(self) -> str:
-        """A short name of the result, fit for a folder: `4bit`, `6bit-g32`, `mxfp4-vision`."""
+        """Suffix of the output folder's name: `4bit`, `6bit-g32`, `mxfp4-vision`."""
         scheme = self.scheme
         parts = [f"{scheme.bits}bit" if scheme.mode == "affine" else scheme.mode]
         if self.recipe == "4bit-plus":

@@ -1,4 +1,4 @@
-"""Which matrix is quantized how: a pure function of a tensor's name and shape."""
+"""The choice of a quantization for each tensor, by its name and shape."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _HEAD = LANGUAGE + "lm_head.weight"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to do with each tensor of one model.
+    """The quantization of each tensor of one model.
 
-    `base` serves every matrix of the decoder (of the vision tower and projector too with
-    `quantize_vision`). `high`, where it is not None, serves the matrices in which errors hurt
-    most: the head, and the value and down projections of some layers.
+    `base` is that of every matrix of the decoder (of the vision tower and projector too with
+    `quantize_vision`). `high`, where it is not None, is that of the most sensitive matrices: the
+    head, and the value and down projections of some layers.
     """
 
     base: Quantization
@@ -34,7 +34,7 @@ class Recipe:
 
     @classmethod
     def of(cls, options: ConvertOptions, config: ModelConfig) -> Recipe:
-        """The recipe that the options ask for."""
+        """Return the recipe that the options select."""
         base = options.scheme
         plus = options.recipe == "4bit-plus"
         return cls(
@@ -46,13 +46,13 @@ class Recipe:
         )
 
     def scheme(self, name: str, shape: tuple[int, ...]) -> Quantization | None:
-        """How the tensor is quantized; None where it stays in bfloat16.
+        """Return the quantization of a tensor; None where it stays in bfloat16.
 
         Norms, biases and the patch convolution stay, and so does a matrix whose rows no group
         size divides.
 
         Args:
-            name: canonical.
+            name: the canonical name.
             shape: (out, in) for a matrix.
 
         Raises:
@@ -60,7 +60,7 @@ class Recipe:
         """
         if len(shape) != 2 or not (self.quantize_vision or name.startswith(LANGUAGE)):
             return None
-        chosen = self.high if self.high and self._matters_more(name) else self.base
+        chosen = self.high if self.high and self._is_sensitive(name) else self.base
         if chosen.fits(shape):
             return chosen
         fitting = [size for size in AFFINE_GROUP_SIZES if Quantization(4, size).fits(shape)]
@@ -71,7 +71,7 @@ class Recipe:
             f"{chosen.group_size} do not divide. Use --mode affine --group-size {fitting[-1]}."
         )
 
-    def _matters_more(self, name: str) -> bool:
+    def _is_sensitive(self, name: str) -> bool:
         if name == (_EMBEDDING if self.tied else _HEAD):
             return True
         layer = _LAYER.search(name)
@@ -83,7 +83,7 @@ class Recipe:
 
 
 def is_sensitive_layer(index: int, layers: int) -> bool:
-    """The first and the last eighth of the layers, and every third one between.
+    """Return whether a layer is in the first or last eighth, or every third one between.
 
     The same choice as llama.cpp's Q4_K_M and mlx-lm's mixed recipes.
     """

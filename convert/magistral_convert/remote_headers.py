@@ -1,4 +1,4 @@
-"""The header of a safetensors file on the hub, without its weights."""
+"""Headers of safetensors files on the hub, read without their weights."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _RETRIES = 3
 
 
 def read_remote_header(model: RemoteModel, file: RemoteFile, path: Path) -> dict[str, StoredTensor]:
-    """Stored name -> tensor, as if the file were at `path` already.
+    """Return stored name -> tensor, as if the file were at `path` already.
 
     Raises:
-        HubError: the hub is out of reach or refuses.
-        CheckpointError: it is no safetensors file.
+        HubError: the hub cannot be reached, or refuses.
+        CheckpointError: not a safetensors file.
     """
     data = _read_start(model, file, min(_FIRST_BYTES, file.size))
     end = LENGTH_BYTES + header_length(path, data[:LENGTH_BYTES], file.size)
@@ -34,7 +34,7 @@ def read_remote_header(model: RemoteModel, file: RemoteFile, path: Path) -> dict
 
 
 def _read_start(model: RemoteModel, file: RemoteFile, count: int) -> bytes:
-    """The first `count` bytes of a file, also from a server that ignores ranges."""
+    """Read the first `count` bytes of a file, also from a server that ignores ranges."""
     from huggingface_hub.utils import http_stream_backoff  # type: ignore[attr-defined]
 
     hub = current_hub()

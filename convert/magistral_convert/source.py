@@ -1,4 +1,4 @@
-"""Where the weights come from: a folder, or a repository whose shards arrive one by one."""
+"""The source of a conversion: a folder, or a repository whose shards are downloaded one by one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from magistral_convert.progress import Downloading, OnProgress
+from magistral_convert.options import Downloading, OnConversionProgress
 from magistral_convert.remote_headers import read_remote_header
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout, weight_files
 from magistral_mlx.config_files import read_config, read_json
@@ -35,10 +35,10 @@ from magistral_mlx.places import DEMO, demo_dir
 
 
 class Source(Protocol):
-    """An unquantized checkpoint whose headers are known and whose weights can be had.
+    """An unquantized checkpoint whose headers have been read.
 
-    `folder` holds the small files. `base_model` is the repository that it is, where that is
-    known. `identity` changes when the weights do.
+    `folder` holds the small files. `base_model` is the repository, where it is known. `identity`
+    changes when the weights do.
     """
 
     @property
@@ -50,18 +50,18 @@ class Source(Protocol):
     @property
     def identity(self) -> str: ...
 
-    def fetch(self, file: Path, on_progress: OnProgress | None) -> None:
-        """Make a weight file be there."""
+    def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
+        """Download a weight file, unless it is on this machine."""
 
     def release(self, file: Path) -> None:
-        """The file's weights are all converted."""
+        """Delete a downloaded weight file, once all its tensors are converted."""
 
-    def room_needed(self) -> tuple[Path, int]:
-        """Where fetching takes room beside the output, and how many bytes at any one time."""
+    def space_needed(self) -> tuple[Path, int]:
+        """Return where downloads take space, and the most bytes at any one time."""
 
 
 def raw_config(source: Source) -> Mapping[str, Any] | None:
-    """The source's config.json; None where it has only params.json."""
+    """Read the source's config.json; None where it has only params.json."""
     path = source.folder / "config.json"
     return read_json(path) if path.is_file() else None
 
@@ -72,11 +72,11 @@ def open_source(name: str | os.PathLike[str], downloads: Path, *, keep: bool = F
     A repository that is on this machine already is read from there.
 
     Args:
-        downloads: where a shard lies while it is being converted.
-        keep: download into the hub's cache instead, and leave it there.
+        downloads: the folder for a shard while it is being converted.
+        keep: download into the hub's cache instead, and keep the files there.
 
     Raises:
-        ModelNotFound, HubError: the name leads nowhere.
+        ModelNotFound, HubError: no such model, here or on the hub.
         CheckpointError: the checkpoint is damaged, incomplete, or quantized already.
         UnsupportedModel: another architecture.
     """
@@ -119,19 +119,19 @@ class FolderSource:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return json.dumps([str(self.folder.resolve()), stats])
 
-    def fetch(self, file: Path, on_progress: OnProgress | None) -> None:
+    def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
         return
 
     def release(self, file: Path) -> None:
         return
 
-    def room_needed(self) -> tuple[Path, int]:
+    def space_needed(self) -> tuple[Path, int]:
         return self.folder, 0
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A checkpoint on the hub. Shards come to the folder that `checkpoint` names, and go."""
+    """A checkpoint on the hub, whose shards are downloaded when they are converted."""
 
     model: RemoteModel
     folder: Path
@@ -147,7 +147,7 @@ class HubSource:
     def identity(self) -> str:
         return f"{self.model.ref.repo}@{self.model.commit}"
 
-    def fetch(self, file: Path, on_progress: OnProgress | None) -> None:
+    def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
         def report(done: int, total: int) -> None:
             if on_progress:
                 on_progress(Downloading(file.name, done, total))
@@ -161,14 +161,14 @@ class HubSource:
         elif all(path.exists() for path in self._files):
             remember_commit(self.model.ref, self.model.commit)  # so the cache finds it by name
 
-    def room_needed(self) -> tuple[Path, int]:
+    def space_needed(self) -> tuple[Path, int]:
         missing = [remote.size for file, remote in self._files.items() if not file.exists()]
         place = next(iter(self._files)).parent
         return place, (sum if self.keep else max)(missing or [0])
 
 
 def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSource:
-    """Read the small files and the headers of the shards; the weights stay where they are."""
+    """Download the small files and read the headers of the shards, without their weights."""
     weights = {file.name for file in model.weights}
     for file in model.files:
         if file.name not in weights:
@@ -187,11 +187,11 @@ def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSourc
     return HubSource(model, folder, checkpoint, keep, files)
 
 
-def headers_of(name: str) -> Checkpoint:
-    """What a model consists of, by any name that a user gives it; no weights are fetched.
+def read_headers(name: str) -> Checkpoint:
+    """Read the headers of a model by any name that a user gives it, without its weights.
 
     Raises:
-        ModelNotFound, HubError: the name leads nowhere.
+        ModelNotFound, HubError: no such model, here or on the hub.
         CheckpointError: the checkpoint is damaged or incomplete.
     """
     here = os.path.exists(os.path.expanduser(name)) or find_by_name(name) is not None

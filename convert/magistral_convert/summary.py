@@ -1,15 +1,15 @@
-"""Where the bytes of a conversion go, by the part of the model."""
+"""Sizes of a conversion by part of the model, for reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magistral_convert.plan import Plan, Task
+from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_mlx.checkpoint.names import PROJECTOR, VISION
 
-# The first whose text stands in a tensor's name; anything else is a norm.
-_GROUPS = (
+# The first whose text is in the tensor's name; the others are norms.
+_PARTS = (
     (VISION, "vision tower"),
     (PROJECTOR, "projector"),
     ("embed_tokens", "embedding"),
@@ -21,8 +21,8 @@ _REST = "norms"
 
 
 @dataclass(frozen=True)
-class Group:
-    """One part of the model: parameters, and bytes before and after."""
+class PartSize:
+    """Size of one part of the model: parameters, and bytes before and after."""
 
     name: str
     parameters: int
@@ -34,21 +34,23 @@ class Group:
         return 8 * self.output_bytes / self.parameters
 
 
-def summarize(plan: Plan) -> list[Group]:
-    """The parts of the model, in the model's order."""
-    names = [name for _, name in _GROUPS[2:]] + [_REST] + [name for _, name in _GROUPS[:2]]
-    by_name = {name: [task for task in plan.tasks if _group(task) == name] for name in names}
-    return [_total(name, tasks) for name, tasks in by_name.items() if tasks]
+def summarize(plan: ConversionPlan) -> list[PartSize]:
+    """Return the size of each part of the model, in the model's order."""
+    names = [name for _, name in _PARTS[2:]] + [_REST] + [name for _, name in _PARTS[:2]]
+    by_name = {
+        name: [tensor for tensor in plan.tensors if _part_of(tensor) == name] for name in names
+    }
+    return [_size(name, tensors) for name, tensors in by_name.items() if tensors]
 
 
-def _group(task: Task) -> str:
-    return next((name for text, name in _GROUPS if text in task.name), _REST)
+def _part_of(tensor: TensorConversion) -> str:
+    return next((name for text, name in _PARTS if text in tensor.name), _REST)
 
 
-def _total(name: str, tasks: Sequence[Task]) -> Group:
-    return Group(
+def _size(name: str, tensors: Sequence[TensorConversion]) -> PartSize:
+    return PartSize(
         name,
-        parameters=sum(task.rows * task.columns for task in tasks),
-        source_bytes=sum(task.source.nbytes for task in tasks),
-        output_bytes=sum(task.nbytes for task in tasks),
+        parameters=sum(tensor.rows * tensor.columns for tensor in tensors),
+        source_bytes=sum(tensor.source.nbytes for tensor in tensors),
+        output_bytes=sum(tensor.nbytes for tensor in tensors),
     )

@@ -1,4 +1,4 @@
-"""Where the result goes, and whether it may."""
+"""The output folder of a conversion, and the checks before it is written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from magistral_mlx.errors import InvalidOption, TargetExists
 from magistral_mlx.places import conversion_dir
 
 
-def absolute_target(
+def target_path(
     source: str | os.PathLike[str], output: str | os.PathLike[str] | None, options: ConvertOptions
 ) -> Path:
-    """The folder to make; without `output` one in the user's cache, where `generate` finds it.
+    """Return the absolute output folder; by default one in the user's cache.
 
     Raises:
-        InvalidOption: `output` is no name for a new folder.
+        InvalidOption: `output` cannot be the name of a folder.
     """
     if output is None:
         return conversion_dir(source, options.label).absolute()
@@ -28,10 +28,10 @@ def absolute_target(
 
 
 def check_target(target: Path, source: Path, *, force: bool) -> None:
-    """Check that the target may be written.
+    """Check that the output folder may be written.
 
     Raises:
-        TargetExists: something is there, and `force` does not stand for replacing it.
+        TargetExists: something is there that may not be replaced.
         InvalidOption: the target is the source, or one lies in the other.
     """
     here, there = target.resolve(), source.resolve()
@@ -48,7 +48,7 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
         return
     if not force:
         raise TargetExists(
-            f"{target} is there already. Give --force to replace it, or choose another folder "
+            f"{target} exists already. Give --force to replace it, or choose another folder "
             "with -o."
         )
     if "config.json" not in content or not any(n.endswith(".safetensors") for n in content):
@@ -59,9 +59,9 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
 
 
 def _is_in(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or lies in it, by the disk's own word where they exist.
+    """Return whether a path is a folder or lies in it.
 
-    Names alone do not tell on a disk that takes upper and lower case for the same.
+    Existing ones are compared by inode: names differ in case on a case-insensitive disk.
     """
     if path == folder or folder in path.parents:
         return True

@@ -1,4 +1,4 @@
-"""Whether what stands in the output is, within the quantizer's bound, what stands in the source.
+"""Verification of converted tensors against their source, within the quantizer's error bound.
 
 The bounds follow from MLX's quantizer (its documentation and kernels) and from the source alone,
 so a wrong scale cannot excuse a wrong value.
@@ -6,15 +6,15 @@ so a wrong scale cannot excuse a wrong value.
 
 from __future__ import annotations
 
-from magistral_convert.pack import to_bfloat16, unpack
-from magistral_convert.plan import Task
-from magistral_convert.rows import Rows, read_rows
-from magistral_convert.work import WorkFolder
+from magistral_convert.plan import TensorConversion
+from magistral_convert.quantize import dequantize_rows, to_bfloat16
+from magistral_convert.source_rows import Rows, read_rows
+from magistral_convert.staging import StagingFolder
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization
 
-_SAMPLES = 4  # places in a tensor
+_SAMPLES = 4  # positions in a tensor
 _SMALLEST_STEP = 1e-7  # affine scales are never smaller
 _BFLOAT16 = 2.0**-8  # more than the relative error of a scale that is rounded to bfloat16
 # Mode -> (relative, absolute) error of a value, as a share of its group's largest one. mxfp scales
@@ -22,40 +22,40 @@ _BFLOAT16 = 2.0**-8  # more than the relative error of a scale that is rounded t
 _FLOATING_BOUNDS = {"mxfp4": (0.201, 0.0), "mxfp8": (0.0626, 0.0), "nvfp4": (0.1775, 0.006)}
 
 
-def check_task(task: Task, work: WorkFolder) -> None:
-    """Compare rows from the beginning, the end and between with the source.
+def verify_tensor(tensor: TensorConversion, work: StagingFolder) -> None:
+    """Compare rows at the beginning, the end and between with the source.
 
     Raises:
         CheckpointError: a value is further from the source's than the quantizer can put it.
     """
-    unit = task.halve_heads or 1
-    last = task.rows // unit - 1
+    unit = tensor.rope_head_rows or 1
+    last = tensor.rows // unit - 1
     for place in sorted({last * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)}):
         start, stop = place * unit, (place + 1) * unit
-        written = [work.read(part, task, start, stop) for part in task.parts]
-        found = unpack(written, stop - start, task.scheme)
-        if not is_within_bound(read_rows(task, start, stop), found, task.scheme):
+        written = [work.read(output, tensor, start, stop) for output in tensor.outputs]
+        found = dequantize_rows(written, stop - start, tensor.scheme)
+        if not is_within_bound(read_rows(tensor, start, stop), found, tensor.scheme):
             raise CheckpointError(
-                f"{task.source.name} of {task.source.file} does not survive its conversion: rows "
-                f"from {start} read back outside the bound of {_describe(task.scheme)}. The file "
-                "holds infinities or NaNs, or the disk is failing: fetch that file again."
+                f"{tensor.source.name} of {tensor.source.file} was not converted correctly: "
+                f"rows from {start} are outside the error bound of {_describe(tensor.scheme)}. The "
+                "file holds infinities or NaNs, or the disk is failing: fetch that file again."
             )
 
 
 def is_within_bound(source: Rows, found: mx.array, scheme: Quantization | None) -> bool:
-    """Whether `found` (R, columns) is what quantizing `source` of that shape can give."""
+    """Return whether `found` (R, columns) is within the quantization error of `source`."""
     wanted = to_bfloat16(source).astype(mx.float32)
     error = mx.abs(wanted - found)
     if scheme is None:
         return bool(mx.all(error == 0))
     groups = (wanted.shape[0], -1, scheme.group_size)
     bound = _bound(wanted.reshape(groups), scheme)
-    # NaN is within nothing, and infinity must not be within infinity.
+    # A NaN or infinite bound must not accept anything.
     return bool(mx.all((error.reshape(groups) <= bound) & mx.isfinite(bound)))
 
 
 def _bound(groups: mx.array, scheme: Quantization) -> mx.array:
-    """The largest error that the quantizer makes in each group; (R, groups, 1)."""
+    """Return the largest error of the quantizer in each group; (R, groups, 1)."""
     if scheme.mode != "affine":
         relative, absolute = _FLOATING_BOUNDS[scheme.mode]
         return relative * mx.abs(groups).max(axis=-1, keepdims=True) + absolute

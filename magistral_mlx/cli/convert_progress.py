@@ -17,14 +17,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from magistral_convert import Converting, OnProgress
-from magistral_convert import Progress as Report
+from magistral_convert import ConversionProgress, Converting, OnConversionProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def conversion_progress() -> Iterator[OnProgress]:
+def conversion_progress() -> Iterator[OnConversionProgress]:
     """Something to call with each report."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -49,7 +48,7 @@ class _Bars:
         self._converting: TaskID | None = None
         self._downloading: tuple[str, TaskID] | None = None
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: ConversionProgress) -> None:
         if isinstance(report, Converting):
             self._end_download()
             count = f"{report.tensors_done}/{report.tensors} tensors"
@@ -81,7 +80,7 @@ class _Lines:
         self._last = self._start = time.monotonic()
         self._first_bytes: int | None = None
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: ConversionProgress) -> None:
         now = time.monotonic()
         if isinstance(report, Converting) and self._first_bytes is None:
             self._first_bytes = report.bytes_done

@@ -70,7 +70,7 @@ def print_json(
         "output_bytes": plan.output_bytes,
         "parameters": plan.parameters,
         "bits_per_weight": plan.bits_per_weight,
-        "tensors": len(plan.tasks),
+        "tensors": len(plan.tensors),
         "shards": [shard.file for shard in plan.shards],
         "quantization": plan.quantization,
         "parts": [
@@ -92,7 +92,7 @@ def print_json(
 def _room(conversion: Conversion) -> list[tuple[Path, int, int]]:
     """Place, bytes needed and bytes free, for each place that needs any."""
     rooms = []
-    for place, needed in conversion.room_needed:
+    for place, needed in conversion.space_needed:
         existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
         if needed:
             rooms.append((place, needed, shutil.disk_usage(existing).free))

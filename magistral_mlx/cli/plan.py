@@ -170,7 +170,7 @@ def _why(best: Plan, profile: BackendProfile, request: PlanRequest) -> str:
 
 def _model(name: str | None, profile: BackendProfile) -> PlannedModel:
     """A model on this machine, on the hub (its headers alone are fetched), or the default one."""
-    from magistral_convert.source import headers_of
+    from magistral_convert.source import read_headers
     from magistral_mlx.errors import ModelNotFound
     from magistral_mlx.library import default_model
     from magistral_mlx.memory.here import describe
@@ -181,4 +181,4 @@ def _model(name: str | None, profile: BackendProfile) -> PlannedModel:
             name = str(default_model())
         except ModelNotFound:
             return magistral_small(profile.float_bytes)
-    return describe(headers_of(name), name, profile.float_bytes)
+    return describe(read_headers(name), name, profile.float_bytes)

@@ -124,7 +124,7 @@ def test_an_existing_target_needs_force(run, source: Path, tmp_path: Path):
     run(source, "-o", tmp_path / "out", "--bits", 8)
     refused = run(source, "-o", tmp_path / "out")
     assert refused.returncode == 2
-    assert "is there already. Give --force to replace it" in refused.stderr
+    assert "exists already. Give --force to replace it" in refused.stderr
     assert run(source, "-o", tmp_path / "out", "--force").returncode == 0
     schemes = Checkpoint.open(tmp_path / "out").quantized.values()
     assert {scheme.bits for scheme in schemes} == {4}

@@ -91,7 +91,7 @@ def test_the_plan_needs_no_more_than_headers(hub: FakeHub, published: Path, tmp_
     assert conversion.plan.index == prepare(published, tmp_path / "out").plan.index
     assert all(request.range for number in range(1, SHARDS + 1)
                for request in hub.downloads(shard(number)))  # fmt: skip
-    place, passing = conversion.room_needed[1]
+    place, passing = conversion.space_needed[1]
     assert place == tmp_path / "out.partial" / "source"
     largest = max((published / shard(n)).stat().st_size for n in range(1, SHARDS + 1))
     assert passing == largest
@@ -166,7 +166,7 @@ def test_disk_for_output_and_one_shard_is_asked_for(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     conversion = prepare(REPO, tmp_path / "out")
-    needed = sum(nbytes for _, nbytes in conversion.room_needed)
+    needed = sum(nbytes for _, nbytes in conversion.space_needed)
     usage = shutil.disk_usage(tmp_path)._replace(free=needed)  # and nothing to spare
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StorageError, match="the conversion needs"):

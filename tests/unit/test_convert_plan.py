@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from magistral_convert import ConvertOptions, convert, prepare
-from magistral_convert.plan import Plan, make_plan
+from magistral_convert.plan import ConversionPlan, plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.summary import summarize
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -20,10 +20,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf_checkpoint(tmp_path_factory.mktemp("source"), shards=3)
 
 
-def plan_of(source: Path, shard_bytes: int, **asked) -> Plan:
+def plan_of(source: Path, shard_bytes: int, **asked) -> ConversionPlan:
     checkpoint = Checkpoint.open(source)
     recipe = Recipe.of(ConvertOptions(**asked), checkpoint.config)
-    return make_plan(checkpoint, recipe, bare=False, shard_bytes=shard_bytes)
+    return plan_conversion(checkpoint, recipe, flat=False, shard_bytes=shard_bytes)
 
 
 def test_shards_keep_to_the_limit_and_lose_nothing(source: Path):
@@ -36,7 +36,9 @@ def test_shards_keep_to_the_limit_and_lose_nothing(source: Path):
         f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)
     ]
     one = plan_of(source, 10**9)
-    assert {part.name for task in plan.tasks for part in task.parts} == set(one.index["weight_map"])
+    assert {part.name for tensor in plan.tensors for part in tensor.outputs} == set(
+        one.index["weight_map"]
+    )
 
 
 def test_the_parts_of_a_shard_lie_end_to_end_behind_its_header(source: Path):
@@ -44,7 +46,7 @@ def test_the_parts_of_a_shard_lie_end_to_end_behind_its_header(source: Path):
     for number, shard in enumerate(plan.shards):
         end = len(shard.header)
         assert end % 8 == 0
-        parts = [part for task in plan.tasks for part in task.parts if part.shard == number]
+        parts = [part for tensor in plan.tensors for part in tensor.outputs if part.shard == number]
         for part in sorted(parts, key=lambda part: part.offset):
             assert part.offset == end, part.name
             end += part.nbytes
@@ -52,7 +54,7 @@ def test_the_parts_of_a_shard_lie_end_to_end_behind_its_header(source: Path):
 
 
 def test_work_goes_in_the_order_of_the_source_files(source: Path):
-    places = [(t.source.file.name, t.source.offset) for t in plan_of(source, 10**9).tasks]
+    places = [(t.source.file.name, t.source.offset) for t in plan_of(source, 10**9).tensors]
     assert places == sorted(places)
 
 
@@ -63,7 +65,7 @@ def test_the_planned_headers_are_what_stands_in_the_files(source: Path, tmp_path
         file = folder / shard.file
         assert file.stat().st_size == shard.nbytes
         stored = read_header(file)
-        parts = [p for task in conversion.plan.tasks for p in task.parts]
+        parts = [p for tensor in conversion.plan.tensors for p in tensor.outputs]
         assert {(t.name, t.dtype, t.shape, t.offset) for t in stored.values()} == {
             (p.name, p.dtype, p.shape, p.offset) for p in parts
         }

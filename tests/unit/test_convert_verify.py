@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from magistral_convert import ConvertOptions, convert, verify
-from magistral_convert.pack import pack, unpack
+from magistral_convert.quantize import dequantize_rows, quantize_rows
 from magistral_convert.verify import is_within_bound
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import CheckpointError
@@ -45,7 +45,7 @@ def samples() -> dict[str, NDArray]:
 
 
 def written(bits: NDArray[np.uint16], scheme: Quantization | None) -> mx.array:
-    return unpack([bytes(part) for part in pack(bits, scheme)], len(bits), scheme)
+    return dequantize_rows([bytes(part) for part in quantize_rows(bits, scheme)], len(bits), scheme)
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, None], ids=str)
@@ -95,7 +95,9 @@ def test_rows_that_the_disk_gives_back_otherwise_end_in_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        verify, "unpack", lambda parts, rows, scheme: 1.5 * unpack(parts, rows, scheme)
+        verify,
+        "dequantize_rows",
+        lambda parts, rows, scheme: 1.5 * dequantize_rows(parts, rows, scheme),
     )
     source = write_hf_checkpoint(tmp_path / "source")
     with pytest.raises(CheckpointError, match="read back outside the bound"):

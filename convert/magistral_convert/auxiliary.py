@@ -1,6 +1,6 @@
-"""The small files beside the weights: tokenizer, system prompt, generation settings, and others.
+"""The small files beside the weights: tokenizer, system prompt, generation settings and others.
 
-They are gathered before the long work, so that a missing tokenizer stops it at once.
+They are read before the conversion begins, so that a missing tokenizer stops it at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from magistral_mlx.errors import TokenizerError
 from magistral_mlx.hub import find_system_prompt, find_tokenizer
 
-# What other runtimes read where a source has it; the model itself needs none of these.
+# Copied for other runtimes, where the source has them.
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -25,16 +25,16 @@ _COPIED = (
 _SPECIAL_IDS = {"bos_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"}
 
 
-def gather(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
-    """File name -> content of what goes beside the weights, but for the configuration.
+def auxiliary_files(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
+    """Return file name -> content of the files beside the weights, without the configuration.
 
     Args:
-        folder: of the source.
+        folder: the folder of the source.
         tokenizer: a file, folder or repository that gives tekken.json instead of the source.
 
     Raises:
-        TokenizerError: there is no tekken.json, or it is none.
-        HubError, ModelNotFound: where it has to come from the hub.
+        TokenizerError: tekken.json is missing or damaged.
+        HubError, ModelNotFound: it has to be downloaded, and cannot be.
     """
     tekken = find_tokenizer(folder, tokenizer)
     files = {"tekken.json": tekken.read_bytes()}
@@ -55,7 +55,7 @@ def gather(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
 
 
 def _special_tokens(path: Path, content: bytes) -> dict[str, int]:
-    """Special token -> id of a tekken.json."""
+    """Return special token -> id of a tekken.json."""
     try:
         raw: dict[str, Any] = json.loads(content)
         if not raw["vocab"]:

@@ -1,4 +1,4 @@
-"""Rows of a source tensor, as the output wants them ordered. Nothing else is held in memory."""
+"""Reading of source tensors by blocks of rows, in the row order of the output."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_convert.plan import Task
-from magistral_convert.storage import avoid_caching, forget_cached
+from magistral_convert.disk import avoid_caching, forget_cached
+from magistral_convert.plan import TensorConversion
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.errors import CheckpointError
 
@@ -18,28 +18,28 @@ _NUMPY_DTYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
 Rows = NDArray[Any]
 
 
-def block_rows(task: Task, block_bytes: int) -> int:
-    """Rows that are read at once: about `block_bytes`, and never a part of a head."""
-    unit = task.halve_heads or 1
-    return max(unit, block_bytes // task.row_bytes // unit * unit)
+def block_rows(tensor: TensorConversion, block_bytes: int) -> int:
+    """Return the rows of a block of about `block_bytes`, in whole heads."""
+    unit = tensor.rope_head_rows or 1
+    return max(unit, block_bytes // tensor.row_bytes // unit * unit)
 
 
-def read_rows(task: Task, start: int, stop: int) -> Rows:
-    """Rows `start` to `stop` of a task's source, in the output's order; (stop - start, columns).
+def read_rows(tensor: TensorConversion, start: int, stop: int) -> Rows:
+    """Read rows `start` to `stop` of a tensor, in the output's order; (stop - start, columns).
 
-    The dtype is the source's; bfloat16 comes as its bits in uint16. Where rows of a head change
-    places, `start` and `stop` stand between two heads.
+    The dtype is the source's; bfloat16 comes as its bits in uint16. Where rows of a head are
+    reordered, `start` and `stop` must be multiples of a head.
 
     Raises:
         CheckpointError: the file cannot be read, or has become shorter.
     """
-    rows = _read(task.source, start * task.row_bytes, (stop - start) * task.columns)
-    rows = rows.reshape(stop - start, task.columns)
-    if task.halve_heads:
-        pairs = rows.reshape(-1, task.halve_heads // 2, 2, task.columns)
+    rows = _read(tensor.source, start * tensor.row_bytes, (stop - start) * tensor.columns)
+    rows = rows.reshape(stop - start, tensor.columns)
+    if tensor.rope_head_rows:
+        pairs = rows.reshape(-1, tensor.rope_head_rows // 2, 2, tensor.columns)
         return pairs.transpose(0, 2, 1, 3).reshape(rows.shape)
-    if task.channels:
-        planes = rows.reshape(len(rows), task.channels, -1)
+    if tensor.channels:
+        planes = rows.reshape(len(rows), tensor.channels, -1)
         return planes.transpose(0, 2, 1).reshape(rows.shape)
     return rows
 

@@ -1,4 +1,4 @@
-"""Rows of floating-point values into the bytes of the output, and back."""
+"""Encoding of rows into the bytes of the output, quantized or bfloat16, and back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import cast
 
 import numpy as np
 
-from magistral_convert.rows import Rows
+from magistral_convert.source_rows import Rows
 from magistral_mlx.backend import mx
 from magistral_mlx.quantization import Quantization
 
 
-def pack(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
-    """Encode rows for each part of a task: the weight, then scales, then biases.
+def quantize_rows(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
+    """Encode rows as each output of a tensor: the weight, then scales, then biases.
 
     Values become bfloat16 first, as in mlx-lm, so the result equals its conversion byte for byte.
 
@@ -32,19 +32,19 @@ def pack(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
     )
 
 
-def unpack(parts: list[bytes], rows: int, scheme: Quantization | None) -> mx.array:
-    """Decode what `pack` made of (rows, columns) values, into float32."""
+def dequantize_rows(outputs: list[bytes], rows: int, scheme: Quantization | None) -> mx.array:
+    """Decode the output of `quantize_rows` into float32 (rows, columns)."""
     if scheme is None:
-        bits = np.frombuffer(parts[0], "<u2").reshape(rows, -1)
+        bits = np.frombuffer(outputs[0], "<u2").reshape(rows, -1)
         return to_bfloat16(bits).astype(mx.float32)
-    weight = mx.array(np.frombuffer(parts[0], "<u4").reshape(rows, -1))
+    weight = mx.array(np.frombuffer(outputs[0], "<u4").reshape(rows, -1))
     if not scheme.has_biases:
-        scales = mx.array(np.frombuffer(parts[1], np.uint8).reshape(rows, -1))
+        scales = mx.array(np.frombuffer(outputs[1], np.uint8).reshape(rows, -1))
         biases = None
     else:
         scales, biases = (
-            to_bfloat16(np.frombuffer(part, "<u2").reshape(rows, -1)).astype(mx.float32)
-            for part in parts[1:]
+            to_bfloat16(np.frombuffer(output, "<u2").reshape(rows, -1)).astype(mx.float32)
+            for output in outputs[1:]
         )
     values = mx.dequantize(
         weight,
@@ -58,13 +58,13 @@ def unpack(parts: list[bytes], rows: int, scheme: Quantization | None) -> mx.arr
 
 
 def to_bfloat16(rows: Rows) -> mx.array:
-    """The same values in bfloat16; uint16 holds bfloat16's bits."""
+    """Cast to bfloat16; uint16 holds the bits of bfloat16 already."""
     array = mx.array(np.ascontiguousarray(rows))
     return array.view(mx.bfloat16) if rows.dtype == np.uint16 else array.astype(mx.bfloat16)
 
 
 def _encode(arrays: Sequence[mx.array]) -> list[memoryview]:
-    """The bytes of arrays, evaluated together; Python's buffers know no bfloat16."""
+    """Return the bytes of arrays, evaluated together; Python's buffers know no bfloat16."""
     plain = [array.view(mx.uint16) if array.dtype == mx.bfloat16 else array for array in arrays]
     mx.eval(plain)
     return [memoryview(cast(bytes, array)).cast("B") for array in plain]  # stubs hide the buffer

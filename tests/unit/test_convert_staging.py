@@ -11,7 +11,7 @@ import pytest
 
 from magistral_convert import Converting, ConvertOptions, convert, prepare
 from magistral_convert.conversion import run
-from magistral_convert.work import WorkFolder
+from magistral_convert.staging import StagingFolder
 from magistral_mlx.errors import InvalidOption, StorageError, TargetExists
 from tests.checkpoints import write_hf_checkpoint, write_mistral_checkpoint
 
@@ -94,7 +94,7 @@ def test_a_work_folder_that_somebody_has_damaged_starts_over(
 def test_a_second_process_on_the_same_target_is_refused(source: Path, tmp_path: Path):
     conversion = prepare(source, tmp_path / "out")
     with (
-        WorkFolder(conversion.target, conversion.plan, {"source": "", "output": ""}),
+        StagingFolder(conversion.target, conversion.plan, {"source": "", "output": ""}),
         pytest.raises(StorageError, match="another conversion is writing"),
     ):
         run(conversion)
@@ -103,7 +103,7 @@ def test_a_second_process_on_the_same_target_is_refused(source: Path, tmp_path: 
 def test_a_target_that_is_there_needs_force(source: Path, tmp_path: Path):
     convert(source, tmp_path / "out", ConvertOptions(bits=8))
     before = content(tmp_path / "out")
-    with pytest.raises(TargetExists, match="is there already"):
+    with pytest.raises(TargetExists, match="exists already"):
         convert(source, tmp_path / "out")
     assert content(tmp_path / "out") == before
     convert(source, tmp_path / "out", ConvertOptions(force=True))
@@ -149,7 +149,7 @@ def test_a_target_that_appears_meanwhile_is_not_overwritten(source: Path, tmp_pa
         target.mkdir(exist_ok=True)
         (target / "mine").write_text("")
 
-    with pytest.raises(TargetExists, match="has appeared meanwhile"):
+    with pytest.raises(TargetExists, match="was created meanwhile"):
         convert(source, target, on_progress=put_something_there)
     assert [path.name for path in target.iterdir()] == ["mine"]
 
@@ -165,9 +165,9 @@ def test_too_little_disk_is_said_before_the_work(
 
 
 def test_what_is_done_already_needs_no_room_again(source: Path, tmp_path: Path):
-    before = prepare(source, tmp_path / "out").room_needed
+    before = prepare(source, tmp_path / "out").space_needed
     interrupt(source, tmp_path / "out")
-    after = prepare(source, tmp_path / "out").room_needed
+    after = prepare(source, tmp_path / "out").space_needed
     assert after[0][1] < before[0][1]
 
 

@@ -1,4 +1,4 @@
-"""How the output spells what we hold in canonical form, so that every MLX runtime can read it.
+"""Tensor names and config.json of the output, in the spelling that every MLX runtime reads.
 
 mlx-lm and mlx-vlm agree with our canonical names in the decoder and the projector. The vision
 tower is spelled as mlx-vlm's modules are, with its patch convolution channels last: before 0.6.4
@@ -19,20 +19,20 @@ from magistral_mlx.config import ModelConfig, TextConfig
 DTYPE = "bfloat16"
 
 
-def output_name(name: str, *, bare: bool) -> str:
-    """The output's spelling of a canonical tensor name or module path.
+def output_name(name: str, *, flat: bool) -> str:
+    """Return the output's spelling of a canonical tensor name or module path.
 
-    `bare` tells that the configuration is one of a text-only `mistral`.
+    `flat`: the output is a text-only `mistral`, whose config.json is not nested.
     """
-    if bare:
+    if flat:
         return name.removeprefix(LANGUAGE)
     if name.startswith(VISION):
         return VISION + "vision_model." + name.removeprefix(VISION)
     return name
 
 
-def is_bare(source: Mapping[str, Any] | None, config: ModelConfig) -> bool:
-    """Whether the output is a text-only `mistral` or `ministral3`.
+def is_flat(source: Mapping[str, Any] | None, config: ModelConfig) -> bool:
+    """Return whether the output is a text-only `mistral` or `ministral3`.
 
     `source` is the source's config.json, None where it has only params.json.
     """
@@ -44,17 +44,17 @@ def is_bare(source: Mapping[str, Any] | None, config: ModelConfig) -> bool:
 def output_config(
     source: Mapping[str, Any] | None, config: ModelConfig, quantization: dict[str, Any]
 ) -> dict[str, Any]:
-    """The output's config.json.
+    """Build config.json of the output from that of the source.
 
-    The source's is kept, but for what must change: defaults that runtimes fill in differently
-    (newer files nest rope_theta where mlx-lm and mlx-vlm do not look) are written out, the dtype
-    is that of the output, and the vision part goes where the checkpoint has no vision tower.
+    Defaults that runtimes fill in differently are written out (newer files nest rope_theta where
+    mlx-lm and mlx-vlm do not look), the dtype is that of the output, and the vision part is
+    removed where the checkpoint has no vision tower.
     """
     raw: dict[str, Any] = copy.deepcopy(dict(source)) if source is not None else {}
     for key in ("_name_or_path", "quantization", "quantization_config"):
         raw.pop(key, None)
-    bare = is_bare(source, config)
-    if bare:
+    flat = is_flat(source, config)
+    if flat:
         _fill_text(raw, config)
     else:
         _fill_multimodal(raw, config)
@@ -93,7 +93,7 @@ def _fill_text(text: dict[str, Any], config: ModelConfig) -> None:
     text.setdefault("hidden_act", "silu")
     text.setdefault("sliding_window", None)
     text |= asdict(config.text)
-    del text["yarn"], text["query_scaling"]  # they stand among the rope's parameters
+    del text["yarn"], text["query_scaling"]  # written to rope_parameters
     text["model_type"] = family.lower()
     if config.text.yarn or config.text.query_scaling:
         text.pop("rope_scaling", None)
@@ -101,12 +101,12 @@ def _fill_text(text: dict[str, Any], config: ModelConfig) -> None:
 
 
 def _rope_parameters(text: TextConfig) -> dict[str, Any]:
-    """The settings of a stretched rope, as transformers and mlx-lm read them."""
+    """Build `rope_parameters` as transformers and mlx-lm read them."""
     found: dict[str, Any] = {"rope_type": "default", "rope_theta": text.rope_theta}
     if yarn := text.yarn:
         values = asdict(yarn)
         values["original_max_position_embeddings"] = values.pop("original_context")
-        # Where a source is silent, silence says the same: defaults are those of all readers.
+        # What the source leaves out stays out: all readers have the same defaults.
         found |= {key: value for key, value in values.items() if value is not None}
         found["rope_type"] = "yarn"
     if scaling := text.query_scaling:
@@ -116,7 +116,7 @@ def _rope_parameters(text: TextConfig) -> dict[str, Any]:
 
 
 def _set_dtype(raw: dict[str, Any]) -> None:
-    """Every mention of a dtype is that of what we store; the newer spelling is always there."""
+    """Set every dtype entry to that of the output; the newer spelling is always written."""
     raw["dtype"] = DTYPE
     for part in (raw, raw.get("text_config"), raw.get("vision_config")):
         for key in ("dtype", "torch_dtype"):

@@ -1,12 +1,12 @@
-"""The folder in which a conversion grows, beside its target, until all of it is there.
+"""The staging folder of a conversion, beside its target, which is renamed when it is complete.
 
-    DIR.partial/lock          held while a process works on it
-    DIR.partial/state.json    what is being made, and how many tensors are safely on the disk
-    DIR.partial/model/        the shards at full length, filled in the order of work
-    DIR.partial/source/       what is downloaded for the moment
-    DIR.partial/replaced/     an earlier result, for the moment in which the new one is renamed
+    DIR.partial/lock          held by the process that writes it
+    DIR.partial/state.json    identity of the output, and the number of committed tensors
+    DIR.partial/model/        the shards at full length, filled in the source's order
+    DIR.partial/source/       downloaded shards that are being converted
+    DIR.partial/replaced/     an earlier result, while the new one is renamed
 
-A killed process leaves it; the next one goes on after the tensors that state.json counts.
+A killed process leaves it; the next one continues after the committed tensors.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from magistral_convert.plan import Part, Plan, Task
-from magistral_convert.storage import explained, flush_to_disk, write_file
+from magistral_convert.disk import flush_to_disk, storage_errors, write_file
+from magistral_convert.plan import ConversionPlan, OutputTensor, TensorConversion
 from magistral_mlx.errors import StorageError, TargetExists
 
 SUFFIX = ".partial"
 _REPLACED = "replaced"
 
 
-def work_path(target: Path) -> Path:
-    """Where the conversion to `target` grows."""
+def staging_path(target: Path) -> Path:
+    """Return the staging folder of `target`."""
     return target.with_name(target.name + SUFFIX)
 
 
-class WorkFolder:
-    """An open work folder. Rows may be written from several threads."""
+class StagingFolder:
+    """An open staging folder. Rows may be written from several threads."""
 
-    def __init__(self, target: Path, plan: Plan, identity: dict[str, str]) -> None:
-        """`identity` says what is made: `source` and `output`. A folder of another one is emptied
-        (downloads stay where the source is the same)."""
+    def __init__(self, target: Path, plan: ConversionPlan, identity: dict[str, str]) -> None:
+        """`identity` holds digests of `source` and `output`. A folder of another output is emptied;
+        its downloads stay where the source is the same."""
         self.target = target
-        self.path = work_path(target)
+        self.path = staging_path(target)
         self.model = self.path / "model"
         self.source = self.path / "source"
         self._plan = plan
         self._identity = identity
         self._lock: int | None = None
         self._files: dict[int, int] = {}
-        self.done = 0  # tasks whose bytes are safely on the disk
+        self.done = 0  # committed tensors
 
-    def __enter__(self) -> WorkFolder:
-        with explained(self.path):
+    def __enter__(self) -> StagingFolder:
+        with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             try:
@@ -67,20 +67,24 @@ class WorkFolder:
     ) -> None:
         self._close()
 
-    def write(self, part: Part, task: Task, row: int, data: memoryview) -> None:
-        """Put the bytes of rows from `row` on to their place."""
-        offset = part.offset + row * (part.nbytes // task.rows)
-        with explained(self.path):
-            _write_all(self._files[part.shard], data, offset)
+    def write(
+        self, output: OutputTensor, tensor: TensorConversion, row: int, data: memoryview
+    ) -> None:
+        """Write the bytes of rows from `row` on."""
+        offset = output.offset + row * (output.nbytes // tensor.rows)
+        with storage_errors(self.path):
+            _write_all(self._files[output.shard], data, offset)
 
-    def read(self, part: Part, task: Task, start: int, stop: int) -> bytes:
-        """The bytes of rows `start` to `stop`, as they were written."""
-        size = part.nbytes // task.rows
-        return os.pread(self._files[part.shard], (stop - start) * size, part.offset + start * size)
+    def read(self, output: OutputTensor, tensor: TensorConversion, start: int, stop: int) -> bytes:
+        """Read the written bytes of rows `start` to `stop`."""
+        size = output.nbytes // tensor.rows
+        return os.pread(
+            self._files[output.shard], (stop - start) * size, output.offset + start * size
+        )
 
     def commit(self, done: int) -> None:
-        """Bring everything written to the disk, then count `done` tasks as safe."""
-        with explained(self.path):
+        """Flush everything written to the disk, then record `done` tensors as committed."""
+        with storage_errors(self.path):
             for file in self._files.values():
                 flush_to_disk(file)
             self.done = done
@@ -88,9 +92,9 @@ class WorkFolder:
             write_file(self.path / "state.json", json.dumps(state).encode())
 
     def publish(self, *, force: bool) -> None:
-        """Give the finished model its name. `force` first moves an earlier one aside."""
+        """Rename the finished model to the target. `force` first moves an earlier one aside."""
         self._close_files()
-        with explained(self.target):
+        with storage_errors(self.target):
             if force and self.target.exists():
                 self.target.rename(self.path / _REPLACED)
             try:
@@ -98,7 +102,7 @@ class WorkFolder:
             except OSError as error:
                 if self.target.exists():
                     raise TargetExists(
-                        f"{self.target} has appeared meanwhile. The conversion is finished in "
+                        f"{self.target} was created meanwhile. The conversion is finished in "
                         f"{self.model}: move it, or run the same command with --force."
                     ) from error
                 raise
@@ -118,7 +122,7 @@ class WorkFolder:
             ) from None
 
     def _settle_replacement(self) -> None:
-        """Undo, or end, what a process did not finish that died while it published."""
+        """Undo or finish the replacement of a process that died while publishing."""
         replaced = self.path / _REPLACED
         if replaced.exists() and not self.target.exists():
             replaced.rename(self.target)
@@ -135,7 +139,7 @@ class WorkFolder:
                 _remove(self.source)
             (self.path / "state.json").unlink(missing_ok=True)
         self.model.mkdir(exist_ok=True)
-        if not self._open_files() and self.done:  # somebody has been in there
+        if not self._open_files() and self.done:  # shards were changed from outside
             self.done = 0
         if not self.done:
             self.commit(0)
@@ -149,7 +153,7 @@ class WorkFolder:
         return dict(state)
 
     def _open_files(self) -> bool:
-        """Open every shard at its full length, header in place. False if one was not so before."""
+        """Open every shard at full length, with its header; False if one had another length."""
         intact = True
         for number, shard in enumerate(self._plan.shards):
             file = os.open(self.model / shard.file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -173,7 +177,7 @@ class WorkFolder:
 
 
 def _write_all(file: int, data: memoryview, offset: int) -> None:
-    """`os.pwrite` may write less than it is given."""
+    """Write all of `data`; `os.pwrite` may write less."""
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written

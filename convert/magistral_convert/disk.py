@@ -1,4 +1,4 @@
-"""The disk: what it refuses told in one line, files that are whole or not there, free room."""
+"""Disk access: errors in one line, atomic writes, free space and page-cache hints."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SPARE = 100 << 20  # bytes that stay free
 
 
 @contextmanager
-def explained(place: Path) -> Iterator[None]:
-    """Turn the disk's refusals inside into `StorageError`."""
+def storage_errors(place: Path) -> Iterator[None]:
+    """Translate every `OSError` of the block into `StorageError`."""
     try:
         yield
     except OSError as error:
         where = error.filename or place
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
-                f"the disk is full at {where}. Free some room and run the same command again: it "
-                "goes on where it was."
+                f"the disk is full at {where}. Free some space and run the same command again: it "
+                "continues where it stopped."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
@@ -35,7 +35,7 @@ def explained(place: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file atomically: it appears whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as stream:
         stream.write(content)
@@ -45,7 +45,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def flush_to_disk(file: int) -> None:
-    """Bring what was written to the disk itself; on macOS fsync leaves it in the drive's cache."""
+    """Flush a file to the disk itself; on macOS fsync leaves it in the drive's cache."""
     if hasattr(fcntl, "F_FULLFSYNC"):
         fcntl.fcntl(file, fcntl.F_FULLFSYNC)
     else:
@@ -53,27 +53,27 @@ def flush_to_disk(file: int) -> None:
 
 
 def avoid_caching(file: int) -> None:
-    """Tell macOS that what is read from this descriptor will not be wanted again.
+    """Keep reads from this descriptor out of the page cache (macOS).
 
-    A source is larger than memory: caching it pushes everything else out, and costs time.
+    A source is larger than memory: caching it evicts everything else, and costs time.
     """
     if hasattr(fcntl, "F_NOCACHE"):
         fcntl.fcntl(file, fcntl.F_NOCACHE, 1)
 
 
 def forget_cached(file: int, offset: int, nbytes: int) -> None:
-    """The same for Linux, which is told after the reading and for a range."""
+    """Drop a range that was read from the page cache (Linux)."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def occupied(folder: Path) -> int:
-    """Bytes of disk that the files under `folder` take; holes in them take none."""
+def allocated_bytes(folder: Path) -> int:
+    """Return the bytes of disk that the files under `folder` take; holes take none."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
-def check_room(wanted: list[tuple[Path, int]]) -> None:
-    """Raise `StorageError` where a disk lacks the bytes that are wanted at places on it."""
+def check_free_space(wanted: list[tuple[Path, int]]) -> None:
+    """Raise `StorageError` where a disk lacks the bytes needed at the paths on it."""
     by_disk: dict[int, tuple[Path, int]] = {}
     for place, needed in wanted:
         existing = _existing(place)
@@ -84,10 +84,10 @@ def check_room(wanted: list[tuple[Path, int]]) -> None:
         if needed + _SPARE > free:
             raise StorageError(
                 f"the conversion needs {needed / 1e9:.1f} GB more on the disk of {place}, which "
-                f"has {free / 1e9:.1f} GB free. Free some room, or choose another disk with -o."
+                f"has {free / 1e9:.1f} GB free. Free some space, or choose another disk with -o."
             )
 
 
 def _existing(place: Path) -> Path:
-    """The nearest folder above (or at) `place` that is there."""
+    """Return `place` or its nearest parent that exists."""
     return next(path for path in (place, *place.absolute().parents) if path.is_dir())

@@ -1,0 +1,167 @@
+"""The conversion pipeline: read blocks of rows, quantize them, write them to their offsets.
+
+A few threads each read, quantize and write whole blocks: MLX's CPU kernels use one core a stream,
+and beside a GPU one thread reads while the other's kernel runs. The calling thread takes finished
+blocks in order, verifies each tensor and commits it. Memory holds a handful of blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+from magistral_convert.options import Converting, OnConversionProgress
+from magistral_convert.plan import ConversionPlan, TensorConversion
+from magistral_convert.quantize import quantize_rows
+from magistral_convert.source_rows import block_rows, read_rows
+from magistral_convert.staging import StagingFolder
+from magistral_convert.verify import verify_tensor
+from magistral_mlx.backend import backend, mx
+
+BLOCK_BYTES = 8 << 20  # of the source: small enough for the allocator to reuse memory
+COMMIT_BYTES = 256 << 20  # of the output, between two commits
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of a tensor that are converted together."""
+
+    tensor: TensorConversion
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.stop - self.start) * self.tensor.row_bytes
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop == self.tensor.rows
+
+
+def run(
+    plan: ConversionPlan,
+    work: StagingFolder,
+    *,
+    fetch: Callable[[Path], None],
+    release: Callable[[Path], None],
+    on_progress: OnConversionProgress | None = None,
+) -> None:
+    """Convert every tensor that is not committed in `work` yet.
+
+    Args:
+        fetch: called with a source file before its first tensor is read.
+        release: called with it when its last tensor is safely in the output.
+
+    Raises:
+        CheckpointError: a source file cannot be read, or verification fails.
+        StorageError: the output cannot be written.
+    """
+    tracker = _Tracker(plan, work, on_progress)
+    with _workers() as workers:
+        for file, tensors in groupby(
+            plan.tensors[work.done :], key=lambda tensor: tensor.source.file
+        ):
+            fetch(file)
+            for block in _in_order(workers, work, _blocks(tensors)):
+                tracker.add(block)
+            tracker.commit()
+            release(file)
+
+
+class _Tracker:
+    """Verifies finished tensors, commits and reports them. Used by the calling thread only."""
+
+    def __init__(
+        self, plan: ConversionPlan, work: StagingFolder, on_progress: OnConversionProgress | None
+    ) -> None:
+        self._work = work
+        self._on_progress = on_progress
+        self._tensors, self._total = len(plan.tensors), plan.source_bytes
+        self._done = work.done
+        self._bytes = sum(tensor.source.nbytes for tensor in plan.tensors[: work.done])
+        self._uncommitted = 0
+        self._report()
+
+    def add(self, block: _Block) -> None:
+        """Record a block that has been written."""
+        self._bytes += block.nbytes
+        if block.is_last:
+            verify_tensor(block.tensor, self._work)
+            self._done += 1
+            self._uncommitted += block.tensor.nbytes
+            if self._uncommitted >= COMMIT_BYTES:
+                self.commit()
+        self._report()
+
+    def commit(self) -> None:
+        self._work.commit(self._done)
+        self._uncommitted = 0
+
+    def _report(self) -> None:
+        if self._on_progress:
+            self._on_progress(Converting(self._done, self._tensors, self._bytes, self._total))
+
+
+def _blocks(tensors: Iterator[TensorConversion]) -> Iterator[_Block]:
+    for tensor in tensors:
+        step = block_rows(tensor, BLOCK_BYTES)
+        for start in range(0, tensor.rows, step):
+            yield _Block(tensor, start, min(start + step, tensor.rows))
+
+
+def _in_order(
+    workers: ThreadPoolExecutor, work: StagingFolder, blocks: Iterator[_Block]
+) -> Iterator[_Block]:
+    """Convert blocks a few ahead; yield each when it is written, in order."""
+    ahead: deque[tuple[Future[None], _Block]] = deque()
+
+    def submit(count: int) -> None:
+        for block in islice(blocks, count):
+            ahead.append((workers.submit(_convert, block, work), block))
+
+    submit(4 * _threads())
+    while ahead:
+        future, block = ahead.popleft()
+        future.result()
+        submit(1)
+        yield block
+
+
+def _convert(block: _Block, work: StagingFolder) -> None:
+    tensor = block.tensor
+    with mx.stream(_own.stream):
+        packed = quantize_rows(read_rows(tensor, block.start, block.stop), tensor.scheme)
+    for output, data in zip(tensor.outputs, packed, strict=True):
+        work.write(output, tensor, block.start, data)
+
+
+def _threads() -> int:
+    """Return the number of threads: two keep a GPU busy, eight a disk."""
+    return 2 if backend().name != "cpu" else max(2, min(8, os.cpu_count() or 2))
+
+
+_own = threading.local()  # .stream: arrays belong to the thread and stream that made them
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """Run threads with a stream each. An exception lets running blocks finish and drops the rest,
+    so that nothing writes to the files any more on return.
+    """
+
+    def prepare() -> None:
+        _own.stream = mx.new_stream(mx.default_device())
+
+    pool = ThreadPoolExecutor(_threads(), "convert", initializer=prepare)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
