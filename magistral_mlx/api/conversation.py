@@ -6,23 +6,57 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Protocol, Unpack
 
-from magistral_mlx.api.history import turn_starts, without_oldest
-from magistral_mlx.api.inputs import Images, PromptLike, to_images, to_messages, with_images
+from magistral_mlx.api.history import (
+    continued,
+    images_of,
+    open_ended,
+    turn_starts,
+    without_oldest,
+)
+from magistral_mlx.api.image_inputs import Images, to_images
+from magistral_mlx.api.inputs import PromptLike, to_messages, with_images
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.stream import Stream
-from magistral_mlx.chat.messages import Assistant, Image, Message, ToolResult, User
+from magistral_mlx.chat.messages import Assistant, Message, User
 from magistral_mlx.errors import PromptError
 from magistral_mlx.runtime.request import Observer, Request
 
 if TYPE_CHECKING:
     from magistral_mlx.api.async_stream import AsyncStream
-    from magistral_mlx.api.magistral import Magistral
+    from magistral_mlx.chat.prompt import Prompt
     from magistral_mlx.runtime.result import Result
+
+
+class Model(Protocol):
+    """The methods of `Magistral` that a conversation needs."""
+
+    def submit(
+        self,
+        prompt: PromptLike,
+        images: Images = (),
+        *,
+        options: Options | None = None,
+        observer: Observer | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Request: ...
+
+    def prompt(
+        self,
+        prompt: PromptLike,
+        images: Images = (),
+        *,
+        options: Options | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Prompt: ...
+
+    @property
+    def folder(self) -> Path: ...
 
 
 class Conversation:
@@ -32,15 +66,17 @@ class Conversation:
     if the model fails, or is stopped before it has said anything, the history stays as it was. An
     answer that is stopped later is kept as far as it got; `resume` goes on with it.
 
-    One answer is generated at a time; every method may be called from any thread.
+    One answer is generated at a time; the next question waits for it. Every method may be called
+    from any thread. Reading the history never waits; changing it, while an answer is generated that
+    has not been cancelled, raises `PromptError`.
     """
 
-    def __init__(self, magistral: Magistral, messages: Sequence[Message], options: Options) -> None:
+    def __init__(self, model: Model, messages: Sequence[Message], options: Options) -> None:
         """Use `Magistral.chat`."""
         self.options = options
-        self._magistral = magistral
+        self._model = model
         self._lock = threading.RLock()
-        self._messages = list(messages)
+        self._messages = tuple(messages)
         self._dropped = 0  # turns at the beginning that are no longer sent
         self._pending: tuple[Request, list[Message]] | None = None
 
@@ -48,24 +84,23 @@ class Conversation:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All that has been said; waits for an answer that is being generated."""
-        with self._settled():
-            return tuple(self._messages)
+        """All that has been said, without an answer that is still being generated."""
+        self._record_finished()
+        return self._messages
 
     @property
     def dropped_turns(self) -> int:
         """The oldest turns, which no longer fit and are not sent (overflow="drop")."""
-        with self._settled():
-            return self._dropped
+        self._record_finished()
+        return self._dropped
 
     @property
     def tokens(self) -> int:
-        """Tokens that the conversation takes of the context, but for the end mark of an answer."""
-        with self._settled():
-            sent = self._sent(self._messages)
-            if not turn_starts(sent):
-                return 0
-            return len(self._magistral.prompt(_open_ended(sent), options=self.options))
+        """Tokens that `messages` take of the context, but for the end mark of an answer."""
+        sent = self._sent(self.messages)
+        if not turn_starts(sent):
+            return 0
+        return len(self._model.prompt(open_ended(sent), options=self.options))
 
     def append(self, message: PromptLike, images: Images = ()) -> None:
         """Add to the history what was said elsewhere: a text of the user, a message, or several.
@@ -75,8 +110,8 @@ class Conversation:
             ImageError: an image that cannot be opened.
         """
         added = to_messages(message, images)
-        with self._settled():
-            self._messages += added
+        with self._changing():
+            self._messages += tuple(added)
 
     def undo(self) -> tuple[Message, ...]:
         """Take the last turn back: the user's last message and all that followed it.
@@ -86,12 +121,12 @@ class Conversation:
         Returns:
             What was taken back; nothing if there is no turn.
         """
-        with self._settled():
-            start = self._start_of_last_turn()
-            if start is None:
+        with self._changing():
+            starts = turn_starts(self._messages)
+            if not starts:
                 return ()
-            taken = tuple(self._messages[start:])
-            del self._messages[start:]
+            taken = self._messages[starts[-1] :]
+            self._messages = self._messages[: starts[-1]]
             self._forget_dropped()
             return taken
 
@@ -107,22 +142,23 @@ class Conversation:
         Raises:
             PromptError: there is no such turn.
         """
-        with self._settled():
+        with self._changing():
             starts = turn_starts(self._messages)
             if not -len(starts) <= turn < len(starts):
                 raise PromptError(f"there is no turn {turn}: the conversation has {len(starts)}.")
             start = starts[turn]
             user = self._messages[start]
             assert isinstance(user, User)
-            images = _images(user) if images is None else to_images(images)
+            images = images_of(user) if images is None else to_images(images)
             edited = with_images([User(text)], images) if images else [User(text)]
-            self._messages[start:] = edited
+            self._messages = (*self._messages[:start], *edited)
             self._forget_dropped()
 
     def fork(self) -> Conversation:
         """A copy that goes its own way from here."""
-        with self._settled():
-            copy = Conversation(self._magistral, self._messages, self.options)
+        self._record_finished()
+        with self._lock:
+            copy = Conversation(self._model, self._messages, self.options)
             copy._dropped = self._dropped
             return copy
 
@@ -136,9 +172,7 @@ class Conversation:
         """
         from magistral_mlx.api.transcript import write_transcript
 
-        write_transcript(
-            Path(path), self.messages, self.options.system, self._magistral.folder.name
-        )
+        write_transcript(Path(path), self.messages, self.options.system, self._model.folder.name)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with the conversation in a file that `save` wrote, in place of this one.
@@ -149,8 +183,8 @@ class Conversation:
         from magistral_mlx.api.transcript import read_transcript
 
         messages, system = read_transcript(Path(path))
-        with self._settled():
-            self._messages = messages
+        with self._changing():
+            self._messages = tuple(messages)
             self._dropped = 0
             self.options = replace(self.options, system=system)
 
@@ -178,9 +212,7 @@ class Conversation:
         **changes: Unpack[OptionFields],
     ) -> Stream:
         """`send`, event by event."""
-        return Stream(
-            self._magistral, lambda observer: self._submit(prompt, images, changes, observer)
-        )
+        return Stream(self._model, partial(self._submit, prompt, images, changes))
 
     async def asend(
         self,
@@ -200,9 +232,7 @@ class Conversation:
         """`stream` for `async for`."""
         from magistral_mlx.api.async_stream import AsyncStream
 
-        return AsyncStream(
-            self._magistral, lambda observer: self._submit(prompt, images, changes, observer)
-        )
+        return AsyncStream(self._model, partial(self._submit, prompt, images, changes))
 
     def resume(self, **changes: Unpack[OptionFields]) -> Stream:
         """Go on with the last answer, where it ended.
@@ -210,22 +240,15 @@ class Conversation:
         Raises:
             PromptError: there is no answer to go on with.
         """
-        self._open_last_answer()
-        return self.stream(**changes)
+        return Stream(self._model, partial(self._submit_last, changes))
 
     def aresume(self, **changes: Unpack[OptionFields]) -> AsyncStream:
-        """`resume` for `async for`; it raises at once what `resume` does."""
-        self._open_last_answer()
-        return self.astream(**changes)
+        """`resume` for `async for`; the first event raises what `resume` does."""
+        from magistral_mlx.api.async_stream import AsyncStream
+
+        return AsyncStream(self._model, partial(self._submit_last, changes))
 
     # Underneath
-
-    def _open_last_answer(self) -> None:
-        with self._settled():
-            last = self._messages[-1] if self._messages else None
-            if not isinstance(last, Assistant) or last.tool_calls:
-                raise PromptError("there is no answer to go on with: the last message is none.")
-            self._messages[-1] = replace(last, prefix=True)
 
     def _submit(
         self, prompt: PromptLike | None, images: Images, changes: OptionFields, observer: Observer
@@ -235,20 +258,28 @@ class Conversation:
             raise PromptError("images were given without a message that could hold them.")
         asked = [] if prompt is None else to_messages(prompt, images)
         with self._settled():
-            sent = self._sent([*self._messages, *asked])
-            request = self._magistral.submit(
-                sent, options=self.options, observer=observer, **changes
-            )
-            self._pending = (request, asked)
-            return request
+            return self._submit_settled(asked, changes, observer)
+
+    def _submit_last(self, changes: OptionFields, observer: Observer) -> Request:
+        """Queue the continuation of the last answer."""
+        with self._settled():
+            last = self._messages[-1] if self._messages else None
+            if not isinstance(last, Assistant) or last.tool_calls:
+                raise PromptError("there is no answer to go on with: the last message is none.")
+            self._messages = (*self._messages[:-1], replace(last, prefix=True))
+            return self._submit_settled([], changes, observer)
+
+    def _submit_settled(
+        self, asked: list[Message], changes: OptionFields, observer: Observer
+    ) -> Request:
+        sent = self._sent([*self._messages, *asked])
+        request = self._model.submit(sent, options=self.options, observer=observer, **changes)
+        self._pending = (request, asked)
+        return request
 
     def _sent(self, messages: Sequence[Message]) -> list[Message]:
         """The messages without turns that no longer fit."""
         return without_oldest(messages, self._dropped)
-
-    def _start_of_last_turn(self) -> int | None:
-        starts = turn_starts(self._messages)
-        return starts[-1] if starts else None
 
     def _forget_dropped(self) -> None:
         """After the end of the history was cut off: try again with all, unless enough is left."""
@@ -257,13 +288,35 @@ class Conversation:
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """Hold the history, with no answer on its way."""
+        """Hold the history once no answer is on its way, waiting for one that is."""
         while True:
             self._settle()
             with self._lock:
                 if self._pending is None:
                     yield
                     return
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the history to change it.
+
+        Raises:
+            PromptError: an answer is being generated that has not been cancelled.
+        """
+        pending = self._pending
+        if pending is not None and not (pending[0].finished or pending[0].cancelled):
+            raise PromptError(
+                "an answer is being generated, and the history cannot change meanwhile. Wait for "
+                "it, or cancel it first."
+            )
+        with self._settled():
+            yield
+
+    def _record_finished(self) -> None:
+        """Put a pending answer into the history if it has ended, without waiting."""
+        pending = self._pending
+        if pending is not None and pending[0].finished:
+            self._settle()
 
     def _settle(self) -> None:
         """Wait for a pending answer, and put it into the history."""
@@ -273,13 +326,13 @@ class Conversation:
         request, asked = pending
         try:
             result = request.wait()
-        except Exception:  # the stream has told it
+        except Exception:  # the stream has raised it
             result = None
         with self._lock:
             if self._pending is pending:
-                self._pending = None
                 if result is not None:
                     self._record(result, asked)
+                self._pending = None
 
     def _record(self, result: Result, asked: list[Message]) -> None:
         """Put question and answer into the history, unless nothing was said."""
@@ -288,30 +341,10 @@ class Conversation:
             return
         if result.dropped is not None:
             self._dropped += result.dropped.turns
-        self._messages += asked
-        last = self._messages[-1] if self._messages else None
+        messages = [*self._messages, *asked]
+        last = messages[-1] if messages else None
         if isinstance(last, Assistant) and last.prefix:
-            self._messages[-1] = _continued(last, answer)
+            messages[-1] = continued(last, answer)
         else:
-            self._messages.append(answer)
-
-
-def _open_ended(messages: Sequence[Message]) -> list[Message]:
-    """`messages` so that they make a prompt although nothing in them is to be answered."""
-    last = messages[-1]
-    if not isinstance(last, Assistant):
-        return list(messages)
-    if last.tool_calls:
-        return [*messages, *(ToolResult("") for _ in last.tool_calls)]
-    return [*messages[:-1], replace(last, prefix=True)]
-
-
-def _continued(first: Assistant, rest: Assistant) -> Assistant:
-    """An answer that was cut short, with what came when it was resumed."""
-    thinking = (first.thinking or "") + (rest.thinking or "")
-    return Assistant(first.text + rest.text, thinking or None, rest.tool_calls, prefix=rest.prefix)
-
-
-def _images(user: User) -> list[Image]:
-    content = () if isinstance(user.content, str) else user.content
-    return [part for part in content if isinstance(part, Image)]
+            messages.append(answer)
+        self._messages = tuple(messages)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from magistral_mlx.chat.messages import Assistant, Message, System, Thought, User
+from magistral_mlx.chat.messages import (
+    Assistant,
+    Image,
+    Message,
+    System,
+    Thought,
+    ToolResult,
+    User,
+)
 from magistral_mlx.chat.system import without_thinking
 
 
@@ -79,6 +87,28 @@ def without_oldest(messages: Sequence[Message], turns: int) -> list[Message]:
     starts = turn_starts(messages)
     end = starts[turns] if turns < len(starts) else len(messages)
     return [m for n, m in enumerate(messages) if n >= end or isinstance(m, System)]
+
+
+def open_ended(messages: Sequence[Message]) -> list[Message]:
+    """`messages` so that they make a prompt although nothing in them is to be answered."""
+    last = messages[-1]
+    if not isinstance(last, Assistant):
+        return list(messages)
+    if last.tool_calls:
+        return [*messages, *(ToolResult("") for _ in last.tool_calls)]
+    return [*messages[:-1], replace(last, prefix=True)]
+
+
+def continued(first: Assistant, rest: Assistant) -> Assistant:
+    """An answer that was cut short, with what came when it was resumed."""
+    thinking = (first.thinking or "") + (rest.thinking or "")
+    return Assistant(first.text + rest.text, thinking or None, rest.tool_calls, prefix=rest.prefix)
+
+
+def images_of(user: User) -> list[Image]:
+    """The images of a user's message."""
+    content = () if isinstance(user.content, str) else user.content
+    return [part for part in content if isinstance(part, Image)]
 
 
 def _asks_for_thinking(message: Message) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from magistral_mlx.api.inputs import Images, PromptLike, to_images, to_messages
+from magistral_mlx.api.image_inputs import Images, to_images
+from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.load_options import LoadFields, LoadOptions
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from magistral_mlx.api.image_inputs import image_of_url, open_image
 from magistral_mlx.chat.messages import (
     Assistant,
     Image,
@@ -113,8 +114,6 @@ def _system_content(content: Any, where: str) -> str | tuple[str | Thought, ...]
 
 
 def _user_content(content: Any, where: str, local_files: bool) -> str | tuple[str | Image, ...]:
-    from magistral_mlx.api.inputs import image_of_url, open_image
-
     def part(chunk: Mapping[str, Any], kind: str, where: str) -> str | Image:
         if kind not in _IMAGE:
             raise _unknown_kind(kind, where, "text or image_url")

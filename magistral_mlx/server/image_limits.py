@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from magistral_mlx.api.inputs import PromptLike, data_of_url
+from magistral_mlx.api.image_inputs import data_of_url
+from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.chat.messages import Image
 from magistral_mlx.errors import ImageError
 from magistral_mlx.server.refusals import BadRequest

@@ -1,7 +1,9 @@
 """A conversation that keeps its history."""
 
+import asyncio
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,56 @@ def test_questions_and_answers_make_the_history(chat: Conversation):
     assert second.usage.prompt_tokens > first.usage.prompt_tokens
 
 
-def test_the_history_waits_for_an_answer_that_is_on_its_way(chat: Conversation):
-    stream = chat.stream("One?")
-    assert chat.messages == (User("One?"), _ANSWERED)
-    assert stream.result().text == ANSWER
+def test_the_history_is_read_without_waiting_for_an_answer(endless: Magistral):
+    chat = endless.chat("Said before.")
+    before = chat.messages, chat.tokens
+    stream = chat.stream("One?", max_tokens=10_000)
+    while not isinstance(next(stream), Text):
+        pass
+    assert (chat.messages, chat.tokens) == before and chat.dropped_turns == 0
+    assert chat.fork().messages == before[0]
+    stream.cancel()
+    result = stream.result()
+    assert chat.messages == (*before[0], User("One?"), result.message)
+
+
+def test_the_history_cannot_change_while_an_answer_is_written(endless: Magistral, tmp_path: Path):
+    chat = endless.chat()
+    chat.send("Zero?", max_tokens=2)
+    chat.save(tmp_path / "chat.json")
+    stream = chat.stream("One?", max_tokens=10_000)
+    next(stream)
+    changes: list[Callable[[], Any]] = [
+        chat.undo,
+        lambda: chat.edit("Two?"),
+        lambda: chat.append("Two?"),
+        lambda: chat.load(tmp_path / "chat.json"),
+    ]
+    for change in changes:
+        with pytest.raises(PromptError, match="cancel it"):
+            change()
+    chat.save(tmp_path / "meanwhile.json")
+    assert (tmp_path / "meanwhile.json").read_text() == (tmp_path / "chat.json").read_text()
+    stream.cancel()
+    chat.edit("Two?")  # waits for the token that is under way
+    assert chat.messages[-1] == User("Two?")
+
+
+def test_resuming_does_not_block_the_event_loop(endless: Magistral):
+    chat = endless.chat()
+
+    async def ask() -> str:
+        first = chat.astream("One?", max_tokens=10_000)
+        while not isinstance(await anext(first), Text):
+            pass
+        second = chat.aresume(max_tokens=2)  # at once, although the first one goes on
+        reading = asyncio.create_task(second.result())
+        first.cancel()
+        await first.result()
+        return (await reading).text
+
+    assert len(asyncio.run(ask())) == 2
+    assert len(chat.messages) == 2
 
 
 def test_questions_that_follow_at_once_see_the_answers_before(chat: Conversation):

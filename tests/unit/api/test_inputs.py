@@ -21,7 +21,8 @@ from magistral_mlx import (
     ToolResult,
     User,
 )
-from magistral_mlx.api.inputs import open_image, to_messages, to_tools
+from magistral_mlx.api.image_inputs import open_image
+from magistral_mlx.api.inputs import to_messages, to_tools
 from magistral_mlx.api.message_dicts import parse_message, to_dict
 
 _IMAGE = PIL.Image.new("RGB", (30, 20), (200, 10, 10))
