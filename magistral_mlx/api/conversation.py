@@ -67,8 +67,9 @@ class Conversation:
     answer that is stopped later is kept as far as it got; `resume` goes on with it.
 
     One answer is generated at a time; the next question waits for it. Every method may be called
-    from any thread. Reading the history never waits; changing it, while an answer is generated that
-    has not been cancelled, raises `PromptError`.
+    from any thread. The history is what has been settled: reading it does not wait for an answer,
+    and changing it while one goes on raises `PromptError`. One that has been cancelled ends within
+    a token, and is waited for.
     """
 
     def __init__(self, model: Model, messages: Sequence[Message], options: Options) -> None:
@@ -84,7 +85,7 @@ class Conversation:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All that has been said, without an answer that is still being generated."""
+        """All that has been said, without an answer that goes on."""
         self._record_finished()
         return self._messages
 
@@ -304,7 +305,7 @@ class Conversation:
             PromptError: an answer is being generated that has not been cancelled.
         """
         pending = self._pending
-        if pending is not None and not (pending[0].finished or pending[0].cancelled):
+        if pending is not None and not pending[0].ending:
             raise PromptError(
                 "an answer is being generated, and the history cannot change meanwhile. Wait for "
                 "it, or cancel it first."
@@ -313,9 +314,9 @@ class Conversation:
             yield
 
     def _record_finished(self) -> None:
-        """Put a pending answer into the history if it has ended, without waiting."""
+        """Put a pending answer into the history, unless it goes on."""
         pending = self._pending
-        if pending is not None and pending[0].finished:
+        if pending is not None and pending[0].ending:
             self._settle()
 
     def _settle(self) -> None:

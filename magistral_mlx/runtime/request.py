@@ -135,6 +135,11 @@ class Request:
         """Whether somebody wants it to stop."""
         return self._cancelled
 
+    @property
+    def ending(self) -> bool:
+        """Whether it has ended or ends within a token: it was cancelled, or has no sample left."""
+        return self.cancelled or len(self._collector.finished) >= self.inputs.n or self.finished
+
     def subscribe(self, observer: Observer) -> None:
         """Pass every further event to `observer`, and `End` after the last.
 
