@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from magistral_mlx import Magistral
 from magistral_mlx.server.app import create_app
-from magistral_mlx.server.serving import Serving
+from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 from tests.scripted import write_scripted_checkpoint
 
@@ -40,8 +40,8 @@ class Server:
     app: FastAPI
 
     @property
-    def serving(self) -> Serving:
-        return self.app.state.serving
+    def service(self) -> GenerationService:
+        return self.app.state.service
 
     def get(self, path: str, **headers: str) -> tuple[int, Any]:
         """Status and body; JSON is parsed."""
@@ -140,7 +140,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def _is_ready(server: Server) -> bool:
-    assert server.serving.failed is None, server.serving.failed
+    assert server.service.load_error is None, server.service.load_error
     try:
         return server.get("/ready")[0] == 200
     except OSError:  # it does not listen yet

@@ -17,7 +17,7 @@ from magistral_mlx.cli.loading import loading, loading_options
 from magistral_mlx.cli.sizes import parse_size
 
 if TYPE_CHECKING:
-    from magistral_mlx.server.catalog import Catalog
+    from magistral_mlx.server.model_registry import ModelRegistry
     from magistral_mlx.server.settings import Settings
 
 _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
@@ -55,7 +55,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     metavar="TIME",
     help="Give an idle model's memory back after so long, as in 10m.",
 )
-@click.option("--record", metavar="DIR", help="Write each exchange to a JSON file there.")
+@click.option("--traces", metavar="DIR", help="Write a trace of each exchange, a JSON file, there.")
 @click.option("--log-prompts", is_flag=True, help="Write what is said into the log.")
 @click.option(
     "--grace",
@@ -96,7 +96,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
 
     check_extra("serve", "server", *_PACKAGES)
     from magistral_mlx.cli.progress import load_bar
-    from magistral_mlx.server.running import serve as run
+    from magistral_mlx.server.launcher import serve as run
 
     settings = _settings(models, options)
     with _ending_quietly(), ExitStack() as bar:
@@ -107,7 +107,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
 
         run(
             settings,
-            on_listening=lambda urls, catalog: _tell(urls, catalog, settings),
+            on_listening=lambda urls, registry: _tell(urls, registry, settings),
             on_ready=on_ready,
             on_progress=bar.enter_context(load_bar()),
         )
@@ -140,7 +140,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
         **{name: options[name] for name in taken},
         models=models,
         keep_alive=parse_duration(options["keep_alive"]),
-        record=Path(options["record"]) if options["record"] else None,
+        traces=Path(options["traces"]) if options["traces"] else None,
         log_prompts=options["log_prompts"],
         grace=float("inf") if grace is None else grace,
         limits=Limits(
@@ -166,14 +166,14 @@ def _log_to_stderr() -> None:
         logger.setLevel(level)
 
 
-def _tell(urls: list[str], catalog: Catalog, settings: Settings) -> None:
+def _tell(urls: list[str], registry: ModelRegistry, settings: Settings) -> None:
     """Where it listens, and what of each model fits."""
     from magistral_mlx.memory.plan import gib
 
     _log_to_stderr()
     for url in urls:
         _say(f"{url}/ is the page, {url}/v1 the API{_reach(settings)}.")
-    for model in catalog:
+    for model in registry:
         plan, info = model.plan, model.info
         skills = ["images"] * info.supports_images + ["thinking"] * info.thinks
         _say(

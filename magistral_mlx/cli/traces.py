@@ -1,4 +1,4 @@
-"""`magistral-mlx traces`: what recorded exchanges amount to, as a table, JSON or a plot."""
+"""`magistral-mlx traces`: statistics of recorded exchanges, as a table, JSON or a plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PIPE_WIDTH = 120
-# What a row shows of, and how one of its figures is written.
+# Label of a row, key of its percentiles, and format of its values.
 _ROWS = (
     ("prompt tokens", "prompt_tokens", "{:,.0f}"),
     ("thinking tokens", "thinking_tokens", "{:,.0f}"),
@@ -27,25 +27,25 @@ _ROWS = (
 
 @click.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="Print all figures, each answer's too.")
-@click.option("--plot", metavar="FILE", help="Draw them into a .png, .svg or .pdf.")
+@click.option("--json", "as_json", is_flag=True, help="Print all statistics as JSON.")
+@click.option("--plot", metavar="FILE", help="Draw charts into a .png, .svg or .pdf file.")
 def traces(folder: str, as_json: bool, plot: str | None) -> None:
-    """Summarise what `magistral-mlx serve --record DIR` wrote."""
-    from magistral_mlx.server import traces as recorded_traces
+    """Summarise the traces that `magistral-mlx serve --traces DIR` wrote."""
+    from magistral_mlx.server import traces as trace_files
 
-    recorded = recorded_traces.read_traces(Path(folder).expanduser())
+    recorded = trace_files.read_traces(Path(folder).expanduser())
     if recorded.damaged:
         names = ", ".join(recorded.damaged[:3])
-        click.echo(f"{len(recorded.damaged)} files are no exchanges: {names}.", err=True)
+        click.echo(f"{len(recorded.damaged)} files are no traces: {names}.", err=True)
     if plot:
         from magistral_mlx.cli.traces_plot import draw
 
         draw(recorded, Path(plot).expanduser())
         click.echo(f"drawn into {plot}.", err=True)
     if as_json:
-        click.echo(recorded_traces.as_json(recorded))
+        click.echo(trace_files.as_json(recorded))
     else:
-        _show(recorded_traces.summarise(recorded))
+        _show(trace_files.summarise(recorded))
 
 
 def _show(facts: dict[str, Any]) -> None:

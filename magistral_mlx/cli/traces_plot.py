@@ -1,4 +1,4 @@
-"""Recorded answers as an image: where the time and the tokens go."""
+"""Charts of traced answers: time and tokens."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from magistral_mlx.errors import InvalidOption, StorageError
 from magistral_mlx.requirements import check_extra
-from magistral_mlx.server.traces import Recorded, known, percentiles
+from magistral_mlx.server.traces import TraceFolder, known, percentiles
 
 _KINDS = (".png", ".svg", ".pdf")
 _BINS = 30
 _INK, _THINKING, _ANSWER = "#30343f", "#8d99ae", "#e4572e"
 
 
-def draw(recorded: Recorded, file: Path) -> None:
+def draw(recorded: TraceFolder, file: Path) -> None:
     """Draw four panels into `file`, whole or not at all.
 
     Raises:
-        InvalidOption: a kind of file that is not drawn.
+        InvalidOption: a file of another kind.
         MissingExtra: matplotlib is not installed.
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     if file.suffix.lower() not in _KINDS:
         raise InvalidOption(f"a plot is drawn into {', '.join(_KINDS)}, not into {file.name}.")
@@ -60,8 +60,8 @@ def _histogram(axes: Any, values: list[float], title: str, unit: str) -> None:
     axes.legend(frameon=False)
 
 
-def _tokens(axes: Any, recorded: Recorded) -> None:
-    """Each answer's tokens, in the order in which they were given."""
+def _tokens(axes: Any, recorded: TraceFolder) -> None:
+    """Tokens of each answer, in order of time."""
     axes.set(title="Tokens", xlabel="answers in order", ylabel="tokens")
     thinking = [trace.thinking_tokens for trace in recorded.traces]
     answer = [trace.answer_tokens for trace in recorded.traces]

@@ -1,18 +1,19 @@
 """One request and its answer, from its place in the queue to the last event.
 
 A task of the server's own reads the answer to its end, whoever listens; the endpoint reads what
-that task passes on. So an answer is cancelled, counted and recorded in one place, whether its
-reader stays, leaves, or never began to read.
+that task passes on. So an answer is cancelled, counted and traced in one place, whether its reader
+stays, leaves, or never began to read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -21,13 +22,37 @@ from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.options import Options
 from magistral_mlx.events import Event, Finished, Notice, Prefill
 from magistral_mlx.runtime.result import Collector
-from magistral_mlx.server.catalog import ServedModel
-from magistral_mlx.server.clients import gone
-from magistral_mlx.server.refusals import ClientGone, Unavailable
-from magistral_mlx.server.shelf import STOPPING
+from magistral_mlx.server.admission_queue import STOPPING, AdmissionQueue, QueuedRequest
+from magistral_mlx.server.errors import ClientGone, Unavailable
+from magistral_mlx.server.metrics import Metrics
+from magistral_mlx.server.model_pool import ModelPool
+from magistral_mlx.server.model_registry import ModelRegistry, ServedModel
+from magistral_mlx.server.preprocessing import Preprocessor
+from magistral_mlx.server.settings import Settings
+from magistral_mlx.server.trace_recorder import ExchangeTrace, TraceRecorder, log_exchange
 
-if TYPE_CHECKING:
-    from magistral_mlx.server.serving import Serving
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ServerParts:
+    """The parts of a server that its exchanges use. `tasks` outlive the requests they come from."""
+
+    settings: Settings
+    registry: ModelRegistry
+    pool: ModelPool
+    preprocessor: Preprocessor
+    queue: AdmissionQueue
+    metrics: Metrics
+    recorder: TraceRecorder | None
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` as a task of the server's own."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
 
 
 @dataclass(frozen=True)
@@ -38,29 +63,29 @@ class _End:
 
 
 @dataclass
-class Times:
-    """Moments of one exchange, in seconds after it came; None for what has not happened."""
+class ExchangeTimes:
+    """Moments of an exchange, in seconds after its arrival; None for what has not happened."""
 
-    came: float
+    arrived: float
     began: float | None = None
     first_token: float | None = None
     ended: float | None = None
 
     def now(self) -> float:
-        return time.perf_counter() - self.came
+        """Seconds since the arrival."""
+        return time.perf_counter() - self.arrived
 
 
 class Exchange(AsyncIterator[Event]):
-    """The events of one answer, to `Finished`. Make one with `Serving.answer`.
+    """The events of one answer, to `Finished`. Make one with `GenerationService.answer`.
 
-    model: the name of the one that answers, known once it is entered.
+    model: the name of the model that answers, known once it is entered.
     created: seconds since 1970.
-    seed: gives the same answer again.
     """
 
     def __init__(
         self,
-        serving: Serving,
+        parts: ServerParts,
         request: Request,
         model: str | None,
         prompt: PromptLike,
@@ -71,18 +96,17 @@ class Exchange(AsyncIterator[Event]):
     ) -> None:
         self.model = model or ""
         self.created = int(time.time())
-        self.endpoint = endpoint
-        self.body = body
-        self.prompt = prompt
-        self.image_bytes = 0  # that it takes while it waits, once they have been looked at
         self.options = options.seeded()
-        self.times = Times(time.perf_counter())
-        self.collected = Collector(self.seed)
-        self.running = False  # its prompt is being read, or its answer generated
-        self._serving = serving
+        self.times = ExchangeTimes(time.perf_counter())
+        self._endpoint = endpoint
+        self._body = body
+        self._prompt = prompt
+        self._collected = Collector(self.seed)
+        self._parts = parts
         self._request = request
+        self._queued: QueuedRequest | None = None
         self._stream: AsyncStream | None = None
-        self._patience: float | None = None
+        self._timeout: float | None = None
         self._begun: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
@@ -92,30 +116,32 @@ class Exchange(AsyncIterator[Event]):
 
     @property
     def seed(self) -> int:
+        """The seed of the first answer, given or drawn."""
         assert self.options.seed is not None
         return self.options.seed
 
     # For the endpoint
 
     def within(self, seconds: float) -> Exchange:
-        """This one, to be entered in so many seconds: what goes wrong later, the first event tells.
+        """Bound the time of entering; later failures are raised by the first event.
 
         For streams: a client that gets no header while a model is loaded hangs up.
         """
-        self._patience = seconds
+        self._timeout = seconds
         return self
 
     async def __aenter__(self) -> Exchange:
-        """Queue the prompt. Raises what `Serving.answer` says."""
-        served = self._serving.admit(self, self.model)
+        """Queue the prompt. Raises what `GenerationService.answer` says."""
+        served = self._parts.registry.find(self.model)
+        self._queued = self._parts.queue.admit(self.cancel)
         self.model = served.id
         self._watch = asyncio.create_task(self._watch_client())
         self._begun = begun = asyncio.get_running_loop().create_future()
-        self._task = self._serving.spawn(self._run(served, begun))
+        self._task = self._parts.spawn(self._run(served, self._queued, begun))
         try:
             # The client may leave while the model is loaded.
             await asyncio.wait(
-                {begun, self._watch}, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED
+                {begun, self._watch}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if begun.done():
                 begun.result()
@@ -141,7 +167,7 @@ class Exchange(AsyncIterator[Event]):
         """The next event.
 
         Raises:
-            MagistralError: what went wrong while the answer was generated.
+            MagistralError: a failure during generation.
         """
         item = await self._items.get()
         if not isinstance(item, _End):
@@ -152,86 +178,87 @@ class Exchange(AsyncIterator[Event]):
         raise StopAsyncIteration
 
     def cancel(self) -> None:
-        """Stop the answer within one token. `Finished` still comes, if anything has begun."""
+        """Stop the answer within one token. `Finished` still comes if generation has begun."""
         self._cancelled = True
         if self._stream is not None:
             self._stream.cancel()
 
     def _abandon(self) -> None:
-        """Nobody waits for it any more: leave the queue too."""
+        """Cancel, and leave the queue if the answer has not begun."""
         self.cancel()
         if self._task is not None and self._begun is not None and not self._begun.done():
             self._task.cancel()
-            self._serving.leave(self)  # which a task that never ran does not
+            self._leave_queue()  # which a task that never ran does not
 
     # The server's own task
 
-    async def _run(self, served: ServedModel, begun: asyncio.Future[None]) -> None:
-        error: Exception | None = None
+    async def _run(
+        self, served: ServedModel, queued: QueuedRequest, begun: asyncio.Future[None]
+    ) -> None:
+        parts, error = self._parts, None
         try:
-            prepare = self._serving.preparation
-            options = self._serving.limited(self.options)
-            prompt = await prepare.fetched(self.prompt)
-            self._serving.hold(self, await prepare.check(prompt))
-            async with self._serving.shelf.lent(served) as magistral:
-                stream = magistral.astream(prepare.opened(prompt), options=options)
-                await stream.begin(prepare.pool(prompt))
+            options = parts.preprocessor.limit(self.options)
+            prompt = await parts.preprocessor.fetch_images(self._prompt)
+            parts.queue.reserve_images(queued, await parts.preprocessor.check(prompt))
+            async with parts.pool.use(served) as magistral:
+                messages = parts.preprocessor.open_images(prompt)
+                stream = magistral.astream(messages, options=options)
+                await stream.begin(parts.preprocessor.executor(prompt))
                 self._stream = stream
                 if self._cancelled:  # while it began
                     stream.cancel()
                 begun.set_result(None)
-                await self._pass_on(stream)
+                await self._pass_on(stream, queued)
         except Exception as caught:
             error = caught
         finally:
             if self._watch is not None:
                 self._watch.cancel()
-            self.running = False
             self.times.ended = self.times.now()
-            self._serving.leave(self)
+            self._leave_queue()
             self._items.put_nowait(_End(error))
             if not begun.done() and error is not None:
                 begun.set_exception(error)
                 begun.exception()  # a stream that has its headers reads it from the items
-        await self._serving.note(self, error)
+        await self._trace(error)
 
-    async def _pass_on(self, stream: AsyncStream) -> None:
+    async def _pass_on(self, stream: AsyncStream, queued: QueuedRequest) -> None:
         timer: asyncio.TimerHandle | None = None
         try:
             async for event in stream:
-                if self.times.began is None and isinstance(event, Finished):
-                    self._refused()
-                elif self.times.began is None:
+                if self.times.began is None:
+                    if isinstance(event, Finished):
+                        raise self._refusal()
                     self.times.began = self.times.now()
-                    self.running = True
+                    queued.running = True
                     timer = self._start_timer()
                 if isinstance(event, Finished):
                     event = self._finished(event)
                 elif self.times.first_token is None and not isinstance(event, Prefill):
                     self.times.first_token = self.times.now()
-                self.collected.add(event)
+                self._collected.add(event)
                 self._items.put_nowait(event)
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _refused(self) -> None:
-        """It was cancelled before its turn came, so there is no answer that could end."""
-        if self._serving.stopping:
-            raise Unavailable(STOPPING)
-        raise ClientGone("the client has left.")
+    def _refusal(self) -> Exception:
+        """The error of a request that was cancelled before its turn."""
+        if self._parts.queue.stopping:
+            return Unavailable(STOPPING)
+        return ClientGone("the client has left.")
 
     def _finished(self, event: Finished) -> Finished:
-        """At the time limit a client gets an answer that ended for its length."""
+        """Count an end. One at the time limit is of the answer's length, for clients."""
         if self._out_of_time and event.reason == "cancelled":
-            seconds = self._serving.settings.limits.seconds
+            seconds = self._parts.settings.limits.seconds
             self._items.put_nowait(Notice(f"The answer was ended after {seconds:g} seconds."))
             event = replace(event, reason="length")
-        self._serving.metrics.finished(event)
+        self._parts.metrics.finished(event)
         return event
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
-        seconds = self._serving.settings.limits.seconds
+        seconds = self._parts.settings.limits.seconds
         if seconds is None:
             return None
 
@@ -242,6 +269,57 @@ class Exchange(AsyncIterator[Event]):
         return asyncio.get_running_loop().call_later(seconds, out_of_time)
 
     async def _watch_client(self) -> None:
-        """Stop the answer when the client goes."""
-        await gone(self._request)
+        """Cancel when the client disconnects."""
+        await disconnected(self._request)
         self.cancel()
+
+    def _leave_queue(self) -> None:
+        began, ended = self.times.began, self.times.ended
+        if self._queued is not None:
+            duration = None if began is None or ended is None else ended - began
+            self._parts.queue.remove(self._queued, duration)
+
+    async def _trace(self, error: Exception | None) -> None:
+        """Count, log and record the exchange once it is over."""
+        times, parts = self.times, self._parts
+        if times.first_token is not None:
+            parts.metrics.first_token(times.first_token)
+        if times.began is not None and error is not None:
+            parts.metrics.failed()
+        trace = ExchangeTrace(
+            endpoint=self._endpoint,
+            model=self.model,
+            body=self._body,
+            result=self._collected.result,
+            error=error,
+            waited=times.began,
+            first_token=times.first_token,
+            total=times.ended,
+        )
+        log_exchange(trace, prompts=parts.settings.log_prompts)
+        if parts.recorder is not None:
+            await parts.recorder.write(trace)
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the client has disconnected. Its request must have been read by now."""
+    with contextlib.suppress(RuntimeError):  # a response that has been sent ends it too
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`; it is cancelled when the client disconnects.
+
+    Raises:
+        ClientGone: the client has disconnected.
+    """
+    task, left = asyncio.create_task(work), asyncio.create_task(disconnected(request))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the client has left.")
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from magistral_mlx.api.options import Options, nth_seed
 from magistral_mlx.option_spec import Number, declarations, spec_of
-from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.schema import Many
+from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.request_body import Many
 
 _MOST_STOPS = 16
 

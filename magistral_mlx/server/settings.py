@@ -54,7 +54,7 @@ class Settings:
     cors_origins: web pages that may use the server from a browser, "*" for all.
     allow_remote_images: fetch images from public web addresses.
     keep_alive: seconds after which an idle model gives its memory back; None keeps it.
-    record: a folder that gets each exchange as a JSON file.
+    traces: a folder that gets each exchange as a JSON file.
     log_prompts: write what is asked and answered into the log.
     grace: seconds that running answers get to finish when the server is stopped.
     """
@@ -67,7 +67,7 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     allow_remote_images: bool = False
     keep_alive: float | None = None
-    record: Path | None = None
+    traces: Path | None = None
     log_prompts: bool = False
     grace: float = 30.0
     limits: Limits = field(default_factory=Limits)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,10 +12,11 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from magistral_mlx.events import Event
+from magistral_mlx.server.error_responses import ErrorResponse, error_response
 from magistral_mlx.server.exchange import Exchange
 
 PING_SECONDS = 10.0  # proxies and clients that wait for the first token hang up after 30 or more
-HEADER_SECONDS = 2.0  # in which what is wrong with a request still gets a status of its own
+HEADER_SECONDS = 2.0  # in which an error still gets a status of its own
 _PATIENCE = 10.0  # seconds for a stream to end by itself once its answer has been stopped
 
 
@@ -26,42 +28,61 @@ class EventStream(EventSourceResponse):
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it. The answer is left, and so stopped, however the stream ends."""
+        """Send it. The answer is stopped however the stream ends."""
         async with self._stack:
             await super().__call__(scope, receive, send)
 
 
 async def stream_of(
     exchange: Exchange,
-    write: Callable[[AsyncIterator[Event]], AsyncIterator[ServerSentEvent]],
+    write: Callable[[AsyncIterator[Event]], AsyncIterator[BaseModel]],
     *,
+    fail: Callable[[ErrorResponse], Iterable[BaseModel]],
     grace: float,
-    ping: Callable[[], ServerSentEvent] | None = None,
+    done: str | None = None,
+    ping: BaseModel | None = None,
 ) -> EventStream:
-    """Enter `exchange`, and send what `write` makes of its events.
+    """Enter `exchange`, and send its events as `write` formats them.
 
     The response begins when the answer does, or in HEADER_SECONDS: pings then keep the client
-    while a model is loaded or others come first, and what goes wrong becomes an event.
+    while a model is loaded or others come first, and an error becomes an event.
 
     Args:
+        fail: formats an error as the last events.
         grace: seconds in which an answer may end when the server is being stopped.
-        ping: what is sent while there is nothing to send; None for a comment.
+        done: data of the event after all others.
+        ping: sent while there is nothing else to send; None for a comment.
 
     Raises:
-        MagistralError: what entering raises, while a status can still tell of it.
+        MagistralError: what entering raises, before the response has begun.
     """
     async with AsyncExitStack() as stack:
         events = await stack.enter_async_context(exchange.within(HEADER_SECONDS))
         return EventStream(
             stack.pop_all(),
-            write(events),
-            ping_message_factory=ping,
+            _send(write(events), fail, done),
+            ping_message_factory=None if ping is None else partial(data, ping),
             shutdown_grace_period=grace + _PATIENCE,
         )
     raise AssertionError("the stack swallows nothing")
 
 
-def data(body: BaseModel | str, event: str | None = None) -> ServerSentEvent:
-    """An event that carries JSON; what was not set in `body` is left out."""
-    text = body if isinstance(body, str) else body.model_dump_json(exclude_unset=True)
-    return ServerSentEvent(text, event=event, sep="\n")
+async def _send(
+    bodies: AsyncIterator[BaseModel],
+    fail: Callable[[ErrorResponse], Iterable[BaseModel]],
+    done: str | None,
+) -> AsyncIterator[ServerSentEvent]:
+    try:
+        async for body in bodies:
+            yield data(body)
+    except Exception as error:
+        for body in fail(error_response(error)):
+            yield data(body)
+    if done is not None:
+        yield ServerSentEvent(done, sep="\n")
+
+
+def data(body: BaseModel) -> ServerSentEvent:
+    """An event that carries JSON, without unset fields; the name of one with a type is its type."""
+    text = body.model_dump_json(exclude_unset=True)
+    return ServerSentEvent(text, event=getattr(body, "type", None), sep="\n")

@@ -1,4 +1,4 @@
-"""What a folder of recorded exchanges amounts to."""
+"""Statistics of a folder of traces, as `serve --traces` writes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Read(BaseModel):
-    """What is read of a file, whose types must be those that were written."""
+    """Base of what is read of a file; its types must be those that were written."""
 
     model_config = ConfigDict(strict=True)
 
@@ -52,7 +52,7 @@ class _Seconds(_Read):
 
 
 class _Exchange(_Read):
-    """The fields of a recorded exchange that figures are made of; its kind is `record.FORMAT`."""
+    """The fields of a trace that statistics are made of; see `trace_recorder.ExchangeTrace`."""
 
     format: Literal["magistral-mlx exchange"]
     version: Literal[1]
@@ -66,7 +66,7 @@ class _Exchange(_Read):
 
 @dataclass(frozen=True)
 class Trace:
-    """One answer of a recorded exchange. Times are in seconds, speeds in tokens per second.
+    """One answer of a traced exchange. Times are in seconds, speeds in tokens per second.
 
     `waited`, `first_token` and `total` count from the request; None if it did not come so far, or
     for a further answer to the same request.
@@ -89,8 +89,8 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What was read: answers in the order in which they were given, and the rest.
+class TraceFolder:
+    """The traces of a folder: answers in order of time, and the rest.
 
     exchanges: files that were read. failed: those of them with an error in place of an answer, by
     its kind. damaged: files that are no exchanges.
@@ -102,8 +102,8 @@ class Recorded:
     damaged: tuple[str, ...]
 
 
-def read_traces(folder: Path) -> Recorded:
-    """Read what `serve --record` wrote.
+def read_traces(folder: Path) -> TraceFolder:
+    """Read the traces that `serve --traces` wrote.
 
     Raises:
         StorageError: the folder cannot be read, or holds no exchange.
@@ -124,27 +124,26 @@ def read_traces(folder: Path) -> Recorded:
             failed[exchange.error.type] += 1
     if not exchanges:
         raise StorageError(
-            f"{folder} holds no recorded exchanges. `magistral-mlx serve --record {folder}` writes "
-            "them."
+            f"{folder} holds no traces. `magistral-mlx serve --traces {folder}` writes them."
         )
-    return Recorded(exchanges, tuple(traces), dict(failed), tuple(damaged))
+    return TraceFolder(exchanges, tuple(traces), dict(failed), tuple(damaged))
 
 
-def summarise(recorded: Recorded) -> dict[str, Any]:
+def summarise(folder: TraceFolder) -> dict[str, Any]:
     """Counts, sums and percentiles as JSON types; a percentile of nothing is None."""
-    traces = recorded.traces
+    traces = folder.traces
     prompt, cached, thinking, answer = (
         sum(getattr(trace, f"{kind}_tokens") for trace in traces)
         for kind in ("prompt", "cached", "thinking", "answer")
     )
     written = thinking + answer
     return {
-        "exchanges": recorded.exchanges,
+        "exchanges": folder.exchanges,
         "answers": len(traces),
         "from": traces[0].time if traces else None,
         "to": traces[-1].time if traces else None,
-        "failed": recorded.failed,
-        "damaged_files": len(recorded.damaged),
+        "failed": folder.failed,
+        "damaged_files": len(folder.damaged),
         "endpoints": _counted(trace.endpoint for trace in traces),
         "models": _counted(trace.model for trace in traces),
         "finish_reasons": _counted(trace.finish_reason for trace in traces),
@@ -175,11 +174,9 @@ def summarise(recorded: Recorded) -> dict[str, Any]:
     }
 
 
-def as_json(recorded: Recorded) -> str:
-    """The summary, and every answer's figures."""
-    return json.dumps(
-        summarise(recorded) | {"traces": [asdict(trace) for trace in recorded.traces]}
-    )
+def as_json(folder: TraceFolder) -> str:
+    """The summary, and every answer's statistics."""
+    return json.dumps(summarise(folder) | {"traces": [asdict(trace) for trace in folder.traces]})
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float | None]:

@@ -3,8 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -23,15 +22,17 @@ from magistral_mlx.events import (
     ToolCallPart,
     TurnsDropped,
 )
-from magistral_mlx.server.answers import Answer
-from magistral_mlx.server.anthropic.answer import message_of, stopped
-from magistral_mlx.server.anthropic.stream import MessageStream
-from magistral_mlx.server.openai.chat_answer import chat_completion
-from magistral_mlx.server.openai.chat_stream import ChatStream
-from magistral_mlx.server.openai.figures import logprobs_of
-from magistral_mlx.server.turns import Turns, image_part, left_open, text_part
+from magistral_mlx.server.anthropic.message_format import MessageFormatter, stop_reason
+from magistral_mlx.server.blocks import BlockReader, SampleEnd, SampleOutput
+from magistral_mlx.server.openai.chat_format import ChatFormatter
+from magistral_mlx.server.openai.usage import logprobs_of
+from magistral_mlx.server.request_translation import (
+    MessageBuilder,
+    continue_last,
+    image_part,
+    text_part,
+)
 
-EXCHANGE = cast(Any, SimpleNamespace(model="m", created=1))
 STATS = Stats(100, 3, 7, 0.5, 1.0, 0.5, 0, cached_tokens=60)
 
 
@@ -39,29 +40,32 @@ def end(reason: FinishReason = "stop", stopped_by: str | None = None) -> Finishe
     return Finished(reason, STATS, stopped_by)
 
 
-def answer_of(events: Iterable[Event]) -> Answer:
-    answer = Answer()
-    for event in events:
-        answer.add(event)
-    return answer
+def written(formatter: Any, events: Iterable[Event]) -> list[dict[str, Any]]:
+    """What a formatter writes into a stream."""
+    reader = BlockReader()
+    blocks = [block for event in events for block in reader.feed(event)]
+    sent = [body for block in blocks for body in formatter.write(block)]
+    return [body.model_dump(exclude_unset=True) for body in sent]
+
+
+def sample_of(events: Iterable[Event]) -> SampleOutput:
+    reader = BlockReader()
+    blocks = [block for event in events for block in reader.feed(event)]
+    [sample] = [block.sample for block in blocks if isinstance(block, SampleEnd)]
+    return sample
 
 
 def choice_of(*events: Event) -> dict[str, Any]:
-    answers = [answer_of(events)]
-    completion = chat_completion(EXCHANGE, answers, seed=1, logprobs=False, mistral=False)
+    completion = ChatFormatter("m", 1, 1).whole([sample_of(events)])
     return completion.model_dump(exclude_unset=True)["choices"][0]
 
 
 def chunks_of(*events: Event) -> list[dict[str, Any]]:
-    stream = ChatStream(EXCHANGE, seed=1, logprobs=False, mistral=False, usage=False)
-    chunks = [chunk for event in events for chunk in stream.chunks(event)]
-    return [chunk.model_dump(exclude_unset=True)["choices"][0] for chunk in chunks]
+    return [chunk["choices"][0] for chunk in written(ChatFormatter("m", 1, 1), events)]
 
 
 def message_events(*events: Event) -> list[dict[str, Any]]:
-    stream = MessageStream(EXCHANGE, 200)
-    sent = [found for event in events for found in stream.feed(event)]
-    return [found.model_dump(exclude_unset=True) for found in sent]
+    return written(MessageFormatter("m", 200), events)
 
 
 @pytest.mark.parametrize(
@@ -101,16 +105,17 @@ def test_a_call_that_was_streamed_and_is_none_is_not_told_again():
     assert not any(delta.get("content") for delta in deltas)
 
 
-def test_calls_that_come_whole_are_streamed_whole_and_counted_on():
+def test_calls_that_come_whole_are_streamed_and_counted_on():
     deltas = [
         chunk["delta"]
         for chunk in chunks_of(ToolCall("f", "{}", "a"), ToolCall("g", '{"x":1}', "b"), end())
     ]
     calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
-    assert [(call["index"], call["id"], call["function"]["name"]) for call in calls] == [
-        (0, "a", "f"),
-        (1, "b", "g"),
-    ]
+    names = {call["index"]: call["function"]["name"] for call in calls if "id" in call}
+    arguments = dict.fromkeys(names, "")
+    for call in calls:
+        arguments[call["index"]] += call["function"]["arguments"]
+    assert names == {0: "f", 1: "g"} and arguments == {0: "{}", 1: '{"x":1}'}
 
 
 def test_tokens_without_text_have_no_log_probability():
@@ -138,7 +143,7 @@ def test_an_impossible_token_has_a_log_probability_that_json_can_hold():
     ],
 )
 def test_why_a_message_ended(finished: Finished, called: bool, context: int, expected: Any):
-    assert stopped(finished, called, context) == expected
+    assert stop_reason(finished, called, context) == expected
 
 
 def test_blocks_follow_each_other_with_an_index_each():
@@ -169,7 +174,7 @@ def test_blocks_follow_each_other_with_an_index_each():
 
 
 def test_tokens_that_were_in_the_cache_are_counted_apart():
-    message = message_of(EXCHANGE, answer_of([Text("So"), end()]), 200)
+    message = MessageFormatter("m", 200).whole(sample_of([Text("So"), end()]))
     assert (message.usage.input_tokens, message.usage.cache_read_input_tokens) == (40, 60)
 
 
@@ -177,21 +182,21 @@ def test_tokens_that_were_in_the_cache_are_counted_apart():
 
 
 def test_a_turn_of_the_model_is_put_together_from_its_pieces():
-    turns = Turns()
-    turns.system("Be brief.")
-    turns.user("Go")
-    turns.thinking("h")
-    turns.thinking("m")
-    turns.text("So: ")
-    turns.call("f", "{}", "a")
-    turns.result([text_part("1")], "a")
-    turns.thinking("aha")
-    turns.call("g", "{}", "b")
-    first, second = [turn for turn in turns.messages() if turn["role"] == "assistant"]
+    builder = MessageBuilder()
+    builder.system("Be brief.")
+    builder.user("Go")
+    builder.thinking("h")
+    builder.thinking("m")
+    builder.text("So: ")
+    builder.call("f", "{}", "a")
+    builder.result([text_part("1")], "a")
+    builder.thinking("aha")
+    builder.call("g", "{}", "b")
+    first, second = [turn for turn in builder.messages() if turn["role"] == "assistant"]
     assert (first["reasoning_content"], first["content"]) == ("hm", "So: ")
     assert [call["id"] for call in first["tool_calls"]] == ["a"]
     assert second["reasoning_content"] == "aha" and second["tool_calls"][0]["id"] == "b"
-    assert [turn["role"] for turn in turns.messages()] == [
+    assert [turn["role"] for turn in builder.messages()] == [
         "system",
         "user",
         "assistant",
@@ -201,28 +206,28 @@ def test_a_turn_of_the_model_is_put_together_from_its_pieces():
 
 
 def test_images_that_tools_returned_are_shown_after_all_results():
-    turns = Turns()
-    turns.call("f", "{}", "a")
-    turns.call("f", "{}", "b")
-    turns.result([image_part("data:1")], "a")
-    turns.result([text_part("two"), image_part("data:2")], "b")
-    turns.user("And?")
-    _, one, two, user = turns.messages()
+    builder = MessageBuilder()
+    builder.call("f", "{}", "a")
+    builder.call("f", "{}", "b")
+    builder.result([image_part("data:1")], "a")
+    builder.result([text_part("two"), image_part("data:2")], "b")
+    builder.user("And?")
+    _, one, two, user = builder.messages()
     assert [part["text"] for part in one["content"]] == ["(see the image)"]
     assert [part["text"] for part in two["content"]] == ["two"]
     assert user["content"] == [image_part("data:1"), image_part("data:2"), text_part("And?")]
 
 
 def test_thinking_without_an_answer_is_kept():
-    turns = Turns()
-    turns.thinking("hm")
-    turns.user("And?")
-    assert turns.messages()[0] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    builder = MessageBuilder()
+    builder.thinking("hm")
+    builder.user("And?")
+    assert builder.messages()[0] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
 
 
-def test_a_last_turn_of_the_model_is_left_open():
+def test_a_last_turn_of_the_model_is_continue_last():
     said = {"role": "assistant", "content": "1"}
-    assert left_open([said]) == [said | {"prefix": True}]
+    assert continue_last([said]) == [said | {"prefix": True}]
     for other in (said | {"prefix": False}, said | {"tool_calls": [{}]}, {"role": "user"}):
-        assert left_open([other]) == [other]
-    assert left_open([]) == []
+        assert continue_last([other]) == [other]
+    assert continue_last([]) == []

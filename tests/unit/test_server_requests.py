@@ -7,14 +7,14 @@ from pydantic import BaseModel, ValidationError
 
 from magistral_mlx import InvalidOption, Options
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.server.anthropic.request import conversation, options_of
+from magistral_mlx.server.anthropic.messages import conversation, message_options
 from magistral_mlx.server.anthropic.schemas import MessageRequest
-from magistral_mlx.server.openai.chat_request import chat_messages, chat_options
+from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.openai.chat import chat_messages, chat_options
 from magistral_mlx.server.openai.chat_schemas import ChatRequest
 from magistral_mlx.server.openai.completion_schemas import CompletionRequest
 from magistral_mlx.server.openai.response_request import response_options
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
-from magistral_mlx.server.refusals import BadRequest
 
 HELLO = {"role": "user", "content": "Hello"}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
@@ -27,7 +27,7 @@ def chat(**fields: Any) -> Options:
 
 
 def message(**fields: Any) -> Options:
-    return options_of(MessageRequest.model_validate({"messages": [HELLO]} | fields))
+    return message_options(MessageRequest.model_validate({"messages": [HELLO]} | fields))
 
 
 def response(**fields: Any) -> Options:

@@ -1,27 +1,58 @@
-"""POST /v1/messages and /v1/messages/count_tokens"""
+"""POST /v1/messages and /v1/messages/count_tokens: endpoints, and translation of their requests."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
-from sse_starlette import ServerSentEvent
 
-from magistral_mlx.server.answers import whole_answers
-from magistral_mlx.server.anthropic.answer import message_of
-from magistral_mlx.server.anthropic.answer_schemas import AnthropicMessage, MessageEvent, TokenCount
-from magistral_mlx.server.anthropic.examples import COUNT_EXAMPLES, MESSAGE_EXAMPLES
-from magistral_mlx.server.anthropic.request import conversation, options_of
-from magistral_mlx.server.anthropic.schemas import CountRequest, MessageRequest
-from magistral_mlx.server.anthropic.stream import MessageStream
-from magistral_mlx.server.documented import error_responses, stream_response
-from magistral_mlx.server.exchange import Exchange
-from magistral_mlx.server.failures import ANTHROPIC_RESPONSES, AnthropicError
-from magistral_mlx.server.json_body import JSONRoute
-from magistral_mlx.server.serving import Serving
-from magistral_mlx.server.sse import data, stream_of
+from magistral_mlx.api.options import Options, ThinkingOption
+from magistral_mlx.server.anthropic.message_format import MessageFormatter
+from magistral_mlx.server.anthropic.response_schemas import (
+    AnthropicMessage,
+    MessageEvent,
+    TokenCount,
+)
+from magistral_mlx.server.anthropic.schemas import (
+    Base64Source,
+    CountRequest,
+    DocumentBlock,
+    ImageBlock,
+    MessageIn,
+    MessageRequest,
+    MessageTool,
+    RedactedThinkingBlock,
+    TextBlock,
+    ThinkingBlock,
+    ThinkingDisabled,
+    ThinkingEnabled,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from magistral_mlx.server.blocks import read_samples
+from magistral_mlx.server.error_responses import ANTHROPIC_RESPONSES, AnthropicError, ErrorResponse
+from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.openapi import error_responses, stream_response
+from magistral_mlx.server.openapi_examples import COUNT_EXAMPLES, MESSAGE_EXAMPLES
+from magistral_mlx.server.option_values import seed_option, stop_option, top_p_option
+from magistral_mlx.server.request_body import JSONRoute
+from magistral_mlx.server.request_translation import (
+    FunctionSchema,
+    MessageBuilder,
+    Part,
+    ToolChoiceMode,
+    continue_last,
+    image_part,
+    text_part,
+    thinking_of,
+    tool_options,
+)
+from magistral_mlx.server.service import GenerationService
+from magistral_mlx.server.sse import stream_of
 
+Shown = TextBlock | ImageBlock | DocumentBlock
 PATH = "/v1/messages"
 
 router = APIRouter(
@@ -44,30 +75,34 @@ async def messages(
 ) -> Response:
     """Anthropic's messages, with images, thinking blocks and tools.
 
-    As there, the model thinks only where `thinking` says so. While a long prompt is being read a
-    stream sends pings.
+    As there, the model thinks only where `thinking` says so. During a long prefill a stream
+    sends pings.
     """
-    serving: Serving = request.app.state.serving
-    options = options_of(body)
-    exchange = serving.answer(
+    service: GenerationService = request.app.state.service
+    exchange = service.answer(
         request,
         body.model,
         conversation(body),
-        options,
+        message_options(body),
         endpoint=PATH,
         body=await request.json(),
     )
+
+    def formatter() -> MessageFormatter:
+        context = service.registry.find(exchange.model).info.context  # certain once it is entered
+        return MessageFormatter(exchange.model, context)
+
     if body.stream:
         return await stream_of(
             exchange,
-            lambda events: MessageStream(exchange, _context(serving, exchange)).write(events),
-            grace=serving.settings.grace,
-            ping=_ping,
+            lambda events: formatter().stream(events),
+            fail=error_events,
+            grace=service.settings.grace,
+            ping=MessageEvent(type="ping"),
         )
     async with exchange as events:
-        [answer] = await whole_answers(events)
-    message = message_of(exchange, answer, _context(serving, exchange))
-    return JSONResponse(message.model_dump(exclude_unset=True))
+        [sample] = await read_samples(events)
+    return JSONResponse(formatter().whole(sample).model_dump(exclude_unset=True))
 
 
 @router.post(PATH + "/count_tokens", summary="Count the tokens of a conversation")
@@ -75,15 +110,164 @@ async def count_tokens(
     request: Request, body: Annotated[CountRequest, Body(openapi_examples=COUNT_EXAMPLES)]
 ) -> TokenCount:
     """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
-    serving: Serving = request.app.state.serving
-    tokens = await serving.count(request, body.model, conversation(body), options_of(body))
+    service: GenerationService = request.app.state.service
+    tokens = await service.count(request, body.model, conversation(body), message_options(body))
     return TokenCount(input_tokens=tokens)
 
 
-def _context(serving: Serving, exchange: Exchange) -> int:
-    """Tokens that prompt and answer have together; known for sure once the exchange is entered."""
-    return serving.catalog.find(exchange.model).info.context
+def error_events(error: ErrorResponse) -> list[MessageEvent]:
+    """The event of an error within a stream, which Anthropic's clients raise."""
+    return [MessageEvent(**error.anthropic())]
 
 
-def _ping() -> ServerSentEvent:
-    return data(MessageEvent(type="ping"), "ping")
+def conversation(request: CountRequest) -> list[dict[str, Any]]:
+    """The system prompt and the messages as dicts for `to_messages`.
+
+    Raises:
+        BadRequest: a block in a message of the wrong role.
+    """
+    builder = MessageBuilder()
+    if request.system:
+        builder.system(
+            request.system if isinstance(request.system, str) else _parts(request.system)
+        )
+    for n, message in enumerate(request.messages):
+        _add(builder, message, f"messages[{n}]")
+    return continue_last(builder.messages())
+
+
+def message_options(request: CountRequest) -> Options:
+    """The options that shape the prompt, and for a message those of the answer.
+
+    Raises:
+        InvalidOption, BadRequest: values that are out of range or exclude each other.
+    """
+    choice = request.tool_choice
+    options: dict[str, Any] = _tool_options(request) | {
+        "thinking": _thinking(request),
+        "ask_for_thinking": True,  # as clients always send a system prompt
+        "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
+    }
+    wanted = request.output_config.format if request.output_config else None
+    if wanted is not None and options.get("tool_choice") != "required":
+        options["json_schema"] = wanted.schema_
+    if isinstance(request, MessageRequest):
+        options |= {
+            "max_tokens": request.max_tokens,
+            "stop": stop_option(request.stop_sequences),
+            "temperature": request.temperature,
+            "top_p": top_p_option(request.top_p),
+            "top_k": request.top_k,
+            "seed": seed_option(request.seed),
+        }
+    return Options(**{name: value for name, value in options.items() if value is not None}).seeded()
+
+
+def _thinking(request: CountRequest) -> ThinkingOption:
+    effort = request.output_config.effort if request.output_config else None
+    match request.thinking:
+        case None | ThinkingDisabled():
+            return "off"
+        case ThinkingEnabled(budget_tokens=budget):
+            return budget
+        case _:
+            return thinking_of(effort)
+
+
+def _tool_options(request: CountRequest) -> dict[str, Any]:
+    functions = [_function(tool) for tool in request.tools or ()]
+    chosen = request.tool_choice
+    if chosen and chosen.type == "tool":
+        if chosen.name is None:
+            raise BadRequest("tool_choice.name is missing: it names the tool.", param="tool_choice")
+        return tool_options(functions, "required", [chosen.name])
+    names: dict[str, ToolChoiceMode] = {"any": "required", "none": "none"}
+    return tool_options(functions, names.get(chosen.type, "auto") if chosen else "auto")
+
+
+def _function(tool: MessageTool) -> FunctionSchema:
+    return FunctionSchema(
+        name=tool.name,
+        description=tool.description,
+        parameters=tool.input_schema,
+        strict=tool.strict,
+    )
+
+
+def _add(builder: MessageBuilder, message: MessageIn, where: str) -> None:
+    content = message.content
+    blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
+    match message.role:
+        case "system":
+            builder.system(_parts(_only(blocks, TextBlock, where)))
+        case "assistant":
+            _add_assistant(builder, blocks, where)
+        case _:
+            _add_user(builder, blocks, where)
+
+
+def _add_assistant(builder: MessageBuilder, blocks: Sequence[Any], where: str) -> None:
+    for block in blocks:
+        match block:
+            case TextBlock():
+                builder.text(block.text)
+            case ThinkingBlock():
+                builder.thinking(block.thinking)
+            case ToolUseBlock():
+                builder.call(block.name, block.input, block.id)
+            case RedactedThinkingBlock():
+                pass
+            case _:
+                raise _misplaced(block.type, where, "an assistant's")
+
+
+def _add_user(builder: MessageBuilder, blocks: Sequence[Any], where: str) -> None:
+    """Add the results of tools first, as in the template, then the user's own blocks."""
+    said: list[Shown] = []
+    for block in blocks:
+        match block:
+            case ToolResultBlock():
+                builder.result(_result_parts(block), block.tool_use_id)
+            case TextBlock() | ImageBlock() | DocumentBlock():
+                said.append(block)
+            case _:
+                raise _misplaced(block.type, where, "a user's")
+    if said or not blocks:
+        builder.user(_parts(said))
+
+
+def _only(blocks: Sequence[Any], kind: type[TextBlock], where: str) -> list[TextBlock]:
+    for block in blocks:
+        if not isinstance(block, kind):
+            raise _misplaced(block.type, where, "a system")
+    return list(blocks)
+
+
+def _misplaced(kind: str, where: str, whose: str) -> BadRequest:
+    return BadRequest(f"{where} holds a block {kind!r}, which has no place in {whose} message.")
+
+
+def _result_parts(block: ToolResultBlock) -> list[Part]:
+    content = block.content
+    parts = [text_part(content)] if isinstance(content, str) else _parts(content or ())
+    if block.is_error:
+        parts = [text_part("Error: "), *parts]
+    return parts or [text_part("")]
+
+
+def _parts(blocks: Iterable[Shown]) -> list[Part]:
+    return [_part(block) for block in blocks]
+
+
+def _part(block: Shown) -> Part:
+    match block:
+        case TextBlock():
+            return text_part(block.text)
+        case DocumentBlock():
+            title = f"{block.title}\n\n" if block.title else ""
+            return text_part(title + block.source.data)
+        case ImageBlock():
+            source = block.source
+            if isinstance(source, Base64Source):
+                return image_part(f"data:{source.media_type};base64,{source.data}")
+            return image_part(source.url)

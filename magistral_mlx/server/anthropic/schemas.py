@@ -1,4 +1,4 @@
-"""What a request for a message may hold."""
+"""Schemas of requests for messages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from magistral_mlx.server.functions import FunctionOnly
-from magistral_mlx.server.schema import JSONObject, Many, Request, RequestBody, Some
+from magistral_mlx.server.request_body import JSONObject, Many, RequestBody, RequestSchema, Some
+from magistral_mlx.server.request_translation import FunctionOnly
 
 
-class TextBlock(Request):
+class TextBlock(RequestSchema):
     type: Literal["text"]
     text: str
 
 
-class Base64Source(Request):
+class Base64Source(RequestSchema):
     """The image itself."""
 
     type: Literal["base64"]
@@ -23,27 +23,27 @@ class Base64Source(Request):
     data: str
 
 
-class URLSource(Request):
-    """Where an image is: fetched if the server was started with --allow-remote-images."""
+class URLSource(RequestSchema):
+    """Address of an image: fetched if the server was started with --allow-remote-images."""
 
     type: Literal["url"]
     url: str
 
 
-class ImageBlock(Request):
+class ImageBlock(RequestSchema):
     """An image."""
 
     type: Literal["image"]
     source: Annotated[Base64Source | URLSource, Field(discriminator="type")]
 
 
-class TextSource(Request):
+class TextSource(RequestSchema):
     type: Literal["text"]
     media_type: str = "text/plain"
     data: str
 
 
-class DocumentBlock(Request):
+class DocumentBlock(RequestSchema):
     """A document of plain text."""
 
     type: Literal["document"]
@@ -51,23 +51,23 @@ class DocumentBlock(Request):
     source: TextSource
 
 
-class ThinkingBlock(Request):
-    """What the model thought. It should come back, as it was trained; the signature is ignored."""
+class ThinkingBlock(RequestSchema):
+    """The model's thinking. It should be sent back, as in training; the signature is ignored."""
 
     type: Literal["thinking"]
     thinking: str
     signature: str | None = None
 
 
-class RedactedThinkingBlock(Request):
+class RedactedThinkingBlock(RequestSchema):
     """Another model's hidden thinking, which is left out."""
 
     type: Literal["redacted_thinking"]
     data: str
 
 
-class ToolUseBlock(Request):
-    """A call that the model made."""
+class ToolUseBlock(RequestSchema):
+    """A tool call of the model."""
 
     type: Literal["tool_use"]
     id: str
@@ -75,8 +75,8 @@ class ToolUseBlock(Request):
     input: JSONObject
 
 
-class ToolResultBlock(Request):
-    """What a tool returned."""
+class ToolResultBlock(RequestSchema):
+    """A tool's result."""
 
     type: Literal["tool_result"]
     tool_use_id: str
@@ -100,14 +100,14 @@ Block = Annotated[
 ]
 
 
-class MessageIn(Request):
+class MessageIn(RequestSchema):
     """A turn."""
 
     role: Literal["user", "assistant", "system"]
     content: str | Many[Block]
 
 
-class MessageTool(Request):
+class MessageTool(RequestSchema):
     """A tool that the model may call. Tools that the server would run are refused."""
 
     type: Literal["custom"] | None = None
@@ -117,7 +117,7 @@ class MessageTool(Request):
     strict: bool | None = None
 
 
-class MessageToolChoice(Request):
+class MessageToolChoice(RequestSchema):
     """any: one must be called. tool: this one must."""
 
     type: Literal["auto", "any", "none", "tool"]
@@ -125,33 +125,33 @@ class MessageToolChoice(Request):
     disable_parallel_tool_use: bool | None = None
 
 
-class ThinkingEnabled(Request):
+class ThinkingEnabled(RequestSchema):
     """Think, for `budget_tokens` at most."""
 
     type: Literal["enabled"]
     budget_tokens: Annotated[int, Field(ge=1)]
 
 
-class ThinkingDisabled(Request):
+class ThinkingDisabled(RequestSchema):
     """Answer at once."""
 
     type: Literal["disabled"]
 
 
-class ThinkingAdaptive(Request):
+class ThinkingAdaptive(RequestSchema):
     """Think, as long as output_config.effort allows."""
 
     type: Literal["adaptive"]
 
 
-class OutputFormat(Request):
+class OutputFormat(RequestSchema):
     """JSON that a schema describes."""
 
     type: Literal["json_schema"]
     schema_: Annotated[JSONObject, Field(alias="schema")]
 
 
-class OutputConfig(Request):
+class OutputConfig(RequestSchema):
     effort: Annotated[
         Literal["low", "medium", "high", "xhigh", "max"] | None,
         Field(description="Thinking tokens with adaptive thinking: low 2,048, medium 8,192."),
@@ -164,7 +164,7 @@ class CountRequest(RequestBody):
 
     model: Annotated[
         str | None,
-        Field(description="As /v1/models lists it; the first one there where this is left out."),
+        Field(description="A name of /v1/models; the first one by default."),
     ] = None
     messages: Some[MessageIn]
     system: str | Many[TextBlock] | None = None
@@ -175,7 +175,7 @@ class CountRequest(RequestBody):
             ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive, Field(discriminator="type")
         ]
         | None,
-        Field(description="Where this is left out the model does not think."),
+        Field(description="By default the model does not think."),
     ] = None
     output_config: OutputConfig | None = None
 

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions"""
+"""POST /v1/chat/completions: the endpoint, and the translation of its requests."""
 
 from __future__ import annotations
 
@@ -6,22 +6,34 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
-from magistral_mlx.server.answers import whole_answers
-from magistral_mlx.server.documented import error_responses, stream_response
-from magistral_mlx.server.failures import OPENAI_RESPONSES, OpenAIError
-from magistral_mlx.server.json_body import JSONRoute
-from magistral_mlx.server.openai.chat_answer import chat_completion
-from magistral_mlx.server.openai.chat_answer_schemas import ChatChunk, ChatCompletion
-from magistral_mlx.server.openai.chat_examples import CHAT_EXAMPLES
-from magistral_mlx.server.openai.chat_request import chat_messages, chat_options
-from magistral_mlx.server.openai.chat_schemas import ChatRequest
-from magistral_mlx.server.openai.chat_stream import ChatStream
-from magistral_mlx.server.serving import Serving
+from magistral_mlx.api.options import Options
+from magistral_mlx.server.blocks import read_samples
+from magistral_mlx.server.error_responses import OPENAI_RESPONSES, ErrorResponse, OpenAIError
+from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.openai.chat_format import ChatFormatter
+from magistral_mlx.server.openai.chat_response_schemas import ChatChunk, ChatCompletion
+from magistral_mlx.server.openai.chat_schemas import (
+    AllowedToolsChoice,
+    ChatRequest,
+    JSONFormat,
+    NamedToolChoice,
+    SchemaFormat,
+    message_dict,
+)
+from magistral_mlx.server.openai.sampling_schemas import sampling_options
+from magistral_mlx.server.openapi import error_responses, stream_response
+from magistral_mlx.server.openapi_examples import CHAT_EXAMPLES
+from magistral_mlx.server.request_body import JSONRoute
+from magistral_mlx.server.request_translation import continue_last, thinking_of, tool_options
+from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
 
 PATH = "/v1/chat/completions"
 ERRORS = error_responses(OpenAIError, 400, 401, 403, 404, 413, 429, 500, 503, rest=OPENAI_RESPONSES)
+
+DONE = "[DONE]"  # data of a stream's last event
 
 router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
 
@@ -41,12 +53,12 @@ async def chat_completions(
 ) -> Response:
     """OpenAI's chat completions, with images, thinking, tools and structured output.
 
-    The thinking comes apart from the content, in `reasoning_content`. While a long prompt is being
-    read a stream sends chunks with an empty delta and `progress`, and a comment every ten seconds.
+    The thinking is separate from the content, in `reasoning_content`. During a long prefill a
+    stream sends chunks with an empty delta and `progress`, and a comment every ten seconds.
     """
-    serving: Serving = request.app.state.serving
+    service: GenerationService = request.app.state.service
     options = chat_options(body)
-    exchange = serving.answer(
+    exchange = service.answer(
         request,
         body.model,
         chat_messages(body),
@@ -54,21 +66,90 @@ async def chat_completions(
         endpoint=PATH,
         body=await request.json(),
     )
-    assert options.seed is not None
-    style: dict[str, Any] = {
-        "seed": options.seed,
-        "logprobs": options.reported_logprobs is not None,
-        "mistral": body.reasoning_format == "mistral",
-    }
+
+    def formatter() -> ChatFormatter:
+        return ChatFormatter(
+            exchange.model,
+            exchange.created,
+            exchange.seed,
+            logprobs=options.reported_logprobs is not None,
+            mistral=body.reasoning_format == "mistral",
+            usage=bool(body.stream_options and body.stream_options.include_usage),
+        )
+
     if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        grace = serving.settings.grace
         return await stream_of(
             exchange,
-            lambda events: ChatStream(exchange, **style, usage=usage).write(events),
-            grace=grace,
+            lambda events: formatter().stream(events),
+            fail=error_events,
+            grace=service.settings.grace,
+            done=DONE,
         )
     async with exchange as events:
-        answers = await whole_answers(events)
-    completion = chat_completion(exchange, answers, **style)
-    return JSONResponse(completion.model_dump(exclude_unset=True))
+        samples = await read_samples(events)
+    return JSONResponse(formatter().whole(samples).model_dump(exclude_unset=True))
+
+
+def error_events(error: ErrorResponse) -> list[BaseModel]:
+    """The event of an error within a stream, which OpenAI's clients raise."""
+    return [OpenAIError(**error.openai())]
+
+
+def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
+    """The messages as dicts for `to_messages`."""
+    return continue_last([message_dict(message) for message in request.messages])
+
+
+def chat_options(request: ChatRequest) -> Options:
+    """The options of a request.
+
+    Raises:
+        InvalidOption, BadRequest: values that are out of range or exclude each other.
+    """
+    thinking = request.thinking
+    options = sampling_options(request) | {
+        "max_tokens": request.max_completion_tokens or request.max_tokens,
+        "thinking": thinking_of(request.reasoning_effort) if thinking is None else thinking,
+        "ask_for_thinking": thinking is not None or request.reasoning_effort is not None,
+        "min_thinking": request.min_thinking,
+        "keep_thinking": request.keep_thinking,
+        "image_tokens": request.image_tokens,
+        "logprobs": request.logprobs,
+        "top_logprobs": request.top_logprobs,
+        "parallel_tool_calls": request.parallel_tool_calls,
+    }
+    options |= _tool_options(request)
+    if options.get("tool_choice") != "required":  # then the answer holds calls only
+        options |= _answer_options(request)
+    options = {name: value for name, value in options.items() if value is not None}
+    return Options(**options).seeded()
+
+
+def _tool_options(request: ChatRequest) -> dict[str, Any]:
+    functions = [tool.function for tool in request.tools or ()]
+    match request.tool_choice:
+        case NamedToolChoice(function=function):
+            return tool_options(functions, "required", [function.name])
+        case AllowedToolsChoice(allowed_tools=allowed):
+            names = [tool.function.name for tool in allowed.tools]
+            return tool_options(functions, allowed.mode, names)
+        case "required" | "any":
+            return tool_options(functions, "required")
+        case "none":
+            return tool_options(functions, "none")
+    return tool_options(functions, "auto")
+
+
+def _answer_options(request: ChatRequest) -> dict[str, Any]:
+    schema: Any = None
+    match request.response_format:
+        case JSONFormat():
+            schema = {"type": "object"}
+        case SchemaFormat(json_schema=named):
+            if named.schema_ is None:
+                raise BadRequest(
+                    "response_format.json_schema.schema is missing: it holds the schema.",
+                    param="response_format",
+                )
+            schema = named.schema_
+    return {"json_schema": schema, "regex": request.regex, "choice": request.choice}

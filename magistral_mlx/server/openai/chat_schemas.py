@@ -1,26 +1,220 @@
-"""What a request for a chat completion may hold."""
+"""Schemas of requests for chat completions."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from magistral_mlx.server.efforts import DESCRIPTION, Effort
-from magistral_mlx.server.functions import FunctionOnly
-from magistral_mlx.server.openai.message_schemas import ChatMessage
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
-from magistral_mlx.server.openai.tool_schemas import ChoiceIn, FormatIn, ToolIn
-from magistral_mlx.server.schema import Many, Request, Some
+from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema, Some
+from magistral_mlx.server.request_translation import (
+    EFFORT_DESCRIPTION,
+    Effort,
+    FunctionOnly,
+    FunctionSchema,
+)
 
-Thinking = Literal["on", "off"] | bool | Annotated[int, Field(ge=1)]
+ThinkingField = Literal["on", "off"] | bool | Annotated[int, Field(ge=1)]
 
 
-class StreamOptions(Request):
-    """What a stream tells beside the answer."""
+class TextPart(RequestSchema):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingPart(RequestSchema):
+    """A piece of thinking, in Mistral's style."""
+
+    type: Literal["thinking"]
+    thinking: str | Many[TextPart]
+
+
+class RefusalPart(RequestSchema):
+    """A refusal, read as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageURL(RequestSchema):
+    """Location of an image."""
+
+    url: Annotated[
+        str,
+        Field(
+            description="A data URL (data:image/png;base64,…). A web address where the server was "
+            "started with --allow-remote-images. Never a file of the server's machine."
+        ),
+    ]
+    detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+
+
+class ImagePart(RequestSchema):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL | str
+
+
+class EarlierFunctionCall(RequestSchema):
+    """A function's name and its arguments, as JSON text or an object."""
+
+    name: str
+    arguments: str | dict[str, JsonValue] = "{}"
+
+
+class EarlierToolCall(RequestSchema):
+    """A call to a tool, in an earlier turn of the model."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: EarlierFunctionCall
+
+
+class SystemMessage(RequestSchema):
+    """The system prompt, in place of the model's own, which asks it to think.
+
+    Where `reasoning_effort` or `thinking` asks for that, the model's own comes before it.
+    """
+
+    role: Literal["system", "developer"]
+    content: str | Many[Annotated[TextPart | ThinkingPart, Field(discriminator="type")]]
+
+
+class UserMessage(RequestSchema):
+    """A user's turn."""
+
+    role: Literal["user"]
+    content: str | Many[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+class AssistantMessage(RequestSchema):
+    """An earlier turn of the model. Its thinking should come along, as it was trained."""
+
+    role: Literal["assistant"]
+    content: (
+        str
+        | Many[Annotated[TextPart | ThinkingPart | RefusalPart, Field(discriminator="type")]]
+        | None
+    ) = None
+    reasoning_content: str | None = None
+    reasoning: Annotated[str | None, Field(description="Another name of reasoning_content.")] = None
+    tool_calls: Many[EarlierToolCall] | None = None
+    prefix: Annotated[
+        bool | None,
+        Field(
+            description="As the last message: the model continues it, which is the default. "
+            "False is refused."
+        ),
+    ] = None
+
+
+class ToolMessage(RequestSchema):
+    """A tool's result."""
+
+    role: Literal["tool"]
+    content: str | Many[TextPart]
+    tool_call_id: str | None = None
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+def message_dict(message: RequestSchema) -> dict[str, Any]:
+    """The message as a dict for `to_messages`."""
+    found = message.model_dump(exclude_none=True)
+    content = found.get("content")
+    if isinstance(content, list):
+        found["content"] = [_readable(part) for part in content]
+    return found
+
+
+def _readable(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+
+
+class ChatTool(RequestSchema):
+    """A tool. Functions are the only kind."""
+
+    type: Literal["function"] = "function"
+    function: FunctionSchema
+
+
+class FunctionName(RequestSchema):
+    name: str
+
+
+class NamedToolChoice(RequestSchema):
+    """This function must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedFunction(RequestSchema):
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class AllowedFunctions(RequestSchema):
+    mode: Literal["auto", "required"]
+    tools: Many[AllowedFunction]
+
+
+class AllowedToolsChoice(RequestSchema):
+    """Some of the tools may or must be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
+ToolChoice = (
+    Literal["none", "auto", "required", "any"]
+    | Annotated[NamedToolChoice | AllowedToolsChoice, Field(discriminator="type")]
+)
+
+
+class TextFormat(RequestSchema):
+    """Text of any form."""
+
+    type: Literal["text"]
+
+
+class JSONFormat(RequestSchema):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(RequestSchema):
+    """The schema is always kept to, whatever `strict` says."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[JSONObject | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class SchemaFormat(RequestSchema):
+    """JSON that a schema describes."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | JSONFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class StreamOptions(RequestSchema):
+    """What a stream holds besides the answers."""
 
     include_usage: Annotated[
-        bool | None, Field(description="End with a chunk that has no choices, but the usage.")
+        bool | None, Field(description="End with a chunk of usage without choices.")
     ] = None
 
 
@@ -29,7 +223,7 @@ class ChatRequest(SamplingFields):
 
     model: Annotated[
         str | None,
-        Field(description="As /v1/models lists it; the first one there where this is left out."),
+        Field(description="A name of /v1/models; the first one by default."),
     ] = None
     messages: Some[ChatMessage]
     stream: bool | None = None
@@ -43,15 +237,15 @@ class ChatRequest(SamplingFields):
     ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    tools: Many[Annotated[ToolIn, FunctionOnly]] | None = None
-    tool_choice: ChoiceIn | None = None
+    tools: Many[Annotated[ChatTool, FunctionOnly]] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: Annotated[
-        bool | None, Field(description="False for one call at most.")
+        bool | None, Field(description="False allows one call at most.")
     ] = None
-    response_format: FormatIn | None = None
-    reasoning_effort: Annotated[Effort | None, Field(description=DESCRIPTION)] = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Annotated[Effort | None, Field(description=EFFORT_DESCRIPTION)] = None
     thinking: Annotated[
-        Thinking | None,
+        ThinkingField | None,
         Field(
             description='"on", "off", or the most tokens of thinking. It overrides '
             "reasoning_effort. Not in OpenAI's API."
@@ -79,11 +273,11 @@ class ChatRequest(SamplingFields):
     ] = None
     regex: Annotated[
         str | None,
-        Field(description="What the answer must match as a whole. Not in OpenAI's API."),
+        Field(description="A pattern that the whole answer matches. Not in OpenAI's API."),
     ] = None
     choice: Annotated[
         Many[str] | None,
-        Field(description="Texts of which the answer must be one. Not in OpenAI's API."),
+        Field(description="Texts, one of which is the answer. Not in OpenAI's API."),
     ] = None
     reasoning_format: Annotated[
         Literal["separate", "mistral"] | None,

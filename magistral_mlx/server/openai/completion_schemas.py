@@ -1,4 +1,4 @@
-"""Completions of raw text: what a request may hold, and what comes back."""
+"""Schemas of completions of raw text: requests and responses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from magistral_mlx.chat.messages import RawPrompt
-from magistral_mlx.server.figures import Notes, Progress, Timings
 from magistral_mlx.server.openai.chat_schemas import StreamOptions
-from magistral_mlx.server.openai.figures import Usage
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
+from magistral_mlx.server.openai.usage import ChatUsage
+from magistral_mlx.server.shared_fields import GenerationTimings, Notes, PromptProgress
 
 Ids = Annotated[list[int], Field(min_length=1, max_length=500_000, fail_fast=True)]
 Prompts = (
@@ -22,11 +22,11 @@ Prompts = (
 
 
 class CompletionRequest(SamplingFields):
-    """Text to go on with, without the template of a chat and without thinking."""
+    """Text to continue, without the template of a chat and without thinking."""
 
     model: Annotated[
         str | None,
-        Field(description="As /v1/models lists it; the first one there where this is left out."),
+        Field(description="A name of /v1/models; the first one by default."),
     ] = None
     prompt: Annotated[
         Prompts,
@@ -43,7 +43,7 @@ class CompletionRequest(SamplingFields):
     ] = None
     logprobs: Annotated[
         int | None,
-        Field(ge=0, le=20, description="Tell each token's log probability, and of so many more."),
+        Field(ge=0, le=20, description="Report log probabilities, and so many alternatives."),
     ] = None
     best_of: Annotated[int | None, Field(ge=1, description="Only as much as n.")] = None
     suffix: Annotated[
@@ -54,7 +54,7 @@ class CompletionRequest(SamplingFields):
 
     @property
     def prompts(self) -> list[RawPrompt]:
-        """One for each that is completed."""
+        """The prompts, one for each completion of n."""
         if isinstance(self.prompt, str):
             return [RawPrompt(self.prompt)]
         if isinstance(self.prompt[0], int):
@@ -65,7 +65,7 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionLogprobs(BaseModel):
-    """The tokens, their log probabilities, the likeliest ones, and where each token begins."""
+    """Tokens, log probabilities, the likeliest alternatives, and offsets of the tokens."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -79,7 +79,7 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     seed: Annotated[int, Field(description="It gives this text again. Not in OpenAI's API.")] = 0
-    timings: Timings | None = None
+    timings: GenerationTimings | None = None
     notes: Notes = []
 
 
@@ -92,5 +92,5 @@ class Completion(BaseModel):
     model: str
     choices: list[CompletionChoice]
     system_fingerprint: str
-    usage: Usage | None = None
-    progress: Progress | None = None
+    usage: ChatUsage | None = None
+    progress: PromptProgress | None = None

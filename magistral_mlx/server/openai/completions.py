@@ -6,44 +6,38 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
-from fastapi.openapi.models import Example
 from fastapi.responses import JSONResponse
-from sse_starlette import ServerSentEvent
 
 from magistral_mlx.api.options import Options
 from magistral_mlx.chat.messages import RawPrompt
-from magistral_mlx.events import Event
-from magistral_mlx.server.documented import stream_response
+from magistral_mlx.server.blocks import read_samples
+from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.exchange import Exchange
-from magistral_mlx.server.json_body import JSONRoute
-from magistral_mlx.server.openai.chat import ERRORS
-from magistral_mlx.server.openai.chat_stream import DONE, error_event
-from magistral_mlx.server.openai.completion_schemas import Completion, CompletionRequest
-from magistral_mlx.server.openai.completion_writer import CompletionWriter, joined
-from magistral_mlx.server.openai.figures import usage_of
+from magistral_mlx.server.openai.chat import DONE, ERRORS, error_events
+from magistral_mlx.server.openai.completion_format import CompletionFormatter
+from magistral_mlx.server.openai.completion_schemas import (
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+)
 from magistral_mlx.server.openai.sampling_schemas import sampling_options
-from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.serving import Serving
-from magistral_mlx.server.sse import data, stream_of
+from magistral_mlx.server.openai.usage import usage_of
+from magistral_mlx.server.openapi import stream_response
+from magistral_mlx.server.openapi_examples import COMPLETION_EXAMPLES
+from magistral_mlx.server.request_body import JSONRoute
+from magistral_mlx.server.service import GenerationService
+from magistral_mlx.server.sse import stream_of
 
 PATH = "/v1/completions"
 _TOKENS = 16  # as in OpenAI's API
 _MOST = 128  # completions of one request
-_EXAMPLES: dict[str, Example] = {
-    "text": {"summary": "Text to go on with", "value": {"prompt": "What is 37 + 85?"}},
-    "several": {
-        "summary": "Two prompts, streamed, with log probabilities",
-        "value": {"prompt": ["1 + 1 =", "2 + 2 ="], "max_tokens": 4, "logprobs": 1, "stream": True},
-    },
-    "tokens": {"summary": "Token ids", "value": {"prompt": [1, 1049], "max_tokens": 4, "seed": 1}},
-}
 
 router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
 
 
 @router.post(
     PATH,
-    summary="Go on with a text",
+    summary="Continue a text",
     response_model=Completion,
     responses={
         200: stream_response(
@@ -52,31 +46,35 @@ router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
     },
 )
 async def completions(
-    request: Request, body: Annotated[CompletionRequest, Body(openapi_examples=_EXAMPLES)]
+    request: Request, body: Annotated[CompletionRequest, Body(openapi_examples=COMPLETION_EXAMPLES)]
 ) -> Response:
     """OpenAI's completions. Several prompts are completed one after the other."""
-    job = _Job(request, body, await request.json())
-    first = job.exchange(job.prompts[0])
+    completing = _CompletionJob(request, body, await request.json())
+    first = completing.exchange(completing.prompts[0])
     if body.stream:
-        return await stream_of(first, lambda _: job.stream(first), grace=job.serving.settings.grace)
+        return await stream_of(
+            first,
+            lambda _: completing.stream(first),
+            fail=error_events,
+            grace=completing.service.settings.grace,
+            done=DONE,
+        )
     async with first:
-        writer = job.writer(first)
-        pieces = [piece async for piece in job.pieces(first, writer)]
-    whole = writer.chunk(joined(pieces), usage=usage_of(*writer.stats))
+        whole = await completing.whole(first)
     return JSONResponse(whole.model_dump(exclude_unset=True))
 
 
-class _Job:
+class _CompletionJob:
     """One request: a prompt or several, each of which gets an exchange of its own."""
 
     def __init__(self, request: Request, body: CompletionRequest, raw: dict[str, Any]) -> None:
-        """`raw` is the body as it came.
+        """`raw` is the body as received.
 
         Raises:
-            BadRequest, InvalidOption: what the model cannot do, or what does not go together.
+            BadRequest, InvalidOption: unsupported values, or values that exclude each other.
         """
         _check(body)
-        self.serving: Serving = request.app.state.serving
+        self.service: GenerationService = request.app.state.service
         self.prompts = body.prompts
         self._request = request
         self._body = body
@@ -90,7 +88,8 @@ class _Job:
         ).seeded()
 
     def exchange(self, prompt: RawPrompt) -> Exchange:
-        return self.serving.answer(
+        """The exchange of one prompt, to be entered."""
+        return self.service.answer(
             self._request,
             self._body.model,
             prompt,
@@ -99,41 +98,42 @@ class _Job:
             body=self._raw,
         )
 
-    def writer(self, first: Exchange) -> CompletionWriter:
-        seed = self._options.seed
-        assert seed is not None
-        return CompletionWriter(
-            first, seed=seed, n=self._options.n, top_logprobs=self._body.logprobs
-        )
-
-    async def pieces(self, first: Exchange, writer: CompletionWriter) -> AsyncIterator[Completion]:
-        """What all prompts become. The exchange of the first one has been entered."""
-        async for piece in self._of_one(self.prompts[0], first, writer):
-            yield piece
-        for prompt in self.prompts[1:]:
-            async with self.exchange(prompt) as events:
-                async for piece in self._of_one(prompt, events, writer):
-                    yield piece
-
-    async def stream(self, first: Exchange) -> AsyncIterator[ServerSentEvent]:
-        writer = self.writer(first)
-        options = self._body.stream_options
-        try:
-            async for piece in self.pieces(first, writer):
-                yield data(piece)
-            if options and options.include_usage:
-                yield data(writer.chunk([], usage=usage_of(*writer.stats)))
-        except Exception as error:
-            yield error_event(error)
-        yield data(DONE)
-
-    async def _of_one(
-        self, prompt: RawPrompt, events: AsyncIterator[Event], writer: CompletionWriter
-    ) -> AsyncIterator[Completion]:
-        writer.begin(str(prompt.content) if self._body.echo else "")
-        async for event in events:
-            for piece in writer.chunks(event):
+    async def stream(self, first: Exchange) -> AsyncIterator[Completion]:
+        """All pieces of all prompts. The exchange of the first one has been entered."""
+        formatter = self._formatter(first)
+        async for prompt, exchange in self._exchanges(first):
+            formatter.start_prompt(self._echo(prompt))
+            async for piece in formatter.stream(exchange):
                 yield piece
+        if self._body.stream_options and self._body.stream_options.include_usage:
+            yield formatter.usage()
+
+    async def whole(self, first: Exchange) -> Completion:
+        """The completions of all prompts. The exchange of the first one has been entered."""
+        formatter = self._formatter(first)
+        choices: list[CompletionChoice] = []
+        async for prompt, exchange in self._exchanges(first):
+            formatter.start_prompt(self._echo(prompt))
+            choices += formatter.whole(await read_samples(exchange))
+        return formatter.completion(choices, usage=usage_of(*formatter.stats))
+
+    async def _exchanges(self, first: Exchange) -> AsyncIterator[tuple[RawPrompt, Exchange]]:
+        yield self.prompts[0], first
+        for prompt in self.prompts[1:]:
+            async with self.exchange(prompt) as exchange:
+                yield prompt, exchange
+
+    def _echo(self, prompt: RawPrompt) -> str:
+        return str(prompt.content) if self._body.echo else ""
+
+    def _formatter(self, first: Exchange) -> CompletionFormatter:
+        return CompletionFormatter(
+            first.model,
+            first.created,
+            first.seed,
+            n=self._options.n,
+            top_logprobs=self._body.logprobs,
+        )
 
 
 def _check(body: CompletionRequest) -> None:
@@ -145,7 +145,7 @@ def _check(body: CompletionRequest) -> None:
         )
     if body.best_of is not None and body.best_of != n:
         raise BadRequest(
-            f"best_of is {body.best_of} and n is {n}: choosing among more answers than are told is "
+            f"best_of is {body.best_of} and n is {n}: choosing among more answers is "
             "not supported. Ask for n answers.",
             param="best_of",
         )

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
-from magistral_mlx.server.catalog import ModelInfo
-from magistral_mlx.server.documented import error_responses
-from magistral_mlx.server.failures import OPENAI_RESPONSES, OpenAIError
-from magistral_mlx.server.serving import Serving
+from magistral_mlx.server.error_responses import OPENAI_RESPONSES, OpenAIError
+from magistral_mlx.server.model_registry import ModelInfo
+from magistral_mlx.server.openapi import error_responses
+from magistral_mlx.server.service import GenerationService
 
 router = APIRouter(
     tags=["OpenAI"],
@@ -20,7 +20,7 @@ router = APIRouter(
 _404 = error_responses(OpenAIError, 404, rest={})
 
 
-class Model(BaseModel):
+class ModelCard(BaseModel):
     """A model that requests may name."""
 
     id: str
@@ -31,38 +31,38 @@ class Model(BaseModel):
     display_name: str
     created_at: Annotated[datetime, Field(description="`created` once more, for Anthropic's API.")]
     context_length: Annotated[int, Field(description="Tokens of prompt and answer together.")]
-    vision: Annotated[bool, Field(description="Whether it can be shown images.")]
+    vision: Annotated[bool, Field(description="Whether it supports images.")]
     thinking: Annotated[bool, Field(description="Whether it thinks before it answers.")]
     loaded: Annotated[bool, Field(description="Whether it is in memory now.")]
 
 
-class Models(BaseModel):
-    """All of them. The first answers requests that name none."""
+class ModelList(BaseModel):
+    """All models. The first one is the default."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelCard]
     first_id: str
     last_id: str
     has_more: Literal[False] = False
 
 
 @router.get("/v1/models", summary="The models that requests may name")
-async def models(request: Request) -> Models:
-    serving: Serving = request.app.state.serving
-    found = [_model(info) for info in serving.models()]
-    return Models(data=found, first_id=found[0].id, last_id=found[-1].id)
+async def models(request: Request) -> ModelList:
+    service: GenerationService = request.app.state.service
+    found = [_model(info) for info in service.models()]
+    return ModelList(data=found, first_id=found[0].id, last_id=found[-1].id)
 
 
 @router.get("/v1/models/{id:path}", summary="One model", responses=_404)
 async def model(
     request: Request, id: Annotated[str, Path(description="As /v1/models lists it.")]
-) -> Model:
-    serving: Serving = request.app.state.serving
-    return _model(serving.catalog.find(id).info)
+) -> ModelCard:
+    service: GenerationService = request.app.state.service
+    return _model(service.registry.find(id).info)
 
 
-def _model(info: ModelInfo) -> Model:
-    return Model(
+def _model(info: ModelInfo) -> ModelCard:
+    return ModelCard(
         id=info.id,
         created=info.created,
         display_name=info.id,

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from magistral_mlx.server.figures import Notes, Progress, Timings
-from magistral_mlx.server.openai.figures import Logprob
+from magistral_mlx.server.openai.usage import ChatLogprob
+from magistral_mlx.server.shared_fields import GenerationTimings, Notes, PromptProgress
 
-Status = Literal["in_progress", "completed", "incomplete"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputText(BaseModel):
@@ -18,7 +18,7 @@ class OutputText(BaseModel):
     type: Literal["output_text"] = "output_text"
     text: str
     annotations: list[dict[str, Any]]
-    logprobs: list[Logprob]
+    logprobs: list[ChatLogprob]
 
 
 class OutputMessage(BaseModel):
@@ -27,16 +27,16 @@ class OutputMessage(BaseModel):
     type: Literal["message"] = "message"
     id: str
     role: Literal["assistant"] = "assistant"
-    status: Status
+    status: ItemStatus
     content: list[OutputText]
 
 
-class ReasoningTextOut(BaseModel):
+class ReasoningTextPart(BaseModel):
     type: Literal["reasoning_text"] = "reasoning_text"
     text: str
 
 
-class SummaryOut(BaseModel):
+class SummaryPart(BaseModel):
     type: Literal["summary_text"] = "summary_text"
     text: str
 
@@ -46,9 +46,9 @@ class OutputReasoning(BaseModel):
 
     type: Literal["reasoning"] = "reasoning"
     id: str
-    status: Status
-    summary: list[SummaryOut]
-    content: list[ReasoningTextOut]
+    status: ItemStatus
+    summary: list[SummaryPart]
+    content: list[ReasoningTextPart]
 
 
 class OutputFunctionCall(BaseModel):
@@ -59,10 +59,11 @@ class OutputFunctionCall(BaseModel):
     call_id: str
     name: str
     arguments: str
-    status: Status
+    status: ItemStatus
 
 
 OutputItem = OutputReasoning | OutputMessage | OutputFunctionCall
+OutputPart = OutputText | ReasoningTextPart | SummaryPart
 
 
 class ResponseInputDetails(BaseModel):
@@ -82,7 +83,7 @@ class ResponseUsage(BaseModel):
     total_tokens: int
 
 
-class ResponseFailure(BaseModel):
+class ResponseError(BaseModel):
     code: str
     message: str
 
@@ -101,7 +102,7 @@ class ResponseObject(BaseModel):
     status: Literal["in_progress", "completed", "incomplete", "failed"]
     model: str
     output: list[Annotated[OutputItem, Field(discriminator="type")]]
-    error: ResponseFailure | None
+    error: ResponseError | None
     incomplete_details: IncompleteDetails | None
     usage: ResponseUsage | None
     instructions: str | None
@@ -120,14 +121,14 @@ class ResponseObject(BaseModel):
     background: Literal[False] = False
     metadata: dict[str, str]
     seed: Annotated[int, Field(description="It gives this response again. Not in OpenAI's API.")]
-    timings: Annotated[Timings | None, Field(description="Not in OpenAI's API.")] = None
+    timings: Annotated[GenerationTimings | None, Field(description="Not in OpenAI's API.")] = None
     notes: Notes = []
 
 
 class ResponseEvent(BaseModel):
     """An event of a stream. Its type says which of the fields it has; its name is the type.
 
-    `response.in_progress` comes again, with `progress`, while a long prompt is being read.
+    `response.in_progress` comes again, with `progress`, during a long prefill.
     """
 
     type: Literal[
@@ -159,13 +160,13 @@ class ResponseEvent(BaseModel):
     item_id: str = ""
     content_index: int = 0
     summary_index: int = 0
-    part: OutputText | ReasoningTextOut | SummaryOut | None = None
+    part: OutputPart | None = None
     delta: str = ""
     text: str = ""
     name: str = ""
     arguments: str = ""
-    logprobs: list[Logprob] = []
+    logprobs: list[ChatLogprob] = []
     code: str | None = None
     message: str = ""
     param: str | None = None
-    progress: Progress | None = None
+    progress: PromptProgress | None = None

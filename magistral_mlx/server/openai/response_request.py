@@ -1,4 +1,4 @@
-"""A request for a response as messages and options of ours."""
+"""Translation of requests for responses into messages and options."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from magistral_mlx.api.options import Options
-from magistral_mlx.server.efforts import thinking_of
-from magistral_mlx.server.functions import tool_options
+from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.openai.chat_schemas import JSONFormat
 from magistral_mlx.server.openai.response_schemas import (
     AllowedTools,
     FunctionCallItem,
@@ -18,50 +18,56 @@ from magistral_mlx.server.openai.response_schemas import (
     InputText,
     Item,
     ReasoningItem,
-    Refusal,
+    ResponseRefusal,
     ResponseRequest,
     ResponseSchemaFormat,
 )
-from magistral_mlx.server.openai.tool_schemas import JSONFormat
 from magistral_mlx.server.option_values import seed_option, top_p_option
-from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.turns import Part, Turns, image_part, left_open, text_part
+from magistral_mlx.server.request_translation import (
+    MessageBuilder,
+    Part,
+    continue_last,
+    image_part,
+    text_part,
+    thinking_of,
+    tool_options,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 
 
 def input_items(request: ResponseRequest) -> list[Item]:
-    """What the request adds to the conversation."""
+    """The items that the request adds to the conversation."""
     if isinstance(request.input, str):
         return [InputMessage(role="user", content=request.input)]
     return request.input
 
 
 def response_messages(items: Sequence[Item], instructions: str | None) -> list[dict[str, Any]]:
-    """The conversation as `to_messages` reads it."""
-    turns = Turns()
+    """The conversation as dicts for `to_messages`."""
+    builder = MessageBuilder()
     if instructions:
-        turns.system(instructions)
+        builder.system(instructions)
     for item in items:
         match item:
             case InputMessage():
-                _add_message(turns, item)
+                _add_message(builder, item)
             case ReasoningItem():
-                turns.thinking("".join(part.text for part in item.content or item.summary or ()))
+                builder.thinking("".join(part.text for part in item.content or item.summary or ()))
             case FunctionCallItem():
-                turns.call(item.name, item.arguments, item.call_id)
+                builder.call(item.name, item.arguments, item.call_id)
             case FunctionOutputItem():
-                turns.result(_parts(item.output), item.call_id)
-    return left_open(turns.messages())
+                builder.result(_parts(item.output), item.call_id)
+    return continue_last(builder.messages())
 
 
 def response_options(request: ResponseRequest) -> Options:
-    """How to answer.
+    """The options of a request.
 
     Raises:
-        InvalidOption, BadRequest: what is not supported, does not go together, or is out of range.
+        InvalidOption, BadRequest: values that are unsupported, out of range, or exclude each other.
     """
-    _refuse(request)
+    _check_unsupported(request)
     effort = request.reasoning.effort if request.reasoning else None
     options = {
         "max_tokens": request.max_output_tokens,
@@ -80,33 +86,33 @@ def response_options(request: ResponseRequest) -> Options:
     return Options(**{name: value for name, value in options.items() if value is not None}).seeded()
 
 
-def _add_message(turns: Turns, message: InputMessage) -> None:
+def _add_message(builder: MessageBuilder, message: InputMessage) -> None:
     content = message.content
     if message.role == "user":
-        turns.user(content if isinstance(content, str) else _parts(content))
+        builder.user(content if isinstance(content, str) else _parts(content))
     elif message.role == "assistant":
-        turns.text("".join(part.get("text", "") for part in _parts(content)))
+        builder.text("".join(part.get("text", "") for part in _parts(content)))
     else:
-        turns.system(content if isinstance(content, str) else _parts(content))
+        builder.system(content if isinstance(content, str) else _parts(content))
 
 
-def _parts(content: str | Sequence[InputText | InputImage | Refusal]) -> list[Part]:
+def _parts(content: str | Sequence[InputText | InputImage | ResponseRefusal]) -> list[Part]:
     if isinstance(content, str):
         return [text_part(content)]
     return [_part(part) for part in content]
 
 
-def _part(part: InputText | InputImage | Refusal) -> Part:
+def _part(part: InputText | InputImage | ResponseRefusal) -> Part:
     match part:
         case InputImage():
             return image_part(part.image_url)
-        case Refusal():
+        case ResponseRefusal():
             return text_part(part.refusal)
         case _:
             return text_part(part.text)
 
 
-def _refuse(request: ResponseRequest) -> None:
+def _check_unsupported(request: ResponseRequest) -> None:
     if request.background:
         raise BadRequest(
             "background is not supported: wait for the response, or stream it.", param="background"

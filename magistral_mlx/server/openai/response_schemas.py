@@ -1,4 +1,4 @@
-"""What a request for a response may hold."""
+"""Schemas of requests for responses."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from magistral_mlx.server.efforts import DESCRIPTION, Effort
-from magistral_mlx.server.functions import FunctionIn, FunctionOnly
-from magistral_mlx.server.openai.chat_schemas import Thinking
-from magistral_mlx.server.openai.tool_schemas import JSONFormat, TextFormat
-from magistral_mlx.server.schema import JSONObject, Many, Request, RequestBody, Some, Table
+from magistral_mlx.server.openai.chat_schemas import JSONFormat, TextFormat, ThinkingField
+from magistral_mlx.server.request_body import (
+    JSONObject,
+    Many,
+    RequestBody,
+    RequestSchema,
+    Some,
+    Table,
+)
+from magistral_mlx.server.request_translation import (
+    EFFORT_DESCRIPTION,
+    Effort,
+    FunctionOnly,
+    FunctionSchema,
+)
 
 
-class InputText(Request):
+class InputText(RequestSchema):
     type: Literal["input_text", "output_text", "text"]
     text: str
 
 
-class InputImage(Request):
+class InputImage(RequestSchema):
     """An image: a data URL, or a web address where the server fetches them."""
 
     type: Literal["input_image"]
@@ -26,26 +36,28 @@ class InputImage(Request):
     detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
 
 
-class Refusal(Request):
+class ResponseRefusal(RequestSchema):
     type: Literal["refusal"]
     refusal: str
 
 
-class InputMessage(Request):
-    """A turn of somebody's."""
+class InputMessage(RequestSchema):
+    """A message of any role."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Many[Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]]
+    content: (
+        str | Many[Annotated[InputText | InputImage | ResponseRefusal, Field(discriminator="type")]]
+    )
 
 
-class ReasoningText(Request):
+class ReasoningText(RequestSchema):
     type: str | None = None
     text: str
 
 
-class ReasoningItem(Request):
-    """What the model thought before what follows. It should come back, as it was trained."""
+class ReasoningItem(RequestSchema):
+    """The model's thinking before its next item. It should be sent back, as in training."""
 
     type: Literal["reasoning"]
     id: str | None = None
@@ -53,8 +65,8 @@ class ReasoningItem(Request):
     content: Many[ReasoningText] | None = None
 
 
-class FunctionCallItem(Request):
-    """A call that the model made."""
+class FunctionCallItem(RequestSchema):
+    """A function call of the model."""
 
     type: Literal["function_call"]
     id: str | None = None
@@ -63,8 +75,8 @@ class FunctionCallItem(Request):
     arguments: str
 
 
-class FunctionOutputItem(Request):
-    """What the function returned."""
+class FunctionOutputItem(RequestSchema):
+    """A function's result."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -72,7 +84,7 @@ class FunctionOutputItem(Request):
 
 
 def _kind(item: Any) -> Any:
-    """A message need not say that it is one."""
+    """The type of an item; "message" by default."""
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     return "message" if kind is None else kind
 
@@ -86,25 +98,25 @@ Item = Annotated[
 ]
 
 
-class FunctionTool(FunctionIn):
-    """A function that the model may call. There are no other kinds of tools here."""
+class FunctionTool(FunctionSchema):
+    """A function that the model may call. No other kinds are supported."""
 
     type: Literal["function"] = "function"
 
 
-class FunctionChoice(Request):
+class FunctionChoice(RequestSchema):
     """This function must be called."""
 
     type: Literal["function"]
     name: str
 
 
-class AllowedTool(Request):
+class AllowedTool(RequestSchema):
     type: Literal["function"] = "function"
     name: str
 
 
-class AllowedTools(Request):
+class AllowedTools(RequestSchema):
     """Some of the tools may or must be called."""
 
     type: Literal["allowed_tools"]
@@ -112,7 +124,7 @@ class AllowedTools(Request):
     tools: Many[AllowedTool]
 
 
-class ResponseSchemaFormat(Request):
+class ResponseSchemaFormat(RequestSchema):
     """JSON that a schema describes. It is always kept to, whatever `strict` says."""
 
     type: Literal["json_schema"]
@@ -122,8 +134,8 @@ class ResponseSchemaFormat(Request):
     strict: bool | None = None
 
 
-class TextSettings(Request):
-    """What the text must look like."""
+class TextSettings(RequestSchema):
+    """Form of the text."""
 
     format: (
         Annotated[TextFormat | JSONFormat | ResponseSchemaFormat, Field(discriminator="type")]
@@ -132,10 +144,10 @@ class TextSettings(Request):
     verbosity: Annotated[str | None, Field(description="Accepted and ignored.")] = None
 
 
-class Reasoning(Request):
-    """How to think, and where the thinking goes."""
+class Reasoning(RequestSchema):
+    """Effort of the thinking, and where it is reported."""
 
-    effort: Annotated[Effort | None, Field(description=DESCRIPTION)] = None
+    effort: Annotated[Effort | None, Field(description=EFFORT_DESCRIPTION)] = None
     summary: Annotated[
         Literal["auto", "concise", "detailed"] | None,
         Field(
@@ -146,22 +158,22 @@ class Reasoning(Request):
 
 
 class ResponseRequest(RequestBody):
-    """Something to respond to. The fields that OpenAI's API lacks say so."""
+    """Input to respond to. The fields that OpenAI's API lacks say so."""
 
     model: Annotated[
         str | None,
-        Field(description="As /v1/models lists it; the first one there where this is left out."),
+        Field(description="A name of /v1/models; the first one by default."),
     ] = None
     input: str | Some[Item]
     instructions: Annotated[
         str | None, Field(description="The system prompt. It is not carried over.")
     ] = None
     previous_response_id: Annotated[
-        str | None, Field(description="Go on after a response that this server still remembers.")
+        str | None, Field(description="Continue after a response that this server still stores.")
     ] = None
     store: Annotated[
         bool | None,
-        Field(description="Remember it, so that another may follow. In memory, the last few 100."),
+        Field(description="Store it, so that another may follow. In memory, the last few 100."),
     ] = None
     stream: bool | None = None
     max_output_tokens: Annotated[
@@ -197,7 +209,7 @@ class ResponseRequest(RequestBody):
         int | None, Field(description="The same one gives the same tokens. Not in OpenAI's API.")
     ] = None
     thinking: Annotated[
-        Thinking | None,
+        ThinkingField | None,
         Field(
             description='"on", "off", or the most tokens of thinking. It overrides '
             "reasoning.effort. Not in OpenAI's API."

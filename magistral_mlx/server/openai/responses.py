@@ -1,24 +1,23 @@
-"""POST /v1/responses"""
+"""/v1/responses: the endpoints, and the store of earlier responses."""
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, TypeAdapter
-from sse_starlette import ServerSentEvent
 
 from magistral_mlx.api.options import Options
 from magistral_mlx.events import Event
-from magistral_mlx.server.documented import stream_response
+from magistral_mlx.server.blocks import read_blocks
+from magistral_mlx.server.errors import NotFound
 from magistral_mlx.server.exchange import Exchange
-from magistral_mlx.server.failures import failure_of
-from magistral_mlx.server.figures import new_id
-from magistral_mlx.server.json_body import JSONRoute
 from magistral_mlx.server.openai.chat import ERRORS
-from magistral_mlx.server.openai.response_examples import RESPONSE_EXAMPLES
+from magistral_mlx.server.openai.response_format import ResponseFormatter
 from magistral_mlx.server.openai.response_object import (
     OutputFunctionCall,
     OutputItem,
@@ -31,10 +30,13 @@ from magistral_mlx.server.openai.response_request import (
     response_options,
 )
 from magistral_mlx.server.openai.response_schemas import Item, ResponseRequest
-from magistral_mlx.server.openai.response_store import Remembered, ResponseStore
-from magistral_mlx.server.openai.response_writer import ResponseWriter
-from magistral_mlx.server.serving import Serving
-from magistral_mlx.server.sse import data, stream_of
+from magistral_mlx.server.openapi import stream_response
+from magistral_mlx.server.openapi_examples import RESPONSE_EXAMPLES
+from magistral_mlx.server.request_body import JSONRoute
+from magistral_mlx.server.service import GenerationService
+from magistral_mlx.server.settings import MIB
+from magistral_mlx.server.shared_fields import new_id
+from magistral_mlx.server.sse import stream_of
 
 PATH = "/v1/responses"
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
@@ -53,14 +55,14 @@ async def responses(
 ) -> Response:
     """OpenAI's responses: text, thinking and calls to functions as items, streamed or not.
 
-    A response is remembered for a while unless `store` is false, and another may follow it by
+    A response is stored for a while unless `store` is false, and another may follow it by
     `previous_response_id`. The server runs no tools of its own.
     """
-    serving: Serving = request.app.state.serving
+    service: GenerationService = request.app.state.service
     options = response_options(body)
-    remembering = _Remembering(_store(request), body, len(await request.body()))
-    messages = response_messages(remembering.items, body.instructions)
-    exchange = serving.answer(
+    conversation = _Conversation(_store(request), body, len(await request.body()))
+    messages = response_messages(conversation.items, body.instructions)
+    exchange = service.answer(
         request,
         body.model,
         messages,
@@ -68,42 +70,43 @@ async def responses(
         endpoint=PATH,
         body=await request.json(),
     )
+    formatter = _formatter(exchange, body, options)
     if body.stream:
-
-        def write(events: AsyncIterator[Event]) -> AsyncIterator[ServerSentEvent]:
-            return _stream(events, _writer(exchange, body, options), remembering)
-
-        return await stream_of(exchange, write, grace=serving.settings.grace)
+        return await stream_of(
+            exchange,
+            lambda events: _stream(events, exchange, formatter, conversation),
+            fail=formatter.fail,
+            grace=service.settings.grace,
+        )
     async with exchange as events:
-        writer = _writer(exchange, body, options)
-        async for event in events:
-            for _ in writer.feed(event):
-                pass
-    remembering.keep(writer.response)
-    return JSONResponse(writer.response.model_dump(exclude_unset=True))
+        formatter.response.model = exchange.model
+        async for event in read_blocks(events):
+            deque(formatter.write(event), maxlen=0)
+    conversation.store(formatter.response)
+    return JSONResponse(formatter.response.model_dump(exclude_unset=True))
 
 
-_Id = Annotated[str, Path(description="As the response has it.")]
+_Id = Annotated[str, Path(description="The id of the response.")]
 
 
 class ResponseDeleted(BaseModel):
-    """It is remembered no more."""
+    """A response that was deleted."""
 
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
 
 
-@router.get(PATH + "/{id}", summary="A response that is remembered", response_model=ResponseObject)
+@router.get(PATH + "/{id}", summary="A stored response", response_model=ResponseObject)
 async def response(request: Request, id: _Id) -> Response:
     found = _store(request).get(id, "id").response
     assert found is not None
     return JSONResponse(found.model_dump(exclude_unset=True))
 
 
-@router.delete(PATH + "/{id}", summary="Forget a response")
-async def forget(request: Request, id: _Id) -> ResponseDeleted:
-    """Those that followed it stay, with what was said before them."""
+@router.delete(PATH + "/{id}", summary="Delete a response")
+async def delete(request: Request, id: _Id) -> ResponseDeleted:
+    """Later responses of its conversation stay, with all their items."""
     store = _store(request)
     store.get(id, "id")
     store.remove(id)
@@ -111,54 +114,106 @@ async def forget(request: Request, id: _Id) -> ResponseDeleted:
 
 
 async def _stream(
-    events: AsyncIterator[Event], writer: ResponseWriter, remembering: _Remembering
-) -> AsyncIterator[ServerSentEvent]:
-    for sent in writer.begin():
-        yield data(sent, sent.type)
-    try:
-        async for event in events:
-            for sent in writer.feed(event):
-                if sent.type in ("response.completed", "response.incomplete"):
-                    remembering.keep(writer.response)  # before the client can follow it
-                yield data(sent, sent.type)
-    except Exception as error:
-        for sent in writer.fail(failure_of(error)):
-            yield data(sent, sent.type)
+    events: AsyncIterator[Event],
+    exchange: Exchange,
+    formatter: ResponseFormatter,
+    conversation: _Conversation,
+) -> AsyncIterator[ResponseEvent]:
+    formatter.response.model = exchange.model  # known now
+    async for event in formatter.stream(events):
+        if event.type in ("response.completed", "response.incomplete"):
+            conversation.store(formatter.response)  # before the client can follow it
+        yield event
 
 
-class _Remembering:
-    """The conversation of one request: what is remembered of it before, and will be after."""
+@dataclass(frozen=True)
+class StoredResponse:
+    """A conversation up to a response. `bytes` is the size of its JSON."""
+
+    items: tuple[Item, ...]
+    bytes: int
+    response: ResponseObject | None = None  # None before the first
+
+
+class ResponseStore:
+    """The newest responses in memory, within bounds; the least recently used go first."""
+
+    def __init__(self, most: int = 256, most_bytes: int = 64 * MIB) -> None:
+        """`most_bytes` counts shared items once for each response, so less is held than that."""
+        self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._held: OrderedDict[str, StoredResponse] = OrderedDict()
+
+    def get(self, id: str, param: str = "previous_response_id") -> StoredResponse:
+        """Return the conversation up to the response of that id, given in the field `param`.
+
+        Raises:
+            NotFound: it was never stored, or has been dropped.
+        """
+        held = self._held.get(id)
+        if held is None:
+            raise NotFound(
+                f"there is no response {id[:100]!r}: it was not stored, or has been dropped. "
+                "Send the conversation as input instead.",
+                param=param,
+            )
+        self._held.move_to_end(id)
+        return held
+
+    def put(self, id: str, stored: StoredResponse) -> None:
+        """Store a response, dropping others beyond the bounds."""
+        self._held[id] = stored
+        self._bytes += stored.bytes
+        while len(self._held) > 1 and (
+            len(self._held) > self._most or self._bytes > self._most_bytes
+        ):
+            _, dropped = self._held.popitem(last=False)
+            self._bytes -= dropped.bytes
+
+    def remove(self, id: str) -> None:
+        """Drop a response, if it is stored. Later ones keep the whole conversation."""
+        held = self._held.pop(id, None)
+        if held is not None:
+            self._bytes -= held.bytes
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class _Conversation:
+    """The conversation of one request: its stored items and the new ones."""
 
     def __init__(self, store: ResponseStore, body: ResponseRequest, size: int) -> None:
         """`size`: bytes of the request.
 
         Raises:
-            NotFound: the response before is not there.
+            NotFound: the previous response is not stored.
         """
-        before = Remembered((), 0)
+        before = StoredResponse((), 0)
         if body.previous_response_id is not None:
             before = store.get(body.previous_response_id)
         self.items: Sequence[Item] = (*before.items, *input_items(body))
         self._store = store if body.store is not False else None
         self._bytes = before.bytes + size
 
-    def keep(self, response: ResponseObject) -> None:
-        """Remember it with its response, if that is wanted."""
+    def store(self, response: ResponseObject) -> None:
+        """Store it with its response, unless the request says not to."""
         if self._store is None:
             return
-        said = [item.model_dump() for item in response.output if not _is_broken(item)]
+        said = [item.model_dump() for item in response.output if not _is_cut(item)]
         size = self._bytes + sum(len(str(item)) for item in said)
         items = (*self.items, *_ITEMS.validate_python(said))
-        self._store.put(response.id, Remembered(items, size, response))
+        self._store.put(response.id, StoredResponse(items, size, response))
 
 
-def _is_broken(item: OutputItem) -> bool:
+def _is_cut(item: OutputItem) -> bool:
     """Whether it is a call that was cut short, which no function can have answered."""
     return isinstance(item, OutputFunctionCall) and item.status != "completed"
 
 
 def _store(request: Request) -> ResponseStore:
-    """The one of this application."""
+    """The store of this application."""
     state = request.app.state
     if not hasattr(state, "responses"):
         state.responses = ResponseStore()
@@ -166,7 +221,7 @@ def _store(request: Request) -> ResponseStore:
     return store
 
 
-def _writer(exchange: Exchange, body: ResponseRequest, options: Options) -> ResponseWriter:
+def _formatter(exchange: Exchange, body: ResponseRequest, options: Options) -> ResponseFormatter:
     asked = body.model_dump(exclude_none=True, by_alias=True)
     reasoning: dict[str, Any] = {"effort": None, "summary": None} | asked.get("reasoning", {})
     response = ResponseObject(
@@ -188,7 +243,7 @@ def _writer(exchange: Exchange, body: ResponseRequest, options: Options) -> Resp
         top_logprobs=options.top_logprobs,
         reasoning=reasoning,
         text={"format": {"type": "text"}} | asked.get("text", {}),
-        tools=[_told(tool) for tool in asked.get("tools", ())],
+        tools=[_complete_tool(tool) for tool in asked.get("tools", ())],
         tool_choice=asked.get("tool_choice", "auto"),
         parallel_tool_calls=options.parallel_tool_calls,
         truncation="auto" if options.overflow == "drop" else "disabled",
@@ -196,13 +251,13 @@ def _writer(exchange: Exchange, body: ResponseRequest, options: Options) -> Resp
         metadata=body.metadata or {},
         seed=options.seed or 0,
     )
-    return ResponseWriter(
+    return ResponseFormatter(
         response,
         summary=bool(body.reasoning and body.reasoning.summary),
         logprobs=options.reported_logprobs is not None,
     )
 
 
-def _told(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool with all that clients expect of one."""
+def _complete_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool with all fields that clients expect."""
     return {"type": "function", "description": None, "parameters": None, "strict": None} | tool

@@ -14,12 +14,12 @@ from magistral_mlx.server.option_values import (
     stop_option,
     top_p_option,
 )
-from magistral_mlx.server.schema import Request, RequestBody, Table
+from magistral_mlx.server.request_body import RequestBody, RequestSchema, Table
 
 _EXTENSION = "Not in OpenAI's API."
 
 
-class DryFields(Request):
+class DryFields(RequestSchema):
     """Settings of DRY, which makes what repeats a sequence less likely."""
 
     multiplier: Annotated[float | None, option_field("multiplier", of=Dry, le=100)] = None

@@ -9,7 +9,7 @@ import anthropic
 import pytest
 
 from magistral_mlx.demo.cases import make_case
-from magistral_mlx.server.refusals import Busy
+from magistral_mlx.server.errors import Busy
 from tests.serving import Server
 
 SUM: list[Any] = [{"role": "user", "content": "What is 37 + 85?"}]
@@ -164,7 +164,7 @@ def test_errors_are_those_of_the_client(
     def full(*_: Any) -> Any:
         raise Busy("enough wait already.", 7)
 
-    monkeypatch.setattr(server.serving, "admit", full)
+    monkeypatch.setattr(server.service.queue, "admit", full)
     with pytest.raises(anthropic.RateLimitError) as busy:
         ask(client)
     assert busy.value.response.headers["retry-after"] == "7"

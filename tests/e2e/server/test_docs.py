@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx.cli.serve import serve
-from magistral_mlx.server.refusals import Busy, NotAuthorized, TooLarge, Unavailable, UnknownModel
+from magistral_mlx.server.errors import Busy, NotAuthorized, TooLarge, Unavailable, UnknownModel
 from tests.serving import Server
 
 ROOT = Path(__file__).parents[3]

@@ -24,7 +24,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cli.main import main
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.server.app import create_app
-from magistral_mlx.server.example_image import RED_CIRCLE
+from magistral_mlx.server.openapi_examples import RED_CIRCLE
 from magistral_mlx.server.settings import Limits, Settings
 from tests.fake_hub import FakeHub
 from tests.scripted import write_scripted_checkpoint
@@ -78,7 +78,7 @@ class TestLoading:
             assert (status, body["error"]["code"]) == (503, "unavailable")
             with ThreadPoolExecutor() as pool:  # what is asked meanwhile waits
                 early = pool.submit(server.ask, SUM)
-                wait_until(lambda: server.serving.waiting == 1)
+                wait_until(lambda: server.service.queue.waiting == 1)
                 gate.set()
                 assert text_of(early.result()) == "122"
             assert server.get("/ready")[0] == 200
@@ -120,7 +120,7 @@ class TestLoading:
         with live_server(Settings(models=("demo",), load=options)) as server:
             assert server.get("/v1/models")[1]["data"][0]["context_length"] == 1024
             assert text_of(server.ask(SUM)) == "122"
-            resident = server.serving.shelf.resident
+            resident = server.service.pool.resident
             assert resident is not None
             assert resident.plan.scheme.name == "8/8"
         assert list(tmp_path.iterdir()), "what was read is kept there"
@@ -128,7 +128,7 @@ class TestLoading:
     def test_a_draft_model_that_is_not_there_is_why_the_server_is_not_ready(self, tmp_path: Path):
         options = LoadOptions(draft=str(tmp_path / "nothing"))
         with live_server(Settings(models=("demo",), load=options), ready=False) as server:
-            wait_until(lambda: server.serving.failed is not None)
+            wait_until(lambda: server.service.load_error is not None)
             status, body = server.get("/ready")
         assert status == 503
         assert "nothing" in body["error"]["message"]
@@ -141,7 +141,7 @@ class TestLoading:
             monkeypatch.setenv("HF_ENDPOINT", hub.url)
             monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
             app = create_app(Settings(models=("someone/endless-4bit",)), on_progress=told.append)
-        assert [model.id for model in app.state.serving.models()] == ["someone/endless-4bit"]
+        assert [model.id for model in app.state.service.models()] == ["someone/endless-4bit"]
         assert {progress.stage for progress in told} == {"download"}
         assert told[-1].fraction == 1
 
@@ -200,7 +200,7 @@ class TestSeveralModels:
             with server.streaming("Go", model="endless") as chunks:
                 next(chunks)
                 other = pool.submit(server.ask, "What colour?", model="red")
-                wait_until(lambda: server.serving.waiting == 1)
+                wait_until(lambda: server.service.queue.waiting == 1)
                 for _ in range(30):
                     next(chunks)
                 assert loaded(server) == ["endless"]
@@ -231,7 +231,7 @@ class TestQueue:
             entered.wait(60)
             wait_until(lambda: answers(server, "/health"))
             first = pool.submit(server.ask, "Go", max_tokens=3)
-            wait_until(lambda: server.serving.waiting == 1)
+            wait_until(lambda: server.service.queue.waiting == 1)
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
             body = json.dumps({"messages": [{"role": "user", "content": "Go"}], "stream": True})
             connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
@@ -249,7 +249,7 @@ class TestHangingUp:
         with talker.streaming("Go") as chunks:
             for _ in range(5):
                 next(chunks)
-        wait_until(lambda: talker.serving.running == 0)
+        wait_until(lambda: talker.service.queue.running == 0)
         assert talker.metric("magistral_answers_total", reason="cancelled") == 1
         assert talker.metric("magistral_tokens_total", kind="answer") < CONTEXT // 2
 
@@ -257,9 +257,9 @@ class TestHangingUp:
         connection = http.client.HTTPConnection("127.0.0.1", talker.port, timeout=60)
         body = json.dumps({"messages": [{"role": "user", "content": "Go"}]})
         connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
-        wait_until(lambda: talker.serving.running == 1)
+        wait_until(lambda: talker.service.queue.running == 1)
         connection.close()
-        wait_until(lambda: talker.serving.running == 0)
+        wait_until(lambda: talker.service.queue.running == 0)
         assert talker.metric("magistral_tokens_total", kind="answer") < CONTEXT // 2
 
     def test_a_request_that_still_waits_leaves_the_queue(self, endless: str, red: str):
@@ -271,9 +271,9 @@ class TestHangingUp:
                 connection.request(
                     "POST", CHAT, json.dumps(body), {"Content-Type": "application/json"}
                 )
-                wait_until(lambda: server.serving.waiting == 1)
+                wait_until(lambda: server.service.queue.waiting == 1)
                 connection.close()
-                wait_until(lambda: server.serving.waiting == 0)
+                wait_until(lambda: server.service.queue.waiting == 0)
                 next(chunks)
             assert loaded(server) == ["endless"], "nobody wants the other one any more"
 
@@ -330,7 +330,7 @@ def test_a_signal_before_it_has_started_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(
-        "magistral_mlx.server.running.create_app",
+        "magistral_mlx.server.launcher.create_app",
         lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM),
     )
     monkeypatch.setattr(sys, "argv", ["magistral-mlx", "serve", "demo", "--port", "0"])
@@ -361,7 +361,7 @@ class TestMistakes:
             (["demo", "--max-queue", "0"], "more than 0"),
             (["no-such-model"], "no-such-model"),
             (["demo", "demo"], "name each once"),
-            (["demo", "--record", "/dev/null/x"], "cannot be recorded"),
+            (["demo", "--traces", "/dev/null/x"], "cannot be recorded"),
             (["demo", "--context", "99999999"], "8,192 tokens at most"),
         ],
     )

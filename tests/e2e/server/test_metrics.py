@@ -115,7 +115,7 @@ def test_what_runs_and_waits_is_told_while_it_does(tmp_path: Path):
             assert server.metric("magistral_memory_bytes", kind="kv_cache") > 0
         assert server.metric("magistral_model_loaded", model="endless") == 1
         assert server.metric("magistral_model_loaded", model="red") == 0
-    assert server.serving.running == 0
+    assert server.service.queue.running == 0
 
 
 def test_a_trace_that_was_closed_as_a_loop_is_counted(tmp_path: Path):

@@ -17,8 +17,8 @@ from magistral_mlx.demo.cases import make_case
 from magistral_mlx.errors import DeviceError
 from magistral_mlx.library import locate
 from magistral_mlx.server import sse
+from magistral_mlx.server.errors import Busy
 from magistral_mlx.server.exchange import Exchange
-from magistral_mlx.server.refusals import Busy
 from magistral_mlx.server.settings import Settings
 from tests.serving import Server, live_server
 
@@ -221,7 +221,7 @@ def test_errors_are_those_of_the_client(client: openai.OpenAI, monkeypatch: Any,
     def full(*_: Any) -> Any:
         raise Busy("enough wait already.", 7)
 
-    monkeypatch.setattr(server.serving, "admit", full)
+    monkeypatch.setattr(server.service.queue, "admit", full)
     with pytest.raises(openai.RateLimitError) as busy:
         ask(client)
     assert busy.value.response.headers["retry-after"] == "7"

@@ -15,9 +15,9 @@ import PIL.Image
 import pytest
 
 from magistral_mlx.errors import ImageError
-from magistral_mlx.server import remote_images, web_images
-from magistral_mlx.server.refusals import BadRequest
-from magistral_mlx.server.remote_images import fetch_image, is_public
+from magistral_mlx.server import image_fetching
+from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.image_fetching import fetch_image, is_public
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, live_server, wait_until
 
@@ -76,7 +76,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         thread.start()
         monkeypatch.setattr(socket, "getaddrinfo", names({"images.example": "127.0.0.1"}))
         monkeypatch.setattr(
-            remote_images,
+            image_fetching,
             "is_public",
             lambda address: address == "127.0.0.1" or is_public(address),
         )
@@ -171,14 +171,14 @@ def test_a_name_with_a_private_address_among_public_ones_is_refused(
 
 
 def test_an_image_that_is_too_large_is_cut_off(web: Web, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote_images, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(image_fetching, "_MOST_BYTES", 1 << 20)
     web.pages["/large"] = (200, {}, bytes(2 << 20))
     with pytest.raises(ImageError, match="more than 1 MiB"):
         fetch(web.url("/large"))
 
 
 def test_a_server_that_keeps_silent_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote_images, "_SECONDS", 0.1)
+    monkeypatch.setattr(image_fetching, "_SECONDS", 0.1)
     with pytest.raises(ImageError, match="did not arrive within"):
         fetch(web.url("/stuck"))
 
@@ -284,7 +284,7 @@ def test_what_is_fetched_counts_as_waiting_and_ends_with_its_client(
             ended.set()
         raise AssertionError
 
-    monkeypatch.setattr(web_images, "fetch_image", stuck)
+    monkeypatch.setattr(image_fetching, "fetch_image", stuck)
     source = {"type": "url", "url": web.url("/stuck")}
     part = (
         {"type": "image_url", "image_url": {"url": source["url"]}}
@@ -307,8 +307,8 @@ def test_images_of_one_request_are_bounded_by_their_bytes_together(web: Web):
     web.pages["/red.png"] = (200, {}, image())
     part = {"type": "image_url", "image_url": {"url": web.url("/red.png")}}
     limits = Limits(body_bytes=len(image()) * 3 // 2)
-    fetching = web_images.WebImages(Settings(allow_remote_images=True, limits=limits))
-    one = asyncio.run(fetching.fetched([{"role": "user", "content": [part]}]))
+    fetching = image_fetching.ImageFetcher(Settings(allow_remote_images=True, limits=limits))
+    one = asyncio.run(fetching.fetch_all([{"role": "user", "content": [part]}]))
     assert one == [{"role": "user", "content": [{"type": "image", "image": image()}]}]
     with pytest.raises(BadRequest, match="--max-body"):
-        asyncio.run(fetching.fetched([{"role": "user", "content": [part, part]}]))
+        asyncio.run(fetching.fetch_all([{"role": "user", "content": [part, part]}]))

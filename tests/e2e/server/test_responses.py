@@ -8,10 +8,10 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from magistral_mlx.server.example_image import RED_CIRCLE
+from magistral_mlx.server.errors import NotFound
 from magistral_mlx.server.openai.response_schemas import InputMessage
-from magistral_mlx.server.openai.response_store import Remembered, ResponseStore
-from magistral_mlx.server.refusals import NotFound
+from magistral_mlx.server.openai.responses import ResponseStore, StoredResponse
+from magistral_mlx.server.openapi_examples import RED_CIRCLE
 from tests.serving import Server
 
 SUM = "What is 37 + 85?"
@@ -108,7 +108,7 @@ def test_a_response_follows_another(client: openai.OpenAI):
     assert third.usage.input_tokens > second.usage.input_tokens
 
 
-def test_a_streamed_response_is_remembered_once_it_is_whole(client: openai.OpenAI):
+def test_a_streamed_response_is_stored_once_it_is_whole(client: openai.OpenAI):
     with client.responses.stream(model="demo", input=SUM, temperature=0) as stream:
         first = stream.get_final_response()
     assert respond(client, "Sure?", previous_response_id=first.id).status == "completed"
@@ -117,24 +117,24 @@ def test_a_streamed_response_is_remembered_once_it_is_whole(client: openai.OpenA
 def test_what_was_not_stored_cannot_be_followed(client: openai.OpenAI):
     first = respond(client, store=False)
     assert first.store is False
-    with pytest.raises(openai.NotFoundError, match="not stored, or has been forgotten") as gone:
+    with pytest.raises(openai.NotFoundError, match="not stored, or has been dropped") as gone:
         respond(client, "Sure?", previous_response_id=first.id)
     assert gone.value.param == "previous_response_id"
 
 
 def test_memory_of_responses_is_bounded():
-    def remembered(size: int) -> Remembered:
-        return Remembered((InputMessage(role="user", content="a"),), size)
+    def stored(size: int) -> StoredResponse:
+        return StoredResponse((InputMessage(role="user", content="a"),), size)
 
     store = ResponseStore(most=2, most_bytes=100)
     for id in ("a", "b"):
-        store.put(id, remembered(10))
+        store.put(id, stored(10))
     store.get("a")  # used since b was
-    store.put("c", remembered(10))
+    store.put("c", stored(10))
     assert len(store) == 2 and store.get("a") and store.get("c")
     with pytest.raises(NotFound):
         store.get("b")
-    store.put("large", remembered(1000))
+    store.put("large", stored(1000))
     assert len(store) == 1 and store.get("large")
 
 
@@ -185,7 +185,7 @@ def test_a_response_that_is_cut_short_says_so(client: openai.OpenAI):
     assert last.type == "response.incomplete" and last.response.usage.output_tokens == 5
 
 
-def test_a_call_that_was_cut_short_is_not_remembered(client: openai.OpenAI):
+def test_a_call_that_was_cut_short_is_not_stored(client: openai.OpenAI):
     options: dict[str, Any] = {"tools": [ADD], "tool_choice": "required"}
     options |= {"extra_body": {"thinking": "off"}, "max_output_tokens": 8}
     cut = respond(client, **options)
@@ -223,7 +223,7 @@ def test_a_response_can_be_had_again_and_be_forgotten(client: openai.OpenAI):
     assert client.responses.retrieve(second.id).output_text == second.output_text
     client.responses.delete(first.id)
     for gone in (client.responses.retrieve, client.responses.delete):
-        with pytest.raises(openai.NotFoundError, match="forgotten"):
+        with pytest.raises(openai.NotFoundError, match="dropped"):
             gone(first.id)
     assert respond(client, previous_response_id=second.id).status == "completed"
     with pytest.raises(openai.NotFoundError):

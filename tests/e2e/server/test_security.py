@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.server.preparation import Preparation
+from magistral_mlx.server.preprocessing import Preprocessor
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, Server, live_server, wait_until
 
@@ -140,7 +140,7 @@ class TestKey:
         assert body["error"]["type"] == "authentication_error"
 
     def test_the_key_is_in_no_error_and_no_settings_that_are_printed(self, locked: Server):
-        assert KEY not in repr(locked.serving.settings)
+        assert KEY not in repr(locked.service.settings)
         assert KEY not in json.dumps(locked.get("/v1/models", **bearer(KEY + "x"))[1])
 
 
@@ -331,7 +331,7 @@ class TestDamagedRequests:
         def fail(*_: object) -> None:
             raise ZeroDivisionError("a secret of the inside")
 
-        monkeypatch.setattr(Preparation, "opened", fail)
+        monkeypatch.setattr(Preprocessor, "open_images", fail)
         status, answer = server.ask("Hi")
         assert status == 500
         assert answer["error"]["type"] == "server_error"

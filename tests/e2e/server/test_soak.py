@@ -19,11 +19,11 @@ def test_64_clients_some_of_whom_hang_up_get_what_they_would_get_alone():
     with live_server(Settings(models=("demo",), load=LoadOptions(parallel=16))) as server:
         expected = alone(server.port, asks)
         outcome = soak(server.port, asks, CLIENTS, expected)
-        wait_until(lambda: server.serving.running + server.serving.waiting == 0)
+        wait_until(lambda: server.service.queue.running + server.service.queue.waiting == 0)
         assert outcome.mistakes == []
         assert outcome.counts["whole"] >= sum(ask.leave_after is None for ask in asks)
         assert outcome.counts["left"] > 10
-        resident = server.serving.shelf.resident
+        resident = server.service.pool.resident
         assert resident is not None
         wait_until(lambda: resident.activity.running == 0)
         activity = resident.activity

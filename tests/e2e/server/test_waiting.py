@@ -20,7 +20,7 @@ import pytest
 from magistral_mlx import Magistral
 from magistral_mlx.chat.messages import Image
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.server import preparation, serving, sse
+from magistral_mlx.server import admission_queue, preprocessing, sse
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, Server, live_server, wait_until
 
@@ -67,7 +67,7 @@ def test_prompts_with_images_are_opened_one_at_a_time_and_texts_pass_them(
     monkeypatch.setattr(Image, "open", gate)
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(server.post, CHAT, seeing(image())) for _ in range(4)]
-        wait_until(lambda: gate.inside == 1 and server.serving.waiting == 4)
+        wait_until(lambda: gate.inside == 1 and server.service.queue.waiting == 4)
         assert server.ask("What is 37 + 85?")[0] == 200
         gate.open.set()
         assert [each.result()[0] for each in asked] == [200] * 4
@@ -79,7 +79,7 @@ def test_images_that_wait_are_bounded_by_the_bytes_they_take(
 ):
     gate = Gate(Image.open)
     monkeypatch.setattr(Image, "open", gate)
-    monkeypatch.setattr(serving, "_WAITING_BYTES", 28 * 28 * 12 + 1)
+    monkeypatch.setattr(admission_queue, "_WAITING_BYTES", 28 * 28 * 12 + 1)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(server.post, CHAT, seeing(image()))
         wait_until(lambda: gate.inside == 1)
@@ -92,15 +92,15 @@ def test_images_that_wait_are_bounded_by_the_bytes_they_take(
 def test_counting_holds_up_no_chat_and_counts_as_waiting(monkeypatch: pytest.MonkeyPatch):
     body = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]}
     with live_server(Settings(models=("demo",), limits=Limits(queue=3))) as server:
-        found = server.serving.catalog.find("demo")
+        found = server.service.registry.find("demo")
         gate = Gate(found.prompt)
         monkeypatch.setattr(found, "prompt", gate)
         with ThreadPoolExecutor() as pool:
             counts = [pool.submit(server.post, COUNT, body) for _ in range(2)]
-            wait_until(lambda: server.serving._counting == 2 and gate.inside == 1)
+            wait_until(lambda: server.service.queue.counting == 2 and gate.inside == 1)
             assert server.ask("What is 37 + 85?")[0] == 200
             counts.append(pool.submit(server.post, COUNT, body))
-            wait_until(lambda: server.serving._counting == 3)
+            wait_until(lambda: server.service.queue.counting == 3)
             status, refusal = server.post(COUNT, body)
             assert (status, refusal["error"]["type"]) == (429, "rate_limit_error")
             assert server.ask("What is 37 + 85?")[0] == 429
@@ -110,7 +110,7 @@ def test_counting_holds_up_no_chat_and_counts_as_waiting(monkeypatch: pytest.Mon
 
 
 def test_a_prompt_lets_go_of_its_images_once_it_is_made():
-    made = preparation.Preparation(Settings()).opened(seeing(image())["messages"])
+    made = preprocessing.Preprocessor(Settings()).open_images(seeing(image())["messages"])
     assert len(list(made)) == 1
     assert list(made) == [], "nothing holds the pixels any more"
 
@@ -173,8 +173,8 @@ class TestStreamsWhileAModelIsLoaded:
         with loading(gate) as server:
             body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
             with httpx.stream("POST", server.url + CHAT, json=body, timeout=60):
-                assert server.serving.waiting == 1
-            wait_until(lambda: server.serving.waiting == 0)
+                assert server.service.queue.waiting == 1
+            wait_until(lambda: server.service.queue.waiting == 0)
 
 
 @contextmanager

@@ -1,0 +1,243 @@
+"""Errors as HTTP responses, in the format that the client's library reads.
+
+OpenAI's format everywhere, Anthropic's under /v1/messages. Tracebacks go to the log only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from magistral_mlx.errors import (
+    ContextOverflow,
+    DeviceError,
+    ImageError,
+    InvalidOption,
+    MagistralError,
+    ModelClosed,
+    OutOfMemory,
+    PromptError,
+)
+from magistral_mlx.server.errors import APIError
+
+_log = logging.getLogger("magistral_mlx.server")
+_ANTHROPIC_PATH = "/v1/messages"
+_SHOWN = 200  # characters of what a client sent, in a message
+_Path = tuple[str | int, ...]
+
+# Status and code of each kind of error. The first that fits counts.
+_KINDS: tuple[tuple[type[MagistralError], int, str | None], ...] = (
+    (ContextOverflow, 400, "context_length_exceeded"),
+    (PromptError, 400, None),
+    (ImageError, 400, "invalid_image"),
+    (InvalidOption, 400, None),
+    (OutOfMemory, 400, "out_of_memory"),
+    (ModelClosed, 503, "unavailable"),
+    (DeviceError, 500, "device_error"),
+)
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+class OpenAIErrorDetail(BaseModel):
+    """Details of an error; `param` names the field, `code` is for programs."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenAIError(BaseModel):
+    """An error as OpenAI's API reports it."""
+
+    error: OpenAIErrorDetail
+
+
+class AnthropicErrorDetail(BaseModel):
+    """Details of an error."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """An error as Anthropic's API reports it."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDetail
+
+
+# For `APIRouter(responses=...)`, so that the OpenAPI document describes errors.
+OPENAI_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "model": OpenAIError,
+        "description": "The request is invalid, or refused for now",
+    },
+    "5XX": {"model": OpenAIError, "description": "The server failed, or is not ready"},
+}
+ANTHROPIC_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "model": AnthropicError,
+        "description": "The request is invalid, or refused for now",
+    },
+    "5XX": {"model": AnthropicError, "description": "The server failed, or is not ready"},
+}
+
+
+@dataclass(frozen=True)
+class ErrorResponse:
+    """An error as a client gets it, as a response or as an event of a stream."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def openai(self) -> dict[str, Any]:
+        """{"error": {message, type, param, code}}"""
+        detail = {"message": self.message, "type": self._openai_type}
+        return {"error": detail | {"param": self.param, "code": self.code}}
+
+    def anthropic(self) -> dict[str, Any]:
+        """{"type": "error", "error": {type, message}}"""
+        kind = _ANTHROPIC_TYPES.get(self.status)
+        kind = kind or ("api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def body(self, path: str) -> dict[str, Any]:
+        """In the format of the API that `path` belongs to."""
+        within = path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/")
+        return self.anthropic() if within else self.openai()
+
+    def response(self, path: str) -> JSONResponse:
+        return JSONResponse(self.body(path), self.status, dict(self.headers))
+
+    @property
+    def _openai_type(self) -> str:
+        if self.status >= 500:
+            return "server_error"
+        return {
+            401: "authentication_error",
+            403: "permission_error",
+            429: "rate_limit_error",
+        }.get(self.status, "invalid_request_error")
+
+
+def error_response(error: BaseException) -> ErrorResponse:
+    """The response to an error. An unexpected one is logged, and reported without details."""
+    match error:
+        case APIError():
+            return ErrorResponse(error.status, str(error), error.param, error.code, error.headers)
+        case RequestValidationError():
+            param, message = validation_error(error)
+            return ErrorResponse(400, message, param=param)
+        case HTTPException():
+            return _of_http(error)
+        case MagistralError():
+            for kind, status, code in _KINDS:
+                if isinstance(error, kind):
+                    return ErrorResponse(status, str(error), code=code)
+            return ErrorResponse(500, str(error), code="internal_error")
+    _log.error("unexpected error", exc_info=error)
+    return ErrorResponse(
+        500,
+        f"internal error of the server ({type(error).__name__}). See its log.",
+        code="internal_error",
+    )
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Report every error of `app` by `error_response`."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return error_response(error).response(request.url.path)
+
+    for kind in (MagistralError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)
+
+
+def _of_http(error: HTTPException) -> ErrorResponse:
+    status = error.status_code
+    if status == 404:
+        message = "there is nothing at this address. /openapi.json lists all addresses."
+    elif status == 405:
+        message = "this address does not take that method. /openapi.json lists its methods."
+    else:
+        message = str(error.detail) or HTTPStatus(status).phrase
+    code = {404: "not_found", 413: "request_too_large"}.get(status)
+    return ErrorResponse(status, message, code=code, headers=error.headers or {})
+
+
+def validation_error(error: RequestValidationError) -> tuple[str | None, str]:
+    """The invalid field, and one line about it.
+
+    Of a field of several kinds pydantic reports an error for each kind. The one deepest in the
+    request counts: it is of the kind that was meant.
+    """
+    errors = error.errors()
+    places = [_place(each, error.body) for each in errors]
+    deepest = max(range(len(errors)), key=lambda n: len(places[n]))
+    place, chosen = places[deepest], errors[deepest]
+    given = chosen.get("input")
+    shown = f" (it is {given!r:.{_SHOWN}})" if isinstance(given, str | int | float | bool) else ""
+    param = _dotted(place)
+    message = f"{param or 'the body'}: {_message(chosen['msg'])}{shown}."
+    others = {other for other in places if other != place[: len(other)]}
+    if others:
+        problems = "problem follows" if len(others) == 1 else "problems follow"
+        message += f" {len(others)} more {problems}."
+    return param, message
+
+
+def _place(error: Any, body: Any) -> _Path:
+    """Path of the field in the request, without pydantic's names of kinds."""
+    location: Sequence[str | int] = error["loc"]
+    if location[0] != "body":
+        return tuple(location[1:])
+    place: list[str | int] = []
+    value = body
+    for part in location[1:]:
+        if _has(value, part):
+            value = value[part]
+            place.append(part)
+    if error["type"] == "missing":
+        place.append(location[-1])
+    return tuple(place)
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
+
+
+def _dotted(place: _Path) -> str | None:
+    """("messages", 0, "content") -> messages[0].content"""
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or None
+
+
+def _message(text: str) -> str:
+    return text.removeprefix("Value error, ")

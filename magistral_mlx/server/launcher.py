@@ -1,0 +1,176 @@
+"""Runs a server: sockets, uvicorn, signals and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import uvicorn
+
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.runtime.progress import OnProgress
+from magistral_mlx.server.app import create_app
+from magistral_mlx.server.model_registry import ModelRegistry
+from magistral_mlx.server.service import GenerationService
+from magistral_mlx.server.settings import Settings
+
+_BACKLOG = 2048
+_KEEP_CONNECTION = 75  # seconds; longer than clients keep idle ones, so that none is cut in use
+_AFTER_GRACE = 10  # seconds for clients to read the end of their streams
+
+
+def serve(
+    settings: Settings,
+    *,
+    on_listening: Callable[[list[str], ModelRegistry], None],
+    on_ready: Callable[[], None],
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish the running answers.
+
+    Args:
+        on_listening: called with the URLs and the models, before the first one is loaded.
+        on_ready: called when the first model has been loaded.
+        on_progress: called while files are downloaded, and in another thread while weights are
+            read.
+
+    Raises:
+        MagistralError: the address is not available, or a model cannot be found or loaded.
+    """
+    with ExitStack() as opened:
+        sockets = listen(settings.host, settings.port)
+        for listener in sockets:
+            opened.callback(listener.close)
+        app = create_app(settings, on_progress=on_progress)
+        service: GenerationService = app.state.service
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_CONNECTION,
+            timeout_graceful_shutdown=_timeout(settings.grace),
+        )
+        on_listening([url_of(listener) for listener in sockets], service.registry)
+        _Server(config, service, on_ready).run(sockets=sockets)
+    if service.load_error is not None:
+        raise service.load_error
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Open sockets on every address of `host`, all on one port; 0 takes a free one.
+
+    Raises:
+        InvalidOption: the port is taken or not allowed, or no address of this machine.
+    """
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((entry[0], entry[4][0]) for entry in found):
+            taken = sockets[0].getsockname()[1] if sockets else port
+            try:
+                listener = socket.create_server(
+                    (str(address), taken), family=family, backlog=_BACKLOG
+                )
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error  # a machine without IPv6 knows ::1 as a name of localhost
+            else:
+                sockets.append(listener)
+        if missing is not None and not sockets:
+            raise missing
+    except (OSError, UnicodeError) as error:
+        for listener in sockets:
+            listener.close()
+        raise InvalidOption(_listen_error(host, port, error)) from error
+    return sockets
+
+
+def _timeout(grace: float) -> int | None:
+    """Seconds after which uvicorn closes connections whose clients do not read their end."""
+    return None if math.isinf(grace) else math.ceil(grace) + _AFTER_GRACE
+
+
+def url_of(listener: socket.socket) -> str:
+    """URL of a socket from this machine, without a slash at its end."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listen_error(host: str, port: int, error: OSError | UnicodeError) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return (
+            f"port {port} of {host} is taken by another program. Stop that, or name another port "
+            "with --port."
+        )
+    if number == errno.EACCES:
+        return f"port {port} needs administrator's rights. Name one from 1024 on with --port."
+    if number == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror | UnicodeError):
+        return (
+            f"{host} is no address of this machine. Listen on 127.0.0.1 (this machine alone) or "
+            "0.0.0.0 (everywhere)."
+        )
+    return f"cannot listen on {host}, port {port}: {error}."
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with its own shutdown: answers are finished, and the exit status is 0.
+
+    The first signal lets running answers finish within the grace period; the second stops them
+    within a token; the third leaves.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, service: GenerationService, on_ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_ready = on_ready
+        self._signals = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tasks.append(asyncio.create_task(self._wait_for_model()))
+
+    async def _wait_for_model(self) -> None:
+        await self._service.first_load.wait()
+        if self._service.load_error is not None:
+            self.should_exit = True
+        elif not self.should_exit:
+            self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self.should_exit = True
+        if self._signals == 1:
+            drain = self._service.drain(self._service.settings.grace)
+            self._tasks.append(asyncio.create_task(drain))
+        elif self._signals == 2:
+            self._service.stop()
+        else:
+            self.force_exit = True

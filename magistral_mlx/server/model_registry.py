@@ -1,0 +1,161 @@
+"""The models of a server, described by their plan and tokenizer before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from magistral_mlx.api.composer import Composer
+from magistral_mlx.api.magistral import Magistral
+from magistral_mlx.api.options import Options
+from magistral_mlx.chat.messages import Message, RawPrompt
+from magistral_mlx.chat.prompt import Prompt, encode_raw
+from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.hub import Progress, find_tokenizer
+from magistral_mlx.hub.cache import repo_of_snapshot
+from magistral_mlx.library import locate
+from magistral_mlx.memory.here import plan_here
+from magistral_mlx.memory.plan import Plan, PlanRequest
+from magistral_mlx.places import DEMO
+from magistral_mlx.server.errors import UnknownModel
+from magistral_mlx.server.settings import Settings
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as clients see it.
+
+    created: when its files were written, seconds since 1970. context: tokens of prompt and answer
+    together. loaded: whether it is in memory now.
+    """
+
+    id: str
+    created: int
+    context: int
+    supports_images: bool
+    thinks: bool
+    loaded: bool
+
+
+class ServedModel:
+    """One model: name, capabilities, and its `Magistral` once it has been loaded."""
+
+    def __init__(
+        self, id: str, source: str, plan: Plan, composer: Composer, *, has_vision: bool
+    ) -> None:
+        """`source` is the name for `Magistral.load`."""
+        self.id = id
+        self.source = source
+        self.plan = plan
+        self._composer: Composer | None = composer
+        self._magistral: Magistral | None = None  # kept when closed: it still counts tokens
+        self._folder = composer.folder
+        told = composer.folder if composer.folder.is_file() else composer.folder / "config.json"
+        self._created = int(told.stat().st_mtime)
+        self._supports_images = has_vision and composer.tokenizer.has_image_tokens
+        self._thinks = composer.tokenizer.thinks
+
+    @property
+    def magistral(self) -> Magistral | None:
+        """The model as it was last loaded; it may be closed."""
+        return self._magistral
+
+    @magistral.setter
+    def magistral(self, loaded: Magistral) -> None:
+        self._magistral = loaded
+        self._composer = None  # it brings a tokenizer of its own, which takes some 60 MB
+
+    def public_message(self, error: Exception) -> str:
+        """Return an error's message with the model's name in place of the path of its files."""
+        message = str(error)
+        for folder in (self._folder, self._folder.resolve()):
+            message = message.replace(str(folder), self.id)
+        return message
+
+    @property
+    def info(self) -> ModelInfo:
+        """Its description for clients."""
+        magistral = self._magistral
+        return ModelInfo(
+            self.id,
+            self._created,
+            magistral.context if magistral else self.plan.context,
+            self._supports_images,
+            self._thinks,
+            magistral is not None and not magistral.closed,
+        )
+
+    def prompt(self, prompt: list[Message] | RawPrompt, options: Options) -> Prompt:
+        """Encode a prompt, whether the model is in memory or not."""
+        composer = self._composer
+        if composer is None:
+            assert self._magistral is not None
+            return self._magistral.prompt(prompt, options=options)
+        if isinstance(prompt, RawPrompt):
+            return encode_raw(prompt, composer.tokenizer)
+        return composer.prompt(prompt, options)
+
+
+class ModelRegistry:
+    """The models of a server, by name."""
+
+    def __init__(self, settings: Settings, on_progress: Progress | None = None) -> None:
+        """Find all models, downloading what is missing.
+
+        Raises:
+            MagistralError: a model that is missing, damaged, or does not fit into this machine.
+        """
+        self._models: dict[str, ServedModel] = {}
+        for name in settings.models or (None,):
+            model = _describe(name, settings, on_progress)
+            if model.id in self._models:
+                raise InvalidOption(
+                    f"two of the models are called {model.id}: name each once, and give folders "
+                    "names of their own."
+                )
+            self._models[model.id] = model
+        self.first = next(iter(self._models.values()))
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def find(self, name: str | None) -> ServedModel:
+        """Return the model of that name; the first one for None or "".
+
+        Raises:
+            UnknownModel: no such model; the message lists all names.
+        """
+        if not name:
+            return self.first
+        found = self._models.get(name)
+        if found is None:
+            raise UnknownModel(
+                f"there is no model {name[:100]!r} here. Known: {', '.join(self._models)}.",
+                param="model",
+            )
+        return found
+
+
+def _describe(name: str | None, settings: Settings, on_progress: Progress | None) -> ServedModel:
+    folder = locate(name, on_progress=on_progress)
+    checkpoint = Checkpoint.open(folder)
+    load = settings.load
+    request = PlanRequest(load.context, load.kv, load.images, load.memory_limit)
+    plan = plan_here(checkpoint, name or str(folder), request, load.dtype)
+    tekken = find_tokenizer(folder, str(load.tokenizer) if load.tokenizer else None)
+    tokenizer = Tokenizer.load(tekken)
+    has_vision = checkpoint.config.vision is not None
+    composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision, tekken=tekken)
+    return ServedModel(
+        _id(name, folder), name or str(folder), plan, composer, has_vision=has_vision
+    )
+
+
+def _id(name: str | None, folder: Path) -> str:
+    """The name for clients: a hub's name as it is, a folder's last part."""
+    if name == DEMO or (name is not None and not Path(name).expanduser().exists()):
+        return name
+    return repo_of_snapshot(folder) or folder.resolve().name

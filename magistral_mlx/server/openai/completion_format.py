@@ -1,0 +1,147 @@
+"""Formatter of completions: blocks as pieces of a stream, and as whole completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from magistral_mlx.api.options import nth_seed
+from magistral_mlx.events import Event, Prefill, Stats, TokenLogprob
+from magistral_mlx.server.blocks import (
+    Block,
+    BlockDelta,
+    BlockEvent,
+    BlockStart,
+    SampleEnd,
+    SampleOutput,
+    SampleStart,
+    read_blocks,
+)
+from magistral_mlx.server.openai.completion_schemas import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+)
+from magistral_mlx.server.openai.usage import finite, text_of, usage_of
+from magistral_mlx.server.shared_fields import fingerprint, new_id, progress_of, timings_of
+
+
+@dataclass
+class CompletionFormatter:
+    """Formats the completions of one request, prompt after prompt.
+
+    seed: of the first completion. n: completions of each prompt. top_logprobs: None for no log
+    probabilities. `stats` holds those of each prompt's completions.
+    """
+
+    model: str
+    created: int
+    seed: int
+    n: int = 1
+    top_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._id = new_id("cmpl-")
+        self._echo = ""
+        self._sample = 0
+        self._offset = 0
+        self.stats: list[list[Stats]] = []
+
+    def start_prompt(self, echo: str = "") -> None:
+        """Begin the next prompt; its completions begin with `echo`."""
+        self._echo = echo
+        self.stats.append([])
+
+    async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[Completion]:
+        """The pieces of one prompt's completions."""
+        async for event in read_blocks(events):
+            for piece in self.write(event):
+                yield piece
+
+    def write(self, event: BlockEvent) -> Iterator[Completion]:
+        """The pieces for the next block event. All blocks are text here."""
+        match event:
+            case SampleStart(index):
+                self._sample, self._offset = index, len(self._echo)
+                if self._echo:
+                    yield self._piece(self._echo)
+            case Prefill(done, total) if done < total:
+                yield self._piece("", progress=progress_of(event))
+            case BlockStart(Block("tool_call") as call):
+                yield self._piece(_call_head(call))
+            case BlockDelta(_, text, logprobs):
+                yield self._piece(text, self._logprobs(logprobs))
+            case SampleEnd(sample, logprobs):
+                self.stats[-1].append(sample.stats)
+                choice = self._choice("", self._logprobs(logprobs))
+                yield self.completion([choice.model_copy(update=self._end(sample))])
+
+    def usage(self) -> Completion:
+        """The piece after all others, with the usage of all prompts."""
+        return self.completion([], usage=usage_of(*self.stats))
+
+    def whole(self, samples: Sequence[SampleOutput]) -> list[CompletionChoice]:
+        """One prompt's completions."""
+        return [self._whole_choice(sample) for sample in samples]
+
+    def completion(self, choices: list[CompletionChoice], **more: Any) -> Completion:
+        """An object of these choices."""
+        return Completion(
+            id=self._id,
+            object="text_completion",
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            system_fingerprint=fingerprint(self.model),
+            **more,
+        )
+
+    def _whole_choice(self, sample: SampleOutput) -> CompletionChoice:
+        self._sample, self._offset = sample.index, len(self._echo)
+        self.stats[-1].append(sample.stats)
+        texts = [
+            _call_head(block) + block.text if block.kind == "tool_call" else block.text
+            for block in sample.blocks
+        ]
+        choice = self._choice(self._echo + "".join(texts), self._logprobs(sample.logprobs))
+        return choice.model_copy(update=self._end(sample))
+
+    def _end(self, sample: SampleOutput) -> dict[str, Any]:
+        """The fields that tell how a completion ended."""
+        fields: dict[str, Any] = {
+            "finish_reason": "stop" if sample.finished.reason == "stop" else "length",
+            "seed": nth_seed(self.seed, sample.index),
+            "timings": timings_of(sample.stats),
+        }
+        return fields | ({"notes": sample.notes} if sample.notes else {})
+
+    def _piece(
+        self, text: str, logprobs: CompletionLogprobs | None = None, **more: Any
+    ) -> Completion:
+        return self.completion([self._choice(text, logprobs)], **more)
+
+    def _choice(self, text: str, logprobs: CompletionLogprobs | None) -> CompletionChoice:
+        index = (len(self.stats) - 1) * self.n + self._sample
+        return CompletionChoice(text=text, index=index, logprobs=logprobs, finish_reason=None)
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs | None:
+        if self.top_logprobs is None:
+            return None
+        tokens = [token for token in logprobs if token.token]
+        texts = [text_of(token.token) for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
+            self._offset += len(text)
+        top = [{text_of(piece): finite(p) for _, piece, p in token.top} for token in tokens]
+        return CompletionLogprobs(
+            tokens=texts,
+            token_logprobs=[finite(token.logprob) for token in tokens],
+            top_logprobs=top if self.top_logprobs else None,
+            text_offset=offsets,
+        )
+
+
+def _call_head(call: Block) -> str:
+    return f"[TOOL_CALLS]{call.name}[ARGS]"

@@ -1,0 +1,56 @@
+"""/health, /ready and /metrics: endpoints for the operation of the server."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import generate_latest
+from pydantic import BaseModel
+
+from magistral_mlx.server.error_responses import OPENAI_RESPONSES
+from magistral_mlx.server.errors import Unavailable
+from magistral_mlx.server.service import GenerationService
+
+router = APIRouter(tags=["operation"], responses=OPENAI_RESPONSES)
+
+
+class HealthStatus(BaseModel):
+    """A healthy server."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", summary="Whether the process is alive")
+async def health() -> HealthStatus:
+    return HealthStatus()
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", summary="Whether the model can answer")
+async def ready(request: Request) -> HealthStatus:
+    """503 while the model is being loaded and while the server shuts down.
+
+    An idle model that was unloaded counts as ready: the next request loads it.
+    """
+    service: GenerationService = request.app.state.service
+    if service.load_error is not None:
+        raise Unavailable(f"the model could not be loaded: {service.load_error}")
+    if not service.ready:
+        raise Unavailable("the model is being loaded, or the server is shutting down.")
+    return HealthStatus()
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Requests, tokens, speeds, queue and memory, in Prometheus' text format."""
+    service: GenerationService = request.app.state.service
+    text = generate_latest(service.metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

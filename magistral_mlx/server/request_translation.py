@@ -1,0 +1,196 @@
+"""Translation of requests that protocols share: conversations, tools, reasoning effort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from magistral_mlx.api.options import ThinkingOption
+from magistral_mlx.chat.messages import Tool
+from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.request_body import JSONObject, RequestSchema
+
+Part = dict[str, Any]
+ToolChoiceMode = Literal["auto", "required", "none"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+# Magistral was trained without levels of effort: a budget ends its trace at a sentence's end and
+# has it answer. "high" and above leave the end to the model.
+_BUDGETS: dict[str, ThinkingOption] = {
+    "none": "off",
+    "minimal": 512,
+    "low": 2048,
+    "medium": 8192,
+    "high": "on",
+    "xhigh": "on",
+    "max": "on",
+}
+EFFORT_DESCRIPTION = (
+    "How long to think at most: none is no thinking, minimal 512 tokens, low 2,048, medium 8,192; "
+    "high, xhigh and max leave the end to the model, as does leaving this out. At the end of a "
+    "budget the trace is closed and the answer follows."
+)
+
+
+class MessageBuilder:
+    """Builds chat messages from the items or blocks of a conversation, in order.
+
+    A tool's result may hold images, which the model's template allows in a user's turn only: they
+    follow all results as a user's turn.
+    """
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+        self._thinking: str | None = None  # of an assistant's turn that has not begun
+        self._images: list[Part] = []  # of tools' results
+
+    def system(self, content: str | list[Part]) -> None:
+        """Add a system message."""
+        self._close()
+        self._messages.append({"role": "system", "content": content})
+
+    def user(self, content: str | list[Part]) -> None:
+        """Add a user's turn."""
+        images, self._images = self._images, []
+        self._close()
+        if images:
+            content = [text_part(content)] if isinstance(content, str) else content
+            content = [*images, *content]
+        self._messages.append({"role": "user", "content": content})
+
+    def thinking(self, text: str) -> None:
+        """Add thinking before the model's next text or call."""
+        self._add_images()
+        self._thinking = (self._thinking or "") + text
+
+    def text(self, text: str) -> None:
+        """Add text of the model."""
+        self._assistant()["content"] += text
+
+    def call(self, name: str, arguments: str | dict[str, Any], id: str | None) -> None:
+        """Add a tool call of the model."""
+        call = {"id": id, "function": {"name": name, "arguments": arguments}}
+        self._assistant().setdefault("tool_calls", []).append(call)
+
+    def result(self, content: list[Part], id: str | None) -> None:
+        """Add a tool's result."""
+        self._close(images=False)
+        texts = [part for part in content if part["type"] == "text"]
+        images = [part for part in content if part["type"] != "text"]
+        if images and not texts:
+            texts = [text_part("(see the image)")]
+        self._images += images
+        self._messages.append({"role": "tool", "tool_call_id": id, "content": texts})
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return all messages, as dicts for `to_messages`."""
+        self._close()
+        return self._messages
+
+    def _assistant(self) -> dict[str, Any]:
+        """The model's turn that is being built."""
+        self._add_images()
+        last = self._messages[-1] if self._messages else None
+        if last is None or last["role"] != "assistant" or self._thinking is not None:
+            last = {"role": "assistant", "content": ""}
+            if self._thinking is not None:
+                last["reasoning_content"], self._thinking = self._thinking, None
+            self._messages.append(last)
+        return last
+
+    def _close(self, *, images: bool = True) -> None:
+        """End the model's turn."""
+        if self._thinking is not None:
+            self._assistant()
+        elif images:
+            self._add_images()
+
+    def _add_images(self) -> None:
+        if self._images:
+            images, self._images = self._images, []
+            self._messages.append({"role": "user", "content": images})
+
+
+def continue_last(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mark a last turn of the model to be continued, as clients expect it."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant" or last.get("tool_calls") or "prefix" in last:
+        return messages
+    return [*messages[:-1], last | {"prefix": True}]
+
+
+def text_part(text: str) -> Part:
+    """A part of text."""
+    return {"type": "text", "text": text}
+
+
+def image_part(url: str) -> Part:
+    """A part with an image."""
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _function_only(tool: Any) -> Any:
+    """Refuse hosted tools, whose types are many and have fields of their own."""
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if isinstance(kind, str) and kind not in ("function", "custom"):
+        raise ValueError(
+            f"this server runs no tools of its own, such as {kind[:100]!r}: only functions are "
+            "supported"
+        )
+    return tool
+
+
+# For the items of `tools`.
+FunctionOnly = BeforeValidator(_function_only)
+
+
+class FunctionSchema(RequestSchema):
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: JSONObject | None = None
+    strict: Annotated[
+        bool | None,
+        Field(description="Constrain calls to the schemas. One strict tool makes all strict."),
+    ] = None
+
+
+def tool_options(
+    functions: Sequence[FunctionSchema] | None,
+    choice: ToolChoiceMode,
+    names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The fields of `Options` for these functions, restricted to `names` if given.
+
+    Raises:
+        BadRequest: an unknown name.
+    """
+    functions = functions or ()
+    known = [function.name for function in functions]
+    for name in names or ():
+        if name not in known:
+            raise BadRequest(
+                f"tool_choice names the function {name[:100]!r}, and the tools hold "
+                f"{', '.join(known) or 'none'}.",
+                param="tool_choice",
+            )
+    if not functions and choice != "required":
+        return {}
+    return {
+        "tools": [_tool(each) for each in functions if names is None or each.name in names],
+        "tool_choice": choice,
+        "strict_tools": any(each.strict for each in functions),
+    }
+
+
+def _tool(function: FunctionSchema) -> Tool:
+    schema = {} if function.parameters is None else {"parameters": function.parameters}
+    return Tool(function.name, function.description or "", **schema)
+
+
+def thinking_of(effort: Effort | None) -> ThinkingOption:
+    """The value of `Options.thinking` for an effort; "on" for None."""
+    return "on" if effort is None else _BUDGETS[effort]

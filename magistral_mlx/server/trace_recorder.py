@@ -1,0 +1,145 @@
+"""Traces: each exchange as a JSON file, for `magistral-mlx traces` to read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.errors import StorageError
+from magistral_mlx.runtime.result import Result
+
+FORMAT, VERSION = "magistral-mlx exchange", 1
+_log = logging.getLogger("magistral_mlx.server")
+
+
+@dataclass(frozen=True)
+class ExchangeTrace:
+    """One exchange: request, answers or error, and times in seconds after its arrival.
+
+    waited: until generation began. first_token, total: None if it did not come so far.
+    """
+
+    endpoint: str
+    model: str
+    body: Mapping[str, Any]
+    result: Result | None
+    error: Exception | None
+    waited: float | None
+    first_token: float | None
+    total: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The trace as JSON types."""
+        result, error = self.result, self.error
+        samples = [] if result is None else result.samples or (result,)
+        failure = None if error is None else {"type": type(error).__name__, "message": str(error)}
+        return {
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "request": self.body,
+            "samples": [_sample(sample) for sample in samples],
+            "error": failure,
+            "seconds": {
+                "waited": self.waited,
+                "first_token": self.first_token,
+                "total": self.total,
+            },
+        }
+
+
+class TraceRecorder:
+    """Writes traces to files of their own in one folder, readable by their owner only."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder, and check that it can be written to.
+
+        Raises:
+            StorageError: it cannot be written to.
+        """
+        self.folder = folder.expanduser()
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StorageError(f"traces cannot be written to {folder}: {reason}.") from error
+        if self.folder.stat().st_mode & 0o077:
+            _log.warning(
+                "others on this machine can list %s: only its owner can read the traces, but their "
+                "times are seen. chmod 700 closes it.",
+                folder,
+            )
+
+    async def write(self, trace: ExchangeTrace) -> None:
+        """Write one trace. A failure, such as a full disk, is logged and stops nothing."""
+        try:
+            await asyncio.to_thread(self._write, trace)
+        except (OSError, ValueError) as error:
+            _log.warning("a trace could not be written: %s", error)
+
+    def _write(self, trace: ExchangeTrace) -> None:
+        now = datetime.now(UTC)
+        head = {"format": FORMAT, "version": VERSION, "time": now.isoformat()}
+        content = head | trace.as_dict()
+        text = json.dumps(content, ensure_ascii=True, indent=1) + "\n"
+        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:  # mkstemp makes it 0600
+                file.write(text)
+            os.replace(
+                temporary, self.folder / f"{now:%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.json"
+            )
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def log_exchange(trace: ExchangeTrace, *, prompts: bool) -> None:
+    """Log one line for an exchange; prompt and answer only if `prompts`."""
+    result = trace.result
+    if trace.error is not None:
+        _log.info("%s %s: %s", trace.endpoint, trace.model, type(trace.error).__name__)
+    elif result is not None:
+        usage = result.usage
+        _log.info(
+            "%s %s: %d + %d tokens in %.2f s, %s",
+            trace.endpoint,
+            trace.model,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            trace.total or 0.0,
+            result.finish_reason,
+        )
+    if prompts:
+        asked = json.dumps(trace.body, ensure_ascii=False, default=str)
+        answer = None if result is None else {"thinking": result.thinking, "text": result.text}
+        _log.info("asked %s, answered %s", asked, json.dumps(answer, ensure_ascii=False))
+
+
+def _sample(result: Result) -> dict[str, Any]:
+    return {
+        "thinking": result.thinking,
+        "text": result.text,
+        "tool_calls": [
+            {"name": call.name, "arguments": call.arguments, "id": call.id}
+            for call in result.tool_calls
+        ],
+        "malformed_calls": [
+            {"text": call.text, "problem": call.problem} for call in result.malformed_calls
+        ],
+        "finish_reason": result.finish_reason,
+        "seed": result.seed,
+        "stats": result.stats.as_dict(),
+    }
