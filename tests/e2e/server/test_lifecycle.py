@@ -361,7 +361,7 @@ class TestMistakes:
             (["demo", "--max-queue", "0"], "more than 0"),
             (["no-such-model"], "no-such-model"),
             (["demo", "demo"], "name each once"),
-            (["demo", "--traces", "/dev/null/x"], "cannot be recorded"),
+            (["demo", "--traces", "/dev/null/x"], "traces cannot be written"),
             (["demo", "--context", "99999999"], "8,192 tokens at most"),
         ],
     )

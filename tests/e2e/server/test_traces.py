@@ -196,7 +196,7 @@ class TestTraces:
         status, out, err = run(monkeypatch, capsys, tmp_path)
         assert status == 0
         assert "1 exchanges, 0 answers, 1 failed (OutOfMemory 1)" in out
-        assert "5 files are no exchanges: bad0.json" in err
+        assert "5 files are no traces: bad0.json" in err
 
     def test_so_are_exchanges_with_something_else_in_a_field(
         self,
@@ -233,7 +233,7 @@ class TestTraces:
         for words in ([], ["--json"]):
             status, out, err = run(monkeypatch, capsys, tmp_path, *words)
             assert status == 0 and "nan" not in out.lower()
-            assert f"{len(fields)} files are no exchanges: bad00.json, bad01.json" in err
+            assert f"{len(fields)} files are no traces: bad00.json, bad01.json" in err
 
     @pytest.mark.parametrize(
         ("words", "said"),
