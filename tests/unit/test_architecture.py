@@ -47,7 +47,8 @@ def test_each_hop_is_a_function_of_its_file(number: int, name: str, file: str):
 
 
 def test_every_class_of_the_glossary_exists():
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "magistral_mlx").rglob("*.py")]
+    packages = (ROOT / "magistral_mlx", ROOT / "convert" / "magistral_convert")
+    sources = [path.read_text("utf-8") for package in packages for path in package.rglob("*.py")]
     classes = {name for text in sources for name in re.findall(r"^class (\w+)", text, re.M)}
     named = set(re.findall(r"`([A-Z][a-z]\w+)`", GLOSSARY)) - {"Event"}  # a union of classes
     assert named - classes == set()
