@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from magistral_mlx.runtime.request import Request
 from magistral_mlx.server.errors import Busy, Unavailable
 
 STOPPING = "the server is shutting down."
@@ -19,12 +20,25 @@ _REMEMBERED = 32  # answers whose duration tells when a place may be free
 class QueuedRequest:
     """A request in the queue, until its answer has ended.
 
-    running: whether its generation has begun. image_bytes: memory that its images take.
+    request: that of the runtime, once it is queued there. image_bytes: memory that its images take.
     """
 
     cancel: Callable[[], None]
-    running: bool = False
+    request: Request | None = None
     image_bytes: int = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether its generation has begun."""
+        return self.request is not None and self.request.times.started is not None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds of its generation; None unless it has begun and ended."""
+        times = None if self.request is None else self.request.times
+        if times is None or times.started is None or times.finished is None:
+            return None
+        return times.finished - times.started
 
 
 class AdmissionQueue:
@@ -91,11 +105,13 @@ class AdmissionQueue:
             )
         request.image_bytes = size
 
-    def remove(self, request: QueuedRequest, duration: float | None = None) -> None:
-        """Remove a request; `duration` is that of its generation in seconds, if it began."""
+    def remove(self, request: QueuedRequest) -> None:
+        """Remove a request that is over, if it is there."""
+        if request not in self._requests:
+            return
         self._requests.discard(request)
-        if duration is not None:
-            self._durations.append(duration)
+        if request.duration is not None:
+            self._durations.append(request.duration)
 
     def stop(self, *, running: bool) -> None:
         """Admit nothing more and cancel waiting requests, and running ones if `running`."""

@@ -20,8 +20,7 @@ from starlette.requests import Request
 from magistral_mlx.api.async_stream import AsyncStream
 from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.options import Options
-from magistral_mlx.events import Event, Finished, Notice, Prefill
-from magistral_mlx.runtime.result import Collector
+from magistral_mlx.events import Event, Finished, Notice
 from magistral_mlx.server.admission_queue import STOPPING, AdmissionQueue, QueuedRequest
 from magistral_mlx.server.errors import ClientGone, Unavailable
 from magistral_mlx.server.metrics import Metrics
@@ -62,20 +61,6 @@ class _End:
     error: Exception | None
 
 
-@dataclass
-class ExchangeTimes:
-    """Moments of an exchange, in seconds after its arrival; None for what has not happened."""
-
-    arrived: float
-    began: float | None = None
-    first_token: float | None = None
-    ended: float | None = None
-
-    def now(self) -> float:
-        """Seconds since the arrival."""
-        return time.perf_counter() - self.arrived
-
-
 class Exchange(AsyncIterator[Event]):
     """The events of one answer, to `Finished`. Make one with `GenerationService.answer`.
 
@@ -97,11 +82,10 @@ class Exchange(AsyncIterator[Event]):
         self.model = model or ""
         self.created = int(time.time())
         self.options = options.seeded()
-        self.times = ExchangeTimes(time.perf_counter())
+        self._arrived = time.perf_counter()
         self._endpoint = endpoint
         self._body = body
         self._prompt = prompt
-        self._collected = Collector(self.seed)
         self._parts = parts
         self._request = request
         self._queued: QueuedRequest | None = None
@@ -110,7 +94,7 @@ class Exchange(AsyncIterator[Event]):
         self._begun: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
-        self._out_of_time = False
+        self._timed_out = False
         self._items: asyncio.Queue[Event | _End] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
 
@@ -204,7 +188,7 @@ class Exchange(AsyncIterator[Event]):
                 messages = parts.preprocessor.open_images(prompt)
                 stream = magistral.astream(messages, options=options)
                 await stream.begin(parts.preprocessor.executor(prompt))
-                self._stream = stream
+                self._stream, queued.request = stream, stream.request
                 if self._cancelled:  # while it began
                     stream.cancel()
                 begun.set_result(None)
@@ -214,29 +198,22 @@ class Exchange(AsyncIterator[Event]):
         finally:
             if self._watch is not None:
                 self._watch.cancel()
-            self.times.ended = self.times.now()
             self._leave_queue()
             self._items.put_nowait(_End(error))
             if not begun.done() and error is not None:
                 begun.set_exception(error)
                 begun.exception()  # a stream that has its headers reads it from the items
-        await self._trace(error)
+        await self._trace(queued, error)
 
     async def _pass_on(self, stream: AsyncStream, queued: QueuedRequest) -> None:
         timer: asyncio.TimerHandle | None = None
         try:
             async for event in stream:
-                if self.times.began is None:
-                    if isinstance(event, Finished):
-                        raise self._refusal()
-                    self.times.began = self.times.now()
-                    queued.running = True
-                    timer = self._start_timer()
+                if not queued.running:
+                    raise self._refusal()
+                timer = timer or self._start_timer()
                 if isinstance(event, Finished):
                     event = self._finished(event)
-                elif self.times.first_token is None and not isinstance(event, Prefill):
-                    self.times.first_token = self.times.now()
-                self._collected.add(event)
                 self._items.put_nowait(event)
         finally:
             if timer is not None:
@@ -250,7 +227,7 @@ class Exchange(AsyncIterator[Event]):
 
     def _finished(self, event: Finished) -> Finished:
         """Count an end. One at the time limit is of the answer's length, for clients."""
-        if self._out_of_time and event.reason == "cancelled":
+        if self._timed_out and event.reason == "cancelled":
             seconds = self._parts.settings.limits.seconds
             self._items.put_nowait(Notice(f"The answer was ended after {seconds:g} seconds."))
             event = replace(event, reason="length")
@@ -262,11 +239,11 @@ class Exchange(AsyncIterator[Event]):
         if seconds is None:
             return None
 
-        def out_of_time() -> None:
-            self._out_of_time = True
+        def time_out() -> None:
+            self._timed_out = True
             self.cancel()
 
-        return asyncio.get_running_loop().call_later(seconds, out_of_time)
+        return asyncio.get_running_loop().call_later(seconds, time_out)
 
     async def _watch_client(self) -> None:
         """Cancel when the client disconnects."""
@@ -274,28 +251,26 @@ class Exchange(AsyncIterator[Event]):
         self.cancel()
 
     def _leave_queue(self) -> None:
-        began, ended = self.times.began, self.times.ended
         if self._queued is not None:
-            duration = None if began is None or ended is None else ended - began
-            self._parts.queue.remove(self._queued, duration)
+            self._parts.queue.remove(self._queued)
 
-    async def _trace(self, error: Exception | None) -> None:
+    async def _trace(self, queued: QueuedRequest, error: Exception | None) -> None:
         """Count, log and record the exchange once it is over."""
-        times, parts = self.times, self._parts
-        if times.first_token is not None:
-            parts.metrics.first_token(times.first_token)
-        if times.began is not None and error is not None:
-            parts.metrics.failed()
+        parts = self._parts
         trace = ExchangeTrace(
             endpoint=self._endpoint,
             model=self.model,
             body=self._body,
-            result=self._collected.result,
             error=error,
-            waited=times.began,
-            first_token=times.first_token,
-            total=times.ended,
+            request=queued.request,
+            timed_out=self._timed_out,
+            arrived=self._arrived,
+            ended=time.perf_counter(),
         )
+        if trace.first_token is not None:
+            parts.metrics.first_token(trace.first_token)
+        if trace.waited is not None and error is not None:
+            parts.metrics.failed()
         log_exchange(trace, prompts=parts.settings.log_prompts)
         if parts.recorder is not None:
             await parts.recorder.write(trace)

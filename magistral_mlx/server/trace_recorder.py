@@ -10,12 +10,13 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from magistral_mlx.errors import StorageError
+from magistral_mlx.runtime.request import Request
 from magistral_mlx.runtime.result import Result
 
 FORMAT, VERSION = "magistral-mlx exchange", 1
@@ -24,30 +25,58 @@ _log = logging.getLogger("magistral_mlx.server")
 
 @dataclass(frozen=True)
 class ExchangeTrace:
-    """One exchange: request, answers or error, and times in seconds after its arrival.
+    """One exchange that is over: request, answers or error, and times.
 
-    waited: until generation began. first_token, total: None if it did not come so far.
+    body: the request as received. request: that of the runtime; None if it was never queued there.
+    timed_out: whether the server's time limit ended it. arrived, ended: on the clock of `request`.
     """
 
     endpoint: str
     model: str
     body: Mapping[str, Any]
-    result: Result | None
     error: Exception | None
-    waited: float | None
-    first_token: float | None
-    total: float | None
+    request: Request | None
+    timed_out: bool
+    arrived: float
+    ended: float
+
+    @property
+    def results(self) -> list[Result]:
+        """The answers that have ended, the last one perhaps by the time limit."""
+        if self.request is None or self.request.times.started is None:
+            return []
+        finished = [each for each in self.request.results if each.finish_reason is not None]
+        if self.timed_out and finished and finished[-1].finish_reason == "cancelled":
+            finished[-1] = replace(finished[-1], finish_reason="length")
+        return finished
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds from arrival until generation began, if it did."""
+        return None if self.request is None else self._seconds(self.request.times.started)
+
+    @property
+    def first_token(self) -> float | None:
+        """Seconds from arrival to the first token, if it came."""
+        return None if self.request is None else self._seconds(self.request.times.first_token)
+
+    @property
+    def total(self) -> float:
+        """Seconds from arrival to the end."""
+        return self.ended - self.arrived
+
+    def _seconds(self, moment: float | None) -> float | None:
+        return None if moment is None else moment - self.arrived
 
     def as_dict(self) -> dict[str, Any]:
         """The trace as JSON types."""
-        result, error = self.result, self.error
-        samples = [] if result is None else result.samples or (result,)
+        error = self.error
         failure = None if error is None else {"type": type(error).__name__, "message": str(error)}
         return {
             "endpoint": self.endpoint,
             "model": self.model,
             "request": self.body,
-            "samples": [_sample(sample) for sample in samples],
+            "samples": [_sample(sample) for sample in self.results],
             "error": failure,
             "seconds": {
                 "waited": self.waited,
@@ -108,7 +137,7 @@ class TraceRecorder:
 
 def log_exchange(trace: ExchangeTrace, *, prompts: bool) -> None:
     """Log one line for an exchange; prompt and answer only if `prompts`."""
-    result = trace.result
+    result = next(iter(trace.results), None)
     if trace.error is not None:
         _log.info("%s %s: %s", trace.endpoint, trace.model, type(trace.error).__name__)
     elif result is not None:
@@ -119,7 +148,7 @@ def log_exchange(trace: ExchangeTrace, *, prompts: bool) -> None:
             trace.model,
             usage.prompt_tokens,
             usage.completion_tokens,
-            trace.total or 0.0,
+            trace.total,
             result.finish_reason,
         )
     if prompts:

@@ -362,7 +362,7 @@ class TestMistakes:
             (["no-such-model"], "no-such-model"),
             (["demo", "demo"], "name each once"),
             (["demo", "--traces", "/dev/null/x"], "traces cannot be written"),
-            (["demo", "--context", "99999999"], "8,192 tokens at most"),
+            (["demo", "--context", "99999999"], "at most 8,192 tokens"),
         ],
     )
     def test_each_is_said_in_a_line(
