@@ -31,7 +31,7 @@ BlockKind = Literal["thinking", "text", "tool_call"]
 
 
 @dataclass(eq=False)
-class Block:
+class OutputBlock:
     """One block as far as it has been generated.
 
     index: among the blocks of its answer. pieces: its text; the arguments of a call, as JSON.
@@ -59,7 +59,7 @@ class SampleOutput:
     """
 
     index: int
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[OutputBlock] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     end: Finished | None = None
@@ -75,7 +75,7 @@ class SampleOutput:
         return "".join(block.text for block in self.blocks if block.kind == "text")
 
     @property
-    def calls(self) -> list[Block]:
+    def calls(self) -> list[OutputBlock]:
         """Calls to tools, one that was cut short included."""
         return [block for block in self.blocks if block.kind == "tool_call"]
 
@@ -108,14 +108,14 @@ class SampleStart:
 class BlockStart:
     """A block begins."""
 
-    block: Block
+    block: OutputBlock
 
 
 @dataclass(frozen=True)
 class BlockDelta:
     """More text of the block. `logprobs` are those of all tokens since the last delta."""
 
-    block: Block
+    block: OutputBlock
     text: str
     logprobs: list[TokenLogprob]
 
@@ -124,7 +124,7 @@ class BlockDelta:
 class BlockEnd:
     """The block is whole, or was cut short."""
 
-    block: Block
+    block: OutputBlock
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class BlockReader:
     def __init__(self) -> None:
         self._sample = SampleOutput(0)
         self._started = False
-        self._open: Block | None = None
+        self._open: OutputBlock | None = None
         self._logprobs: list[TokenLogprob] = []  # since the last delta
 
     def feed(self, event: Event) -> Iterator[BlockEvent]:
@@ -205,7 +205,7 @@ class BlockReader:
 
     def _start(self, kind: BlockKind, *, name: str = "", id: str = "") -> Iterator[BlockEvent]:
         yield from self._close()
-        self._open = Block(kind, len(self._sample.blocks), name, id)
+        self._open = OutputBlock(kind, len(self._sample.blocks), name, id)
         self._sample.blocks.append(self._open)
         yield BlockStart(self._open)
 

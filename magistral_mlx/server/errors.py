@@ -63,7 +63,7 @@ class TooLarge(APIError):
 
 
 class Busy(APIError):
-    """A full queue. `Retry-After` tells when to try again, in seconds."""
+    """A full queue. `Retry-After` holds the seconds until a new try."""
 
     status, code = 429, "queue_full"
 

@@ -53,8 +53,9 @@ class ServedModel:
         self._composer: Composer | None = composer
         self._magistral: Magistral | None = None  # kept when closed: it still counts tokens
         self._folder = composer.folder
-        told = composer.folder if composer.folder.is_file() else composer.folder / "config.json"
-        self._created = int(told.stat().st_mtime)
+        folder = composer.folder
+        dated = folder if folder.is_file() else folder / "config.json"
+        self._created = int(dated.stat().st_mtime)
         self._supports_images = has_vision and composer.tokenizer.has_image_tokens
         self._thinks = composer.tokenizer.thinks
 

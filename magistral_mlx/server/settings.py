@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""Settings of a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of one request.
 
     body_bytes: of its body. images: in all its messages. tokens: of an answer, thinking
     included; None for what the context leaves. seconds: from the first token of the prompt to the
@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a server is told when it starts.
+    """Settings of a server, fixed when it starts.
 
     models: names as `Magistral.load` takes them; none for the one that is on this machine. The
         first answers requests that name no model.
@@ -108,7 +108,7 @@ class Settings:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it there."""
+    """Whether `host` is reachable from this machine only."""
     if host in LOOPBACK:
         return True
     try:

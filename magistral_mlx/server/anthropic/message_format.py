@@ -23,11 +23,11 @@ from magistral_mlx.server.anthropic.response_schemas import (
     ToolUseBlockOut,
 )
 from magistral_mlx.server.blocks import (
-    Block,
     BlockDelta,
     BlockEnd,
     BlockEvent,
     BlockStart,
+    OutputBlock,
     SampleEnd,
     SampleOutput,
     SampleStart,
@@ -127,7 +127,7 @@ def signature_of(thinking: str) -> str:
     return hashlib.sha256(thinking.encode("utf-8", "replace")).hexdigest()
 
 
-def _block(block: Block, *, begun: bool = False) -> BlockOut:
+def _block(block: OutputBlock, *, begun: bool = False) -> BlockOut:
     """The whole block; `begun`: without its content."""
     text = "" if begun else block.text
     if block.kind == "text":
@@ -141,7 +141,7 @@ def _block(block: Block, *, begun: bool = False) -> BlockOut:
     return ToolUseBlockOut(type="tool_use", id=block.id, name=block.name, input=arguments)
 
 
-def _delta(block: Block, text: str) -> DeltaOut:
+def _delta(block: OutputBlock, text: str) -> DeltaOut:
     if block.kind == "text":
         return DeltaOut(type="text_delta", text=text)
     if block.kind == "thinking":
@@ -149,7 +149,7 @@ def _delta(block: Block, text: str) -> DeltaOut:
     return DeltaOut(type="input_json_delta", partial_json=text)
 
 
-def _delta_event(block: Block, delta: DeltaOut) -> MessageEvent:
+def _delta_event(block: OutputBlock, delta: DeltaOut) -> MessageEvent:
     return MessageEvent(type="content_block_delta", index=block.index, delta=delta)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from magistral_mlx.api.options import nth_seed
 from magistral_mlx.events import Event, Finished, Prefill, Stats, TokenLogprob
 from magistral_mlx.server.blocks import (
-    Block,
     BlockDelta,
     BlockEvent,
     BlockStart,
+    OutputBlock,
     SampleEnd,
     SampleOutput,
     SampleStart,
@@ -75,15 +75,15 @@ class ChatFormatter:
                 yield self._delta(ChatDelta(role="assistant", content=""))
             case Prefill(done, total) if done < total:
                 yield self._chunk([self._choice(ChatDelta())], progress=progress_of(event))
-            case BlockStart(Block("tool_call", name=name, id=id)):
+            case BlockStart(OutputBlock("tool_call", name=name, id=id)):
                 self._calls += 1
                 function = FunctionCallDelta(name=name, arguments="")
                 yield self._call_delta(id=id, type="function", function=function)
-            case BlockDelta(Block("tool_call"), text, logprobs):
+            case BlockDelta(OutputBlock("tool_call"), text, logprobs):
                 yield self._call_delta(logprobs, function=FunctionCallDelta(arguments=text))
-            case BlockDelta(Block("thinking"), text, logprobs) if self.mistral:
+            case BlockDelta(OutputBlock("thinking"), text, logprobs) if self.mistral:
                 yield self._delta(ChatDelta(content=[_thinking_chunk(text)]), logprobs)
-            case BlockDelta(Block("thinking"), text, logprobs):
+            case BlockDelta(OutputBlock("thinking"), text, logprobs):
                 yield self._delta(ChatDelta(reasoning_content=text), logprobs)
             case BlockDelta(_, text, logprobs):
                 yield self._delta(ChatDelta(content=text), logprobs)
@@ -108,7 +108,7 @@ class ChatFormatter:
         )
 
     def _end(self, sample: SampleOutput) -> dict[str, Any]:
-        """The fields that tell how an answer ended."""
+        """The fields of an answer's end."""
         fields: dict[str, Any] = {
             "finish_reason": finish_reason(sample.finished, called=sample.called),
             "seed": nth_seed(self.seed, sample.index),
@@ -158,7 +158,7 @@ def _message(sample: SampleOutput, *, mistral: bool) -> ChatMessageOut:
     return message
 
 
-def _call(call: Block) -> ToolCallOut:
+def _call(call: OutputBlock) -> ToolCallOut:
     function = FunctionCallOut(name=call.name, arguments=call.text)
     return ToolCallOut(id=call.id, type="function", function=function)
 

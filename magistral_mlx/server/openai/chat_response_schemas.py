@@ -88,7 +88,7 @@ class ToolCallDelta(BaseModel):
 
 
 class ChatDelta(BaseModel):
-    """What has come since the last chunk."""
+    """New content since the last chunk."""
 
     role: Literal["assistant"] = "assistant"
     content: ChatContent = None
@@ -107,7 +107,7 @@ class ChatChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """A piece of a stream. Those with `progress` tell that the prompt is still being read."""
+    """A piece of a stream. Those with `progress` come during a long prefill."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

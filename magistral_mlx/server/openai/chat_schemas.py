@@ -211,7 +211,7 @@ ResponseFormat = Annotated[TextFormat | JSONFormat | SchemaFormat, Field(discrim
 
 
 class StreamOptions(RequestSchema):
-    """What a stream holds besides the answers."""
+    """Additional contents of a stream."""
 
     include_usage: Annotated[
         bool | None, Field(description="End with a chunk of usage without choices.")
@@ -282,7 +282,7 @@ class ChatRequest(SamplingFields):
     reasoning_format: Annotated[
         Literal["separate", "mistral"] | None,
         Field(
-            description="Where the thinking goes: separate puts it in reasoning_content; mistral "
+            description="Place of the thinking: separate puts it in reasoning_content; mistral "
             "makes content a list of thinking and text chunks, as Mistral's API does, of which a "
             "stream sends the text as plain strings. Not in OpenAI's API."
         ),

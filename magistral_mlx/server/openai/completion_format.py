@@ -9,10 +9,10 @@ from typing import Any
 from magistral_mlx.api.options import nth_seed
 from magistral_mlx.events import Event, Prefill, Stats, TokenLogprob
 from magistral_mlx.server.blocks import (
-    Block,
     BlockDelta,
     BlockEvent,
     BlockStart,
+    OutputBlock,
     SampleEnd,
     SampleOutput,
     SampleStart,
@@ -68,7 +68,7 @@ class CompletionFormatter:
                     yield self._piece(self._echo)
             case Prefill(done, total) if done < total:
                 yield self._piece("", progress=progress_of(event))
-            case BlockStart(Block("tool_call") as call):
+            case BlockStart(OutputBlock("tool_call") as call):
                 yield self._piece(_call_head(call))
             case BlockDelta(_, text, logprobs):
                 yield self._piece(text, self._logprobs(logprobs))
@@ -108,7 +108,7 @@ class CompletionFormatter:
         return choice.model_copy(update=self._end(sample))
 
     def _end(self, sample: SampleOutput) -> dict[str, Any]:
-        """The fields that tell how a completion ended."""
+        """The fields of a completion's end."""
         fields: dict[str, Any] = {
             "finish_reason": "stop" if sample.finished.reason == "stop" else "length",
             "seed": nth_seed(self.seed, sample.index),
@@ -143,5 +143,5 @@ class CompletionFormatter:
         )
 
 
-def _call_head(call: Block) -> str:
+def _call_head(call: OutputBlock) -> str:
     return f"[TOOL_CALLS]{call.name}[ARGS]"

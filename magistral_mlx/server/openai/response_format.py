@@ -11,11 +11,11 @@ from typing import Any
 
 from magistral_mlx.events import Event, Prefill, Stats
 from magistral_mlx.server.blocks import (
-    Block,
     BlockDelta,
     BlockEnd,
     BlockEvent,
     BlockStart,
+    OutputBlock,
     SampleEnd,
     SampleOutput,
     read_blocks,
@@ -77,7 +77,7 @@ class ResponseFormatter:
                 yield self._event("response.in_progress", **state)
             case BlockStart(block):
                 yield from self._start(block)
-            case BlockDelta(Block("tool_call"), text):
+            case BlockDelta(OutputBlock("tool_call"), text):
                 yield self._item_event("response.function_call_arguments.delta", delta=text)
             case BlockDelta(block, text, logprobs):
                 fields: dict[str, Any] = {"delta": text}
@@ -101,7 +101,7 @@ class ResponseFormatter:
             self._event("response.failed", response=self._snapshot()),
         ]
 
-    def _start(self, block: Block) -> Iterator[ResponseEvent]:
+    def _start(self, block: OutputBlock) -> Iterator[ResponseEvent]:
         self._item = _new_item(block)
         item = self._item.model_copy()
         yield self._event("response.output_item.added", output_index=self._index, item=item)
@@ -109,7 +109,7 @@ class ResponseFormatter:
             self._part = self._new_part(block)
             yield self._part_event(block, "added", part=self._part.model_copy())
 
-    def _end(self, block: Block) -> Iterator[ResponseEvent]:
+    def _end(self, block: OutputBlock) -> Iterator[ResponseEvent]:
         item, part = self._item, self._part
         assert item is not None
         item.status = "completed" if block.complete else "incomplete"
@@ -140,22 +140,22 @@ class ResponseFormatter:
             response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
         return self._event(f"response.{response.status}", response=self._snapshot())
 
-    def _new_part(self, block: Block) -> OutputPart:
+    def _new_part(self, block: OutputBlock) -> OutputPart:
         if block.kind == "text":
             return OutputText(type="output_text", text="", annotations=[], logprobs=[])
         if self._summary:
             return SummaryPart(type="summary_text", text="")
         return ReasoningTextPart(type="reasoning_text", text="")
 
-    def _names(self, block: Block) -> tuple[str, str, str]:
+    def _names(self, block: OutputBlock) -> tuple[str, str, str]:
         is_summary = block.kind == "thinking" and self._summary
         return _NAMES["summary" if is_summary else block.kind]
 
-    def _part_event(self, block: Block, what: str, **fields: Any) -> ResponseEvent:
+    def _part_event(self, block: OutputBlock, what: str, **fields: Any) -> ResponseEvent:
         part, _, index = self._names(block)
         return self._item_event(f"response.{part}.{what}", **{index: 0}, **fields)
 
-    def _text_event(self, block: Block, what: str, **fields: Any) -> ResponseEvent:
+    def _text_event(self, block: OutputBlock, what: str, **fields: Any) -> ResponseEvent:
         _, text, index = self._names(block)
         return self._item_event(f"response.{text}.{what}", **{index: 0}, **fields)
 
@@ -175,7 +175,7 @@ class ResponseFormatter:
         return self.response.model_copy()
 
 
-def _new_item(block: Block) -> OutputItem:
+def _new_item(block: OutputBlock) -> OutputItem:
     head: dict[str, Any] = {"status": "in_progress"}
     if block.kind == "text":
         head |= {"type": "message", "id": new_id("msg_"), "role": "assistant"}

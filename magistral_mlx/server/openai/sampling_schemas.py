@@ -1,4 +1,4 @@
-"""What chat completions and completions share: how the tokens are drawn."""
+"""Sampling options, shared by chat completions and completions."""
 
 from __future__ import annotations
 
