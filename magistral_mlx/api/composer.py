@@ -301,6 +301,7 @@ class Composer:
             required=options.tool_choice == "required",
             parallel=options.parallel_tool_calls,
             answer=options.json_schema,
+            strict=options.strict_tool_names,
         )
 
     @property

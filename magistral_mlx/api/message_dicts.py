@@ -76,11 +76,13 @@ def parse_tool(entry: Any, where: str) -> Tool:
     _expect(name, str, "text", f"{where}.name")
     description = function.get("description") or ""
     _expect(description, str, "text", f"{where}.description")
+    strict = function.get("strict") or False
+    _expect(strict, bool, "true or false", f"{where}.strict")
     parameters = function.get("parameters")
     if parameters is None:
-        return Tool(name, description)
+        return Tool(name, description, strict=strict)
     _expect(parameters, Mapping, "a JSON schema (a dict)", f"{where}.parameters")
-    return Tool(name, description, parameters)
+    return Tool(name, description, parameters, strict)
 
 
 def to_dict(message: Message, image_url: Callable[[Image], str]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class Options:
     strict_tools: bool = option(
         False,
         Flag(),
-        "Hold calls to the tools' names and schemas while they are written.",
+        "Hold calls of all tools to their schemas exactly, as a tool's own `strict` does.",
         section=_STRUCTURE,
     )
     parallel_tool_calls: bool = option(
@@ -266,8 +266,15 @@ class Options:
     @property
     def constrains_calls(self) -> bool:
         """Whether calls to tools are held to a grammar."""
-        held = self.strict_tools or not self.parallel_tool_calls or self.tool_choice == "required"
-        return held and bool(self.offered_tools)
+        held = not self.parallel_tool_calls or self.tool_choice == "required"
+        return bool(self.offered_tools) and (held or bool(self.strict_tool_names))
+
+    @property
+    def strict_tool_names(self) -> frozenset[str]:
+        """Names of the offered tools whose calls are held to their schemas exactly."""
+        return frozenset(
+            tool.name for tool in self.offered_tools if tool.strict or self.strict_tools
+        )
 
     @property
     def reported_logprobs(self) -> int | None:

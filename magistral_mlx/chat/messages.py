@@ -109,13 +109,18 @@ class RawPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+    """A function that the model may call.
+
+    parameters: JSON schema of its arguments. strict: hold calls to the schema exactly, or fail if
+    it cannot be followed; otherwise arguments follow it as well as they can.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(
         default_factory=lambda: {"type": "object", "properties": {}}
     )
+    strict: bool = False
 
 
 Message = System | User | Assistant | ToolResult

@@ -1,78 +1,94 @@
-"""Structured output: what the answer must look like, as a mask over the next token.
+"""Structured output: grammars for the answer, and masks over the next token.
 
-llguidance (Rust, MIT) follows the grammar; a mask over 131,072 tokens takes it well under a
-millisecond, on the host, while the device computes the logits.
+llguidance (Rust, MIT) tracks the grammar; a mask over 131,072 tokens takes well under a millisecond
+on the host, while the device computes the logits.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from magistral_mlx.engine.json_schemas import (
+    ANY_OBJECT,
+    WHITESPACE,
+    Schema,
+    explain,
+    loosened,
+    problem,
+    reason,
+    schema_text,
+)
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-Schema = Mapping[str, Any] | bool
-
-# Where JSON allows whitespace any amount is allowed by default, and a model can get lost in it.
-_WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,48}"}
+_CALLS = "the grammar of the tool calls"
 
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
-    """A compiled grammar, for any number of generations. A `GrammarCompiler` makes it."""
+    """A compiled grammar, for any number of generations; made by a `GrammarCompiler`."""
 
     start: LLMatcher
     vocab_size: int
 
 
 class GrammarCompiler:
-    """Makes grammars for one vocabulary. Making the compiler takes some tenths of a second."""
+    """Compiles grammars for one vocabulary. Creating it takes some tenths of a second."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         from llguidance import LLTokenizer
 
-        table = _TokenTable(vocabulary)  # has what a TokenizerWrapper has, without the trial calls
+        table = _TokenTable(vocabulary)  # like a TokenizerWrapper, without its trial calls
         self._tokenizer: LLTokenizer = LLTokenizer(table)  # type: ignore[arg-type]
         self._vocab_size = len(vocabulary.tokens)
 
     def json_schema(self, schema: Schema | str) -> Grammar:
-        """JSON that is valid against `schema` (Draft 2020-12), given as such or as JSON text.
+        """Compile a grammar of JSON that is valid against `schema` (Draft 2020-12, or JSON text).
 
         Properties come in the order of the schema.
 
         Raises:
-            InvalidOption: no schema, or one with a keyword that cannot be followed; it is named.
-        """
-        return self._json_schema(schema, "the JSON schema")
-
-    def json(self) -> Grammar:
-        """Any JSON object."""
-        return self.json_schema({"type": "object"})
-
-    def regex(self, pattern: str) -> Grammar:
-        """Text that `pattern` matches as a whole (Rust's syntax, without look-around).
-
-        Raises:
-            InvalidOption: a pattern that is damaged, or that cannot be followed.
+            InvalidOption: not a schema, or it has a keyword that cannot be followed, with its name.
         """
         from llguidance import LLMatcher
 
+        what = "the JSON schema"
+        source = LLMatcher.grammar_from_json_schema(
+            _followed(schema, what),
+            overrides=WHITESPACE,  # type: ignore[arg-type]  # a part of the options is enough
+        )
+        return self._compile(source, what)
+
+    def json(self) -> Grammar:
+        """Compile a grammar of any JSON object."""
+        return self.json_schema({"type": "object"})
+
+    def regex(self, pattern: str) -> Grammar:
+        """Compile a grammar of text that `pattern` matches entirely (Rust's syntax).
+
+        Raises:
+            InvalidOption: an invalid pattern, or one with look-around or backreferences.
+        """
+        from llguidance import LLMatcher
+
+        _check_unicode(pattern, "the regex")
         return self._compile(LLMatcher.grammar_from_regex(pattern), f"the regex {pattern!r}")
 
     def choice(self, options: Sequence[str]) -> Grammar:
         """One of `options`, word for word; one or more, none empty."""
+        for option in options:
+            _check_unicode(option, "the choice")
         return self._compile("start: " + " | ".join(map(_literal, options)), "the choice")
 
     def tool_calls(
@@ -84,84 +100,94 @@ class GrammarCompiler:
         required: bool = False,
         parallel: bool = True,
         answer: Schema | str | None = None,
+        strict: Collection[str] = (),
     ) -> Grammar:
-        """Text, or calls to `tools` with arguments that are valid, or text and then calls.
+        """Compile a grammar of text, or calls to `tools`, or text followed by calls.
 
         Args:
-            tools: name -> JSON schema of its arguments; one or more.
+            tools: JSON schema of the arguments by tool name.
             call, args: ids of [TOOL_CALLS] and [ARGS]: a call is call, name, args, JSON.
-            required: calls and nothing else.
-            parallel: whether there may be more than one call.
-            answer: the schema of an answer that is no call; text before a call is out then.
+            required: calls only.
+            parallel: allow more than one call.
+            answer: schema of an answer without calls; there is no text before a call then.
+            strict: names of the tools whose arguments must be valid. Arguments of the others
+                follow their schema as far as it can be followed.
 
         Raises:
-            InvalidOption: as for `json_schema`, with the tool named.
+            InvalidOption: no tools, a schema that is none, or one that a strict tool or the answer
+                cannot follow, with the tool's name and the keyword.
         """
-        rules = [f"calls: {'one_call+' if parallel else 'one_call'}"]
-        for number, (name, schema) in enumerate(tools.items()):
-            self._json_schema(schema, f"the JSON schema of the tool {name!r}")
-            arguments = _inner_schema(schema)
-            rules.append(f"call_{number}: <[{call}]> {_literal(name)} <[{args}]> {arguments}")
-        rules.append("one_call: " + " | ".join(f"call_{n}" for n in range(len(tools))))
+        if not tools:
+            raise InvalidOption("no tools are given; a grammar for calls needs one or more.")
+        schemas = {}
+        for name, schema in tools.items():
+            _check_unicode(name, "the name of a tool")
+            what = f"the JSON schema of the tool {name!r}"
+            schemas[name] = (
+                _inner_schema(_followed(schema, what))
+                if name in strict
+                else (_best_effort(schema, what))
+            )
         if required:
-            rules.append("start: calls")
+            rules = ["start: calls"]
         elif answer is not None:
-            self.json_schema(answer)
-            rules += [f"answer: {_inner_schema(answer)}", "start: answer | calls"]
+            text = _followed(answer, "the JSON schema")
+            rules = [f"answer: {_inner_schema(text)}", "start: answer | calls"]
         else:
-            rules += [r"TEXT: /(.|\n)+/", "start: TEXT? calls?"]
-        return self._compile("\n".join(rules), "the grammar of the tool calls")
-
-    def _json_schema(self, schema: Schema | str, what: str) -> Grammar:
-        from llguidance import LLMatcher
-
-        source = LLMatcher.grammar_from_json_schema(
-            _schema_text(schema, what),
-            overrides=_WHITESPACE,  # type: ignore[arg-type]  # a part of the options is enough
-        )
-        return self._compile(source, what)
+            rules = [r"TEXT: /(.|\n)+/", "start: TEXT? calls?"]
+        rules.append(f"calls: {'one_call+' if parallel else 'one_call'}")
+        rules.append("one_call: " + " | ".join(f"call_{n}" for n in range(len(tools))))
+        try:
+            return self._compile(_call_rules(rules, schemas, call, args), _CALLS)
+        except InvalidOption:  # each schema can be followed, but not all of them together
+            loose = {
+                name: _inner_schema(schema_text(ANY_OBJECT)) for name in set(tools) - {*strict}
+            }
+            if not loose:
+                raise
+            return self._compile(_call_rules(rules, schemas | loose, call, args), _CALLS)
 
     def _compile(self, source: str, what: str) -> Grammar:
         from llguidance import LLMatcher
 
         start = LLMatcher(self._tokenizer, source, log_level=0)
         if start.is_error():
-            raise InvalidOption(f"{what} cannot be followed: {_reason(start.get_error())}")
+            raise InvalidOption(f"{what} cannot be followed: {reason(start.get_error())}")
         return Grammar(start, self._vocab_size)
 
 
 @dataclass
 class MaskCost:
-    """Seconds that a grammar has taken on the host, and masks that were computed in them."""
+    """Host time of a grammar in seconds, and the number of masks computed."""
 
     seconds: float = 0.0
     masks: int = 0
 
 
 class GrammarMask:
-    """How far one generation has come in its grammar. Once it is complete only eos is allowed."""
+    """State of one generation in its grammar. Once it is complete only eos is allowed."""
 
     def __init__(self, grammar: Grammar, vocab_size: int) -> None:
-        """`vocab_size` is the model's, which may be larger than the tokenizer's."""
+        """Start at the beginning. `vocab_size`: the model's, which may exceed the tokenizer's."""
         self._matcher = grammar.start.deep_copy()
         self._words = -(-grammar.vocab_size // 32)
         self._bits = np.zeros(max(self._words, -(-vocab_size // 32)), np.uint32)
         self.cost = MaskCost()
 
     def copy(self) -> GrammarMask:
-        """One that goes its own way from here. What it takes counts for both."""
+        """Return an independent copy, except that both count their time together."""
         other = copy.copy(self)
         other._matcher = self._matcher.deep_copy()
         other._bits = self._bits.copy()
         return other
 
     def next(self, also: int | None = None) -> NDArray[np.uint32]:
-        """The ids that may come next, one bit each, the lowest first in each word.
+        """Return a bitmask of the ids that may come next, lowest bit first in each word.
 
-        The array is overwritten by the next call.
+        The next call overwrites the array.
 
         Args:
-            also: an id that may come whatever the grammar says.
+            also: an id that is allowed in any case.
         """
         start = time.perf_counter()
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, 4 * self._words)
@@ -173,7 +199,7 @@ class GrammarMask:
         return self._bits
 
     def accept(self, token: int) -> None:
-        """Go on by `token`, one that the mask allowed."""
+        """Advance by `token`, which the mask allowed."""
         start = time.perf_counter()
         self._matcher.consume_token(token)
         self._check()
@@ -182,13 +208,13 @@ class GrammarMask:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise InvalidOption(
-                "the grammar could not be followed to its end: "
-                f"{_reason(self._matcher.get_error())} Make it simpler."
+                "the grammar failed before its end: "
+                f"{reason(self._matcher.get_error())} Make it simpler."
             )
 
 
 class _TokenTable:
-    """A vocabulary as llguidance asks for it (its `TokenizerWrapper`)."""
+    """A vocabulary with the interface of llguidance's `TokenizerWrapper`."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -197,43 +223,55 @@ class _TokenTable:
         self._encode = vocabulary.encode
         self.eos_token_id = vocabulary.eos
         self.special_token_ids = [n for n, piece in enumerate(vocabulary.tokens) if not piece]
-        # A control token has no text; llguidance wants a name, which no grammar of ours uses.
+        # A control token has no text; llguidance needs a name, which no grammar of ours uses.
         self.tokens = [piece or b"<|%d|>" % n for n, piece in enumerate(vocabulary.tokens)]
 
     def __call__(self, text: str) -> list[int]:
         return list(self._encode(text))
 
 
-def _schema_text(schema: Schema | str, what: str = "the JSON schema") -> str:
-    """The schema as JSON text; what allows everything as the empty object."""
-    try:
-        parsed = json.loads(schema) if isinstance(schema, str) else schema
-        if parsed is True:
-            parsed = {}
-        if not isinstance(parsed, Mapping):
-            raise InvalidOption(f"{what} is {parsed!r}; it must be an object or true.")
-        return json.dumps(dict(parsed), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidOption(f"{what} is not JSON: {error}.") from error
-
-
-def _inner_schema(schema: Schema | str) -> str:
-    """The schema inside a larger grammar, with our rule for whitespace."""
-    return "%json " + json.dumps(json.loads(_schema_text(schema)) | {"x-guidance": _WHITESPACE})
+def _inner_schema(text: str, *, coerce_one_of: bool = False) -> str:
+    """A schema inside a larger grammar, with our options."""
+    options = WHITESPACE | {"coerce_one_of": coerce_one_of}
+    return "%json " + schema_text(json.loads(text) | {"x-guidance": options})
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A string of a grammar. Its lexer takes U+007F only as an escape."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _reason(error: str) -> str:
-    """llguidance's message on one line, without the listing of the grammar."""
-    unsupported = re.search(r"Unimplemented keys: \[(.*?)\]", error)
-    if unsupported:
-        keywords = unsupported[1].replace('"', "")
-        return f"it uses {keywords}, not supported here. Leave that out."
-    if "coerce_one_of" in error:
-        return "it has a oneOf whose branches may both hold, not supported here. Use anyOf."
-    parse_error = re.search(r"error: (.*)", error)
-    reason = " ".join((parse_error[1] if parse_error else error.split("\n")[0]).split())
-    return reason if reason.endswith(".") else reason + "."
+def _check_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidOption(f"{what} has half a surrogate pair. Use valid Unicode.") from None
+
+
+def _followed(schema: Schema | str, what: str) -> str:
+    """Return the text of a schema that can be followed exactly.
+
+    Raises:
+        InvalidOption: it cannot, with the keywords and their places.
+    """
+    text = schema_text(schema, what)
+    if error := problem(text):
+        raise InvalidOption(f"{what} cannot be followed: {explain(text, error)}")
+    return text
+
+
+def _best_effort(schema: Schema, what: str) -> str:
+    """Return the schema in a grammar, loosened where it cannot be followed."""
+    text = schema_text(schema, what)
+    if problem(text) is None:
+        return _inner_schema(text)
+    return _inner_schema(loosened(text), coerce_one_of=True)
+
+
+def _call_rules(rules: Sequence[str], schemas: Mapping[str, str], call: int, args: int) -> str:
+    """The grammar with a rule for each tool's call."""
+    calls = [
+        f"call_{n}: <[{call}]> {_literal(name)} <[{args}]> {arguments}"
+        for n, (name, arguments) in enumerate(schemas.items())
+    ]
+    return "\n".join([*rules, *calls])

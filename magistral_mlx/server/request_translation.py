@@ -182,13 +182,12 @@ def tool_options(
     return {
         "tools": [_tool(each) for each in functions if names is None or each.name in names],
         "tool_choice": choice,
-        "strict_tools": any(each.strict for each in functions),
     }
 
 
 def _tool(function: FunctionSchema) -> Tool:
     schema = {} if function.parameters is None else {"parameters": function.parameters}
-    return Tool(function.name, function.description or "", **schema)
+    return Tool(function.name, function.description or "", strict=bool(function.strict), **schema)
 
 
 def thinking_of(effort: Effort | None) -> ThinkingOption:

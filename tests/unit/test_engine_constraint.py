@@ -270,7 +270,9 @@ def schema(value: Any) -> Callable[[GrammarCompiler], Grammar]:
 
 
 def tool(value: Any) -> Callable[[GrammarCompiler], Grammar]:
-    return lambda compiler: compiler.tool_calls({"look_up": value}, call=CALL, args=ARGS)
+    return lambda compiler: compiler.tool_calls(
+        {"look_up": value}, call=CALL, args=ARGS, strict=("look_up",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -290,8 +292,11 @@ def tool(value: Any) -> Callable[[GrammarCompiler], Grammar]:
         (schema({"const": float("nan")}), "is not JSON"),
         (schema({"const": {1}}), "is not JSON"),
         (tool({"if": {}}), "schema of the tool 'look_up' cannot be followed: it uses if"),
-        (tool({"type": "frog"}), "'look_up' cannot be followed: Invalid type: frog"),
+        (tool({"type": "frog"}), "'look_up' cannot be followed: type 'frog': Invalid type: frog"),
         (tool(3), "schema of the tool 'look_up' is 3"),
+        (schema({"const": "\ud800"}), "half a surrogate pair"),
+        (lambda compiler: compiler.choice(["yes", "\udc80"]), "half a surrogate pair"),
+        (lambda compiler: compiler.regex("a|\ud800"), "half a surrogate pair"),
         (lambda compiler: compiler.regex("a(b"), r"the regex 'a\(b' .*unclosed group"),
         (lambda compiler: compiler.regex(r"(?<=a)b"), "look-behind"),
     ],
@@ -303,3 +308,182 @@ def test_what_cannot_be_followed_is_said_in_one_line(
         make(compiler)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def of_value(**value: Any) -> dict[str, Any]:
+    """A schema of an object whose one property has the schema `value`."""
+    return {"type": "object", "properties": {"value": value}, "required": ["value"]}
+
+
+FILE = {"type": "string", "format": "path"}
+# Schemas of tools that clients send, with the keyword that cannot be followed, and arguments that
+# they allow.
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "format path": (of_value(type="string", format="path"), "format", {"value": "/tmp"}),
+    "format uri-reference": (
+        of_value(type="string", format="uri-reference"),
+        "format",
+        {"value": "../a#b"},
+    ),
+    "format int64": (of_value(type="string", format="int64"), "format", {"value": "7"}),
+    "format password": (of_value(type="string", format="password"), "format", {"value": "*"}),
+    "format binary": (of_value(type="string", format="binary"), "format", {"value": "AA=="}),
+    "uniqueItems": (of_value(type="array", uniqueItems=True), "uniqueItems", {"value": [1, 2]}),
+    "propertyNames": (
+        {"type": "object", "propertyNames": {"pattern": "^a"}},
+        "propertyNames",
+        {"ab": 1},
+    ),
+    "not": (of_value(**{"not": {"type": "null"}}), "not", {"value": 1}),
+    "if and then": (
+        of_value() | {"if": {"required": ["a"]}, "then": {"required": ["b"]}},
+        "if",
+        {"value": 1, "a": 1, "b": 2},
+    ),
+    "oneOf that overlaps": (
+        of_value(oneOf=[{"type": "integer"}, {"type": "number", "minimum": 5}]),
+        "oneOf",
+        {"value": 3},
+    ),
+    "look-ahead": (of_value(type="string", pattern="^(?!x)[a-z]+$"), "pattern", {"value": "abc"}),
+    "look-behind": (of_value(type="string", pattern="(?<=a)b"), "pattern", {"value": "ab"}),
+    "64-bit bounds": (
+        of_value(type="integer", minimum=-(2**63), maximum=2**63 - 1),
+        "minimum",
+        {"value": -5},
+    ),
+    # More of the same kinds.
+    "backreference": (of_value(type="string", pattern=r"(a)\1"), "pattern", {"value": "aa"}),
+    "contains": (of_value(type="array", contains={"const": 1}), "contains", {"value": [1]}),
+    "dependentRequired": (
+        of_value() | {"dependentRequired": {"value": ["unit"]}},
+        "dependentRequired",
+        {"value": 1, "unit": "m"},
+    ),
+    "unevaluatedProperties": (
+        of_value() | {"unevaluatedProperties": False},
+        "unevaluatedProperties",
+        {"value": 1},
+    ),
+    "a reference elsewhere": (
+        of_value(**{"$ref": "https://example.com/other.json"}),
+        "$ref",
+        {"value": 1},
+    ),
+    "look-ahead in names": (
+        {"type": "object", "patternProperties": {"^(?!x)": {}}, "additionalProperties": False},
+        "patternProperties",
+        {"a": 1},
+    ),
+    "inside a definition": (
+        of_value(**{"$ref": "#/$defs/file"})
+        | {"$defs": {"file": {"format": "path", "type": "string"}}},
+        "format",
+        {"value": "/tmp"},
+    ),
+    "deep inside": (
+        of_value(
+            type="array", items={"anyOf": [{"type": "string", "format": "path"}, {"type": "null"}]}
+        ),
+        "format",
+        {"value": [None, "/tmp"]},
+    ),
+}
+EACH_UNSUPPORTED = pytest.mark.parametrize(
+    ("parameters", "keyword", "allows"), UNSUPPORTED.values(), ids=UNSUPPORTED.keys()
+)
+
+
+@EACH_UNSUPPORTED
+def test_arguments_without_strict_follow_what_can_be_followed(
+    parameters: dict[str, Any], keyword: str, allows: Any, compiler: GrammarCompiler
+) -> None:
+    """Whatever the schema allows may be written."""
+    grammar = compiler.tool_calls({"f": parameters}, call=CALL, args=ARGS, required=True)
+    encode = tiny_tokenizer().encode
+    mask = GrammarMask(grammar, 1280)
+    for token in [CALL, *encode("f"), ARGS, *encode(json.dumps(allows)), EOS]:
+        assert token in allowed(mask)
+        mask.accept(token)
+
+
+@EACH_UNSUPPORTED
+def test_a_strict_tool_that_cannot_be_followed_is_named_with_the_keyword(
+    parameters: dict[str, Any], keyword: str, allows: Any, compiler: GrammarCompiler
+) -> None:
+    tools = {"other": PET, "look_up": parameters}
+    with pytest.raises(InvalidOption) as caught:
+        compiler.tool_calls(tools, call=CALL, args=ARGS, strict=("look_up",))
+    message = str(caught.value)
+    assert message.startswith("the JSON schema of the tool 'look_up' cannot be followed: ")
+    assert keyword in message
+    assert "\n" not in message and len(message) < 300
+
+
+@EACH_UNSUPPORTED
+def test_an_answer_s_schema_that_cannot_be_followed_is_refused_with_the_keyword(
+    parameters: dict[str, Any], keyword: str, allows: Any, compiler: GrammarCompiler
+) -> None:
+    with pytest.raises(InvalidOption, match=re.escape(keyword)):
+        compiler.json_schema(parameters)
+
+
+def test_another_tool_that_is_strict_leaves_a_loose_one_alone(compiler: GrammarCompiler) -> None:
+    loose = of_value(type="string", format="path", maxLength=9) | {"additionalProperties": False}
+    tools = {"loose": loose, "pet": PET}
+    grammar = compiler.tool_calls(
+        tools, call=CALL, args=ARGS, required=True, parallel=False, strict=("pet",)
+    )
+    names = set()
+    for seed in range(12):
+        (call,) = events_of(written(grammar, seed, limit=2000))
+        names.add(call.name)
+        given = json.loads(call.arguments)
+        if call.name == "pet":
+            jsonschema.validate(given, PET)
+        else:
+            assert isinstance(given["value"], str)
+    assert names == set(tools)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "properties": {"value": False}, "required": ["value"]},
+        {"allOf": [of_value(type="string"), of_value(type="integer")]},
+        of_value(enum=[]),
+        of_value(type="string", minLength=5, maxLength=2),
+        of_value(type="frog"),
+        {"type": "object", "properties": 3, "required": "value"},
+        {"type": "object", "properties": {"value": 3}},
+    ],
+    ids=str,
+)
+def test_a_schema_that_makes_no_sense_still_gives_an_object(
+    parameters: dict[str, Any], compiler: GrammarCompiler
+) -> None:
+    grammar = compiler.tool_calls({"f": parameters}, call=CALL, args=ARGS, required=True)
+    mask = GrammarMask(grammar, 1280)
+    for token in [CALL, *tiny_tokenizer().encode("f"), ARGS]:
+        mask.accept(token)
+    assert tiny_tokenizer().encode("{")[0] in allowed(mask)
+
+
+@pytest.mark.parametrize(
+    "character", ["\x7f", "\x01", "\x80", "\x9f", "\u2028", "\ufeff", "\\u007f"]
+)
+def test_any_character_may_stand_in_a_choice_a_name_or_a_schema(
+    character: str, compiler: GrammarCompiler
+) -> None:
+    text = f"a{character}b"
+    mask = GrammarMask(compiler.choice([text]), 1280)
+    for token in tiny_tokenizer().encode(text):
+        mask.accept(token)
+    assert allowed(mask) == {EOS}
+    compiler.json_schema({"const": text})
+    parameters = {"type": "object", "properties": {text: {"type": "string", "description": text}}}
+    grammar = compiler.tool_calls({text: parameters}, call=CALL, args=ARGS, required=True)
+    mask = GrammarMask(grammar, 1280)
+    for token in [CALL, *tiny_tokenizer().encode(text), ARGS, *tiny_tokenizer().encode("{}")]:
+        mask.accept(token)
+    assert EOS in allowed(mask)

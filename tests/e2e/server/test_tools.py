@@ -161,3 +161,60 @@ def test_a_tool_result_block_is_answered(caller: Server):
     ]
     [said] = client.messages.create(messages=turns, **options).content
     assert said.type == "text" and said.text == "Zero"
+
+
+def loose(name: str, **value: Any) -> dict[str, Any]:
+    """A function that is not strict, with one argument of the schema `value`."""
+    parameters = {
+        "type": "object",
+        "properties": {"value": value},
+        "required": ["value"],
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+PATH = loose("open", type="string", format="path", maxLength=8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parallel_tool_calls": False},
+        {"tool_choice": "required"},
+        {"tools": [PATH, {**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}]},
+    ],
+    ids=["one call", "a required call", "another tool is strict"],
+)
+def test_one_tools_schema_does_not_refuse_the_request(
+    client: openai.OpenAI, options: dict[str, Any]
+):
+    tools = [
+        PATH,
+        loose("tag", type="array", items={"enum": ["a", "b"]}, maxItems=2, uniqueItems=True),
+        loose("add", type="integer", minimum=-(2**63), maximum=2**63 - 1),
+    ]
+    found = ask(client, **({"tools": tools} | options)).choices[0]
+    assert found.finish_reason in ("stop", "tool_calls", "length")
+    for call in found.message.tool_calls or ():
+        assert "value" in json.loads(call.function.arguments) or call.function.name == "add"
+
+
+def test_a_strict_tool_that_cannot_be_followed_is_refused_by_name(client: openai.OpenAI):
+    strict = {**PATH, "function": {**PATH["function"], "strict": True}}
+    with pytest.raises(openai.BadRequestError, match=r"tool 'open' .*format 'path'"):
+        ask(client, tools=[*TOOLS, strict])
+
+
+def test_one_tools_schema_does_not_refuse_a_message(server: Server):
+    asked = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    found = asked.messages.create(
+        model="demo",
+        max_tokens=600,
+        messages=[{"role": "user", "content": "What is 37 + 85?"}],
+        tools=[{"name": "open", "input_schema": PATH["function"]["parameters"]}],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        extra_body={"temperature": 0},
+    )
+    [call] = [block for block in found.content if block.type == "tool_use"]
+    assert call.name == "open" and isinstance(call.input["value"], str)

@@ -279,6 +279,8 @@ def test_tools_as_in_openais_api():
     assert to_tools([{"type": "function", "function": function}]) == (expected,)
     assert to_tools([function, expected]) == (expected, expected)
     assert to_tools([{"name": "now"}]) == (Tool("now"),)
+    assert to_tools([function | {"strict": True}])[0].strict
+    assert not to_tools([function | {"strict": None}])[0].strict
     assert to_tools(None) == ()
 
 
@@ -289,6 +291,7 @@ def test_tools_as_in_openais_api():
         ({"type": "web"}, r"tools\[0\]\.type is 'web'"),
         ({"function": {}}, r"tools\[0\]\.function\.name is missing"),
         ({"name": "f", "parameters": 3}, r"tools\[0\]\.parameters is of type int"),
+        ({"name": "f", "strict": "yes"}, r"tools\[0\]\.strict is of type str"),
     ],
 )
 def test_a_malformed_tool_names_its_field(tool: Any, message: str):
