@@ -216,6 +216,19 @@ def declarations(cls: type[Any]) -> dict[str, Field[Any]]:
     return {field.name: field for field in fields(cls) if spec_of(field)}
 
 
+def default_text(declared: Field[Any]) -> str:
+    """The default of an option in words, as in "0 (off)"; "" for none, and for a flag."""
+    spec, default = spec_of(declared), declared.default
+    if default is None and spec:
+        return spec.unset
+    if default == () or isinstance(default, bool):
+        return ""
+    if not isinstance(default, int | float):
+        return str(default)
+    meanings = spec.kind.meanings if spec and isinstance(spec.kind, Number) else {}
+    return f"{default:g} ({meanings[default]})" if default in meanings else f"{default:g}"
+
+
 def validate_options(options: Any, prefix: str = "") -> None:
     """Check each option of a frozen dataclass, and bring its value into its normal form.
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
-from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.option_spec import Choice, Integer, Name, Size, option, validate_options
 
@@ -42,14 +41,14 @@ class LoadOptions:
     )
     kv: KVName | None = option(
         None,
-        Choice(*SCHEMES),
+        Choice(*get_args(KVName)),
         "Bits of keys and values in the KV cache.",
         unset="the most that memory allows",
     )
     images: int = option(1, Integer(0), "Images of the largest size to keep memory for.")
     dtype: DTypeName | None = option(
         None,
-        Choice("float32", "float16", "bfloat16"),
+        Choice(*get_args(DTypeName)),
         "Type of numbers to compute in.",
         unset="the backend's own",
     )

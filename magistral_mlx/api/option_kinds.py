@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +77,8 @@ class JSONSchema(Kind):
     words = "a JSON schema: an object or true"
 
     def validate(self, name: str, value: Any) -> Any:
+        import json
+
         schema = value
         if isinstance(value, str):
             try:

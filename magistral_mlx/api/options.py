@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -283,6 +282,8 @@ class Options:
 
     def seeded(self) -> Options:
         """With a seed in any case."""
+        import secrets
+
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(SEEDS))
 
     def sampling(self, index: int) -> Sampling:

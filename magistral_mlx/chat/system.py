@@ -60,7 +60,7 @@ def default_system(
     if text is None:
         return CARD_DEFAULT if thinks else None
     name = name or folder.resolve().name.removesuffix(".gguf")
-    return _as_system(fill_placeholders(text, name, date.today()), thinks)
+    return system_from_text(fill_placeholders(text, name, date.today()), thinks=thinks)
 
 
 def system_from_file(path: str | PathLike[str], *, thinks: bool) -> System | None:
@@ -72,7 +72,7 @@ def system_from_file(path: str | PathLike[str], *, thinks: bool) -> System | Non
     text = _read(Path(path))
     if text is None:
         raise PromptError(f"There is no system prompt file {path}. Check the path.")
-    return _as_system(text, thinks)
+    return system_from_text(text, thinks=thinks)
 
 
 def split_thinking(text: str) -> System:
@@ -109,7 +109,8 @@ def fill_placeholders(text: str, name: str, today: date) -> str:
     return re.sub(r"\{(?:name|today|yesterday)\}", lambda found: values[found[0]], text)
 
 
-def _as_system(text: str, thinks: bool) -> System | None:
+def system_from_text(text: str, *, thinks: bool) -> System | None:
+    """The system prompt that `text` is, with its thinking parts if the tokenizer `thinks`."""
     if not text:
         return None
     return split_thinking(text) if thinks else System(text)

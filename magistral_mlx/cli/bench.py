@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.api.load_options import LoadOptions
+from magistral_mlx.cli.loading import chosen_model, loading_options, model_argument, warn_if_short
+from magistral_mlx.cli.params import INTEGER, command, given, option
+from magistral_mlx.option_spec import Integer
+
 if TYPE_CHECKING:
     from magistral_mlx.bench.compare import Comparison, Workload
     from magistral_mlx.bench.process import Program
@@ -20,35 +25,46 @@ _CONTEXTS = (512, 4096)
 _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes at once
 
 
-@click.command()
-@click.option("--model", metavar="NAME_OR_DIR", help="As for generate.")
-@click.option(
+@command()
+@model_argument
+@option(
+    "-c",
     "--context",
     "contexts",
     metavar="TOKENS[,TOKENS]",
-    help="Lengths of prompts to measure at. Default: 512,4096.",
+    help="Lengths of prompts to measure at.  [default: 512,4096]",
 )
-@click.option("--tokens", type=int, default=64, show_default=True, help="Tokens to generate.")
-@click.option(
+@option(
+    "-n",
+    "--tokens",
+    type=INTEGER(Integer(2)),
+    default=64,
+    metavar="N",
+    help="Tokens to generate.  [default: 64]",
+)
+@option(
     "--against",
     metavar="NAME[,NAME]",
     default="",
     help="mlx-lm, mlx-vlm, or both; NAME=PYTHON for one in another environment.",
 )
-@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="What to compute in, for all runtimes. Default: what is fastest here.",
+@option(
+    "--rounds",
+    type=INTEGER(Integer(1)),
+    default=9,
+    metavar="N",
+    help="Rounds at most.  [default: 9]",
 )
-@click.option("--rounds", type=int, default=9, show_default=True, help="Rounds at most.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@loading_options("kv", "dtype")
 def bench(as_json: bool, **options: Any) -> None:
-    """Measure prefill, decode, time to first token and peak memory.
+    """Measure prefill, decode, time to first token and peak memory of MODEL.
 
-    Random tokens are used, so no answer is shown. Rounds repeat until their spread is small. What a
-    pass over several tokens costs is kept, for speculation to go by.
+    The tokens are random, so no answer is shown. Rounds repeat until their spread is small. The
+    cost of a pass over several tokens is stored for speculation.
     """
+    options["model"] = chosen_model(options)
+    options |= {"kv": None, "dtype": None} | given(options, LoadOptions)
     from magistral_mlx.bench.conditions import read_conditions, swapping
     from magistral_mlx.bench.record import limit_of
     from magistral_mlx.cli import bench_report as report
@@ -75,12 +91,10 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     from pathlib import Path
 
     from magistral_mlx.checkpoint.folder import Checkpoint
-    from magistral_mlx.cli.progress import warn_if_short
     from magistral_mlx.library import locate
     from magistral_mlx.memory.here import plan_here
     from magistral_mlx.memory.plan import PlanRequest
 
-    _check(options)
     folder = Path(locate(options["model"]))
     checkpoint = Checkpoint.open(folder)
     name = options["model"] or folder.name
@@ -89,15 +103,6 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     plan = plan_here(checkpoint, name, request, options["dtype"])
     warn_if_short(plan)
     return name, checkpoint, plan.machine, plan.scheme.name
-
-
-def _check(options: dict[str, Any]) -> None:
-    """Raises InvalidOption for a number that cannot be measured with."""
-    from magistral_mlx.errors import InvalidOption
-
-    for option, least in (("tokens", 2), ("rounds", 1)):
-        if options[option] < least:
-            raise InvalidOption(f"{option} is {options[option]}; it must be {least} or more.")
 
 
 def _contexts(checkpoint: Checkpoint, options: dict[str, Any]) -> list[int]:

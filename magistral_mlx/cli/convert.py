@@ -91,8 +91,8 @@ def convert(source: str, output: str | None, **asked: Any) -> int:
 
 def _run(conversion: Conversion, source: str) -> Path:
     from magistral_convert import run
-    from magistral_mlx.cli.awake import kept_awake
     from magistral_mlx.cli.convert_progress import conversion_progress
+    from magistral_mlx.cli.process import kept_awake
 
     try:
         with kept_awake(), conversion_progress() as on_progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -10,111 +9,75 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.imports import quick_imports
-from magistral_mlx.cli.loading import loading_options, open_model
-from magistral_mlx.cli.printing import JsonPrinter, Printer, TextPrinter
-from magistral_mlx.cli.thinking import parse_thinking
+from magistral_mlx.cli.generation import generation_options, options_of, system_text, with_system
+from magistral_mlx.cli.loading import load_options, loading_options, model_option, open_model
+from magistral_mlx.cli.params import FILE, command, option
+from magistral_mlx.cli.process import quick_imports
+from magistral_mlx.textfile import decode_text, read_text_file, without_final_newlines
 
 if TYPE_CHECKING:
-    from magistral_mlx.api.magistral import Magistral
-    from magistral_mlx.api.options import Options
     from magistral_mlx.api.stream import Stream
-    from magistral_mlx.chat.messages import Message, System
+    from magistral_mlx.chat.messages import Image, User
+    from magistral_mlx.cli.printing import Printer
 
 
-@click.command()
-@click.argument("prompt")
-@click.option(
+@command()
+@click.argument("prompt", required=False)
+# What has no effect on a single turn is left out.
+@generation_options(without=("keep_thinking", "overflow"))
+@option(
+    "-f",
+    "--file",
+    "prompt_file",
+    type=FILE,
+    metavar="FILE",
+    section="Prompt",
+    help="Prompt from a file, in place of PROMPT.",
+)
+@option(
     "--image",
     "images",
     multiple=True,
+    type=FILE,
     metavar="FILE",
-    help="An image, put before the text. Give it again for more, in order.",
+    section="Prompt",
+    help="Image, put before the text. Give it again for more, in order.",
 )
-@click.option(
-    "--model",
-    metavar="NAME_OR_DIR",
-    help="A folder, a hub name, or 'demo'. Default: your 4-bit conversion, else one found here.",
+@option("--hide-thinking", is_flag=True, section="Output", help="Show the answer alone.")
+@option("--json", "as_json", is_flag=True, section="Output", help="Print one JSON object a line.")
+@option(
+    "--stats/--no-stats",
+    default=True,
+    section="Output",
+    help="Show figures at the end, or not.  [default: stats]",
 )
-@click.option("--max-tokens", type=int, help="Tokens to write at most. Default: what fits.")
-@click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=float, default=0.95, show_default=True)
-@click.option("--top-k", type=int, default=0, help="Draw among the k likeliest tokens only.")
-@click.option("--min-p", type=float, default=0.0, help="Drop tokens below p times the likeliest.")
-@click.option("--seed", type=int, help="The same seed gives the same answer.")
-@click.option(
-    "--thinking",
-    default="on",
-    metavar="on|off|TOKENS",
-    show_default=True,
-    help="Think first, answer at once, or think for so many tokens at most.",
-)
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text.")
-@click.option("--json-schema", metavar="FILE", help="Hold the answer to the schema in a file.")
-@click.option("--regex", metavar="PATTERN", help="Hold the answer to a regular expression.")
-@click.option("--choice", multiple=True, metavar="TEXT", help="One of these is the answer.")
-@click.option("--image-tokens", type=int, help="Scale images down to so many tokens each.")
-@click.option("--system", metavar="TEXT", help="A system prompt, taken literally.")
-@click.option("--system-file", metavar="FILE", help="One from a file; its [THINK] part counts.")
-@click.option("--no-system", is_flag=True, help="Send no system prompt.")
-@click.option("--hide-thinking", is_flag=True, help="Show the answer alone.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
-@click.option("--stats/--no-stats", default=True, show_default=True, help="Figures at the end.")
-@click.option(
-    "--speculation",
-    type=click.Choice(["auto", "off", "ngram", "draft"]),
-    default="auto",
-    show_default=True,
-    help="Check guesses, several tokens a pass, where that is faster. It changes no answer.",
-)
-@loading_options
-def generate(prompt: str, images: tuple[str, ...], **options: Any) -> int:
+@model_option
+@loading_options(without=("images", "parallel"))
+def generate(prompt: str | None, images: tuple[str, ...], **options: Any) -> int:
     """Answer PROMPT ('-' reads it from stdin), thinking first.
 
     The answer goes to stdout and everything else to stderr, unless stdout is a terminal.
     """
+    if (options["logprobs"] or options["top_logprobs"]) and not options["as_json"]:
+        raise click.UsageError("--logprobs and --top-logprobs need --json.")
     with quick_imports():
-        settings = _settings(options)
-    opened = _open_images(images)
-    text = _read_prompt(prompt)
-    printer: Printer = (
-        JsonPrinter()
-        if options["as_json"]
-        else TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
-    )
-    with open_model(options, len(opened)) as magistral:
-        messages = _messages(_system(magistral, options), opened, text)
-        return _show(magistral.stream(messages, options=settings), printer)
+        settings = options_of(options)
+        system = system_text(options)
+        opened = [_open_image(image) for image in images]
+        loading = load_options(options, images=len(opened))
+        user = _user(_read_prompt(prompt, options["prompt_file"]), opened)
+        printer = _printer(options)
+    with open_model(options["model"], loading) as magistral:
+        settings = with_system(settings, system, magistral)
+        return _show(magistral.stream(user, options=settings), printer)
 
 
-def _settings(options: dict[str, Any]) -> Options:
-    """Check the options before the model is loaded: a wrong one should not cost half a minute."""
-    from magistral_mlx.api.options import Options
+def _printer(options: dict[str, Any]) -> Printer:
+    from magistral_mlx.cli.printing import JsonPrinter, TextPrinter
 
-    taken = (
-        *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "regex"),
-        "speculation",
-    )
-    schema = options["json_schema"]
-    return Options(
-        **{name: options[name] for name in taken},
-        thinking=parse_thinking(options["thinking"]),
-        json_schema=None if schema is None else _read_schema(schema),
-        choice=options["choice"] or None,
-        image_tokens=options["image_tokens"],
-        system=None,  # it stands in the messages
-    )
-
-
-def _read_schema(path: str) -> Any:
-    from magistral_mlx.errors import InvalidOption
-
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidOption(f"the schema {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InvalidOption(f"the schema {path} is not JSON: {error}.") from error
+    if options["as_json"]:
+        return JsonPrinter()
+    return TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
 
 
 def _show(stream: Stream, printer: Printer) -> int:
@@ -137,43 +100,29 @@ def _show(stream: Stream, printer: Printer) -> int:
     return 130 if interrupted else 0
 
 
-def _read_prompt(prompt: str) -> str:
-    try:
-        text = sys.stdin.read() if prompt == "-" else prompt
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"what comes from stdin is no UTF-8 text ({error}).") from None
+def _read_prompt(prompt: str | None, file: str | None) -> str:
+    """The text of the prompt, from the command line, a file or stdin."""
+    if prompt is not None and file is not None:
+        raise click.UsageError("give the prompt as PROMPT or with --file, not both.")
+    if "-" in (prompt, file):
+        text = without_final_newlines(decode_text(sys.stdin.buffer.read(), "the prompt on stdin"))
+    elif file is not None:
+        text = without_final_newlines(read_text_file(file, "the prompt"))
+    else:
+        text = prompt or ""
     if not text.strip():
         raise click.UsageError("the prompt is empty. Give a text, or - to read it from stdin.")
     return text
 
 
-def _open_images(images: tuple[str, ...]) -> list[Any]:
-    """Open images before the model is loaded: a wrong path should not cost half a minute."""
-    if not images:
-        return []
+def _open_image(name: str) -> Image:
+    """Open an image before the model is loaded: a wrong path should not cost half a minute."""
     from magistral_mlx.chat.messages import Image
 
-    return [Image.open(Path(image)) for image in images]
+    return Image.open(Path(name))
 
 
-def _messages(system: System | None, images: list[Any], text: str) -> list[Message]:
+def _user(text: str, images: list[Image]) -> User:
     from magistral_mlx.chat.messages import User
 
-    user = User((*images, text) if images else text)
-    return [system, user] if system else [user]
-
-
-def _system(magistral: Magistral, options: dict[str, Any]) -> System | None:
-    from magistral_mlx.chat.messages import System
-    from magistral_mlx.chat.system import system_from_file
-
-    given = [name for name in ("system", "system_file", "no_system") if options[name]]
-    if len(given) > 1:
-        raise click.UsageError("give only one of --system, --system-file and --no-system.")
-    if options["no_system"]:
-        return None
-    if options["system"] is not None:
-        return System(options["system"])
-    if options["system_file"]:
-        return system_from_file(options["system_file"], thinks=magistral.tokenizer.thinks)
-    return magistral.default_system
+    return User((*images, text) if images else text)

@@ -1,68 +1,76 @@
-"""The options by which a model is loaded, and loading it for commands that talk to it."""
+"""The model of a command: its options, its loading, and the progress bar meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from magistral_mlx.cli.imports import quick_imports
-from magistral_mlx.cli.progress import load_bar, warn_if_short
-from magistral_mlx.cli.sizes import parse_size
+from magistral_mlx.api.load_options import LoadOptions
+from magistral_mlx.cli.params import MODEL, declared, given, option
+from magistral_mlx.cli.process import quick_imports
 
 if TYPE_CHECKING:
     from magistral_mlx.api.magistral import Magistral
     from magistral_mlx.memory.plan import Plan
+    from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_TAKEN = ("context", "kv", "dtype", "tokenizer", "draft", "cache_dir")
-_OPTIONS = (
-    click.option("--tokenizer", metavar="NAME_OR_FILE", help="Where to take tekken.json from."),
-    click.option(
-        "--draft", metavar="NAME_OR_DIR", help="A small model, same tokenizer, that guesses."
-    ),
-    click.option("--cache-dir", metavar="DIR", help="Keep read prompts here, for the next time."),
-    click.option("--cache-size", metavar="SIZE", help="What they may take there.  [default: 10GB]"),
-    click.option("--context", type=int, help="Tokens of prompt and answer. Default: what fits."),
-    click.option(
-        "--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4. Default: what fits."
-    ),
-    click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16", "bfloat16"]),
-        help="What to compute in. Default: what is fastest here.",
-    ),
-)
+_LABELS = {"download": "downloading", "weights": "loading"}
 
 
-def loading_options(command: _Command) -> _Command:
-    """Give a command these options, in this order."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def loading_options(*names: str, without: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
+    """Give a command the options of loading, or those of them that are named."""
+    return declared(
+        LoadOptions, *names, without=without, section="Loading", flags={"context": ("-c",)}
+    )
 
 
-def loading(options: dict[str, Any]) -> dict[str, Any]:
-    """What they say, by the names that `Magistral.load` has for it.
+def model_option(command: _Command) -> _Command:
+    """Give a command -m and --model."""
+    return option(
+        "-m",
+        "--model",
+        "model",
+        type=MODEL,
+        metavar="NAME_OR_DIR",
+        section="Loading",
+        help="A folder, a hub name, or 'demo'.  [default: your 4-bit conversion, else one found]",
+    )(command)
 
-    Raises:
-        InvalidOption: a size that is none.
-    """
-    sizes = {name: parse_size(options[name]) for name in ("memory_limit", "cache_size")}
-    return {name: options[name] for name in _TAKEN} | sizes
+
+def model_argument(command: _Command) -> _Command:
+    """Give a command its model as an argument, or by -m and --model; see `chosen_model`."""
+    argument = click.argument("model_argument", metavar="[MODEL]", required=False, type=MODEL)
+    return model_option(argument(command))
 
 
-def open_model(options: dict[str, Any], images: int) -> Magistral:
-    """The model that a command's options name, with a bar on stderr and a warning if need be.
+def chosen_model(options: dict[str, Any]) -> str | None:
+    """The model that a command with `model_argument` names; None for the default one."""
+    argument, named = options.pop("model_argument"), options["model"]
+    if argument is not None and named is not None and argument != named:
+        raise click.UsageError("give the model once, as MODEL or with --model.")
+    return named if argument is None else argument
+
+
+def load_options(options: dict[str, Any], **others: Any) -> LoadOptions:
+    """The options of loading among a command's own, and `others` over them.
 
     Raises:
-        InvalidOption: a size that is none; besides what `Magistral.load` raises.
+        InvalidOption: two that do not go together.
     """
-    given = loading(options)
+    return LoadOptions(**given(options, LoadOptions) | others)
+
+
+def open_model(name: str | None, options: LoadOptions) -> Magistral:
+    """Load a model, with a bar on stderr, and a warning if memory is short.
+
+    Raises:
+        MagistralError: what `Magistral.load` raises.
+    """
     with quick_imports():
         from magistral_mlx.api.magistral import Magistral
 
@@ -73,10 +81,39 @@ def open_model(options: dict[str, Any], images: int) -> Magistral:
             # What may take hours, a download, is over; the tokenizer's imports are still to come.
             quick.enter_context(quick_imports())
 
-        return Magistral.load(
-            options["model"],
-            **given,
-            images=images,
-            on_plan=on_plan,
-            on_progress=on_progress,
-        )
+        return Magistral.load(name, options=options, on_plan=on_plan, on_progress=on_progress)
+
+
+@contextmanager
+def load_bar() -> Iterator[OnProgress | None]:
+    """Show a bar of bytes done and in all on stderr; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(_LABELS["weights"], total=None)
+
+        def show(progress: LoadProgress) -> None:
+            bar.update(
+                task,
+                description=_LABELS[progress.stage],
+                completed=progress.done,
+                total=progress.total,
+            )
+
+        yield show
+
+
+def warn_if_short(plan: Plan) -> None:
+    """Say on stderr, before the model is loaded, that less memory is free than it will need."""
+    if plan.warning:
+        click.echo(f"magistral-mlx: {plan.warning}", err=True)

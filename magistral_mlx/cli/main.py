@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
+from typing import NoReturn
 
 import click
 
@@ -20,7 +22,7 @@ _COMMANDS = {
     "generate": ("magistral_mlx.cli.generate", "Answer a prompt, with images if you like."),
     "chat": ("magistral_mlx.cli.chat", "Talk with the model on this terminal."),
     "serve": ("magistral_mlx.cli.serve", "Answer apps and browsers on this machine."),
-    "traces": ("magistral_mlx.cli.traces", "Summarise what serve --record wrote."),
+    "traces": ("magistral_mlx.cli.traces", "Summarise what serve --traces wrote."),
     "convert": ("magistral_mlx.cli.convert", "Quantize a checkpoint to MLX format."),
     "plan": ("magistral_mlx.cli.plan", "Show what fits into memory, before anything is loaded."),
     "doctor": ("magistral_mlx.cli.doctor", "Check whether this machine is good enough."),
@@ -58,13 +60,14 @@ def main() -> None:
     """Entry point. Exit status 0, 2 for a user's mistake, 130 after Ctrl-C."""
     try:
         check_platform()
-        status = cli.main(standalone_mode=False)
+        status = cli.main(prog_name="magistral-mlx", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except MagistralError as error:
-        _fail(str(error))
+        _fail(as_typed(str(error)))
+    except click.UsageError as error:
+        _fail(_usage(error))
     except click.ClickException as error:
-        error.show()
-        sys.exit(USER_ERROR)
+        _fail(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -77,9 +80,37 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}.")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
+    """End with one line on stderr."""
     click.echo(f"magistral-mlx: {' '.join(message.split())}", err=True)
     sys.exit(USER_ERROR)
+
+
+def _usage(error: click.UsageError) -> str:
+    """What is wrong with the command line, and where the right words stand."""
+    message = error.format_message()
+    if not message[:1].isupper():
+        return message  # our own
+    command = error.ctx.command_path if error.ctx else "magistral-mlx"
+    begin = message[0].lower() + message[1:].rstrip(".")
+    return f"{begin}. `{command} --help` lists what there is."
+
+
+def as_typed(message: str) -> str:
+    """An error of the API in the words of the command line: cache_size becomes --cache-size."""
+    from dataclasses import fields
+
+    from magistral_mlx.api.load_options import LoadOptions
+    from magistral_mlx.api.options import Options
+
+    names = [field.name for cls in (Options, LoadOptions) for field in fields(cls)]
+    compound = "|".join(name for name in names if "_" in name)
+    first = "|".join(names)
+    found = (
+        rf"(?<![\w./'-])(?:{compound})(?![\w./'])"
+        rf"|^(?:{first})(?= (?:is|holds|needs|and)\b)|(?<= and )(?:{first})(?= exclude)"
+    )
+    return re.sub(found, lambda name: f"--{name[0].replace('_', '-')}", message)
 
 
 if __name__ == "__main__":

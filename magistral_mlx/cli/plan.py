@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.sizes import parse_size
+from magistral_mlx.cli.loading import chosen_model, load_options, loading_options, model_argument
+from magistral_mlx.cli.params import command, option
 
 if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
@@ -15,19 +16,19 @@ if TYPE_CHECKING:
     from magistral_mlx.memory.plan import Plan, PlannedModel, PlanRequest
 
 
-@click.command()
-@click.argument("model", required=False)
-@click.option("--context", type=int, help="Tokens of prompt and answer together.")
-@click.option("--kv", metavar="SCHEME", help="KV cache: full, 8/8, 8/4 or 4/4.")
-@click.option("--images", type=int, default=1, show_default=True, help="Images to plan for.")
-@click.option("--memory-limit", metavar="SIZE", help="Stay within this, as in 20GB.")
-@click.option(
-    "--machine", metavar="NAME", help="Another Mac, as in '32GB', 'M3 Max 64GB', '24GB macOS 26'."
+@command()
+@model_argument
+@loading_options("context", "kv", "images", "memory_limit")
+@option(
+    "--machine",
+    metavar="NAME",
+    help="Another Mac, as in '32GB', 'M3 Max 64GB' or '24GB macOS 26'.",
 )
-@click.option("--all-machines", is_flag=True, help="A table of Macs from 16 to 128 GB.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(model: str | None, **options: Any) -> None:
+@option("--all-machines", is_flag=True, help="Print a table of Macs from 16 to 128 GB.")
+@option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(**options: Any) -> None:
     """Show what of MODEL fits: weights, cache, context. Default: the model that generate takes."""
+    model = chosen_model(options)
     from magistral_mlx.cli import plan_report as report
     from magistral_mlx.memory.here import profile
     from magistral_mlx.memory.machine import (
@@ -40,8 +41,8 @@ def plan(model: str | None, **options: Any) -> None:
 
     if options["machine"] and options["all_machines"]:
         raise click.UsageError("give only one of --machine and --all-machines.")
-    limit = parse_size(options["memory_limit"])
-    request = PlanRequest(options["context"], options["kv"], options["images"], limit)
+    asked = load_options(options)
+    request = PlanRequest(asked.context, asked.kv, asked.images, asked.memory_limit)
     if options["all_machines"]:
         described = _model(model, GPU)
         rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 import click
 
@@ -14,9 +14,11 @@ from magistral_mlx.events import (
     MalformedCall,
     Notice,
     Prefill,
+    Sample,
     Stats,
     Text,
     Thinking,
+    TokenLogprob,
     ToolCall,
 )
 
@@ -42,12 +44,30 @@ class JsonPrinter:
                 self._line("malformed_call", text=text, problem=problem)
             case Notice(text):
                 self._line("notice", text=text)
+            case Sample(index):
+                self._line("sample", index=index)
+            case TokenLogprob():
+                self._line("logprob", **_probabilities(event))
             case Finished(reason, stats):
                 self._line("finished", finish_reason=reason, **stats.as_dict())
 
     @staticmethod
     def _line(kind: str, **fields: object) -> None:
         click.echo(json.dumps({"type": kind, **fields}, ensure_ascii=False))
+
+
+def _probabilities(event: TokenLogprob) -> dict[str, Any]:
+    """A token's log probability as JSON types; bytes that are no whole character are replaced."""
+    return {
+        "id": event.id,
+        "token": event.token.decode(errors="replace"),
+        "logprob": event.logprob,
+        "top": [
+            {"id": id, "token": token.decode(errors="replace"), "logprob": logprob}
+            for id, token, logprob in event.top
+        ],
+        "thinking": event.thinking,
+    }
 
 
 class TextPrinter:
@@ -83,6 +103,8 @@ class TextPrinter:
             case Notice(text):
                 self._show_status("")
                 click.echo(f"magistral-mlx: {text}", err=True)
+            case Sample():
+                self._last = None
             case Finished(_, stats):
                 self._finish(stats, event.reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.durations import parse_duration
-from magistral_mlx.cli.loading import loading, loading_options
-from magistral_mlx.cli.sizes import parse_size
+from magistral_mlx.cli.loading import load_bar, load_options, loading_options
+from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
+from magistral_mlx.option_spec import Integer
 
 if TYPE_CHECKING:
     from magistral_mlx.server.model_registry import ModelRegistry
@@ -23,70 +24,127 @@ if TYPE_CHECKING:
 _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 
 
-@click.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one.")
-@click.option(
+@command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...", type=MODEL)
+@option(
+    "-m",
+    "--model",
+    "named",
+    multiple=True,
+    type=MODEL,
+    metavar="NAME_OR_DIR",
+    section="Loading",
+    help="A model, as MODEL names it. Give it again for more.",
+)
+@option(
+    "--host",
+    default="127.0.0.1",
+    section="Network",
+    help="Address to listen on.  [default: 127.0.0.1]",
+)
+@option(
+    "--port",
+    type=INTEGER(Integer(0, 65535)),
+    default=8080,
+    section="Network",
+    help="Port to listen on; 0 takes a free one.  [default: 8080]",
+)
+@option(
     "--api-key",
     envvar="MAGISTRAL_MLX_API_KEY",
     metavar="KEY",
-    help="What requests must bring. Better in MAGISTRAL_MLX_API_KEY, where no one sees it.",
+    section="Network",
+    help="Key that requests must bring. Better in MAGISTRAL_MLX_API_KEY, where no one sees it.",
 )
-@click.option(
+@option(
     "--allow-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
+    section="Network",
     help="Another name that this machine is called by.",
 )
-@click.option(
+@option(
     "--cors",
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="A web page that may use this server, as in https://chat.example. '*' lets all.",
+    section="Network",
+    help="Web page that may use this server, as in https://chat.example; '*' for all.",
 )
-@click.option("--allow-remote-images", is_flag=True, help="Fetch images from the internet.")
-@click.option(
+@option(
+    "--allow-remote-images",
+    is_flag=True,
+    section="Network",
+    help="Fetch images from the internet.",
+)
+@option(
     "--keep-alive",
+    type=DURATION,
     default="never",
-    show_default=True,
     metavar="TIME",
-    help="Give an idle model's memory back after so long, as in 10m.",
+    section="Server",
+    help="Time after which an idle model gives its memory back, as in 10m.  [default: never]",
 )
-@click.option("--traces", metavar="DIR", help="Write a trace of each exchange, a JSON file, there.")
-@click.option("--log-prompts", is_flag=True, help="Write what is said into the log.")
-@click.option(
+@option(
+    "--traces",
+    type=FILE,
+    metavar="DIR",
+    section="Server",
+    help="Folder that gets a trace of each exchange, a JSON file.",
+)
+@option(
+    "--log-prompts", is_flag=True, section="Server", help="Write prompts and answers to the log."
+)
+@option(
     "--grace",
+    type=DURATION,
     default="30s",
-    show_default=True,
     metavar="TIME",
-    help="How long running answers may go on after Ctrl-C or SIGTERM.",
+    section="Server",
+    help="Time that running answers may take after Ctrl-C or SIGTERM.  [default: 30s]",
 )
-@loading_options
-@click.option("--images", type=int, default=1, show_default=True, help="Images to plan for.")
-@click.option(
-    "--parallel",
-    type=int,
-    default=16,
-    show_default=True,
-    help="Answers at once at most, as far as memory allows.",
+@option(
+    "--max-body",
+    type=SIZE,
+    default="64MiB",
+    metavar="SIZE",
+    section="Limits",
+    help="Largest request body.  [default: 64MiB]",
 )
-@click.option(
-    "--max-body", default="64MiB", show_default=True, metavar="SIZE", help="Of one request."
+@option(
+    "--max-images",
+    type=INTEGER(Integer(0)),
+    default=32,
+    metavar="N",
+    section="Limits",
+    help="Images of one request at most.  [default: 32]",
 )
-@click.option(
-    "--max-images", type=int, default=32, show_default=True, help="In one request, all told."
+@option(
+    "--max-tokens",
+    type=INTEGER(Integer(1)),
+    metavar="N",
+    section="Limits",
+    help="Tokens of one answer at most.  [default: what the context leaves]",
 )
-@click.option("--max-tokens", type=int, help="Of one answer. Default: what fits.")
-@click.option(
-    "--max-time", default="1h", show_default=True, metavar="TIME", help="For one answer, or never."
+@option(
+    "--max-time",
+    type=DURATION,
+    default="1h",
+    metavar="TIME",
+    section="Limits",
+    help="Time for one answer, or never.  [default: 1h]",
 )
-@click.option(
-    "--max-queue", type=int, default=128, show_default=True, help="Requests that may wait."
+@option(
+    "--max-queue",
+    type=INTEGER(Integer(1)),
+    default=128,
+    metavar="N",
+    section="Limits",
+    help="Requests that may wait.  [default: 128]",
 )
-def serve(models: tuple[str, ...], **options: Any) -> None:
+@loading_options()
+def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> None:
     """Answer apps and browsers: OpenAI's and Anthropic's APIs, and a chat page at /.
 
     Give several MODELs to have one of them in memory at a time, as requests name them. Default:
@@ -95,10 +153,9 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     from magistral_mlx.requirements import check_extra
 
     check_extra("serve", "server", *_PACKAGES)
-    from magistral_mlx.cli.progress import load_bar
     from magistral_mlx.server.launcher import serve as run
 
-    settings = _settings(models, options)
+    settings = _settings((*models, *named), options)
     with _ending_quietly(), ExitStack() as bar:
 
         def on_ready() -> None:
@@ -129,30 +186,25 @@ def _ending_quietly() -> Iterator[None]:
 
 
 def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
-    from magistral_mlx.api.load_options import LoadOptions
     from magistral_mlx.server.settings import Limits, Settings
 
-    body = parse_size(options["max_body"])
-    assert body is not None
-    grace = parse_duration(options["grace"])
-    taken = ("host", "port", "api_key", "allowed_hosts", "cors_origins", "allow_remote_images")
+    taken = (
+        *("host", "port", "api_key", "allowed_hosts", "cors_origins", "allow_remote_images"),
+        *("keep_alive", "log_prompts"),
+    )
     return Settings(
         **{name: options[name] for name in taken},
         models=models,
-        keep_alive=parse_duration(options["keep_alive"]),
         traces=Path(options["traces"]) if options["traces"] else None,
-        log_prompts=options["log_prompts"],
-        grace=float("inf") if grace is None else grace,
+        grace=math.inf if options["grace"] is None else options["grace"],
         limits=Limits(
-            body_bytes=body,
+            body_bytes=options["max_body"],
             images=options["max_images"],
             tokens=options["max_tokens"],
-            seconds=parse_duration(options["max_time"]),
+            seconds=options["max_time"],
             queue=options["max_queue"],
         ),
-        load=LoadOptions(
-            **loading(options), images=options["images"], parallel=options["parallel"]
-        ),
+        load=load_options(options),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from magistral_mlx.api.options import Options, nth_seed
-from magistral_mlx.option_spec import Number, declarations, spec_of
+from magistral_mlx.option_spec import Number, declarations, default_text, spec_of
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.request_body import Many
 
@@ -27,7 +27,7 @@ def option_field(name: str, *notes: str, of: type[Any] = Options, **bounds: floa
     declared = declarations(of)[name]
     spec = spec_of(declared)
     assert spec
-    kind, default = spec.kind, declared.default
+    kind = spec.kind
     if isinstance(kind, Number):
         own = {"ge": kind.least, "gt": kind.above, "le": kind.most}
         if "ge" in bounds:
@@ -36,8 +36,8 @@ def option_field(name: str, *notes: str, of: type[Any] = Options, **bounds: floa
         meanings = "".join(f" {value:g} is {what}." for value, what in kind.meanings.items())
     else:
         meanings = ""
-    usual = spec.unset if default is None else default
-    told = "" if usual in ("", (), True, False) else f" The default is {usual}."
+    usual = default_text(declared)
+    told = f" The default is {usual}." if usual else ""
     description = " ".join([f"{spec.help}{meanings}{told}", *notes])
     return Field(
         description=description, ge=bounds.get("ge"), gt=bounds.get("gt"), le=bounds.get("le")

@@ -207,7 +207,7 @@ def test_a_mac_is_kept_awake_meanwhile(source: Path, tmp_path: Path):
     fake.chmod(0o755)
     program = (
         "import os, pathlib, sys\n"
-        "from magistral_mlx.cli.awake import kept_awake\n"
+        "from magistral_mlx.cli.process import kept_awake\n"
         "sys.platform = 'darwin'\n"
         "with kept_awake():\n"
         f"    notes = pathlib.Path({str(notes)!r})\n"

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from magistral_mlx.cli.chatting.blocks import finished_length
-from magistral_mlx.cli.chatting.view import AnswerView, Tail
+from magistral_mlx.cli.chatting.view import AnswerView, Tail, finished_length
 from magistral_mlx.events import (
     Event,
     Finished,

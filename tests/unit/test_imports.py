@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from magistral_mlx.cli.imports import quick_imports
+from magistral_mlx.cli.process import quick_imports
 
 
 @pytest.fixture(autouse=True)

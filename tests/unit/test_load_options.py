@@ -1,24 +1,23 @@
 """The options of loading: one declaration each, checked in one place."""
 
-from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from magistral_mlx.api.load_options import LoadFields, LoadOptions
+from magistral_mlx.api.load_options import DTypeName, KVName, LoadFields, LoadOptions
 from magistral_mlx.backend import DTYPES
+from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.option_spec import Choice, spec_of, with_changes
+from magistral_mlx.option_spec import with_changes
 
 
 def test_keywords_of_type_checkers_are_the_options():
     assert get_type_hints(LoadFields) == get_type_hints(LoadOptions)
 
 
-def test_every_dtype_of_the_backend_can_be_asked_for():
-    kind = next(spec_of(field).kind for field in fields(LoadOptions) if field.name == "dtype")
-    assert isinstance(kind, Choice)
-    assert set(kind.values) == set(DTYPES)
+def test_every_dtype_of_the_backend_and_every_cache_scheme_can_be_asked_for():
+    assert set(get_args(DTypeName)) == set(DTYPES)
+    assert get_args(KVName) == SCHEMES
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx.cli.sizes import parse_size
+from magistral_mlx.cli.params import parse_size
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seconds

@@ -1,4 +1,4 @@
-"""The terminal chat: what is typed (keys), what is meant by it (commands), what is shown (view).
+"""The terminal chat: the line editor (keys), its commands, an answer on the screen (view).
 
-`room` holds them together. Nothing here generates: it is one more reader of the API's events.
+`session` holds them together. Nothing here generates: it is one more reader of the API's events.
 """

@@ -1,4 +1,4 @@
-"""What is meant by a line that begins with a slash."""
+"""Commands of the chat: lines that begin with a slash."""
 
 from __future__ import annotations
 
@@ -7,32 +7,29 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text as Styled
 
 from magistral_mlx.api.options import DEFAULT
 from magistral_mlx.chat.messages import Assistant, Message, System, Thought, User
-from magistral_mlx.cli.thinking import parse_thinking
+from magistral_mlx.cli.chatting.session import ChatSession
+from magistral_mlx.cli.params import parse_thinking
 from magistral_mlx.errors import InvalidOption, PromptError
-
-if TYPE_CHECKING:
-    from magistral_mlx.cli.chatting.room import Room
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it takes, what it does, and whether it takes a path."""
+    """A command: its arguments and its effect for /help, and whether it takes a path."""
 
     takes: str
     does: str
-    run: Callable[[Room, str], None]
+    run: Callable[[ChatSession, str], None]
     path: bool = False
 
 
-def run_command(room: Room, line: str) -> None:
-    """Do what `line`, which begins with a slash, says.
+def run_command(session: ChatSession, line: str) -> None:
+    """Run the command in `line`, which begins with a slash.
 
     Raises:
         MagistralError: there is no such command, or it cannot be done.
@@ -45,117 +42,117 @@ def run_command(room: Room, line: str) -> None:
         raise InvalidOption(
             f"there is no command /{name}. {hint} Begin a text with // for a slash."
         )
-    command.run(room, rest.strip())
+    command.run(session, rest.strip())
 
 
-def _help(room: Room, rest: str) -> None:
+def _help(session: ChatSession, rest: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, command in COMMANDS.items():
         table.add_row(Styled(f"/{name} {command.takes}".rstrip(), style="bold"), command.does)
-    room.console.print(table)
-    room.console.print(
+    session.console.print(table)
+    session.console.print(
         "Enter sends; Alt-Enter, Ctrl-J or a backslash at the end begins another line. Ctrl-C "
         "stops an answer, Ctrl-T shows or hides the thinking, Ctrl-D leaves.",
         style="dim",
     )
 
 
-def _image(room: Room, rest: str) -> None:
+def _image(session: ChatSession, rest: str) -> None:
     from magistral_mlx.chat.messages import Image
 
     if not rest:
-        room.images.clear()
-        room.say("No images go with your next message.")
+        session.images.clear()
+        session.say("No images go with your next message.")
         return
-    if not room.magistral.supports_images:
+    if not session.magistral.supports_images:
         raise InvalidOption("this model is text-only and cannot see images.")
     opened = [Image.open(Path(name).expanduser()) for name in _words(rest)]
-    room.images += opened
-    count = len(room.images)
-    room.say(f"{count} image{'s' * (count > 1)} will go with your next message.")
+    session.images += opened
+    count = len(session.images)
+    session.say(f"{count} image{'s' * (count > 1)} will go with your next message.")
 
 
-def _system(room: Room, rest: str) -> None:
+def _system(session: ChatSession, rest: str) -> None:
     if rest:
         if rest == "none":
-            room.set_options(system=None)
+            session.set_options(system=None)
         elif rest == "default":
-            room.set_options(system=DEFAULT)
+            session.set_options(system=DEFAULT)
         else:
-            room.set_options(system=rest)
-    system = room.chat.options.system
+            session.set_options(system=rest)
+    system = session.chat.options.system
     if system is DEFAULT:
-        system = room.magistral.default_system
+        system = session.magistral.default_system
     if not isinstance(system, System):
-        room.say("No system prompt is sent.")
+        session.say("No system prompt is sent.")
         return
     parts = (system.content,) if isinstance(system.content, str) else system.content
     for part in parts:
         thought = isinstance(part, Thought)
         text = part.text if isinstance(part, Thought) else part
-        room.console.print(Styled(text.strip(), style="dim italic" if thought else "dim"))
+        session.console.print(Styled(text.strip(), style="dim italic" if thought else "dim"))
 
 
-def _think(room: Room, rest: str) -> None:
-    room.show_thinking()
+def _think(session: ChatSession, rest: str) -> None:
+    session.show_thinking()
 
 
-def _thinking(room: Room, rest: str) -> None:
+def _thinking(session: ChatSession, rest: str) -> None:
     if rest:
-        room.set_options(thinking=parse_thinking(rest))
-    mode = room.chat.options.thinking
-    room.say(f"Thinking is {mode if isinstance(mode, str) else f'at most {mode:,} tokens'}.")
+        session.set_options(thinking=parse_thinking(rest))
+    mode = session.chat.options.thinking
+    session.say(f"Thinking is {mode if isinstance(mode, str) else f'at most {mode:,} tokens'}.")
 
 
-def _undo(room: Room, rest: str) -> None:
-    taken = room.chat.undo()
+def _undo(session: ChatSession, rest: str) -> None:
+    taken = session.chat.undo()
     if not taken:
         raise PromptError("there is nothing to take back.")
-    room.take_up(_asked(taken))
-    room.say("Your last message is taken back; change it or send it again.")
+    session.take_up(_asked(taken))
+    session.say("Your last message is taken back; change it or send it again.")
 
 
-def _retry(room: Room, rest: str) -> None:
-    messages = room.chat.messages
+def _retry(session: ChatSession, rest: str) -> None:
+    messages = session.chat.messages
     if not isinstance(messages[-1] if messages else None, Assistant):
         raise PromptError("there is no answer to replace.")
-    room.ask_next(_asked(room.chat.undo()))
+    session.ask_next(_asked(session.chat.undo()))
 
 
-def _continue(room: Room, rest: str) -> None:
-    room.resume_next()
+def _continue(session: ChatSession, rest: str) -> None:
+    session.resume_next()
 
 
-def _save(room: Room, rest: str) -> None:
+def _save(session: ChatSession, rest: str) -> None:
     path = _path(rest)
-    room.chat.save(path)
-    room.say(f"Saved to {path}.")
+    session.chat.save(path)
+    session.say(f"Saved to {path}.")
 
 
-def _load(room: Room, rest: str) -> None:
+def _load(session: ChatSession, rest: str) -> None:
     path = _path(rest)
-    room.chat.load(path)
-    room.show_history()
+    session.chat.load(path)
+    session.show_history()
 
 
-def _plan(room: Room, rest: str) -> None:
+def _plan(session: ChatSession, rest: str) -> None:
     from magistral_mlx.cli.plan import facts_of_plan
     from magistral_mlx.cli.plan_report import show
 
-    show(facts_of_plan(room.magistral.plan, "planned when the chat began"))
+    show(facts_of_plan(session.magistral.plan, "planned when the chat began"))
 
 
-def _stats(room: Room, rest: str) -> None:
-    room.show_stats()
+def _stats(session: ChatSession, rest: str) -> None:
+    session.show_stats()
 
 
-def _new(room: Room, rest: str) -> None:
-    room.begin_anew()
-    room.say("A new conversation; the system prompt and the options stay.")
+def _new(session: ChatSession, rest: str) -> None:
+    session.begin_anew()
+    session.say("A new conversation; the system prompt and the options stay.")
 
 
-def _quit(room: Room, rest: str) -> None:
-    room.leaving = True
+def _quit(session: ChatSession, rest: str) -> None:
+    session.leaving = True
 
 
 COMMANDS = {

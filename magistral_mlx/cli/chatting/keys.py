@@ -1,4 +1,4 @@
-"""What is typed: the line editor, its keys, its completions, its history."""
+"""The line editor of the chat: its keys, its completions, its history."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import termios
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ _STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack", "pro
 
 @contextmanager
 def quiet_terminal() -> Iterator[None]:
-    """Keep what is typed while nothing is asked for: neither echoed nor changed.
+    """Keep keys that are pressed while nothing reads them: neither echoed nor changed.
 
     It is there when the next input begins, with its Enter keys still Enter keys.
     """
@@ -46,7 +46,7 @@ def quiet_terminal() -> Iterator[None]:
 
 @contextmanager
 def interrupts(handle: Callable[[], None]) -> Iterator[None]:
-    """What Ctrl-C does where it comes as a signal, in place of ending the program."""
+    """Call `handle` for Ctrl-C where it comes as a signal, in place of ending the program."""
     before = signal.signal(signal.SIGINT, lambda *_: handle())
     try:
         yield
@@ -57,7 +57,7 @@ def interrupts(handle: Callable[[], None]) -> Iterator[None]:
 def line_editor(
     source: Input,
     history: Path,
-    commands: dict[str, bool],
+    commands: Mapping[str, bool],
     toolbar: Callable[[], str],
     show_thinking: Callable[[], None],
 ) -> PromptSession[str]:
@@ -134,7 +134,7 @@ def _history(file: Path) -> History:
 class _Completer(Completer):
     """Commands after a slash, and paths after those that take one."""
 
-    def __init__(self, commands: dict[str, bool]) -> None:
+    def __init__(self, commands: Mapping[str, bool]) -> None:
         self._commands = commands
         self._paths = PathCompleter(expanduser=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -10,7 +11,6 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text as Styled
 
-from magistral_mlx.cli.chatting.blocks import finished_length
 from magistral_mlx.events import (
     Event,
     Finished,
@@ -23,6 +23,7 @@ from magistral_mlx.events import (
     TurnsDropped,
 )
 
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _THOUGHT_LINES = 10  # of an unfolded trace that is still growing
 _REDRAW = 0.08  # seconds between two drawings
 
@@ -181,3 +182,33 @@ def _reading(event: Prefill) -> str:
         return "…"
     left = "" if event.seconds_left is None else f" · {event.seconds_left:.0f} s left"
     return f"reading {event.done:,} of {event.total:,} tokens{left}"
+
+
+def finished_length(text: str) -> int:
+    """Characters at the beginning of `text` that are whole Markdown blocks.
+
+    A block ends at a blank line that is outside of a code fence, once something follows that does
+    not continue it: an indented line may belong to a list's item above.
+    """
+    finished = position = 0
+    fence: str | None = None
+    after_blank = False
+    for line in text.splitlines(keepends=True):
+        blank = not line.strip()
+        if fence is None and after_blank and not blank and not line[0].isspace():
+            finished = position
+        fence = _fence_after(line, fence)
+        after_blank = blank and fence is None
+        position += len(line)
+    return finished
+
+
+def _fence_after(line: str, fence: str | None) -> str | None:
+    """The fence that is open after `line`; a fence is closed by one of its kind, no shorter."""
+    found = _FENCE.match(line)
+    if found is None:
+        return fence
+    if fence is None:
+        return found[1]
+    closes = found[1].startswith(fence) and not line[found.end() :].strip()
+    return None if closes else fence

@@ -1,10 +1,10 @@
-"""The chat itself: read a line, do what it says or answer it, until the user leaves."""
+"""The chat itself: read a line, run its command or answer it, until the user leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from magistral_mlx.api.async_stream import AsyncStream
 from magistral_mlx.api.conversation import Conversation
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.chat.messages import Assistant, Image, User
-from magistral_mlx.cli.chatting.commands import COMMANDS, run_command
 from magistral_mlx.cli.chatting.keys import interrupts, line_editor
 from magistral_mlx.cli.chatting.view import AnswerView
 from magistral_mlx.cli.printing import summary
@@ -29,11 +28,23 @@ from magistral_mlx.events import Finished
 _TICK = 0.1  # seconds between two drawings of the live line
 
 
-class Room:
-    """One chat on one terminal, and what it knows beside the conversation."""
+class ChatSession:
+    """A conversation on a terminal: its images, its draft, its figures."""
 
-    def __init__(self, magistral: Magistral, chat: Conversation, history: Path) -> None:
-        """`history` is the file that keeps what was typed."""
+    def __init__(
+        self,
+        magistral: Magistral,
+        chat: Conversation,
+        history: Path,
+        run_command: Callable[[ChatSession, str], None],
+        commands: Mapping[str, bool],
+    ) -> None:
+        """
+        Args:
+            history: the file that keeps what was typed.
+            run_command: called with a line that begins with a slash.
+            commands: names of commands, and whether a path follows.
+        """
         self.magistral = magistral
         self.chat = chat
         self.console = Console(highlight=False)
@@ -48,8 +59,10 @@ class Room:
         self._used = chat.tokens
         self._last_thinking = ""
         self._input = create_input()
-        paths = {name: command.path for name, command in COMMANDS.items()}
-        self._editor = line_editor(self._input, history, paths, self._toolbar, self.show_thinking)
+        self._run_command = run_command
+        self._editor = line_editor(
+            self._input, history, commands, self._toolbar, self.show_thinking
+        )
 
     async def run(self) -> None:
         """Talk until the user leaves."""
@@ -137,7 +150,7 @@ class Room:
     async def _take(self, line: str) -> None:
         text = line.strip()
         if text.startswith("/") and not text.startswith("//"):
-            run_command(self, text)
+            self._run_command(self, text)
         elif text or self.images:
             self._next = [self._message(text.removeprefix("/") if text[:2] == "//" else text)]
         if self._resume:

@@ -1,0 +1,58 @@
+"""Text files that people hand in: read whole, within bounds, as the text that was meant."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from magistral_mlx.errors import InvalidOption
+
+LARGEST = 16 << 20  # bytes; more than the model's context holds many times over
+_INHERITED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")  # what a shell's <(…) names
+
+
+def read_text_file(path: str | Path, what: str) -> str:
+    """The text of a UTF-8 file: no byte order mark, and lines that end in a newline alone.
+
+    Args:
+        what: what the file is, for errors, as in "the system prompt".
+
+    Raises:
+        InvalidOption: it cannot be read, is too large, or is not UTF-8 text.
+    """
+    name = os.fspath(path)
+    file = Path(name).expanduser() if name.startswith("~") else Path(name)
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISFIFO(mode) and not name.startswith(_INHERITED):
+            raise InvalidOption(f"{what} {name} is a named pipe; a file is expected.")
+        with file.open("rb") as opened:
+            data = opened.read(LARGEST + 1)
+    except OSError as error:
+        raise InvalidOption(f"{what} {name} cannot be read: {error.strerror}.") from error
+    except (RuntimeError, ValueError) as error:  # ~nosuchuser, or a NUL in the name
+        raise InvalidOption(f"{what} {name!r} cannot be read: {error}.") from error
+    return decode_text(data, f"{what} {name}")
+
+
+def decode_text(data: bytes, what: str) -> str:
+    """Bytes of UTF-8 as text: no byte order mark, and lines that end in a newline alone.
+
+    Raises:
+        InvalidOption: too many bytes, or not UTF-8.
+    """
+    if len(data) > LARGEST:
+        raise InvalidOption(f"{what} is larger than {LARGEST >> 20} MiB, too much for any context.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidOption(
+            f"{what} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}."
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def without_final_newlines(text: str) -> str:
+    """The text without the newlines at its end, as a shell's $(…) gives it."""
+    return text.rstrip("\n")
