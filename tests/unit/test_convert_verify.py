@@ -100,6 +100,6 @@ def test_rows_that_the_disk_gives_back_otherwise_end_in_an_error(
         lambda parts, rows, scheme: 1.5 * dequantize_rows(parts, rows, scheme),
     )
     source = write_hf_checkpoint(tmp_path / "source")
-    with pytest.raises(CheckpointError, match="read back outside the bound"):
+    with pytest.raises(CheckpointError, match="outside the error bound"):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
