@@ -30,7 +30,7 @@ LONGEST = 96  # tokens of an answer with its thinking
 
 def prompt_of(case: Case, tokenizer: Tokenizer, folder: Path) -> Prompt:
     """The prompt that `generate` would make of a case."""
-    system = default_system(folder, thinks=tokenizer.thinks)
+    system = default_system(folder, thinking=tokenizer.has_thinking_tokens)
     user = User((*(Image.open(image) for image in case.images), case.question))
     return encode([system, user] if system else [user], tokenizer)
 

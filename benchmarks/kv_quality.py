@@ -67,7 +67,7 @@ class Answer:
 
 
 def prompts(tokenizer: Tokenizer, folder: Path, count: int, kinds: Any) -> Iterator[Prompt]:
-    system = default_system(folder, thinks=tokenizer.thinks)
+    system = default_system(folder, thinking=tokenizer.has_thinking_tokens)
     for kind in kinds:
         for case in cases(kind, "held_out", count):
             images = tuple(Image(image) for image in case.images)

@@ -45,7 +45,7 @@ from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
 from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.magistral import MagistralModel
-from magistral_mlx.places import demo_dir
+from magistral_mlx.paths import demo_dir
 
 TEXTS = ("derivation", "editing", "rewriting", "json", "prose")
 FOLDER = Path(__file__).parent / "texts"

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.support import check_supported, stored_bits
 from magistral_mlx.errors import CheckpointError, ModelNotFound
-from magistral_mlx.hub import Progress, resolve
+from magistral_mlx.hub import DownloadProgress, resolve
 from magistral_mlx.hub.cache import known_commit
-from magistral_mlx.hub.inspect import check_runs, quantized_bits
-from magistral_mlx.hub.layout import weight_files
-from magistral_mlx.hub.names import RepoRef, parse_repo
-from magistral_mlx.hub.settings import hub_cache
-from magistral_mlx.places import DEMO, conversion_dir, conversions_dir, demo_dir, lmstudio_dirs
+from magistral_mlx.hub.client import hub_cache
+from magistral_mlx.hub.repository import RepoRef, parse_repo, select_weight_files
+from magistral_mlx.paths import DEMO, conversion_dir, conversions_dir, demo_dir, lmstudio_dirs
 
 __all__ = [
     "FoundModel",
@@ -90,7 +89,7 @@ def default_model() -> Path:
     raise ModelNotFound(f"no model on this machine. {_ADVICE}")
 
 
-def locate(name: str | None, *, on_progress: Progress | None = None) -> Path:
+def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> Path:
     """The local folder of the model that `--model` names, downloaded where it has to be.
 
     None is `default_model`, "demo" the embedded one; else a folder, a conversion in the user's
@@ -183,12 +182,12 @@ def _snapshots() -> Iterator[tuple[str, Path]]:
 def _inspect(name: str, folder: Path, source: Source) -> FoundModel | None:
     """What is in a folder; None where nothing there could run here."""
     try:
-        config = check_runs(folder)
-        bits = quantized_bits(folder)
+        config = check_supported(folder)
+        bits = stored_bits(folder)
         files = [entry for entry in folder.iterdir() if entry.is_file()]
     except (CheckpointError, OSError):
         return None
-    if not weight_files(file.name for file in files) and not _is_arriving(folder, source):
+    if not select_weight_files(file.name for file in files) and not _is_arriving(folder, source):
         return None
     has_vision, complete = config.vision is not None, True
     try:

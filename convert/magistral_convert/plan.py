@@ -16,9 +16,14 @@ from typing import Any
 
 from magistral_convert.output_format import output_name
 from magistral_convert.recipe import Recipe
-from magistral_mlx.checkpoint.folder import Checkpoint, is_channels_last
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.header import LENGTH_BYTES, StoredTensor
-from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors, interleaved_heads
+from magistral_mlx.checkpoint.names import (
+    LANGUAGE,
+    expected_tensors,
+    interleaved_heads,
+    is_channels_last,
+)
 from magistral_mlx.quantization import Quantization
 
 SHARD_BYTES = 5 * 10**9  # what the hub takes comfortably, and what mlx-lm writes

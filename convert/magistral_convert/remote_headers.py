@@ -11,9 +11,8 @@ from magistral_mlx.checkpoint.header import (
     parse_header,
 )
 from magistral_mlx.hub import RemoteFile, RemoteModel
-from magistral_mlx.hub.client import hub_headers, raise_for_status
-from magistral_mlx.hub.failures import explained
-from magistral_mlx.hub.settings import current_hub
+from magistral_mlx.hub.client import current_hub, hub_headers, raise_for_status
+from magistral_mlx.hub.errors import hub_errors
 
 _FIRST_BYTES = 128 << 10  # a shard's header has been a tenth of that
 _RETRIES = 3
@@ -43,7 +42,7 @@ def _read_start(model: RemoteModel, file: RemoteFile, count: int) -> bytes:
     wanted = {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
     data = bytearray()
     with (
-        explained(hub, model.ref),
+        hub_errors(hub, model.ref),
         http_stream_backoff(
             "GET",
             url,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from magistral_convert.options import Downloading, OnConversionProgress
 from magistral_convert.remote_headers import read_remote_header
-from magistral_mlx.checkpoint.folder import Checkpoint, Layout, weight_files
+from magistral_mlx.checkpoint.folder import Checkpoint, Layout, find_weight_files
 from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.hub import (
@@ -29,9 +29,9 @@ from magistral_mlx.hub.cache import (
     repo_of_snapshot,
     snapshot_folder,
 )
-from magistral_mlx.hub.tokenizer import local_base_models
+from magistral_mlx.hub.tokenizer_source import local_base_models
 from magistral_mlx.library import find_by_name, locate
-from magistral_mlx.places import DEMO, demo_dir
+from magistral_mlx.paths import DEMO, demo_dir
 
 
 class Source(Protocol):
@@ -115,7 +115,7 @@ class FolderSource:
 
     @property
     def identity(self) -> str:
-        _, files = weight_files(self.folder)
+        _, files = find_weight_files(self.folder)
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return json.dumps([str(self.folder.resolve()), stats])
 
@@ -183,7 +183,7 @@ def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSourc
         for tensor in read_remote_header(model, file, path).values()
     ]
     layout: Layout = "mistral" if model.weights[0].name.startswith("consolidated") else "hf"
-    checkpoint = Checkpoint.of_tensors(Path(str(model.ref)), config, layout, stored)
+    checkpoint = Checkpoint.from_tensors(Path(str(model.ref)), config, layout, stored)
     return HubSource(model, folder, checkpoint, keep, files)
 
 

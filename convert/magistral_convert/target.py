@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magistral_convert.options import ConvertOptions
 from magistral_mlx.errors import InvalidOption, TargetExists
-from magistral_mlx.places import conversion_dir
+from magistral_mlx.paths import conversion_dir
 
 
 def target_path(

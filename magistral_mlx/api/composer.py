@@ -64,8 +64,8 @@ class Composer:
         # In the hub's cache a folder is named by a commit, which no prompt should call the model.
         repo = repo_of_snapshot(self.folder)
         name = repo.rpartition("/")[2] if repo else None
-        thinks = self.tokenizer.thinks
-        return default_system(self.folder, thinks=thinks, name=name, tokenizer=self._tekken)
+        thinks = self.tokenizer.has_thinking_tokens
+        return default_system(self.folder, thinking=thinks, name=name, tokenizer=self._tekken)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -228,7 +228,7 @@ class Composer:
 
     def _check(self, options: Options) -> None:
         tokenizer = self.tokenizer
-        if options.min_thinking and not tokenizer.thinks:
+        if options.min_thinking and not tokenizer.has_thinking_tokens:
             raise InvalidOption("min_thinking needs a model that thinks; this one does not.")
         if options.speculation == "draft" and not self._drafts:
             raise InvalidOption(

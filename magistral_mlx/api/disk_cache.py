@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from magistral_mlx import __version__
 from magistral_mlx.backend import backend
 from magistral_mlx.cache.disk import DiskPrefixCache
-from magistral_mlx.checkpoint.fingerprint import fingerprint
 from magistral_mlx.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class DiskCacheConfig:
             CheckpointError: the model's files cannot be read any more.
         """
         try:
-            model = fingerprint(checkpoint)
+            model = checkpoint.fingerprint()
         except OSError as error:
             raise CheckpointError(
                 f"{error.filename} cannot be read any more: {error.strerror}."

@@ -188,7 +188,7 @@ class Magistral:
     @property
     def thinks(self) -> bool:
         """Whether it thinks before it answers."""
-        return self.tokenizer.thinks
+        return self.tokenizer.has_thinking_tokens
 
     @property
     def closed(self) -> bool:

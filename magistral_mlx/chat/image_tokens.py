@@ -45,7 +45,7 @@ def largest_side(width: int, height: int, config: ImageConfig, cap: int) -> int:
     return low
 
 
-def capped(mistral: MistralTokenizer[Any, Any, Any, Any, Any], cap: int) -> Any:
+def with_image_token_limit(mistral: MistralTokenizer[Any, Any, Any, Any, Any], cap: int) -> Any:
     """A copy of the tokenizer that gives no image more than `cap` tokens.
 
     It shares the vocabulary with the original.

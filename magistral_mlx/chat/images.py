@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 
 
-def open_image(source: str | PathLike[str] | bytes | PIL.Image.Image) -> PIL.Image.Image:
+def load_image(source: str | PathLike[str] | bytes | PIL.Image.Image) -> PIL.Image.Image:
     """The image in a file, in the bytes of one, or in a PIL image: RGB or RGBA, 8-bit, upright.
 
     EXIF orientation is applied, of an animation the first frame is taken, 16-bit and floating

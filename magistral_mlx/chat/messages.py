@@ -39,10 +39,10 @@ class Image:
 
     @classmethod
     def open(cls, source: str | PathLike[str] | bytes | PIL.Image.Image) -> Image:
-        """Open and normalise an image; see `magistral_mlx.chat.images.open_image`."""
-        from magistral_mlx.chat.images import open_image
+        """Open and normalise an image; see `magistral_mlx.chat.images.load_image`."""
+        from magistral_mlx.chat.images import load_image
 
-        return cls(open_image(source))
+        return cls(load_image(source))
 
 
 @dataclass(frozen=True, slots=True)

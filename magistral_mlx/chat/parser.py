@@ -6,7 +6,7 @@ The marks are recognised by id, so text that spells them is text.
 from __future__ import annotations
 
 from magistral_mlx.chat.tokenizer import Detokenizer, Tokenizer
-from magistral_mlx.chat.toolcalls import ToolCallText
+from magistral_mlx.chat.tool_calls import ToolCallText
 from magistral_mlx.events import MalformedCall, Text, Thinking, ToolCall, ToolCallPart
 
 ParserEvent = Thinking | Text | ToolCallPart | ToolCall | MalformedCall

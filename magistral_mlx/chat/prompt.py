@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from magistral_mlx.chat.image_tokens import capped
+from magistral_mlx.chat.image_tokens import with_image_token_limit
 from magistral_mlx.chat.messages import Message, RawPrompt, Tool
-from magistral_mlx.chat.request import build_request, ends_inside_thinking
+from magistral_mlx.chat.mistral_request import build_mistral_request, ends_inside_thinking
 from magistral_mlx.errors import PromptError
 
 if TYPE_CHECKING:
@@ -52,11 +52,16 @@ def encode(
     from mistral_common.exceptions import MistralCommonException
 
     try:
-        request = build_request(
-            messages, tools or (), thinking=tokenizer.thinks, images=tokenizer.has_image_tokens
+        request = build_mistral_request(
+            messages,
+            tools or (),
+            thinking=tokenizer.has_thinking_tokens,
+            images=tokenizer.has_image_tokens,
         )
         mistral = (
-            tokenizer.mistral if image_tokens is None else capped(tokenizer.mistral, image_tokens)
+            tokenizer.mistral
+            if image_tokens is None
+            else with_image_token_limit(tokenizer.mistral, image_tokens)
         )
         tokenized = mistral.encode_chat_completion(request)
     except (MistralCommonException, ValueError, TypeError, AssertionError) as error:
@@ -66,7 +71,7 @@ def encode(
         ) from error
     tokens = np.asarray(tokenized.tokens, dtype=np.int32)
     tokens.flags.writeable = False
-    inside = ends_inside_thinking(messages, thinking=tokenizer.thinks)
+    inside = ends_inside_thinking(messages, thinking=tokenizer.has_thinking_tokens)
     return Prompt(tokens, tuple(tokenized.images), inside)
 
 

@@ -40,7 +40,7 @@ _CARD_WITHOUT_THINKING = System(
 def default_system(
     folder: str | PathLike[str],
     *,
-    thinks: bool,
+    thinking: bool,
     name: str | None = None,
     tokenizer: Path | None = None,
 ) -> System | None:
@@ -48,7 +48,7 @@ def default_system(
 
     `folder` may be a GGUF file: the prompt then stands beside it, or beside the `tokenizer` (a
     tekken.json), as neither is inside of it. Where there is none: the model card's default if the
-    tokenizer has thinking tokens (`thinks`), else none. `{today}`, `{yesterday}` and `{name}`,
+    tokenizer has thinking tokens (`thinking`), else none. `{today}`, `{yesterday}` and `{name}`,
     which the files of Mistral Small have, are filled in, the last with `name` or the folder's.
     Raises PromptError if the file cannot be read.
     """
@@ -58,21 +58,21 @@ def default_system(
         places = [folder.parent, *([tokenizer.parent] if tokenizer else [])]
     text = next((text for place in places if (text := _read(place / FILE_NAME)) is not None), None)
     if text is None:
-        return CARD_DEFAULT if thinks else None
+        return CARD_DEFAULT if thinking else None
     name = name or folder.resolve().name.removesuffix(".gguf")
-    return system_from_text(fill_placeholders(text, name, date.today()), thinks=thinks)
+    return system_from_text(fill_placeholders(text, name, date.today()), thinking=thinking)
 
 
-def system_from_file(path: str | PathLike[str], *, thinks: bool) -> System | None:
+def system_from_file(path: str | PathLike[str], *, thinking: bool) -> System | None:
     """The system prompt in the file at `path`; an empty file means none.
 
-    Its `[THINK]…[/THINK]` parts become thinking if the tokenizer has the tokens (`thinks`).
+    Its `[THINK]…[/THINK]` parts become thinking if the tokenizer has the tokens (`thinking`).
     Raises PromptError if the file is missing or cannot be read.
     """
     text = _read(Path(path))
     if text is None:
         raise PromptError(f"There is no system prompt file {path}. Check the path.")
-    return system_from_text(text, thinks=thinks)
+    return system_from_text(text, thinking=thinking)
 
 
 def split_thinking(text: str) -> System:
@@ -109,11 +109,11 @@ def fill_placeholders(text: str, name: str, today: date) -> str:
     return re.sub(r"\{(?:name|today|yesterday)\}", lambda found: values[found[0]], text)
 
 
-def system_from_text(text: str, *, thinks: bool) -> System | None:
-    """The system prompt that `text` is, with its thinking parts if the tokenizer `thinks`."""
+def system_from_text(text: str, *, thinking: bool) -> System | None:
+    """The system prompt that `text` is, with its thinking parts where `thinking` is true."""
     if not text:
         return None
-    return split_thinking(text) if thinks else System(text)
+    return split_thinking(text) if thinking else System(text)
 
 
 def _words(system: System) -> list[list[str]]:

@@ -106,7 +106,7 @@ class Tokenizer:
         return self._tekken.n_words
 
     @property
-    def thinks(self) -> bool:
+    def has_thinking_tokens(self) -> bool:
         """Whether there are tokens for thinking."""
         return self.special.think is not None and self.special.end_think is not None
 

@@ -5,19 +5,23 @@ Both readers stand on this: the loader (`checkpoint.load`) and the converter.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from magistral_mlx.checkpoint.header import FLOATS, StoredTensor, read_header
-from magistral_mlx.checkpoint.names import LANGUAGE, canonical, expected_tensors
+from magistral_mlx.checkpoint.header import StoredTensor, read_header
+from magistral_mlx.checkpoint.names import LANGUAGE, canonical_name
+from magistral_mlx.checkpoint.validation import check_tensors
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.quantization import Quantization, infer
+from magistral_mlx.quantization import Quantization
 
 Layout = Literal["hf", "mistral", "gguf"]
+
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of each file, in a fingerprint
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,12 @@ class Checkpoint:
         if gguf is not None:
             return open_gguf(gguf)
         config = read_config(folder)
-        layout, files = weight_files(folder)
+        layout, files = find_weight_files(folder)
         stored = (tensor for file in files for tensor in read_header(file).values())
-        return cls.of_tensors(folder, config, layout, stored)
+        return cls.from_tensors(folder, config, layout, stored)
 
     @classmethod
-    def of_tensors(
+    def from_tensors(
         cls, folder: Path, config: ModelConfig, layout: Layout, stored: Iterable[StoredTensor]
     ) -> Checkpoint:
         """Check the tensors of a checkpoint whose headers have been read; its files may be away.
@@ -77,8 +81,26 @@ class Checkpoint:
         """Bytes of all tensors as they are stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    def fingerprint(self) -> str:
+        """Return a digest of configuration and weights.
 
-def weight_files(folder: Path) -> tuple[Layout, list[Path]]:
+        It covers of each file its name, size, time of change, header and samples of its content.
+        Another quantization, or the same one converted anew, has another fingerprint.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        header_bytes: dict[Path, int] = {}  # up to the first tensor
+        for tensor in self.tensors.values():
+            first = header_bytes.get(tensor.file, tensor.offset)
+            header_bytes[tensor.file] = min(tensor.offset, first)
+        for file, length in sorted(header_bytes.items()):
+            _add_file(digest, file, length)
+        return digest.hexdigest()
+
+
+def find_weight_files(folder: Path) -> tuple[Layout, list[Path]]:
     """The layout of a folder and its weight files; Hugging Face's wins where both are there.
 
     Raises:
@@ -107,61 +129,10 @@ def weight_files(folder: Path) -> tuple[Layout, list[Path]]:
     )
 
 
-def check_tensors(
-    tensors: dict[str, StoredTensor], config: ModelConfig, where: Path
-) -> dict[str, Quantization]:
-    """Check that the tensors are those of the model, no more and no fewer, each of its shape.
-
-    Returns:
-        Canonical name of each quantized weight -> its scheme.
-
-    Raises:
-        CheckpointError: naming the first tensor that is missing, unknown or misshapen.
-    """
-    quantized: dict[str, Quantization] = {}
-    known: set[str] = set()
-    missing: list[str] = []
-    for name, shape in expected_tensors(config).items():
-        stored = tensors.get(name)
-        if stored is None:
-            missing.append(name)
-            continue
-        known.add(name)
-        scales = tensors.get(_beside(name, "scales"))
-        if scales is None:
-            _check_plain(name, stored, shape)
-        else:
-            biases = tensors.get(_beside(name, "biases"))
-            quantized[name] = _check_quantized(name, stored, scales, biases, shape)
-            known |= {_beside(name, "scales"), _beside(name, "biases")}
-    if missing:
-        raise CheckpointError(
-            f"{where} lacks {_few(missing)}, which the model in its configuration has. "
-            "Fetch or convert it again."
-        )
-    unknown = [stored.name for name, stored in tensors.items() if name not in known]
-    if unknown:
-        raise CheckpointError(
-            f"{where} holds {_few(unknown)}, which this model does not have. "
-            "It is another model, or a newer format than this version knows."
-        )
-    return quantized
-
-
-def is_channels_last(shape: tuple[int, ...], config: ModelConfig) -> bool:
-    """Whether a patch_conv weight is (out, H, W, channels), as MLX and mlx-vlm have it."""
-    vision = config.vision
-    return vision is not None and shape[1:] == (
-        vision.patch_size,
-        vision.patch_size,
-        vision.num_channels,
-    )
-
-
 def _by_canonical_name(every: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for stored in every:
-        name = canonical(stored.name)
+        name = canonical_name(stored.name)
         if name is None:
             continue
         if name in tensors:
@@ -173,51 +144,11 @@ def _by_canonical_name(every: Iterable[StoredTensor]) -> dict[str, StoredTensor]
     return tensors
 
 
-def _check_plain(name: str, stored: StoredTensor, shape: tuple[int, ...]) -> None:
-    allowed = [shape]
-    if name.endswith("patch_conv.weight"):
-        out, channels, height, width = shape
-        allowed.append((out, height, width, channels))
-    if stored.shape not in allowed:
-        raise _misshapen(stored, f"expected {list(shape)}")
-    if stored.dtype not in FLOATS:
-        raise CheckpointError(
-            f"{stored.name} in {stored.file} is stored as {stored.dtype}; this runtime reads "
-            f"{', '.join(FLOATS)} and MLX's quantized formats."
-        )
-
-
-def _check_quantized(
-    name: str,
-    weight: StoredTensor,
-    scales: StoredTensor,
-    biases: StoredTensor | None,
-    shape: tuple[int, ...],
-) -> Quantization:
-    if weight.dtype != "U32" or len(shape) != 2:
-        raise _misshapen(weight, "expected a matrix packed into U32")
-    if biases is not None and biases.shape != scales.shape:
-        raise _misshapen(biases, f"expected {list(scales.shape)}, the shape of its scales")
-    found = infer((shape[0], shape[1]), weight.shape, scales.shape, has_biases=biases is not None)
-    if found is None:
-        raise _misshapen(
-            weight,
-            f"with scales {list(scales.shape)}: no quantization of {list(shape)} looks so",
-        )
-    return found
-
-
-def _beside(name: str, part: str) -> str:
-    return name.removesuffix("weight") + part
-
-
-def _misshapen(stored: StoredTensor, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"{stored.name} in {stored.file} has the shape {list(stored.shape)}, {why}. "
-        "The file does not belong to this configuration, or is damaged: fetch it again."
-    )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-    return f"the tensor {names[0]}{more}"
+def _add_file(digest: hashlib.blake2b, file: Path, header_bytes: int) -> None:
+    status = file.stat()
+    digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns} ".encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(header_bytes))
+        for n in range(_SAMPLES):
+            stream.seek(status.st_size * n // _SAMPLES)
+            digest.update(stream.read(_SAMPLE_BYTES))

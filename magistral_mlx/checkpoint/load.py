@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from magistral_mlx.backend import backend, mx, reuse_memory
-from magistral_mlx.checkpoint.folder import Checkpoint, is_channels_last
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.gguf.load import read_arrays
-from magistral_mlx.checkpoint.names import INTERLEAVED, LANGUAGE, interleaved_heads
+from magistral_mlx.checkpoint.names import (
+    INTERLEAVED,
+    LANGUAGE,
+    interleaved_heads,
+    is_channels_last,
+)
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.linear import quantize_modules, stored_as
 from magistral_mlx.model.magistral import MagistralModel
@@ -164,11 +169,11 @@ def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:
     if name.endswith("patch_conv.weight") and is_channels_last(array.shape, config):
         array = array.transpose(0, 3, 1, 2)
     if checkpoint.layout in INTERLEAVED and (heads := interleaved_heads(name, config)):
-        array = rows_by_halves(array, heads)
+        array = deinterleave_heads(array, heads)
     return array
 
 
-def rows_by_halves(weight: mx.array, heads: int) -> mx.array:
+def deinterleave_heads(weight: mx.array, heads: int) -> mx.array:
     """Reorder the rows of a projection from rope pairs (0, 1), (2, 3)… to halves (0, D/2)…
 
     Args:

@@ -91,7 +91,7 @@ _TEXT_LAYER = re.compile(r"(language_model\.model\.layers\.\d+\.)(\w+)(\..+)")
 _BUFFERS = ("rotary_emb.inv_freq", "position_ids", "v.token_embd.img_break")
 
 
-def canonical(name: str) -> str | None:
+def canonical_name(name: str) -> str | None:
     """The canonical form of a tensor's name (or of a module's path), whatever its dialect.
 
     Returns None for a buffer that carries no weights, and the name itself where no dialect
@@ -137,6 +137,16 @@ def interleaved_heads(name: str, config: ModelConfig) -> int | None:
     if config.vision and module.endswith((".attention.q_proj", ".attention.k_proj")):
         return config.vision.num_attention_heads
     return None
+
+
+def is_channels_last(shape: tuple[int, ...], config: ModelConfig) -> bool:
+    """Whether a patch_conv weight is (out, H, W, channels), as MLX and mlx-vlm have it."""
+    vision = config.vision
+    return vision is not None and shape[1:] == (
+        vision.patch_size,
+        vision.patch_size,
+        vision.num_channels,
+    )
 
 
 def _text_tensors(text: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

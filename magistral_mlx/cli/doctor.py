@@ -186,7 +186,7 @@ def _free_memory(machine: Machine) -> Finding:
 
 
 def _disk() -> Finding:
-    from magistral_mlx.places import conversions_dir
+    from magistral_mlx.paths import conversions_dir
 
     place = conversions_dir()
     while not place.exists():

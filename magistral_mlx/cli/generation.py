@@ -90,4 +90,6 @@ def with_system(options: Options, text: str | None, magistral: Magistral) -> Opt
         return options
     from magistral_mlx.chat.system import system_from_text
 
-    return replace(options, system=system_from_text(text, thinks=magistral.tokenizer.thinks))
+    return replace(
+        options, system=system_from_text(text, thinking=magistral.tokenizer.has_thinking_tokens)
+    )

@@ -4,15 +4,14 @@
 the converter; `find_tokenizer` helps conversions that lack theirs; `upload` publishes.
 """
 
-from magistral_mlx.hub.names import RepoRef, parse_repo, require_repo
-from magistral_mlx.hub.remote import RemoteFile, RemoteModel, remote_files
+from magistral_mlx.hub.remote import RemoteFile, RemoteModel, remote_files, upload
+from magistral_mlx.hub.repository import RepoRef, parse_repo, require_repo
 from magistral_mlx.hub.snapshot import check_space, download_file, resolve
-from magistral_mlx.hub.tokenizer import find_system_prompt, find_tokenizer
-from magistral_mlx.hub.transfer import Progress
-from magistral_mlx.hub.upload import upload
+from magistral_mlx.hub.tokenizer_source import find_system_prompt, find_tokenizer
+from magistral_mlx.hub.transfer import DownloadProgress
 
 __all__ = [
-    "Progress",
+    "DownloadProgress",
     "RemoteFile",
     "RemoteModel",
     "RepoRef",

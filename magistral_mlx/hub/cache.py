@@ -15,9 +15,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from magistral_mlx.hub.layout import missing_weights
-from magistral_mlx.hub.names import RepoRef
-from magistral_mlx.hub.settings import hub_cache
+from magistral_mlx.hub.client import hub_cache
+from magistral_mlx.hub.repository import RepoRef, missing_weights
 
 _PREFIX = "models--"
 

@@ -1,19 +1,77 @@
-"""What we use of huggingface_hub's HTTP side, imported when it is needed.
+"""The hub's address, cache folder and HTTP client, from the usual environment variables.
 
-It comes with httpx or, from version 2, with httpx2; `huggingface_hub.utils.httpx` is whichever it
-is. Its lazily filled modules say nothing to a type checker, so that ends here.
+The variables are read at each call, not at import as in huggingface_hub, and passed to it
+explicitly, so that a program may set them at any time. huggingface_hub comes with httpx or, from
+version 2, with httpx2; its lazily filled modules are untyped, so that stays in this module.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from magistral_mlx import __version__
+from magistral_mlx.errors import HubError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 LIBRARY = "magistral-mlx"
+PUBLIC_HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """One hub as this process sees it: its address, its cache folder, and whether to ask it."""
+
+    endpoint: str
+    cache: Path
+    offline: bool
+
+    def api(self) -> HfApi:
+        """The client of this hub. The token is HF_TOKEN, or what `hf auth login` has saved."""
+        from huggingface_hub import HfApi
+
+        return HfApi(self.endpoint, library_name=LIBRARY, library_version=__version__)
+
+    def file_url(self, repo: str, commit: str, filename: str) -> str:
+        """The address of one file at one commit."""
+        from urllib.parse import quote
+
+        return f"{self.endpoint}/{repo}/resolve/{commit}/{quote(filename)}"
+
+    def require_online(self, what: str) -> None:
+        """Raise `HubError` where HF_HUB_OFFLINE forbids to ask the hub for `what`."""
+        if self.offline:
+            raise HubError(
+                f"{what} is not on this machine and HF_HUB_OFFLINE is set. "
+                "Unset it to download, or name a model that is here."
+            )
+
+
+def current_hub() -> Hub:
+    """The hub that HF_ENDPOINT, HF_HUB_CACHE, HF_HOME and HF_HUB_OFFLINE describe now."""
+    offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return Hub(
+        endpoint=(os.environ.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/"),
+        cache=hub_cache(),
+        offline=offline.upper() in {"1", "ON", "YES", "TRUE"},
+    )
+
+
+def hub_cache() -> Path:
+    """The folder of huggingface_hub's cache, which may not exist yet."""
+    env = os.environ
+    if explicit := env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(os.path.expandvars(explicit)).expanduser()
+    if home := env.get("HF_HOME"):
+        return Path(os.path.expandvars(home)).expanduser() / "hub"
+    base = env.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "huggingface" / "hub"
 
 
 def http_module() -> Any:

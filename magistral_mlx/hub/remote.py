@@ -1,22 +1,22 @@
-"""What a repository on the hub holds: the files that we need, at one commit."""
+"""Repositories on the hub: the listing of a checkpoint's files, and the upload of a conversion."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magistral_mlx.errors import ModelNotFound
-from magistral_mlx.hub.client import hub_headers
-from magistral_mlx.hub.failures import explained, hub_like_answers
-from magistral_mlx.hub.layout import needed_files, weight_files
-from magistral_mlx.hub.names import RepoRef
-from magistral_mlx.hub.settings import Hub, current_hub
+from magistral_mlx.errors import HubError, ModelNotFound
+from magistral_mlx.hub.client import Hub, current_hub, hub_headers
+from magistral_mlx.hub.errors import hub_errors, hub_responses
+from magistral_mlx.hub.repository import RepoRef, needed_files, require_repo, select_weight_files
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
+_NOT_UPLOADED = [".*", "*.incomplete", "*.parts", "*.tmp"]
 _API_TIMEOUT = 30.0
 _SAFE_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a file name
 
@@ -45,7 +45,7 @@ class RemoteModel:
     @property
     def weights(self) -> tuple[RemoteFile, ...]:
         """The shards, in order."""
-        names = set(weight_files(file.name for file in self.files))
+        names = set(select_weight_files(file.name for file in self.files))
         return tuple(file for file in self.files if file.name in names)
 
     @property
@@ -66,7 +66,7 @@ def remote_files(ref: RepoRef) -> RemoteModel:
     """
     listing = list_files(ref, needed=None)
     names = {file.name for file in listing.files}
-    if not weight_files(names) or not names & {"config.json", "params.json"}:
+    if not select_weight_files(names) or not names & {"config.json", "params.json"}:
         raise ModelNotFound(
             f"{ref} holds no checkpoint that runs here. Expected config.json and *.safetensors "
             "files (GGUF ones are for llama.cpp)."
@@ -78,7 +78,7 @@ def list_files(ref: RepoRef, *, needed: Sequence[str] | None) -> RemoteModel:
     """The `needed` files of a repository, those that it has; all of a checkpoint for None."""
     hub = current_hub()
     hub.require_online(str(ref))
-    with explained(hub, ref), hub_like_answers(hub):
+    with hub_errors(hub, ref), hub_responses(hub):
         info = hub.api().model_info(
             ref.repo, revision=ref.revision, files_metadata=True, timeout=_API_TIMEOUT
         )
@@ -103,3 +103,31 @@ def _file(hub: Hub, ref: RepoRef, commit: str, sibling: RepoSibling) -> RemoteFi
     if etag is None or size is None or not _SAFE_TAG.fullmatch(etag):
         raise ValueError(f"it tells no usable size and tag of {sibling.rfilename}")
     return RemoteFile(sibling.rfilename, size, etag)
+
+
+def upload(folder: Path, repo: str) -> str:
+    """Upload the files of `folder` to the repository `owner/name`, created where it is missing.
+
+    Files that are there already are not sent again, so an interrupted upload is continued by
+    calling this again. huggingface_hub shows its progress on a terminal. Returns the address of
+    the repository's page.
+
+    Raises `ModelNotFound` for a name that is none, `HubError` where the hub refuses or is out of
+    reach.
+    """
+    ref = require_repo(repo)
+    if not folder.is_dir():
+        raise ModelNotFound(f"there is no folder {folder} to upload.")
+    hub = current_hub()
+    if hub.offline:
+        raise HubError("HF_HUB_OFFLINE is set, so nothing can be uploaded. Unset it.")
+    api = hub.api()
+    with hub_errors(hub, ref, writing=True), hub_responses(hub):
+        api.create_repo(ref.repo, exist_ok=True)
+        api.upload_folder(
+            repo_id=ref.repo,
+            folder_path=folder,
+            commit_message="Upload an MLX conversion made with magistral-mlx",
+            ignore_patterns=_NOT_UPLOADED,
+        )
+    return f"{hub.endpoint}/{ref.repo}"

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from magistral_mlx.checkpoint.gguf.files import is_gguf
+from magistral_mlx.checkpoint.support import check_supported
 from magistral_mlx.errors import CheckpointError, HubError, ModelNotFound, StorageError
 from magistral_mlx.hub.cache import (
     blob_path,
@@ -20,21 +21,21 @@ from magistral_mlx.hub.cache import (
     repo_folder,
     snapshot_folder,
 )
-from magistral_mlx.hub.client import file_lock, hub_headers
-from magistral_mlx.hub.failures import explained, room_advice, storage_error
-from magistral_mlx.hub.inspect import check_runs
-from magistral_mlx.hub.layout import missing_weights
-from magistral_mlx.hub.names import RepoRef, parse_repo
+from magistral_mlx.hub.client import current_hub, file_lock, hub_headers
+from magistral_mlx.hub.errors import free_space_advice, hub_errors, storage_error
 from magistral_mlx.hub.partial import bytes_on_disk
 from magistral_mlx.hub.remote import RemoteFile, RemoteModel, list_files, remote_files
-from magistral_mlx.hub.settings import current_hub
-from magistral_mlx.hub.transfer import Progress, fetch
+from magistral_mlx.hub.repository import RepoRef, missing_weights, parse_repo
+from magistral_mlx.hub.transfer import DownloadProgress, fetch
 
 _SPARE = 100 * 2**20  # bytes that stay free on the disk
 
 
 def resolve(
-    name: str | os.PathLike[str], *, update: bool = False, on_progress: Progress | None = None
+    name: str | os.PathLike[str],
+    *,
+    update: bool = False,
+    on_progress: DownloadProgress | None = None,
 ) -> Path:
     """The local folder of a checkpoint: a folder or GGUF file as it is, or a repository's snapshot.
 
@@ -52,7 +53,7 @@ def resolve(
         if is_gguf(folder):
             return folder
         raise ModelNotFound(
-            f"{text} is a file and no GGUF one. Name the folder that holds it, or a GGUF file."
+            f"{text} is a file, and not a GGUF one. Name the folder of a model, or a GGUF file."
         )
     ref = parse_repo(text)
     if ref is None:
@@ -78,7 +79,7 @@ def download_file(
     file: RemoteFile,
     directory: Path | None = None,
     *,
-    on_progress: Progress | None = None,
+    on_progress: DownloadProgress | None = None,
 ) -> Path:
     """Bring one file here: into `directory` (deleting it there frees the disk) or the hub's cache.
 
@@ -103,12 +104,14 @@ def download_file(
         raise storage_error(error, directory) from error
     check_space(directory, [(file, target)])
     hub.require_online(f"{file.name} of {model.ref}")
-    with explained(hub, model.ref):
+    with hub_errors(hub, model.ref):
         _fetch(model, file, target, on_progress)
     return target
 
 
-def fetch_file(ref: RepoRef, name: str, *, on_progress: Progress | None = None) -> Path | None:
+def fetch_file(
+    ref: RepoRef, name: str, *, on_progress: DownloadProgress | None = None
+) -> Path | None:
     """One small file of a repository, from the cache or the hub; None where it has none.
 
     A repository that is here already is asked at the commit that is here, so that the branch's
@@ -139,11 +142,11 @@ def check_space(place: Path, files: Iterable[tuple[RemoteFile, Path]]) -> None:
     if needed + _SPARE > free:
         raise StorageError(
             f"the download needs {needed / 1e9:.1f} GB more and {existing} has {free / 1e9:.1f} GB "
-            f"free. {room_advice(place)}"
+            f"free. {free_space_advice(place)}"
         )
 
 
-def _download(ref: RepoRef, on_progress: Progress | None) -> Path:
+def _download(ref: RepoRef, on_progress: DownloadProgress | None) -> Path:
     """The snapshot folder of `ref`, with everything in it that was missing."""
     model = remote_files(ref)
     folder = snapshot_folder(ref.repo, model.commit)
@@ -157,7 +160,7 @@ def _download(ref: RepoRef, on_progress: Progress | None) -> Path:
     weights = set(model.weights)
     for file in model.files:
         if file in weights and not space_checked:
-            check_runs(folder)
+            check_supported(folder)
             _check_cache_space(model)
             space_checked = True
         _into_cache(model, file, report)
@@ -180,7 +183,7 @@ def _check_cache_space(model: RemoteModel) -> None:
     check_space(repo_folder(repo), [(file, blob_path(repo, file.etag)) for file in missing])
 
 
-def _into_cache(model: RemoteModel, file: RemoteFile, on_progress: Progress | None) -> Path:
+def _into_cache(model: RemoteModel, file: RemoteFile, on_progress: DownloadProgress | None) -> Path:
     """The file in the cache's snapshot, downloaded where the cache lacks it."""
     repo = model.ref.repo
     path = snapshot_folder(repo, model.commit) / file.name
@@ -189,7 +192,7 @@ def _into_cache(model: RemoteModel, file: RemoteFile, on_progress: Progress | No
     hub = current_hub()
     blob = blob_path(repo, file.etag)
     lock = hub.cache / ".locks" / repo_folder(repo).name / f"{file.etag}.lock"
-    with explained(hub, model.ref):
+    with hub_errors(hub, model.ref):
         blob.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(lock):
             if not blob.exists():
@@ -198,7 +201,7 @@ def _into_cache(model: RemoteModel, file: RemoteFile, on_progress: Progress | No
 
 
 def _fetch(
-    model: RemoteModel, file: RemoteFile, target: Path, on_progress: Progress | None
+    model: RemoteModel, file: RemoteFile, target: Path, on_progress: DownloadProgress | None
 ) -> None:
     hub = current_hub()
     fetch(
@@ -212,5 +215,5 @@ def _fetch(
 
 
 def _remember(model: RemoteModel) -> None:
-    with explained(current_hub(), model.ref):
+    with hub_errors(current_hub(), model.ref):
         remember_commit(model.ref, model.commit)

@@ -18,7 +18,7 @@ from magistral_mlx.errors import HubError
 from magistral_mlx.hub.client import http_module, raise_for_status
 from magistral_mlx.hub.partial import Partial
 
-Progress = Callable[[int, int], None]
+DownloadProgress = Callable[[int, int], None]
 """Called with the bytes that are here and the bytes in all, from the caller's thread."""
 
 CONNECTIONS = 8
@@ -49,12 +49,12 @@ def fetch(
     size: int,
     etag: str,
     headers: dict[str, str],
-    on_progress: Progress | None = None,
+    on_progress: DownloadProgress | None = None,
 ) -> None:
     """Download `url` to `target`, which appears only once it is whole and its hash is right.
 
     `size` (bytes) and `etag` are those of the hub's listing. Raises what huggingface_hub and its
-    HTTP client raise (see `failures.explained`), and `HubError` for a damaged file.
+    HTTP client raise (see `failures.hub_errors`), and `HubError` for a damaged file.
     """
     try:
         intact = _fetch(url, Partial(target, size, etag), headers, on_progress)
@@ -67,7 +67,7 @@ def fetch(
 
 
 def _fetch(
-    url: str, partial: Partial, headers: dict[str, str], on_progress: Progress | None
+    url: str, partial: Partial, headers: dict[str, str], on_progress: DownloadProgress | None
 ) -> bool:
     with partial:
         _Download(url, partial, headers).run(on_progress)
@@ -86,7 +86,7 @@ class _Download:
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._work: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def run(self, on_progress: Progress | None) -> None:
+    def run(self, on_progress: DownloadProgress | None) -> None:
         """Fetch every pending segment, reporting progress; re-raise the first failure."""
         pending = self._partial.pending()
         for index in pending:
@@ -108,7 +108,7 @@ class _Download:
         if not self._errors.empty():
             raise self._errors.get()
 
-    def _report(self, on_progress: Progress | None) -> None:
+    def _report(self, on_progress: DownloadProgress | None) -> None:
         if on_progress is not None:
             on_progress(self._partial.received, self._partial.size)
 

@@ -14,12 +14,12 @@ from magistral_mlx.chat.prompt import Prompt, encode_raw
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.hub import Progress, find_tokenizer
+from magistral_mlx.hub import DownloadProgress, find_tokenizer
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.library import locate
 from magistral_mlx.memory.here import plan_here
 from magistral_mlx.memory.plan import Plan, PlanRequest
-from magistral_mlx.places import DEMO
+from magistral_mlx.paths import DEMO
 from magistral_mlx.server.errors import UnknownModel
 from magistral_mlx.server.settings import Settings
 
@@ -57,7 +57,7 @@ class ServedModel:
         dated = folder if folder.is_file() else folder / "config.json"
         self._created = int(dated.stat().st_mtime)
         self._supports_images = has_vision and composer.tokenizer.has_image_tokens
-        self._thinks = composer.tokenizer.thinks
+        self._thinks = composer.tokenizer.has_thinking_tokens
 
     @property
     def magistral(self) -> Magistral | None:
@@ -103,7 +103,7 @@ class ServedModel:
 class ModelRegistry:
     """The models of a server, by name."""
 
-    def __init__(self, settings: Settings, on_progress: Progress | None = None) -> None:
+    def __init__(self, settings: Settings, on_progress: DownloadProgress | None = None) -> None:
         """Find all models, downloading what is missing.
 
         Raises:
@@ -140,7 +140,9 @@ class ModelRegistry:
         return found
 
 
-def _describe(name: str | None, settings: Settings, on_progress: Progress | None) -> ServedModel:
+def _describe(
+    name: str | None, settings: Settings, on_progress: DownloadProgress | None
+) -> ServedModel:
     folder = locate(name, on_progress=on_progress)
     checkpoint = Checkpoint.open(folder)
     load = settings.load

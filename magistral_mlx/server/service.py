@@ -20,7 +20,7 @@ from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.options import Options
 from magistral_mlx.errors import MagistralError
-from magistral_mlx.hub import Progress
+from magistral_mlx.hub import DownloadProgress
 from magistral_mlx.runtime.activity import MemoryUse
 from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.server.admission_queue import AdmissionQueue
@@ -167,7 +167,7 @@ class GenerationService:
         await self.pool.close()
 
 
-def _download_progress(report: OnProgress | None) -> Progress | None:
+def _download_progress(report: OnProgress | None) -> DownloadProgress | None:
     """A callback for downloads from the hub that reports to `report`."""
     if report is None:
         return None

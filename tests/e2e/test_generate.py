@@ -15,7 +15,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from magistral_mlx.places import demo_dir
+from magistral_mlx.paths import demo_dir
 from tests.checkpoints import write_hf_checkpoint
 from tests.fake_hub import FakeHub
 

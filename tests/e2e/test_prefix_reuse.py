@@ -14,10 +14,9 @@ import pytest
 
 from magistral_mlx import Magistral
 from magistral_mlx.backend import mx
-from magistral_mlx.checkpoint.fingerprint import fingerprint
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.places import demo_dir
+from magistral_mlx.paths import demo_dir
 from tests.serving import wait_until
 
 pytestmark = pytest.mark.slow
@@ -165,6 +164,6 @@ def test_a_checkpoint_is_told_from_every_other_one(tmp_path: Path) -> None:
     times = (demo_dir() / weights).stat()
     (changed / weights).write_bytes(content)
     os.utime(changed / weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    prints = [fingerprint(Checkpoint.open(folder)) for folder in (same, touched, changed)]
-    assert fingerprint(Checkpoint.open(demo_dir())) == prints[0]
+    prints = [Checkpoint.open(folder).fingerprint() for folder in (same, touched, changed)]
+    assert Checkpoint.open(demo_dir()).fingerprint() == prints[0]
     assert len(set(prints)) == 3

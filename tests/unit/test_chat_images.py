@@ -14,7 +14,7 @@ import pillow_heif
 import pytest
 
 from magistral_mlx.chat import images
-from magistral_mlx.chat.images import open_image
+from magistral_mlx.chat.images import load_image
 from magistral_mlx.errors import ImageError
 
 ORIENTATION = 0x0112
@@ -52,7 +52,7 @@ def heic(image: PIL.Image.Image, **options) -> bytes:
 
 def refusal(source: object) -> str:
     with pytest.raises(ImageError) as caught:
-        open_image(source)  # type: ignore[arg-type]
+        load_image(source)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -64,27 +64,27 @@ def test_a_path_bytes_and_a_pil_image_give_the_same(tmp_path: Path):
     path = tmp_path / "été 図.png"
     path.write_bytes(encoded(quadrants(), "PNG"))
     for source in (path, str(path), path.read_bytes(), quadrants(), PIL.Image.open(path)):
-        opened = open_image(source)
+        opened = load_image(source)
         assert opened.mode == "RGB"
         assert np.array_equal(np.asarray(opened), np.asarray(quadrants()))
 
 
 def test_a_plain_rgb_image_is_given_back_as_it_is():
     image = quadrants()
-    assert open_image(image) is image
+    assert load_image(image) is image
 
 
 @pytest.mark.parametrize(
     "format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"]
 )
 def test_common_formats_open(format: str):
-    opened = open_image(encoded(quadrants(64, 64), format))
+    opened = load_image(encoded(quadrants(64, 64), format))
     assert opened.size == (64, 64)
     assert corners(opened) == ["red", "green", "blue", "white"]
 
 
 def test_heic_opens():
-    opened = open_image(heic(quadrants(64, 32)))
+    opened = load_image(heic(quadrants(64, 32)))
     assert (opened.mode, opened.size) == ("RGB", (64, 32))
     assert corners(opened) == ["red", "green", "blue", "white"]
 
@@ -92,13 +92,13 @@ def test_heic_opens():
 def test_the_extension_does_not_matter(tmp_path: Path):
     path = tmp_path / "image.jpg"
     path.write_bytes(heic(quadrants(64, 32)))
-    assert corners(open_image(path)) == ["red", "green", "blue", "white"]
+    assert corners(load_image(path)) == ["red", "green", "blue", "white"]
 
 
 def test_a_file_may_be_deleted_once_it_is_open(tmp_path: Path):
     path = tmp_path / "animation.gif"
     path.write_bytes(encoded(quadrants(), "GIF", save_all=True, append_images=[quadrants(32, 16)]))
-    opened = open_image(path)
+    opened = load_image(path)
     path.unlink()
     assert type(opened) is PIL.Image.Image
     assert corners(opened) == ["red", "green", "blue", "white"]
@@ -110,7 +110,7 @@ def test_a_pipe_can_be_read(tmp_path: Path):
     data = encoded(quadrants(), "PNG")
     writer = threading.Thread(target=pipe.write_bytes, args=(data,))
     writer.start()
-    assert corners(open_image(pipe)) == ["red", "green", "blue", "white"]
+    assert corners(load_image(pipe)) == ["red", "green", "blue", "white"]
     writer.join()
 
 
@@ -138,7 +138,7 @@ def test_exif_orientation_is_applied(format: str, orientation: int):
         data = heic(image, exif=exif.tobytes())
     else:
         data = encoded(image, format, exif=exif)
-    opened = open_image(data)
+    opened = load_image(data)
     assert opened.size == ((64, 32) if orientation < 5 else (32, 64))
     assert corners(opened) == TURNED[orientation]
 
@@ -146,20 +146,20 @@ def test_exif_orientation_is_applied(format: str, orientation: int):
 def test_an_image_opened_twice_is_turned_once():
     exif = PIL.Image.Exif()
     exif[ORIENTATION] = 6
-    once = open_image(encoded(quadrants(), "PNG", exif=exif))
-    assert corners(open_image(once)) == corners(once) == TURNED[6]
+    once = load_image(encoded(quadrants(), "PNG", exif=exif))
+    assert corners(load_image(once)) == corners(once) == TURNED[6]
 
 
 def test_broken_exif_is_no_reason_to_refuse_an_image():
     data = encoded(quadrants(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xffgarbage")
-    assert corners(open_image(data)) == TURNED[1]
+    assert corners(load_image(data)) == TURNED[1]
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 4711])
 def test_an_orientation_that_does_not_exist_is_ignored(orientation: int):
     exif = PIL.Image.Exif()
     exif[ORIENTATION] = orientation
-    assert corners(open_image(encoded(quadrants(), "JPEG", exif=exif))) == TURNED[1]
+    assert corners(load_image(encoded(quadrants(), "JPEG", exif=exif))) == TURNED[1]
 
 
 # Animations
@@ -170,7 +170,7 @@ def test_an_animation_gives_its_first_frame(format: str):
     second = PIL.Image.new("RGB", (32, 32), BLUE)
     data = encoded(quadrants(32, 32), format, save_all=True, append_images=[second])
     assert PIL.Image.open(io.BytesIO(data)).n_frames == 2
-    assert corners(open_image(data)) == ["red", "green", "blue", "white"]
+    assert corners(load_image(data)) == ["red", "green", "blue", "white"]
 
 
 # Depths and colours
@@ -179,7 +179,7 @@ def test_an_animation_gives_its_first_frame(format: str):
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled_not_clipped(format: str):
     values = np.array([[0, 127, 257, 32768, 65407, 65535]], dtype=np.uint16)
-    opened = open_image(encoded(PIL.Image.fromarray(values), format))
+    opened = load_image(encoded(PIL.Image.fromarray(values), format))
     assert opened.mode == "RGB"
     assert np.asarray(opened)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
     assert np.ptp(np.asarray(opened), axis=2).max() == 0
@@ -187,7 +187,7 @@ def test_16_bit_grey_is_scaled_not_clipped(format: str):
 
 def test_big_endian_16_bit_grey_is_scaled_likewise():
     image = PIL.Image.frombytes("I;16B", (3, 1), struct.pack(">3H", 0, 32768, 65535))
-    assert np.asarray(open_image(image))[0, :, 0].tolist() == [0, 128, 255]
+    assert np.asarray(load_image(image))[0, :, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize(
@@ -209,31 +209,31 @@ def test_big_endian_16_bit_grey_is_scaled_likewise():
 def test_32_bit_and_float_images_are_scaled(values: np.ndarray, expected: list[int]):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        opened = open_image(encoded(PIL.Image.fromarray(values), "TIFF"))
+        opened = load_image(encoded(PIL.Image.fromarray(values), "TIFF"))
     assert np.asarray(opened)[0, :, 0].tolist() == expected
 
 
 def test_a_16_bit_pgm_is_scaled():
     data = b"P5 3 1 65535\n" + struct.pack(">3H", 0, 32768, 65535)
-    assert np.asarray(open_image(data))[0, :, 0].tolist() == [0, 128, 255]
+    assert np.asarray(load_image(data))[0, :, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr", "HSV", "RGBX"])
 def test_other_opaque_modes_become_rgb(mode: str):
     image = PIL.Image.new("RGB", (4, 4), WHITE).convert(mode)
-    opened = open_image(image)
+    opened = load_image(image)
     assert opened.mode == "RGB"
     assert opened.getpixel((1, 1)) == WHITE
 
 
 def test_lab_becomes_rgb():
-    opened = open_image(PIL.Image.new("RGB", (4, 4), WHITE).convert("LAB"))
+    opened = load_image(PIL.Image.new("RGB", (4, 4), WHITE).convert("LAB"))
     assert opened.mode == "RGB"
     assert min(opened.getpixel((1, 1))) >= 250
 
 
 def test_cmyk_becomes_rgb_with_its_colours():
-    opened = open_image(encoded(quadrants(64, 64).convert("CMYK"), "JPEG", quality=95))
+    opened = load_image(encoded(quadrants(64, 64).convert("CMYK"), "JPEG", quality=95))
     assert opened.mode == "RGB"
     assert corners(opened) == ["red", "green", "blue", "white"]
 
@@ -249,7 +249,7 @@ def test_cmyk_becomes_rgb_with_its_colours():
     ],
 )
 def test_modes_with_transparency_become_rgba(mode: str, pixel: tuple[int, ...]):
-    opened = open_image(PIL.Image.new(mode, (2, 2), pixel))
+    opened = load_image(PIL.Image.new(mode, (2, 2), pixel))
     assert opened.mode == "RGBA"
     assert opened.getpixel((0, 0))[3] == 0
 
@@ -260,7 +260,7 @@ def test_a_transparent_colour_of_a_png_is_transparent(mode: str):
     image.putpixel((0, 0), (0, 0, 0))
     image = image.convert(mode)
     key = image.getpixel((0, 0))
-    opened = open_image(encoded(image, "PNG", transparency=key))
+    opened = load_image(encoded(image, "PNG", transparency=key))
     assert opened.mode == "RGBA"
     assert [opened.getpixel((x, 0))[3] for x in (0, 1)] == [0, 255]
 
@@ -269,7 +269,7 @@ def test_a_palette_with_many_transparencies():
     image = PIL.Image.new("P", (3, 1))
     image.putpalette([*RED, *GREEN, *BLUE])
     image.putdata([0, 1, 2])
-    opened = open_image(encoded(image, "PNG", transparency=bytes([0, 128, 255])))
+    opened = load_image(encoded(image, "PNG", transparency=bytes([0, 128, 255])))
     assert [opened.getpixel((x, 0)) for x in range(3)] == [
         (*RED, 0),
         (*GREEN, 128),
@@ -283,7 +283,7 @@ def test_a_turned_palette_image_keeps_its_transparency():
     image.putdata([0, 1])
     exif = PIL.Image.Exif()
     exif[ORIENTATION] = 3
-    opened = open_image(encoded(image, "PNG", transparency=0, exif=exif))
+    opened = load_image(encoded(image, "PNG", transparency=0, exif=exif))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(*GREEN, 255), (*RED, 0)]
 
 
@@ -415,12 +415,12 @@ def test_a_large_image_below_the_limit_opens_without_a_warning(monkeypatch: pyte
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 3000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert open_image(encoded(PIL.Image.new("RGB", (64, 64)), "PNG")).size == (64, 64)
+        assert load_image(encoded(PIL.Image.new("RGB", (64, 64)), "PNG")).size == (64, 64)
 
 
 def test_exactly_the_limit_opens_and_one_more_does_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64)
-    assert open_image(PIL.Image.new("RGB", (64, 64))).size == (64, 64)
+    assert load_image(PIL.Image.new("RGB", (64, 64))).size == (64, 64)
     assert "too large (64×65)" in refusal(PIL.Image.new("RGB", (64, 65)))
 
 

@@ -19,11 +19,13 @@ from magistral_mlx.errors import PromptError
 
 def test_the_checkpoints_own_prompt_wins(tmp_path: Path):
     (tmp_path / "SYSTEM_PROMPT.txt").write_text("Think:[THINK]draft[/THINK]Answer.")
-    assert default_system(tmp_path, thinks=True) == System(("Think:", Thought("draft"), "Answer."))
+    assert default_system(tmp_path, thinking=True) == System(
+        ("Think:", Thought("draft"), "Answer.")
+    )
 
 
 def test_without_the_file_a_thinking_model_gets_the_model_cards_prompt(tmp_path: Path):
-    system = default_system(tmp_path, thinks=True)
+    system = default_system(tmp_path, thinking=True)
     assert system == CARD_DEFAULT
     before, thought, after = system.content
     assert before.startswith("First draft your thinking process (inner monologue)")
@@ -34,22 +36,22 @@ def test_without_the_file_a_thinking_model_gets_the_model_cards_prompt(tmp_path:
 
 
 def test_without_the_file_another_model_gets_none(tmp_path: Path):
-    assert default_system(tmp_path, thinks=False) is None
+    assert default_system(tmp_path, thinking=False) is None
 
 
 def test_a_model_without_thinking_tokens_gets_its_file_as_plain_text(tmp_path: Path):
     (tmp_path / "SYSTEM_PROMPT.txt").write_text("Use [THINK]tags[/THINK].")
-    assert default_system(tmp_path, thinks=False) == System("Use [THINK]tags[/THINK].")
+    assert default_system(tmp_path, thinking=False) == System("Use [THINK]tags[/THINK].")
 
 
 def test_date_and_name_are_filled_in(tmp_path: Path):
     (tmp_path / "SYSTEM_PROMPT.txt").write_text("You are {name}. Today is {today}. {x} {{}}")
     days = {date.today(), date.today() + timedelta(days=1)}  # a test may run past midnight
-    system = default_system(tmp_path, thinks=False, name="Mistral Small")
+    system = default_system(tmp_path, thinking=False, name="Mistral Small")
     assert system in [
         System(f"You are Mistral Small. Today is {day}. {{x}} {{{{}}}}") for day in days
     ]
-    system = default_system(tmp_path, thinks=False)
+    system = default_system(tmp_path, thinking=False)
     assert system is not None
     assert str(system.content).startswith(f"You are {tmp_path.name}.")
 
@@ -62,15 +64,15 @@ def test_yesterday_is_the_day_before():
 def test_a_system_file_is_split_likewise_and_kept_to_the_letter(tmp_path: Path):
     file = tmp_path / "system.txt"
     file.write_bytes("\ufeffÀ toi:\r\n[THINK] un\nbrouillon [/THINK]\nRéponds, {name}.\n".encode())
-    assert system_from_file(file, thinks=True) == System(
+    assert system_from_file(file, thinking=True) == System(
         ("À toi:\n", Thought(" un\nbrouillon "), "\nRéponds, {name}.\n")
     )
 
 
 def test_an_empty_file_means_no_system_prompt(tmp_path: Path):
     (tmp_path / "SYSTEM_PROMPT.txt").touch()
-    assert default_system(tmp_path, thinks=True) is None
-    assert system_from_file(tmp_path / "SYSTEM_PROMPT.txt", thinks=True) is None
+    assert default_system(tmp_path, thinking=True) is None
+    assert system_from_file(tmp_path / "SYSTEM_PROMPT.txt", thinking=True) is None
 
 
 def test_several_thinking_parts():
@@ -99,18 +101,18 @@ def test_marks_that_do_not_pair_stay_text(text: str):
 
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(PromptError, match=r"no system prompt file .*nowhere\.txt"):
-        system_from_file(tmp_path / "nowhere.txt", thinks=True)
+        system_from_file(tmp_path / "nowhere.txt", thinking=True)
 
 
 def test_a_folder_is_refused(tmp_path: Path):
     with pytest.raises(PromptError, match="is a folder"):
-        system_from_file(tmp_path, thinks=True)
+        system_from_file(tmp_path, thinking=True)
 
 
 def test_a_file_that_is_not_utf8_says_where(tmp_path: Path):
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(PromptError, match=r"latin\.txt is not UTF-8 text \(byte 3\)"):
-        system_from_file(tmp_path / "latin.txt", thinks=True)
+        system_from_file(tmp_path / "latin.txt", thinking=True)
 
 
 def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -121,7 +123,7 @@ def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(PromptError, match="cannot be read: Permission denied"):
-        default_system(tmp_path, thinks=True)
+        default_system(tmp_path, thinking=True)
 
 
 def test_without_thinking_a_prompt_keeps_its_other_parts():
@@ -142,7 +144,7 @@ def test_without_thinking_the_model_cards_prompt_no_longer_asks_for_thoughts(tmp
         for part in CARD_DEFAULT.content
     )
     (tmp_path / "SYSTEM_PROMPT.txt").write_text(f"{spelled}\n")
-    from_file = default_system(tmp_path, thinks=True)
+    from_file = default_system(tmp_path, thinking=True)
     assert from_file is not None and from_file != CARD_DEFAULT
     for system in (CARD_DEFAULT, from_file):
         short = without_thinking(system)

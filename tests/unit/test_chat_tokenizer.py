@@ -61,7 +61,7 @@ def test_older_models_have_no_thinking_tokens(version: str):
     tokenizer = older_tokenizer(version)
     assert tokenizer.special.think is None
     assert tokenizer.special.end_think is None
-    assert not tokenizer.thinks
+    assert not tokenizer.has_thinking_tokens
     assert tokenizer.has_image_tokens
 
 

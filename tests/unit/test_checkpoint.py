@@ -12,7 +12,7 @@ import pytest
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
-from magistral_mlx.checkpoint.names import canonical, expected_tensors
+from magistral_mlx.checkpoint.names import canonical_name, expected_tensors
 from magistral_mlx.config_files import config_from_hf
 from magistral_mlx.errors import CheckpointError, UnsupportedModel
 from magistral_mlx.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization, infer
@@ -205,7 +205,7 @@ def test_the_configuration_is_the_same_in_every_spelling(tmp_path: Path) -> None
     ],
 )  # fmt: skip
 def test_a_name_of_any_dialect_has_one_canonical_form(stored: str, name: str) -> None:
-    assert canonical(stored) == name
+    assert canonical_name(stored) == name
 
 
 def test_the_full_size_model_has_24_billion_parameters() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from magistral_mlx.checkpoint.fingerprint import fingerprint
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import QueryScaling, Yarn
 from magistral_mlx.errors import CheckpointError, UnsupportedModel
@@ -256,5 +255,5 @@ def test_a_truncated_file_says_how_much_is_missing(tmp_path: Path):
 
 def test_fingerprints_tell_one_file_from_another(tmp_path: Path):
     first, second = write(tmp_path / "a.gguf"), write(tmp_path / "b.gguf", "Q4_0")
-    prints = {fingerprint(Checkpoint.open(path)) for path in (first, second, first)}
+    prints = {Checkpoint.open(path).fingerprint() for path in (first, second, first)}
     assert len(prints) == 2

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx import library, places
+from magistral_mlx import library, paths
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import ModelNotFound
-from magistral_mlx.hub.settings import hub_cache
+from magistral_mlx.hub.client import hub_cache
 from magistral_mlx.library import default_model, find_models, locate
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.fake_hub import FakeHub
@@ -90,7 +90,7 @@ def test_an_empty_machine_has_no_models():
 
 
 def test_models_are_found_in_all_three_places(machine: Path, models: Any):
-    mine = put(models(4), places.conversions_dir() / "Magistral-Small-2509-4bit")
+    mine = put(models(4), paths.conversions_dir() / "Magistral-Small-2509-4bit")
     cached = put_in_hub_cache(models(None), "mistralai/Magistral-Small-2509")
     theirs = put(models(8), machine / ".lmstudio" / "models" / READY)
     found = find_models()
@@ -105,7 +105,7 @@ def test_models_are_found_in_all_three_places(machine: Path, models: Any):
 
 
 def test_every_listed_name_can_be_located(machine: Path, models: Any):
-    put(models(4), places.conversions_dir() / "Magistral-Small-2509-4bit")
+    put(models(4), paths.conversions_dir() / "Magistral-Small-2509-4bit")
     put_in_hub_cache(models(None), "mistralai/Magistral-Small-2509")
     put_in_hub_cache(models(4), "some/other", branch="v2")
     put(models(8), machine / ".lmstudio" / "models" / READY)
@@ -140,12 +140,12 @@ def test_the_hubs_cache_follows_hf_home(
 
 
 def test_a_text_only_model_is_listed_as_one(models: Any):
-    put(models(4, vision=False), places.conversions_dir() / "text")
+    put(models(4, vision=False), paths.conversions_dir() / "text")
     assert [model.has_vision for model in find_models()] == [False]
 
 
 def test_a_text_only_conversion_that_kept_its_vision_settings_is_listed_as_text_only(models: Any):
-    folder = put(models(None), places.conversions_dir() / "text")
+    folder = put(models(None), paths.conversions_dir() / "text")
     for old in folder.glob("model*"):
         old.unlink()
     weights = random_weights(tiny_config(layers=1), 0)
@@ -161,7 +161,7 @@ def test_a_model_that_lacks_a_shard_is_incomplete(models: Any):
 
 
 def test_a_truncated_shard_makes_a_model_incomplete(models: Any):
-    folder = put(models(4), places.conversions_dir() / "broken")
+    folder = put(models(4), paths.conversions_dir() / "broken")
     shard = folder / "model.safetensors"
     os.truncate(shard, shard.stat().st_size - 1)
     assert [model.complete for model in find_models()] == [False]
@@ -210,7 +210,7 @@ def test_a_mistral_from_before_tekken_is_not_listed(machine: Path, models: Any):
 def test_the_users_own_4_bit_conversion_is_the_default(machine: Path, models: Any):
     put(models(4), machine / ".lmstudio" / "models" / READY)
     put_in_hub_cache(models(4), "mlx-community/Magistral-Small-2509-4bit")
-    mine = put(models(4), places.conversions_dir() / "Devstral-4bit")
+    mine = put(models(4), paths.conversions_dir() / "Devstral-4bit")
     assert locate(None) == default_model() == mine
 
 
@@ -225,7 +225,7 @@ def test_magistral_is_the_default_before_others_and_4_bits_before_more(machine: 
 
 
 def test_an_incomplete_model_is_never_the_default(machine: Path, models: Any):
-    broken = put(models(4), places.conversions_dir() / "Magistral-4bit")
+    broken = put(models(4), paths.conversions_dir() / "Magistral-4bit")
     os.truncate(broken / "model.safetensors", 5000)
     other = put(models(8), machine / ".lmstudio" / "models" / "some" / "Devstral-8bit")
     assert default_model() == other
@@ -254,9 +254,9 @@ def test_demo_is_the_embedded_model(machine: Path, monkeypatch: pytest.MonkeyPat
 def test_a_folder_comes_before_a_conversion_of_that_name(
     machine: Path, models: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    put(models(4), places.conversions_dir() / "mine")
+    put(models(4), paths.conversions_dir() / "mine")
     monkeypatch.chdir(machine)
-    assert locate("mine") == places.conversions_dir() / "mine"
+    assert locate("mine") == paths.conversions_dir() / "mine"
     (machine / "mine").mkdir()
     assert locate("mine") == Path("mine")
 
@@ -269,7 +269,7 @@ def test_a_model_of_lm_studios_is_not_downloaded_again(machine: Path, models: An
 
 @pytest.mark.parametrize("name", ["Magistral-Smal-2509-4bit", "magistral-small-4bit"])
 def test_a_misspelt_name_gets_the_names_that_are_alike(models: Any, name: str):
-    put(models(4), places.conversions_dir() / "Magistral-Small-2509-4bit")
+    put(models(4), paths.conversions_dir() / "Magistral-Small-2509-4bit")
     with pytest.raises(ModelNotFound, match=r"On this machine: Magistral-Small-2509-4bit\."):
         locate(name)
 
@@ -285,7 +285,7 @@ def test_a_misspelt_repository_gets_the_names_that_are_alike(
 
 
 def test_a_name_like_nothing_here_gets_no_suggestion(models: Any):
-    put(models(4), places.conversions_dir() / "Magistral-Small-2509-4bit")
+    put(models(4), paths.conversions_dir() / "Magistral-Small-2509-4bit")
     with pytest.raises(ModelNotFound) as caught:
         locate("zebra")
     assert "On this machine" not in str(caught.value)
@@ -298,14 +298,14 @@ def test_a_name_like_nothing_here_gets_no_suggestion(models: Any):
         ("mistralai/Magistral-Small-2509@v1", "Magistral-Small-2509-4bit"),
         ("~/models/Magistral/", "Magistral-4bit"),
         ("demo", "demo-4bit"),
-        (str(places.demo_dir()), "demo-4bit"),
+        (str(paths.demo_dir()), "demo-4bit"),
         (f"~/hub/models--mistralai--Devstral/snapshots/{SHA}", "Devstral-4bit"),
     ],
 )
 def test_a_conversion_is_named_after_its_source(machine: Path, source: str, name: str):
     (machine / "models" / "Magistral").mkdir(parents=True)
     (machine / f"hub/models--mistralai--Devstral/snapshots/{SHA}").mkdir(parents=True)
-    assert places.conversion_dir(source, "4bit") == places.conversions_dir() / name
+    assert paths.conversion_dir(source, "4bit") == paths.conversions_dir() / name
 
 
 def test_a_conversion_of_the_folder_one_stands_in_has_its_name(
@@ -313,14 +313,14 @@ def test_a_conversion_of_the_folder_one_stands_in_has_its_name(
 ):
     (machine / "Magistral").mkdir()
     monkeypatch.chdir(machine / "Magistral")
-    assert places.conversion_dir(".", "8bit").name == "Magistral-8bit"
+    assert paths.conversion_dir(".", "8bit").name == "Magistral-8bit"
 
 
 def test_conversions_go_to_the_users_cache(machine: Path, monkeypatch: pytest.MonkeyPatch):
-    assert places.conversions_dir() == machine / ".cache" / "magistral-mlx" / "models"
+    assert paths.conversions_dir() == machine / ".cache" / "magistral-mlx" / "models"
     monkeypatch.setenv("XDG_CACHE_HOME", str(machine / "xdg"))
-    assert places.conversions_dir() == machine / "xdg" / "magistral-mlx" / "models"
+    assert paths.conversions_dir() == machine / "xdg" / "magistral-mlx" / "models"
     monkeypatch.setattr("sys.platform", "darwin")
-    assert places.conversions_dir() == machine / "Library/Caches/magistral-mlx/models"
+    assert paths.conversions_dir() == machine / "Library/Caches/magistral-mlx/models"
     monkeypatch.setenv("MAGISTRAL_MLX_HOME", "~/own")
-    assert places.conversions_dir() == machine / "own" / "models"
+    assert paths.conversions_dir() == machine / "own" / "models"

@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint.gguf.files import find_mmproj, read_parts
 from magistral_mlx.checkpoint.gguf.header import GgufFile, read_gguf
 from magistral_mlx.checkpoint.gguf.layout import SCALES, form_of
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, StoredTensor
-from magistral_mlx.checkpoint.names import canonical
+from magistral_mlx.checkpoint.names import canonical_name
 from magistral_mlx.errors import CheckpointError
 
 
@@ -40,14 +40,14 @@ def gguf_checkpoint(path: Path, files: list[GgufFile], tower: GgufFile | None) -
     config = model_config(gathered, tower)
     every = files if tower is None else [*files, tower]
     stored = [tensor for file in every for tensor in file.tensors.values()]
-    blocks = {str(canonical(t.name)): t for t in stored if is_quantized(t.dtype)}
+    blocks = {str(canonical_name(t.name)): t for t in stored if is_quantized(t.dtype)}
     for tensor in blocks.values():
         if len(tensor.shape) != 2:
             raise CheckpointError(
                 f"{tensor.name} in {tensor.file} is quantized and no matrix. Fetch that file again."
             )
     parts = (part for tensor in stored for part in _parts(tensor))
-    found = Checkpoint.of_tensors(path, config, "gguf", parts)
+    found = Checkpoint.from_tensors(path, config, "gguf", parts)
     return replace(found, blocks=blocks)
 
 

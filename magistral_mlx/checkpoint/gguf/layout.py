@@ -171,7 +171,7 @@ def pack_codes(codes: Bytes, bits: int) -> Bytes:
     return np.ascontiguousarray(eights.swapaxes(0, 1)).reshape(blocks, -1)
 
 
-def rows_by_halves(rows: NDArray[Any], halve_heads: int | None) -> NDArray[Any]:
+def deinterleave_heads(rows: NDArray[Any], halve_heads: int | None) -> NDArray[Any]:
     """Rows of whole heads from rope pairs (0, 1), (2, 3)… to halves (0, D/2)…
 
     Args:

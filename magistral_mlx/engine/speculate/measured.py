@@ -15,7 +15,7 @@ from typing import Any
 from magistral_mlx import __version__
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.engine.speculate.costs import PassCosts
-from magistral_mlx.places import home_dir
+from magistral_mlx.paths import home_dir
 
 
 def pass_costs(machine: str, decoder_bytes: int) -> PassCosts:

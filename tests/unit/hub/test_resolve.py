@@ -183,7 +183,7 @@ def test_what_is_neither_a_folder_nor_a_repository(hub: FakeHub, name: str):
 
 def test_a_file_is_not_a_folder(tmp_path: Path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ModelNotFound, match=r"is a file\. Name the folder that holds it\."):
+    with pytest.raises(ModelNotFound, match=r"is a file, and not a GGUF one\."):
         resolve(tmp_path / "model.safetensors")
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mistral_common.protocol.instruct import chunk, messages, request, tool_calls
 
 
-def build_request(
+def build_mistral_request(
     conversation: Sequence[Message],
     tools: Sequence[Tool] = (),
     *,

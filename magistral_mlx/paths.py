@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from magistral_mlx.hub.cache import repo_of_snapshot
-from magistral_mlx.hub.names import parse_repo
+from magistral_mlx.hub.repository import parse_repo
 
 DEMO = "demo"
 

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magistral_mlx.errors import HubError, MagistralError, ModelNotFound, StorageError
-from magistral_mlx.hub.client import http_module
-from magistral_mlx.hub.names import RepoRef
-from magistral_mlx.hub.settings import PUBLIC_HUB, Hub, hub_cache
+from magistral_mlx.hub.client import PUBLIC_HUB, Hub, http_module, hub_cache
+from magistral_mlx.hub.repository import RepoRef
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 
 @contextmanager
-def explained(hub: Hub, ref: RepoRef, *, writing: bool = False) -> Iterator[None]:
+def hub_errors(hub: Hub, ref: RepoRef, *, writing: bool = False) -> Iterator[None]:
     """Turn every failure inside into `ModelNotFound`, `HubError` or `StorageError`.
 
     `writing` words refusals for an upload.
@@ -51,7 +50,7 @@ def explained(hub: Hub, ref: RepoRef, *, writing: bool = False) -> Iterator[None
 
 
 @contextmanager
-def hub_like_answers(hub: Hub) -> Iterator[None]:
+def hub_responses(hub: Hub) -> Iterator[None]:
     """Raise `HubError` for answers that are not a hub's."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -70,14 +69,14 @@ def storage_error(error: OSError, place: Path) -> StorageError:
     where = Path(os.fsdecode(error.filename)) if error.filename else place
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
-            f"the disk is full at {where}. {room_advice(where)} What has arrived is kept."
+            f"the disk is full at {where}. {free_space_advice(where)} What has arrived is kept."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"no permission to write {where}. Change that, or use another folder.")
     return StorageError(f"{where} could not be written: {error.strerror or error}.")
 
 
-def room_advice(place: Path) -> str:
+def free_space_advice(place: Path) -> str:
     """What helps against a full disk at `place`."""
     if place.absolute().is_relative_to(hub_cache().absolute()):
         return "Free some space, or point HF_HOME to another disk."

@@ -13,7 +13,7 @@ from magistral_mlx.errors import UnsupportedModel
 TEKKEN_VOCABULARY = 131_072
 
 
-def check_runs(folder: Path) -> ModelConfig:
+def check_supported(folder: Path) -> ModelConfig:
     """The model that the configuration in `folder` describes.
 
     Raises:
@@ -38,7 +38,7 @@ def check_runs(folder: Path) -> ModelConfig:
     return config
 
 
-def quantized_bits(folder: Path) -> int | None:
+def stored_bits(folder: Path) -> int | None:
     """Bits a weight of an MLX quantization; None where the weights are floating point."""
     path = folder / "config.json"
     raw = read_json(path) if path.is_file() else {}

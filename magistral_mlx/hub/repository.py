@@ -1,7 +1,8 @@
-"""Which files of a checkpoint are needed, and which of those are missing in a folder.
+"""Repositories on the hub: their names, and the files of a checkpoint in them.
 
-Two layouts hold the same weights. Hugging Face's (`model*.safetensors`) is taken where a
-repository or folder has it, Mistral's (`consolidated*.safetensors`) otherwise; never both.
+A name is `owner/name`, optionally `owner/name@revision`. Two layouts hold the same weights. Hugging
+Face's (`model*.safetensors`) is taken where a repository or folder has it, Mistral's
+(`consolidated*.safetensors`) otherwise; never both.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+from magistral_mlx.errors import ModelNotFound
 
 SMALL_FILES = (
     "config.json",
@@ -20,9 +24,47 @@ SMALL_FILES = (
     "README.md",
 )
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REPO = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def weight_files(names: Iterable[str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class RepoRef:
+    """A repository and the branch, tag or commit wanted of it."""
+
+    repo: str
+    revision: str = "main"
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision is a full commit hash, which always means the same files."""
+        return _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
+
+
+def parse_repo(name: str) -> RepoRef | None:
+    """`owner/name` or `owner/name@revision` as a reference; None where `name` is neither."""
+    match = _REPO.fullmatch(name)
+    if match is None or ".." in name or "--" in match["repo"]:
+        return None
+    return RepoRef(match["repo"], match["revision"] or "main")
+
+
+def require_repo(name: str) -> RepoRef:
+    """The reference that `name` spells. Raises `ModelNotFound` where it spells none."""
+    ref = parse_repo(name)
+    if ref is None:
+        raise ModelNotFound(
+            f"{name!r} is not the name of a repository on the hub. "
+            "Expected owner/name, optionally with @revision."
+        )
+    return ref
+
+
+def select_weight_files(names: Iterable[str]) -> list[str]:
     """The weights of one layout among file `names`, sorted; empty where there are none."""
     names = set(names)
     top = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
@@ -39,7 +81,7 @@ def weight_files(names: Iterable[str]) -> list[str]:
 def needed_files(names: Iterable[str]) -> list[str]:
     """The files that running or converting needs, small ones first, weights last."""
     names = set(names)
-    weights = weight_files(names)
+    weights = select_weight_files(names)
     small = [name for name in SMALL_FILES if name in names]
     if weights:
         index = f"{_stem(weights[0])}.safetensors.index.json"
@@ -47,7 +89,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
     return small + weights
 
 
-def indexed_files(index: Path) -> list[str]:
+def files_in_index(index: Path) -> list[str]:
     """The shards that an index names, sorted. Raises `ValueError` where it is no index."""
     content = json.loads(index.read_text(encoding="utf-8"))
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
@@ -63,12 +105,12 @@ def missing_weights(folder: Path) -> list[str]:
     any weights lacks `model.safetensors`.
     """
     present = {entry.name for entry in folder.iterdir() if entry.exists()}
-    weights = weight_files(present)
+    weights = select_weight_files(present)
     stem = _stem(weights[0]) if weights else "model"
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file() and weights != [f"{stem}.safetensors"]:
         try:
-            return [shard for shard in indexed_files(index) if shard not in present]
+            return [shard for shard in files_in_index(index) if shard not in present]
         except ValueError:
             return [index.name]
     if not weights:

@@ -21,9 +21,9 @@ from magistral_mlx.errors import (
     TokenizerError,
 )
 from magistral_mlx.hub.cache import repo_of_snapshot
-from magistral_mlx.hub.names import RepoRef, parse_repo
+from magistral_mlx.hub.repository import RepoRef, parse_repo
 from magistral_mlx.hub.snapshot import fetch_file
-from magistral_mlx.hub.transfer import Progress
+from magistral_mlx.hub.transfer import DownloadProgress
 
 TEKKEN = "tekken.json"
 SYSTEM_PROMPT = "SYSTEM_PROMPT.txt"
@@ -37,7 +37,7 @@ _SMALL = re.compile(
 
 
 def find_tokenizer(
-    folder: Path, override: str | None = None, *, on_progress: Progress | None = None
+    folder: Path, override: str | None = None, *, on_progress: DownloadProgress | None = None
 ) -> Path:
     """The tekken.json to use with the checkpoint in `folder`, or with a GGUF file.
 
@@ -151,7 +151,7 @@ def _try(
     ref: RepoRef,
     name: str,
     failures: list[MagistralError],
-    on_progress: Progress | None = None,
+    on_progress: DownloadProgress | None = None,
 ) -> Path | None:
     """A file of `ref`, or None with the reason added to `failures`."""
     try:
@@ -164,7 +164,7 @@ def _try(
     return path
 
 
-def _from_override(override: str, on_progress: Progress | None) -> Path:
+def _from_override(override: str, on_progress: DownloadProgress | None) -> Path:
     path = Path(override).expanduser()
     if path.is_file():
         return path

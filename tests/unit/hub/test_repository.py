@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx.hub.layout import missing_weights, needed_files, weight_files
+from magistral_mlx.hub.repository import missing_weights, needed_files, select_weight_files
 
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"
@@ -30,7 +30,7 @@ INDEX = "model.safetensors.index.json"
     ],
 )
 def test_weights_of_one_layout(names: list[str], expected: list[str]):
-    assert weight_files(names) == expected
+    assert select_weight_files(names) == expected
 
 
 def test_small_files_come_first_and_only_the_index_of_the_layout():
