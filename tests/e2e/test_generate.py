@@ -19,6 +19,8 @@ from magistral_mlx.paths import demo_dir
 from tests.checkpoints import write_hf_checkpoint
 from tests.fake_hub import FakeHub
 
+pytestmark = pytest.mark.slow
+
 ASK = "What is 37 + 85?"
 
 

@@ -24,6 +24,8 @@ from magistral_mlx.errors import BenchmarkError
 from magistral_mlx.memory.estimate import cached_bytes
 from tests.checkpoints import write_hf_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FAKE = """
 import itertools, sys
 sys.path.insert(0, {folder!r})

@@ -145,6 +145,7 @@ def test_text_that_repeats_itself_takes_fewer_passes() -> None:
     assert guessing.drafted >= guessing.accepted
 
 
+@pytest.mark.slow
 def test_guessing_stops_where_checking_costs_more_than_it_gives() -> None:
     """Half of the guesses are right, and a pass over two tokens costs as much as two passes."""
     table = np.zeros((64, 64), np.float32)
@@ -175,6 +176,7 @@ def test_a_draft_model_that_is_right_leaves_few_passes(scheme: str) -> None:
         assert generation.accepted > 0.9 * generation.drafted
 
 
+@pytest.mark.slow
 def test_a_draft_model_that_is_wrong_is_left_alone_and_tried_again_now_and_then() -> None:
     """It goes from one sequence to another and back, each of them decoding for a while."""
     costs = PassCosts(((1, 1.0), (2, 1.5), (8, 3.0)))
@@ -228,6 +230,7 @@ def test_a_row_of_a_batch_guesses_nothing_and_one_that_is_left_alone_does() -> N
     assert pair[0].drafted == 0 < pair[1].accepted
 
 
+@pytest.mark.slow
 def test_a_generation_that_is_stopped_between_two_tokens_of_a_pass_holds_what_it_gave() -> None:
     circle = [1100, 1101, 1102, 1103] * 10
     for taken in range(1, 30, 4):

@@ -24,6 +24,8 @@ from magistral_mlx.server import admission_queue, preprocessing, sse
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, Server, live_server, wait_until
 
+pytestmark = pytest.mark.slow
+
 COUNT = "/v1/messages/count_tokens"
 
 

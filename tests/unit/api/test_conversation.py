@@ -200,6 +200,7 @@ def test_there_is_nothing_to_resume_before_the_first_answer(chat: Conversation):
 # Changing what was said
 
 
+@pytest.mark.slow
 def test_undo_takes_the_last_turn_back(chat: Conversation):
     chat.send("One?")
     chat.send("Two?")

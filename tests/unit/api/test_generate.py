@@ -331,6 +331,7 @@ def test_a_last_turn_that_is_too_long_is_never_dropped(small: Magistral):
         assert error.value.drop_turns == 0
 
 
+@pytest.mark.slow
 def test_an_answer_never_leaves_the_context(small: Magistral):
     result = small.generate(
         "word " * 150, system=None, max_tokens=1000, logit_bias={small.tokenizer.special.eos: -100}
@@ -348,6 +349,7 @@ def test_a_context_that_the_model_does_not_have_is_refused(talker_folder: Path, 
 # Images
 
 
+@pytest.mark.slow
 def test_images_are_seen_and_capped(talker: Magistral):
     assert talker.supports_images
     whole = talker.generate("What?", _RED)
@@ -436,6 +438,7 @@ def test_a_call_that_breaks_off_is_told_and_not_lost(caller: Magistral):
     assert isinstance(answer, Assistant) and answer.text == "Wa" + malformed.text
 
 
+@pytest.mark.slow
 def test_ids_of_calls_are_the_same_for_the_same_seed(talker: Magistral):
     options = Options(tools=[WEATHER], tool_choice="required", thinking="off", max_tokens=60)
     first = talker.generate("Weather?", options=options, seed=1)
