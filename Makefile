@@ -1,4 +1,4 @@
-# `make demo` runs the main job on the embedded model, `make test` passes the tests.
+# `make demo` runs the main job on the embedded model, `make test` the tests.
 # Both set up what they need on a machine with nothing but Python and make.
 
 BIN := .venv/bin
@@ -7,7 +7,7 @@ DEMO := build/demo-4bit
 .PHONY: help demo check test lint docs format clean
 
 help:
-	@echo "make demo    convert the embedded model to 4 bits and ask it, with text and a picture"
+	@echo "make demo    convert the embedded model to 4 bits and ask it, with text and an image"
 	@echo "make check   run the linters and the quick tests, in under two minutes"
 	@echo "make test    run all tests"
 	@echo "make lint    run ruff, mypy and import-linter"

@@ -1,4 +1,4 @@
-"""Several questions at once from asyncio, which goes on meanwhile; one is given up.
+"""Ask several questions at once with asyncio, and cancel one of them.
 
 python examples/async_app.py [MODEL]
 """
@@ -16,20 +16,20 @@ async def ask(magistral: Magistral, question: str) -> None:
     print(f"{question} {result.text}")
 
 
-async def give_up(magistral: Magistral) -> None:
-    """Cancelling a task stops its answer within a token, and the next one begins."""
+async def cancel_one(magistral: Magistral) -> None:
+    """Cancelling a task stops its answer within a token."""
     task = asyncio.create_task(magistral.agenerate("What is 1 + 1?", min_thinking=100_000))
     await asyncio.sleep(0.2)
     task.cancel()
     try:
         await task
     except asyncio.CancelledError:
-        print("One was given up.")
+        print("One was cancelled.")
 
 
 async def main(model: str = "demo") -> None:
     async with await Magistral.aload(model) as magistral:
-        await give_up(magistral)
+        await cancel_one(magistral)
         async with asyncio.TaskGroup() as tasks:
             for question in QUESTIONS:
                 tasks.create_task(ask(magistral, question))

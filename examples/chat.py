@@ -1,4 +1,4 @@
-"""A chat: the history is kept, Ctrl-C stops an answer, Ctrl-D leaves.
+"""Chat on the terminal: Ctrl-C stops an answer, Ctrl-D ends the chat.
 
 python examples/chat.py [MODEL]
 """

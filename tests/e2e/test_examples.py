@@ -47,9 +47,9 @@ def test_the_chat_answers_line_by_line_and_keeps_its_history():
     assert second > first + 20
 
 
-def test_the_asyncio_program_gives_one_up_and_answers_the_rest():
+def test_the_asyncio_program_cancels_one_and_answers_the_rest():
     lines = run("async_app.py")
-    assert lines[0] == "One was given up."
+    assert lines[0] == "One was cancelled."
     assert sorted(lines[1:]) == [
         "What is 37 + 85? 122",
         "What is 412 - 97? 315",
