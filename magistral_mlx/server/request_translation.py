@@ -154,7 +154,7 @@ class FunctionSchema(RequestSchema):
     parameters: JSONObject | None = None
     strict: Annotated[
         bool | None,
-        Field(description="Constrain calls to the schemas. One strict tool makes all strict."),
+        Field(description="Hold calls to the schema exactly; without it, as far as possible."),
     ] = None
 
 
