@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def conversions_dir() -> Path:
 def conversion_dir(source: str | os.PathLike[str], label: str) -> Path:
     """The folder for a conversion without `-o`: `Magistral-Small-2509-4bit` for `4bit`.
 
-    `source` is a folder or the name of a repository.
+    `source` is a folder, a GGUF file or the name of a repository; `label` may be empty.
     """
-    return conversions_dir() / f"{_base_name(os.fspath(source))}-{label}"
+    name = _base_name(os.fspath(source))
+    return conversions_dir() / (f"{name}-{label}" if label else name)
 
 
 def demo_dir() -> Path:
@@ -57,6 +59,8 @@ def _base_name(source: str) -> str:
     folder = Path(source).expanduser()
     if source == DEMO or folder.absolute() == demo_dir():
         return DEMO
+    if folder.is_file():
+        return re.sub(r"-\d{5}-of-\d{5}$", "", folder.name.removesuffix(".gguf"))
     ref = parse_repo(source)
     if folder.is_dir() or ref is None:
         repo = repo_of_snapshot(folder)

@@ -29,7 +29,7 @@ def auxiliary_files(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
     """Return file name -> content of the files beside the weights, without the configuration.
 
     Args:
-        folder: the folder of the source.
+        folder: the folder of the source, or its GGUF file.
         tokenizer: a file, folder or repository that gives tekken.json instead of the source.
 
     Raises:
@@ -40,6 +40,9 @@ def auxiliary_files(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
     files = {"tekken.json": tekken.read_bytes()}
     special = _special_tokens(tekken, files["tekken.json"])
     prompt = find_system_prompt(folder)
+    if prompt is None and folder.is_file():  # a GGUF file, which comes alone
+        beside = tekken.with_name("SYSTEM_PROMPT.txt")
+        prompt = beside if beside.is_file() else None
     if prompt:
         files["SYSTEM_PROMPT.txt"] = prompt.read_bytes()
     generation = folder / "generation_config.json"

@@ -43,7 +43,7 @@ def model_card(
         "",
         "| | |",
         "|---|---|",
-        f"| decoder | {_describe(options)} |",
+        f"| decoder | {_laid_out(plan) or _describe(options)} |",
         *_vision_rows(config, options),
         f"| average | {plan.bits_per_weight:.2f} bits a weight |",
         f"| size | {plan.output_bytes / 1e9:.2f} GB |",
@@ -67,12 +67,21 @@ def model_card(
 def _vision_rows(config: ModelConfig, options: ConvertOptions) -> list[str]:
     if config.vision is None:
         return []
-    what = _describe(options) if options.quantize_vision else "bfloat16"
+    quantized = options.quantize_vision or options.scheme is None
+    what = _describe(options) if quantized else "bfloat16"
     return [f"| vision tower and projector | {what} |"]
+
+
+def _laid_out(plan: ConversionPlan) -> str:
+    """Describe what a GGUF file has brought; empty where it was none."""
+    kinds = dict.fromkeys(tensor.source.dtype for tensor in plan.tensors if tensor.is_laid_out)
+    return f"{', '.join(kinds)} of a GGUF file, laid out for MLX" if kinds else ""
 
 
 def _describe(options: ConvertOptions) -> str:
     scheme = options.scheme
+    if scheme is None:
+        return "bfloat16"
     if options.recipe == "4bit-plus":
         return (
             f"4 bits, groups of {scheme.group_size}; 6 bits in the head and in the value and down "

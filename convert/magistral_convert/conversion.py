@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,12 @@ def prepare(
     """
     options = options or ConvertOptions()
     target = target_path(source, output, options)
-    opened = open_source(source, staging_path(target) / "source", keep=options.keep_source)
+    opened = open_source(source, staging_path(target) / "source", options)
     raw, model = raw_config(opened), opened.checkpoint.config
-    plan = plan_conversion(opened.checkpoint, Recipe.of(options, model), flat=is_flat(raw, model))
+    recipe = Recipe.of(options, model)
+    if opened.checkpoint.blocks and not options.asks_to_quantize:
+        recipe = replace(recipe, keeps_floats=True)
+    plan = plan_conversion(opened.checkpoint, recipe, flat=is_flat(raw, model))
     return Conversion(opened, target, options, plan, output_config(raw, model, plan.quantization))
 
 

@@ -39,7 +39,8 @@ ConversionProgress = Downloading | Converting
 OnConversionProgress = Callable[[ConversionProgress], None]
 
 RECIPES = ("4bit", "4bit-plus")
-MODES = ("affine", *FIXED_MODES)
+UNQUANTIZED = "none"
+MODES = ("affine", *FIXED_MODES, UNQUANTIZED)
 _BITS, _GROUP_SIZE = 4, 64  # defaults of affine
 
 
@@ -50,7 +51,8 @@ class ConvertOptions:
     `tokenizer` is a file, folder or repository to take tekken.json from. `force` replaces an
     earlier conversion at the target. `keep_source` keeps the downloaded files in the hub's cache.
     `name` is the model's name on its card, such as the repository that it is meant for; None is
-    the name of its folder.
+    the name of its folder. `mmproj` is the GGUF file of the vision tower of a GGUF model; None is
+    the one found beside it. Mode "none" writes bfloat16 from any source.
 
     Raises:
         InvalidOption: a value that is not allowed, or two that conflict.
@@ -65,19 +67,30 @@ class ConvertOptions:
     force: bool = False
     keep_source: bool = False
     name: str | None = None
+    mmproj: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--mode", self.mode, MODES)
         _check_choice("--bits", self.bits, (None, *AFFINE_BITS))
-        if self.mode in FIXED_MODES:
+        if self.mode == UNQUANTIZED:
+            self._check_unquantized()
+        elif self.mode in FIXED_MODES:
             self._check_fixed_mode()
         else:
             _check_choice("--group-size", self.group_size, (None, *AFFINE_GROUP_SIZES))
         self._check_recipe()
 
     @property
-    def scheme(self) -> Quantization:
-        """Quantization of most matrices."""
+    def asks_to_quantize(self) -> bool:
+        """Whether a way to quantize was asked for, rather than left to the defaults."""
+        asked = (self.bits, self.group_size, self.recipe)
+        return self.mode in FIXED_MODES or any(asked) or self.quantize_vision
+
+    @property
+    def scheme(self) -> Quantization | None:
+        """Quantization of most matrices; None where none is quantized."""
+        if self.mode == UNQUANTIZED:
+            return None
         bits, group_size = FIXED_MODES.get(self.mode, (_BITS, _GROUP_SIZE))
         return Quantization(self.bits or bits, self.group_size or group_size, cast(Mode, self.mode))
 
@@ -85,6 +98,8 @@ class ConvertOptions:
     def label(self) -> str:
         """Suffix of the output folder's name: `4bit`, `6bit-g32`, `mxfp4-vision`."""
         scheme = self.scheme
+        if scheme is None:
+            return "bf16"
         parts = [f"{scheme.bits}bit" if scheme.mode == "affine" else scheme.mode]
         if self.recipe == "4bit-plus":
             parts = [self.recipe]
@@ -93,6 +108,18 @@ class ConvertOptions:
         if self.quantize_vision:
             parts.append("vision")
         return "-".join(parts)
+
+    def _check_unquantized(self) -> None:
+        for option, asked in (
+            ("--bits", self.bits),
+            ("--group-size", self.group_size),
+            ("--recipe", self.recipe),
+            ("--quantize-vision", self.quantize_vision or None),
+        ):
+            if asked is not None:
+                raise InvalidOption(
+                    f"--mode none quantizes nothing, and {option} asks for it. Give one of the two."
+                )
 
     def _check_fixed_mode(self) -> None:
         bits, group_size = FIXED_MODES[self.mode]
@@ -115,7 +142,7 @@ class ConvertOptions:
                 f"--recipe 4bit-plus mixes 4 and 6 bits, which --mode {self.mode} does not have. "
                 "Leave --mode out, or the recipe."
             )
-        if self.scheme.bits != 4:
+        if self.scheme and self.scheme.bits != 4:
             culprit = f"--bits {self.bits}" if self.bits else f"--mode {self.mode}"
             raise InvalidOption(
                 f"--recipe {self.recipe} means 4 bits and {culprit} means {self.scheme.bits}. "

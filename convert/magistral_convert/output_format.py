@@ -59,8 +59,9 @@ def output_config(
     else:
         _fill_multimodal(raw, config)
     _set_dtype(raw)
-    raw["quantization"] = quantization
-    raw["quantization_config"] = quantization  # where the hub's pages look for it
+    if quantization:
+        raw["quantization"] = quantization
+        raw["quantization_config"] = quantization  # where the hub's pages look for it
     return dict(sorted(raw.items()))
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from magistral_convert.options import Converting, OnConversionProgress
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.quantize import quantize_rows
-from magistral_convert.source_rows import block_rows, read_rows
+from magistral_convert.quantized_source import lay_out_rows
+from magistral_convert.source_rows import block_rows, read_raw, read_rows
 from magistral_convert.staging import StagingFolder
 from magistral_convert.verify import verify_tensor
 from magistral_mlx.backend import backend, mx
@@ -84,7 +85,8 @@ class _Tracker:
     ) -> None:
         self._work = work
         self._on_progress = on_progress
-        self._tensors, self._total = len(plan.tensors), plan.source_bytes
+        self._tensors = len(plan.tensors)
+        self._total = sum(tensor.source.nbytes for tensor in plan.tensors)
         self._done = work.done
         self._bytes = sum(tensor.source.nbytes for tensor in plan.tensors[: work.done])
         self._uncommitted = 0
@@ -138,7 +140,11 @@ def _in_order(
 def _convert(block: _Block, work: StagingFolder) -> None:
     tensor = block.tensor
     with mx.stream(_own.stream):
-        packed = quantize_rows(read_rows(tensor, block.start, block.stop), tensor.scheme)
+        if tensor.is_laid_out:
+            raw = read_raw(tensor.source, tensor.rows, block.start, block.stop)
+            packed = lay_out_rows(tensor, raw)
+        else:
+            packed = quantize_rows(read_rows(tensor, block.start, block.stop), tensor.scheme)
     for output, data in zip(tensor.outputs, packed, strict=True):
         work.write(output, tensor, block.start, data)
 

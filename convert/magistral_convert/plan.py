@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +18,11 @@ from typing import Any
 from magistral_convert.output_format import output_name
 from magistral_convert.recipe import Recipe
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.gguf.blocks import is_quantized
+from magistral_mlx.checkpoint.gguf.layout import SCALES, form_of
 from magistral_mlx.checkpoint.header import LENGTH_BYTES, StoredTensor
 from magistral_mlx.checkpoint.names import (
+    INTERLEAVED,
     LANGUAGE,
     expected_tensors,
     interleaved_heads,
@@ -47,7 +51,9 @@ class TensorConversion:
     """One tensor of the source and its conversion.
 
     The source is taken as a matrix of (rows, columns); a vector is one row. `scheme` is None
-    where values stay in bfloat16. `rope_head_rows` is the number of rows of a head that go from
+    where values stay in bfloat16. A source of ggml's blocks that has a scheme is laid out as that.
+    `stored` is the quantization of a source in MLX's form, whose scales and biases lie `beside`
+    it. `rope_head_rows` is the number of rows of a head that go from
     interleaved rope pairs to halves; `channels` that of a convolution whose channels go last.
     `outputs` is the weight, then, where it is quantized, its scales and, in affine mode, biases.
     """
@@ -60,6 +66,23 @@ class TensorConversion:
     outputs: tuple[OutputTensor, ...]
     rope_head_rows: int | None = None
     channels: int | None = None
+    stored: Quantization | None = None
+    beside: tuple[StoredTensor, ...] = ()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the source is."""
+        return self.stored is not None or is_quantized(self.source.dtype)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes in the source, with what goes with a quantized weight."""
+        return self.source.nbytes + sum(tensor.nbytes for tensor in self.beside)
+
+    @property
+    def is_laid_out(self) -> bool:
+        """Whether the codes of the source are those of the output, in another order."""
+        return self.scheme is not None and is_quantized(self.source.dtype)
 
     @property
     def row_bytes(self) -> int:
@@ -91,7 +114,7 @@ class ConversionPlan:
 
     @property
     def source_bytes(self) -> int:
-        return sum(tensor.source.nbytes for tensor in self.tensors)
+        return sum(tensor.source_bytes for tensor in self.tensors)
 
     @property
     def output_bytes(self) -> int:
@@ -125,7 +148,8 @@ class ConversionPlan:
 def plan_conversion(
     checkpoint: Checkpoint, recipe: Recipe, *, flat: bool, shard_bytes: int = SHARD_BYTES
 ) -> ConversionPlan:
-    """Plan the conversion of a checkpoint that is not quantized.
+    """Plan the conversion of a checkpoint; what ggml has quantized is laid out anew, unless the
+    recipe quantizes nothing.
 
     Args:
         flat: names without `language_model.`, see `spelling`.
@@ -146,14 +170,21 @@ def plan_conversion(
 def _convert_tensor(
     checkpoint: Checkpoint, name: str, recipe: Recipe, *, flat: bool
 ) -> TensorConversion:
-    source, config = checkpoint.tensors[name], checkpoint.config
-    shape = source.shape
-    scheme = recipe.scheme(name, shape)
+    config = checkpoint.config
+    source = checkpoint.blocks.get(name) or checkpoint.tensors[name]
+    stored = None if name in checkpoint.blocks else checkpoint.quantized.get(name)
+    shape = source.shape if stored is None else expected_tensors(config)[name]
+    if name in checkpoint.blocks:
+        scheme = None if recipe.base is None else form_of(source.dtype)
+    else:
+        scheme = recipe.scheme(name, shape)
     channels = None
     if len(shape) == 4 and not is_channels_last(shape, config):
         channels = shape[1]
         shape = (shape[0], *shape[2:], channels)
-    heads = interleaved_heads(name, config) if checkpoint.layout == "mistral" else None
+    heads = interleaved_heads(name, config) if checkpoint.layout in INTERLEAVED else None
+    scales = SCALES if name in checkpoint.blocks else "BF16"
+    beside = (checkpoint.tensors.get(name.removesuffix("weight") + p) for p in ("scales", "biases"))
     rows = shape[0] if len(shape) > 1 else 1
     return TensorConversion(
         name=name,
@@ -161,15 +192,18 @@ def _convert_tensor(
         rows=rows,
         columns=math.prod(shape) // rows,
         scheme=scheme,
-        outputs=tuple(_outputs(output_name(name, flat=flat), shape, scheme)),
+        outputs=tuple(_outputs(output_name(name, flat=flat), shape, scheme, scales)),
         rope_head_rows=rows // heads if heads else None,
         channels=channels,
+        stored=stored,
+        beside=tuple(part for part in beside if part) if stored else (),
     )
 
 
 def _outputs(
-    name: str, shape: tuple[int, ...], scheme: Quantization | None
+    name: str, shape: tuple[int, ...], scheme: Quantization | None, scales: str
 ) -> Iterator[OutputTensor]:
+    """`scales`: the dtype of affine scales and biases, of two bytes."""
     if scheme is None:
         yield OutputTensor(name, "BF16", shape, 2 * math.prod(shape), 0)
         return
@@ -178,8 +212,8 @@ def _outputs(
     module = name.removesuffix("weight")
     yield OutputTensor(name, "U32", packed, 4 * math.prod(packed), 0)
     if scheme.has_biases:
-        yield OutputTensor(module + "scales", "BF16", groups, 2 * math.prod(groups), 0)
-        yield OutputTensor(module + "biases", "BF16", groups, 2 * math.prod(groups), 0)
+        yield OutputTensor(module + "scales", scales, groups, 2 * math.prod(groups), 0)
+        yield OutputTensor(module + "biases", scales, groups, 2 * math.prod(groups), 0)
     else:
         yield OutputTensor(module + "scales", "U8", groups, math.prod(groups), 0)
 
@@ -235,15 +269,25 @@ def _header(outputs: list[OutputTensor]) -> tuple[bytes, dict[str, int]]:
 
 
 def _quantization(tensors: list[TensorConversion], recipe: Recipe, *, flat: bool) -> dict[str, Any]:
-    """Build config.json's `quantization`: the base scheme, then exceptions by module path."""
+    """Build config.json's `quantization`: the base scheme, then exceptions by module path.
+
+    The base is the recipe's, or the commonest of a source that has brought its own. Empty where
+    nothing is quantized.
+    """
 
     def entry(scheme: Quantization) -> dict[str, Any]:
         return {"group_size": scheme.group_size, "bits": scheme.bits, "mode": scheme.mode}
 
+    base = recipe.base
+    brought = Counter(tensor.scheme for tensor in tensors if tensor.is_laid_out)
+    if brought:
+        base = brought.most_common(1)[0][0]
+    if base is None:
+        return {}
     exceptions: dict[str, Any] = {}
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
         is_matrix = tensor.name.startswith(LANGUAGE) and len(tensor.source.shape) == 2
-        if is_matrix and tensor.scheme != recipe.base:
+        if (is_matrix or tensor.is_laid_out) and tensor.scheme != base:
             path = output_name(tensor.name.removesuffix(".weight"), flat=flat)
             exceptions[path] = entry(tensor.scheme) if tensor.scheme else False
-    return entry(recipe.base) | exceptions
+    return entry(base) | exceptions

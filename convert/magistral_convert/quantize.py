@@ -32,8 +32,14 @@ def quantize_rows(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
     )
 
 
-def dequantize_rows(outputs: list[bytes], rows: int, scheme: Quantization | None) -> mx.array:
-    """Decode the output of `quantize_rows` into float32 (rows, columns)."""
+def dequantize_rows(
+    outputs: list[bytes], rows: int, scheme: Quantization | None, scales_dtype: str = "BF16"
+) -> mx.array:
+    """Decode the output of `quantize_rows` into float32 (rows, columns).
+
+    Args:
+        scales_dtype: of affine scales and biases, BF16 or F16.
+    """
     if scheme is None:
         bits = np.frombuffer(outputs[0], "<u2").reshape(rows, -1)
         return to_bfloat16(bits).astype(mx.float32)
@@ -42,8 +48,9 @@ def dequantize_rows(outputs: list[bytes], rows: int, scheme: Quantization | None
         scales = mx.array(np.frombuffer(outputs[1], np.uint8).reshape(rows, -1))
         biases = None
     else:
+        dtype = mx.float16 if scales_dtype == "F16" else mx.bfloat16
         scales, biases = (
-            to_bfloat16(np.frombuffer(output, "<u2").reshape(rows, -1)).astype(mx.float32)
+            mx.array(np.frombuffer(output, "<u2").reshape(rows, -1)).view(dtype).astype(mx.float32)
             for output in outputs[1:]
         )
     values = mx.dequantize(

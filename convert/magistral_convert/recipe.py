@@ -23,14 +23,16 @@ class Recipe:
 
     `base` is that of every matrix of the decoder (of the vision tower and projector too with
     `quantize_vision`). `high`, where it is not None, is that of the most sensitive matrices: the
-    head, and the value and down projections of some layers.
+    head, and the value and down projections of some layers. Without a base nothing is quantized.
+    `keeps_floats` leaves what a quantized source has in floating point as it is.
     """
 
-    base: Quantization
+    base: Quantization | None
     high: Quantization | None
     layers: int
     tied: bool
     quantize_vision: bool
+    keeps_floats: bool = False
 
     @classmethod
     def of(cls, options: ConvertOptions, config: ModelConfig) -> Recipe:
@@ -39,7 +41,7 @@ class Recipe:
         plus = options.recipe == "4bit-plus"
         return cls(
             base=base,
-            high=Quantization(_HIGH_BITS, base.group_size) if plus else None,
+            high=Quantization(_HIGH_BITS, base.group_size) if base and plus else None,
             layers=config.text.num_hidden_layers,
             tied=config.text.tie_word_embeddings,
             quantize_vision=options.quantize_vision,
@@ -58,7 +60,9 @@ class Recipe:
         Raises:
             InvalidOption: the group size does not divide this matrix's rows, and another does.
         """
-        if len(shape) != 2 or not (self.quantize_vision or name.startswith(LANGUAGE)):
+        if self.base is None or self.keeps_floats or len(shape) != 2:
+            return None
+        if not (self.quantize_vision or name.startswith(LANGUAGE)):
             return None
         chosen = self.high if self.high and self._is_sensitive(name) else self.base
         if chosen.fits(shape):

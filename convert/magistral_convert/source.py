@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from magistral_convert.options import Downloading, OnConversionProgress
+from magistral_convert.options import UNQUANTIZED, ConvertOptions, Downloading, OnConversionProgress
 from magistral_convert.remote_headers import read_remote_header
-from magistral_mlx.checkpoint.folder import Checkpoint, Layout, find_weight_files
+from magistral_mlx.checkpoint.folder import Checkpoint, Layout
+from magistral_mlx.checkpoint.gguf.checkpoint import open_gguf
+from magistral_mlx.checkpoint.gguf.files import gguf_of
+from magistral_mlx.checkpoint.header import FLOATS, StoredTensor
+from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config_files import read_config, read_json
-from magistral_mlx.errors import CheckpointError
+from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.hub import (
     RemoteFile,
     RemoteModel,
@@ -66,20 +70,25 @@ def raw_config(source: Source) -> Mapping[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def open_source(name: str | os.PathLike[str], downloads: Path, *, keep: bool = False) -> Source:
+def open_source(
+    name: str | os.PathLike[str], downloads: Path, options: ConvertOptions | None = None
+) -> Source:
     """Open a folder, a repository by its name on the hub, or "demo", and check all its tensors.
 
-    A repository that is on this machine already is read from there.
+    A repository that is on this machine already is read from there. A GGUF model is a file, the
+    only one of a folder, or `owner/name:Q4_K_M` on the hub.
 
     Args:
         downloads: the folder for a shard while it is being converted.
-        keep: download into the hub's cache instead, and keep the files there.
+        options: `keep_source` downloads into the hub's cache instead, and keeps the files there.
 
     Raises:
         ModelNotFound, HubError: no such model, here or on the hub.
         CheckpointError: the checkpoint is damaged, incomplete, or quantized already.
+        InvalidOption: options that do not go with such a source.
         UnsupportedModel: another architecture.
     """
+    options = options or ConvertOptions()
     text = os.fspath(name)
     if text == DEMO:
         text = str(demo_dir())
@@ -87,12 +96,30 @@ def open_source(name: str | os.PathLike[str], downloads: Path, *, keep: bool = F
     cached = cached_snapshot(ref) if ref else None
     source: Source
     if ref and not cached:
-        source = _open_remote(remote_files(ref), downloads, keep=keep)
+        source = _open_remote(remote_files(ref), downloads, keep=options.keep_source)
     else:
         folder = cached or resolve(text)
-        source = FolderSource(folder, Checkpoint.open(folder))
-    _refuse_quantized(source.checkpoint, text)
+        gguf = gguf_of(folder)
+        if gguf is None:
+            source = FolderSource(folder, Checkpoint.open(folder))
+        else:
+            source = GgufSource(gguf, open_gguf(gguf, _mmproj(options)))
+    if options.mmproj and source.checkpoint.layout != "gguf":
+        raise InvalidOption(
+            f"--mmproj goes with a GGUF model, and {text} is none. Leave it out: the vision tower "
+            "is in the checkpoint."
+        )
+    _check_quantized(source.checkpoint, text, options)
     return source
+
+
+def _mmproj(options: ConvertOptions) -> Path | None:
+    if options.mmproj is None:
+        return None
+    path = Path(options.mmproj).expanduser()
+    if not path.is_file():
+        raise InvalidOption(f"--mmproj {options.mmproj} is no file. Name a GGUF one.")
+    return path
 
 
 @dataclass(frozen=True)
@@ -115,7 +142,7 @@ class FolderSource:
 
     @property
     def identity(self) -> str:
-        _, files = find_weight_files(self.folder)
+        files = sorted({tensor.file for tensor in self.checkpoint.tensors.values()})
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return json.dumps([str(self.folder.resolve()), stats])
 
@@ -127,6 +154,15 @@ class FolderSource:
 
     def space_needed(self) -> tuple[Path, int]:
         return self.folder, 0
+
+
+@dataclass(frozen=True)
+class GgufSource(FolderSource):
+    """A GGUF model on this machine; `folder` is its file."""
+
+    @property
+    def base_model(self) -> str | None:
+        return next(iter(local_base_models(self.folder)), None)
 
 
 @dataclass(frozen=True)
@@ -202,12 +238,29 @@ def read_headers(name: str) -> Checkpoint:
     return Checkpoint.open(locate(name))
 
 
-def _refuse_quantized(checkpoint: Checkpoint, name: str) -> None:
-    if not checkpoint.quantized:
+def _check_quantized(checkpoint: Checkpoint, name: str, options: ConvertOptions) -> None:
+    """Refuse to quantize again what is quantized."""
+    if not checkpoint.quantized or options.mode == UNQUANTIZED:
+        return
+    if checkpoint.blocks:
+        plain = [t for n, t in checkpoint.tensors.items() if is_matrix(n, t, options)]
+        if options.asks_to_quantize and not plain:
+            kinds = sorted({tensor.dtype for tensor in checkpoint.blocks.values()})
+            raise InvalidOption(
+                f"{name} is quantized already ({', '.join(kinds)}) and is laid out as it is: leave "
+                "--bits, --group-size, --mode, --recipe and --quantize-vision out, or give "
+                "--mode none for bfloat16."
+            )
         return
     scheme = next(iter(checkpoint.quantized.values()))
     raise CheckpointError(
         f"{name} is quantized already ({scheme.bits} bits, {scheme.mode}), and quantizing it "
         "again would only lose more. Convert the original weights in bfloat16, such as "
-        "mistralai/Magistral-Small-2509."
+        "mistralai/Magistral-Small-2509, or give --mode none for bfloat16."
     )
+
+
+def is_matrix(name: str, tensor: StoredTensor, options: ConvertOptions) -> bool:
+    """Whether a tensor is a floating-point matrix that these options may quantize."""
+    wanted = options.quantize_vision or name.startswith(LANGUAGE)
+    return wanted and tensor.dtype in FLOATS and len(tensor.shape) == 2 and name.endswith(".weight")

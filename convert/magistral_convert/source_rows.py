@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from magistral_convert.disk import avoid_caching, forget_cached
 from magistral_convert.plan import TensorConversion
+from magistral_convert.quantized_source import source_floats
+from magistral_mlx.checkpoint.gguf.layout import rows_by_halves
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.errors import CheckpointError
 
@@ -33,20 +35,29 @@ def read_rows(tensor: TensorConversion, start: int, stop: int) -> Rows:
     Raises:
         CheckpointError: the file cannot be read, or has become shorter.
     """
-    rows = _read(tensor.source, start * tensor.row_bytes, (stop - start) * tensor.columns)
-    rows = rows.reshape(stop - start, tensor.columns)
+    raw = read_raw(tensor.source, tensor.rows, start, stop)
+    if tensor.is_quantized:
+        beside = [read_raw(part, tensor.rows, start, stop) for part in tensor.beside]
+        rows: Rows = source_floats(tensor, [raw, *beside])
+    else:
+        rows = raw.view(_NUMPY_DTYPES[tensor.source.dtype])
     if tensor.rope_head_rows:
-        pairs = rows.reshape(-1, tensor.rope_head_rows // 2, 2, tensor.columns)
-        return pairs.transpose(0, 2, 1, 3).reshape(rows.shape)
+        return rows_by_halves(rows, tensor.rope_head_rows)
     if tensor.channels:
         planes = rows.reshape(len(rows), tensor.channels, -1)
         return planes.transpose(0, 2, 1).reshape(rows.shape)
     return rows
 
 
-def _read(source: StoredTensor, offset: int, count: int) -> Rows:
-    values = np.empty(count, _NUMPY_DTYPES[source.dtype])
-    left = values.data.cast("B")
+def read_raw(source: StoredTensor, rows: int, start: int, stop: int) -> NDArray[np.uint8]:
+    """Read rows `start` to `stop` of a tensor of so many, as it is stored; (stop - start, bytes).
+
+    Raises:
+        CheckpointError: the file cannot be read, or has become shorter.
+    """
+    size = source.nbytes // rows
+    values = np.empty((stop - start, size), np.uint8)
+    left, offset = values.data.cast("B"), start * size
     try:
         with source.file.open("rb", buffering=0) as stream:
             avoid_caching(stream.fileno())

@@ -51,6 +51,6 @@ def _size(name: str, tensors: Sequence[TensorConversion]) -> PartSize:
     return PartSize(
         name,
         parameters=sum(tensor.rows * tensor.columns for tensor in tensors),
-        source_bytes=sum(tensor.source.nbytes for tensor in tensors),
+        source_bytes=sum(tensor.source_bytes for tensor in tensors),
         output_bytes=sum(tensor.nbytes for tensor in tensors),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from magistral_convert.options import ConvertOptions
+from magistral_convert.options import UNQUANTIZED, ConvertOptions
+from magistral_mlx.checkpoint.gguf.blocks import is_quantized
+from magistral_mlx.checkpoint.gguf.files import gguf_of, read_parts
 from magistral_mlx.errors import InvalidOption, TargetExists
 from magistral_mlx.paths import conversion_dir
 
@@ -19,12 +21,23 @@ def target_path(
         InvalidOption: `output` cannot be the name of a folder.
     """
     if output is None:
-        return conversion_dir(source, options.label).absolute()
+        return conversion_dir(source, _label(source, options)).absolute()
     text = os.fspath(output)
     target = Path(os.path.abspath(os.path.expanduser(text)))
     if not text or not target.name:
         raise InvalidOption(f"-o {text!r} names no folder. Give the name of a new one.")
     return target
+
+
+def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
+    """What tells this conversion from others of the same source; a GGUF file's name tells its
+    type, and so it is empty where that is kept."""
+    place = Path(source).expanduser()
+    gguf = gguf_of(place) if place.exists() else None
+    if gguf is None or options.mode == UNQUANTIZED or options.asks_to_quantize:
+        return options.label
+    kinds = {tensor.dtype for file in read_parts(gguf) for tensor in file.tensors.values()}
+    return "" if any(map(is_quantized, kinds)) else options.label
 
 
 def check_target(target: Path, source: Path, *, force: bool) -> None:

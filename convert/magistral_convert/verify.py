@@ -6,9 +6,12 @@ so a wrong scale cannot excuse a wrong value.
 
 from __future__ import annotations
 
+import numpy as np
+
 from magistral_convert.plan import TensorConversion
 from magistral_convert.quantize import dequantize_rows, to_bfloat16
-from magistral_convert.source_rows import Rows, read_rows
+from magistral_convert.quantized_source import layout_bound
+from magistral_convert.source_rows import Rows, read_raw, read_rows
 from magistral_convert.staging import StagingFolder
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import CheckpointError
@@ -33,8 +36,13 @@ def verify_tensor(tensor: TensorConversion, work: StagingFolder) -> None:
     for place in sorted({last * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)}):
         start, stop = place * unit, (place + 1) * unit
         written = [work.read(output, tensor, start, stop) for output in tensor.outputs]
-        found = dequantize_rows(written, stop - start, tensor.scheme)
-        if not is_within_bound(read_rows(tensor, start, stop), found, tensor.scheme):
+        scales_dtype = tensor.outputs[-1].dtype
+        found = dequantize_rows(written, stop - start, tensor.scheme, scales_dtype)
+        if tensor.is_laid_out:
+            is_right = _is_same(tensor, start, stop, found)
+        else:
+            is_right = is_within_bound(read_rows(tensor, start, stop), found, tensor.scheme)
+        if not is_right:
             raise CheckpointError(
                 f"{tensor.source.name} of {tensor.source.file} was not converted correctly: "
                 f"rows from {start} are outside the error bound of {_describe(tensor.scheme)}. The "
@@ -52,6 +60,15 @@ def is_within_bound(source: Rows, found: mx.array, scheme: Quantization | None) 
     bound = _bound(wanted.reshape(groups), scheme)
     # A NaN or infinite bound must not accept anything.
     return bool(mx.all((error.reshape(groups) <= bound) & mx.isfinite(bound)))
+
+
+def _is_same(tensor: TensorConversion, start: int, stop: int, found: mx.array) -> bool:
+    """Return whether rows (R, columns) are those of the blocks, within the error of the layout."""
+    assert tensor.scheme
+    error = np.abs(read_rows(tensor, start, stop) - np.array(found))
+    bound = layout_bound(tensor, read_raw(tensor.source, tensor.rows, start, stop))
+    groups = error.reshape(stop - start, -1, tensor.scheme.group_size)
+    return bool((groups <= bound[..., None]).all())
 
 
 def _bound(groups: mx.array, scheme: Quantization) -> mx.array:

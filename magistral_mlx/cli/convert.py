@@ -31,10 +31,11 @@ def _choice(*values: object) -> click.Choice[str]:
 )
 @click.option(
     "--mode",
-    type=_choice("affine", "mxfp4", "nvfp4", "mxfp8"),
+    type=_choice("affine", "mxfp4", "nvfp4", "mxfp8", "none"),
     default="affine",
     show_default=True,
-    help="How a group is quantized. All but affine fix bits and group size.",
+    help="How a group is quantized. mxfp4, nvfp4 and mxfp8 fix bits and group size; none writes "
+    "bfloat16, also from what is quantized.",
 )
 @click.option(
     "--recipe",
@@ -46,10 +47,13 @@ def _choice(*values: object) -> click.Choice[str]:
 @click.option("--force", is_flag=True, help="Replace an earlier conversion, when the new is done.")
 @click.option("--keep-source", is_flag=True, help="Keep what is downloaded, in the hub's cache.")
 @click.option("--tokenizer", metavar="PATH_OR_REPO", help="Where to take tekken.json from.")
+@click.option("--mmproj", metavar="FILE", help="The vision tower of a GGUF file.")
 @click.option("--upload", metavar="REPO", help="Upload the result to this repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
 def convert(source: str, output: str | None, **asked: Any) -> int:
-    """Quantize SOURCE, a folder or a name on the hub, to MLX format.
+    """Quantize SOURCE, a folder, a GGUF file or a name on the hub, to MLX format.
+
+    What a GGUF file has quantized is laid out for MLX, not quantized again.
 
     An interrupted conversion goes on where it was when the same command is run again.
     """
@@ -67,6 +71,7 @@ def convert(source: str, output: str | None, **asked: Any) -> int:
         force=asked["force"],
         keep_source=asked["keep_source"],
         name=asked["upload"],
+        mmproj=asked["mmproj"],
     )
     if asked["upload"]:
         require_repo(asked["upload"])

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from magistral_convert import Conversion
+from magistral_convert.outcomes import outcomes
+from magistral_convert.plan import ConversionPlan
 from magistral_convert.summary import summarize
 
 
@@ -54,9 +56,39 @@ def print_plan(conversion: Conversion) -> None:
     )
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
+    if shows_types(conversion):
+        console.print()
+        console.print(_types(plan))
     console.print(f"\nOutput: {conversion.target}, {len(plan.shards)} file(s)")
     for place, needed, free in _room(conversion):
         console.print(f"Disk:   {_gb(needed)} needed, {_gb(free)} free at {place}")
+
+
+def shows_types(conversion: Conversion) -> bool:
+    """Whether tensors are stored in several ways, so that what becomes of each is worth telling;
+    their files are here, so that it can be told."""
+    return any(tensor.is_quantized for tensor in conversion.plan.tensors)
+
+
+def _types(plan: ConversionPlan) -> Table:
+    """What becomes of the tensors of each type, and what it costs."""
+    table = Table("type", "what is done", box=None, pad_edge=False)
+    for heading in ("tensors", "before", "after", "error"):
+        table.add_column(heading, justify="right")
+    for outcome in outcomes(plan):
+        table.add_row(
+            outcome.kind,
+            outcome.done,
+            str(outcome.tensors),
+            _gb(outcome.source_bytes),
+            _gb(outcome.output_bytes),
+            f"{outcome.error:.2%}"
+            if outcome.error >= 5e-5
+            else f"{outcome.error:.0e}"
+            if outcome.error
+            else "none",
+        )
+    return table
 
 
 def print_json(
@@ -78,6 +110,8 @@ def print_json(
         ],
     }
     if seconds is None:
+        if shows_types(conversion):
+            figures["types"] = [asdict(outcome) for outcome in outcomes(plan)]
         figures["disk"] = [
             {"place": str(place), "needed": needed, "free": free}
             for place, needed, free in _room(conversion)

@@ -97,7 +97,7 @@ def test_rows_that_the_disk_gives_back_otherwise_end_in_an_error(
     monkeypatch.setattr(
         verify,
         "dequantize_rows",
-        lambda parts, rows, scheme: 1.5 * dequantize_rows(parts, rows, scheme),
+        lambda *given: 1.5 * dequantize_rows(*given),
     )
     source = write_hf_checkpoint(tmp_path / "source")
     with pytest.raises(CheckpointError, match="outside the error bound"):

@@ -133,6 +133,17 @@ def _normal_share(x: float) -> float:
     return (1 + math.erf(x / math.sqrt(2))) / 2
 
 
+def reach(kind: str, raw: Bytes) -> Floats:
+    """(R, bytes of a row) -> (R, groups of the type): what scale and offset of a group can reach
+    together, which is no less than its largest weight."""
+    decoded = decode(kind, in_blocks(kind, raw))
+    if decoded.levels:
+        most = max(map(abs, decoded.levels))
+    else:
+        most = 2 ** _CODE_BITS.get(kind, form_of(kind).bits) - 1
+    return (np.abs(decoded.offset) + most * np.abs(decoded.scale)).reshape(len(raw), -1)
+
+
 def _short(scales: Floats) -> Floats:
     """Scales rounded so that bfloat16 and `SCALES` both hold them, in float32."""
     bits = np.ascontiguousarray(scales).view(np.uint32)
