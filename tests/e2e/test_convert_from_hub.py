@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from magistral_convert import Converting, ConvertOptions, Downloading, Progress, convert, prepare
+from magistral_convert import (
+    ConversionProgress,
+    Converting,
+    ConvertOptions,
+    Downloading,
+    convert,
+    prepare,
+)
 from magistral_mlx.errors import HubError, StorageError
 from magistral_mlx.hub import upload
 from tests.checkpoints import params_of, tiny_config, write_hf_checkpoint, write_mistral_checkpoint
@@ -67,7 +74,7 @@ def test_the_result_equals_that_of_the_folder(hub: FakeHub, published: Path, tmp
 def test_only_one_shard_is_on_the_disk_at_a_time(hub: FakeHub, tmp_path: Path):
     most = 0
 
-    def count(report: Progress) -> None:
+    def count(report: ConversionProgress) -> None:
         nonlocal most
         most = max(most, weights_on_disk(tmp_path / "out.partial" / "source"))
         assert weights_on_disk(tmp_path / "hf") == 0
@@ -100,14 +107,14 @@ def test_the_plan_needs_no_more_than_headers(hub: FakeHub, published: Path, tmp_
 def test_an_interrupted_one_fetches_only_what_is_missing(hub: FakeHub, tmp_path: Path):
     expected = content(convert(REPO, tmp_path / "expected" / "out"))
 
-    def stop(report: Progress) -> None:
+    def stop(report: ConversionProgress) -> None:
         if isinstance(report, Converting) and report.bytes_done > 0.6 * report.bytes_total:
             raise Stop
 
     with pytest.raises(Stop):
         convert(REPO, tmp_path / "out", on_progress=stop)
     hub.requests.clear()
-    reports: list[Progress] = []
+    reports: list[ConversionProgress] = []
     assert content(convert(REPO, tmp_path / "out", on_progress=reports.append)) == expected
     fetched = {report.file for report in reports if isinstance(report, Downloading)}
     assert shard(1) not in fetched
@@ -125,7 +132,7 @@ def test_a_download_that_breaks_is_one_error_and_goes_on(hub: FakeHub, tmp_path:
 
 
 def test_a_new_commit_starts_over(hub: FakeHub, published: Path, tmp_path: Path):
-    def stop(report: Progress) -> None:
+    def stop(report: ConversionProgress) -> None:
         if isinstance(report, Converting) and report.bytes_done > 0.6 * report.bytes_total:
             raise Stop
 
