@@ -9,7 +9,7 @@ from magistral_convert.plan import TensorConversion
 from magistral_mlx.backend import dequantize as to_floats
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.gguf.blocks import Bytes, dequantize
-from magistral_mlx.checkpoint.gguf.layout import EXACT, lay_out, reach, rows_by_halves
+from magistral_mlx.checkpoint.gguf.layout import EXACT, deinterleave_heads, lay_out, reach
 from magistral_mlx.errors import CheckpointError
 
 _PIECE_WEIGHTS = 1 << 18  # that are laid out at once: few enough for a core's cache
@@ -38,7 +38,7 @@ def lay_out_rows(tensor: TensorConversion, raw: Bytes) -> list[memoryview]:
     weight = np.concatenate([piece.weight for piece in pieces])
     scales = np.concatenate([piece.scales for piece in pieces]).astype(np.float16)
     biases = np.concatenate([piece.biases for piece in pieces]).astype(np.float16)
-    ordered = (rows_by_halves(part, tensor.rope_head_rows) for part in (weight, scales, biases))
+    ordered = (deinterleave_heads(part, tensor.rope_head_rows) for part in (weight, scales, biases))
     return [np.ascontiguousarray(part).data.cast("B") for part in ordered]
 
 
@@ -75,4 +75,4 @@ def layout_bound(tensor: TensorConversion, raw: Bytes) -> NDArray[np.float32]:
     groups = tensor.columns // tensor.scheme.group_size
     largest = reached.reshape(len(raw), groups, -1).max(axis=-1)
     share = _FLOAT16 if tensor.source.dtype in EXACT else 2 / (2**tensor.scheme.bits - 1)
-    return rows_by_halves(largest * np.float32(share), tensor.rope_head_rows)
+    return deinterleave_heads(largest * np.float32(share), tensor.rope_head_rows)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from magistral_convert.disk import avoid_caching, forget_cached
 from magistral_convert.plan import TensorConversion
 from magistral_convert.quantized_source import source_floats
-from magistral_mlx.checkpoint.gguf.layout import rows_by_halves
+from magistral_mlx.checkpoint.gguf.layout import deinterleave_heads
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.errors import CheckpointError
 
@@ -42,7 +42,7 @@ def read_rows(tensor: TensorConversion, start: int, stop: int) -> Rows:
     else:
         rows = raw.view(_NUMPY_DTYPES[tensor.source.dtype])
     if tensor.rope_head_rows:
-        return rows_by_halves(rows, tensor.rope_head_rows)
+        return deinterleave_heads(rows, tensor.rope_head_rows)
     if tensor.channels:
         planes = rows.reshape(len(rows), tensor.channels, -1)
         return planes.transpose(0, 2, 1).reshape(rows.shape)
