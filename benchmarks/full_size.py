@@ -46,7 +46,8 @@ def run_ours(folder: Path) -> None:
     from magistral_mlx.backend import mx
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.checkpoint.load import load_model
-    from magistral_mlx.engine.generate import SequenceInputs, generate
+    from magistral_mlx.engine.generate import Generation
+    from magistral_mlx.engine.inputs import SequenceInputs
     from magistral_mlx.engine.sampling import Sampling
     from magistral_mlx.events import Prefill
 
@@ -54,7 +55,7 @@ def run_ours(folder: Path) -> None:
     report("load", mlx_peak=mx.get_peak_memory())
     mx.reset_peak_memory()
     request = SequenceInputs(np.arange(TOKENS, dtype=np.int32) + 100, (), Sampling(0), TOKENS)
-    steps = generate(model, request)
+    steps = Generation(model, request)
     timed("prefill", lambda: next(step for step in steps if not isinstance(step, Prefill)))
     timed("decode", lambda: [next(steps) for _ in range(TOKENS - 1)])
     report("decode", mlx_peak=mx.get_peak_memory())

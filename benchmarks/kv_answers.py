@@ -20,8 +20,10 @@ from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, Case, cases
-from magistral_mlx.engine.generate import SequenceInputs, Token, generate
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.sequence import Token
 from magistral_mlx.library import locate
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -45,7 +47,7 @@ def output(model: MagistralModel, prompt: Prompt, scheme: KVScheme, eos: int) ->
         scheme=scheme,
         stop_tokens=frozenset([eos]),
     )
-    return [step.id for step in generate(model, request) if isinstance(step, Token)]
+    return [step.id for step in Generation(model, request) if isinstance(step, Token)]
 
 
 def main() -> None:

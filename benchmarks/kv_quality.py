@@ -32,7 +32,8 @@ from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, cases
-from magistral_mlx.engine.prefill import encode_images, prefill
+from magistral_mlx.engine.images import encode_images
+from magistral_mlx.engine.prefill import prefill
 from magistral_mlx.library import locate
 from magistral_mlx.model.magistral import MagistralModel
 

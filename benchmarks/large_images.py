@@ -50,7 +50,7 @@ def ours(count: int, side: int) -> int:
     import numpy as np
 
     from magistral_mlx.backend import mx
-    from magistral_mlx.engine.prefill import encode_images
+    from magistral_mlx.engine.images import encode_images
     from magistral_mlx.memory.known import MAGISTRAL_SMALL
     from magistral_mlx.model.magistral import MagistralModel
 

@@ -33,7 +33,9 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.config import TextConfig
-from magistral_mlx.engine.generate import ComputedPrefix, SequenceInputs, generate
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.inputs import SequenceInputs
+from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.here import describe, profile
@@ -96,7 +98,7 @@ def measure(context: int, kv: str, chunk: int, layers: int) -> dict[str, Any]:
             tokens, (), Sampling(temperature=0), DECODED, scheme=scheme, chunk=chunk
         )
         began = time.perf_counter()
-        steps = generate(model, request, start=ComputedPrefix(caches, held))
+        steps = Generation(model, request, prefix=ComputedPrefix(caches, held))
         next(step for step in steps if not isinstance(step, Prefill))
         first = time.perf_counter()
         for _ in steps:

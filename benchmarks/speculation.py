@@ -37,9 +37,11 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.demo.cases import cases
 from magistral_mlx.engine import generate as engine
-from magistral_mlx.engine.generate import SequenceInputs, Token, generate
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampler import UNCONSTRAINED, DrawConstraints, Sampler
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.sequence import Token
 from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
 from magistral_mlx.engine.thinking import ThinkingRules
@@ -160,8 +162,8 @@ def answers(count: int) -> dict[str, Any]:
     for case in cases("text", "held_out", count):
         job = composer.compose([User(case.question)], Options(seed=0))
         for name, request in settings(job, tokenizer):
-            plain = list(tokens(generate(model, request)))
-            generation = generate(model, replace(request, speculation=speculation))
+            plain = list(tokens(Generation(model, request)))
+            generation = Generation(model, replace(request, speculation=speculation))
             guessed = list(tokens(generation))
             found["answers"] += 1
             found["tokens"] += len(plain) - 1
@@ -296,7 +298,7 @@ def write(
     )
     sampler, engine.Sampler = engine.Sampler, Dictated  # type: ignore[attr-defined]
     try:
-        generation = generate(model, request)
+        generation = Generation(model, request)
         written = tokens(generation)
         first = next(written)
         begin = time.perf_counter()

@@ -16,8 +16,10 @@ from magistral_mlx.backend import mx
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
-from magistral_mlx.engine.generate import Generation, SequenceInputs, Token, generate
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.sequence import Token
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.events import Prefill
 from tests.checkpoints import tiny_config, write_hf_checkpoint
@@ -104,7 +106,7 @@ def start(model: Any, prompt: Sequence[int], **options: Any) -> Generation:
     """A generation of greedy tokens, 30 at most, unless `options` say otherwise."""
     given = {"images": (), "sampling": GREEDY, "limit": 30} | options
     started_from = given.pop("start", None)
-    return generate(model, SequenceInputs(np.array(prompt, np.int32), **given), started_from)
+    return Generation(model, SequenceInputs(np.array(prompt, np.int32), **given), started_from)
 
 
 def tokens_of(generation: Generation) -> list[Token]:

@@ -23,8 +23,10 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import ComputedPrefix, Generation, SequenceInputs, generate
-from magistral_mlx.engine.prefill import encode_images
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.images import encode_images
+from magistral_mlx.engine.inputs import SequenceInputs
+from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
@@ -48,7 +50,7 @@ class Ours:
         ids = np.array([0] * filled + tokens, np.int32)
         request = SequenceInputs(ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme)
         start = ComputedPrefix(self._caches(filled), filled) if filled else None
-        return _ids(generate(self._model, request, start))
+        return _ids(Generation(self._model, request, start))
 
     def see(self, count: int, side: int) -> mx.array:
         if not self._model.vision_loaded:

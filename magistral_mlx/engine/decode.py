@@ -1,8 +1,8 @@
-"""Token by token, for as many sequences at once as there are: one pass over the weights a token.
+"""Decoding, token by token, of as many sequences at once as there are: one pass for all of them.
 
-A sequence is a row. Between two passes it has one token that is drawn and not yet in its caches,
-the pending one; a pass puts it there, gives it out, and draws the one after it. So rows join and
-leave between any two passes, and each keeps its own caches, sampler, control and end.
+A pass puts the pending token of each sequence into its caches, gives it out, and draws the one
+after it. So sequences join and leave between any two passes, and each keeps its own caches,
+sampler, control and end.
 """
 
 from __future__ import annotations
@@ -11,47 +11,61 @@ from collections.abc import Sequence
 
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.batch import batch_caches
-from magistral_mlx.engine.row import Row, Token
 from magistral_mlx.engine.sampler import dispatch
+from magistral_mlx.engine.sequence import SequenceState, Token
 from magistral_mlx.engine.speculate.verify import verify
 from magistral_mlx.model.magistral import MagistralModel
 
 
-def advance(model: MagistralModel, rows: Sequence[Row]) -> list[tuple[Token, ...]]:
-    """Move each row, none of which has ended, by one pass -> the new tokens of each.
+def decode(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[tuple[Token, ...]]:
+    """One pass over the weights for all `sequences` -> the new tokens of each.
+
+    All of their prompts are in their caches. One that has ended gets no tokens; one whose last
+    tokens these are has ended afterwards, by its `finish` or its `error`.
+
+    Raises:
+        RuntimeError: the device failed. The caches of all of them are of no use any more.
+    """
+    for sequence in sequences:
+        sequence.begin_decoding()
+    going = [sequence for sequence in sequences if not sequence.ended]
+    given = dict(zip(going, _advance(model, going), strict=True))
+    return [given.get(sequence, ()) for sequence in sequences]
+
+
+def _advance(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[tuple[Token, ...]]:
+    """Move each sequence, none of which has ended, by one pass -> the new tokens of each.
 
     The graph of the pass is built while the device works on the one before it, and dispatched when
     that one is done: dispatched earlier, appending to the caches would copy them. Where there is
     a control, the logits are dispatched first, and the draws when it has looked at its token; so it
     works while the device does.
-
-    Raises:
-        RuntimeError: the device failed, for all rows. What one row alone raises is its `error`.
     """
-    if len(rows) == 1 and (guesses := rows[0].guesses()):
-        return [verify(model, rows[0], guesses)]
-    going = [row for row in rows if not row.at_limit]
+    if len(sequences) == 1 and (guesses := sequences[0].guesses()):
+        return [verify(model, sequences[0], guesses)]
+    going = [sequence for sequence in sequences if not sequence.at_limit]
     logits = dict(zip(going, _next_logits(model, going), strict=True))
-    for row in going:
-        row.draw_ahead(logits[row])
-    tokens = [row.give() for row in rows]
-    going = [row for row in going if not row.ended]
-    if any(row.control for row in going):
-        mx.async_eval([logits[row] for row in going])
-    for row, token in zip(rows, tokens, strict=True):
-        row.observe(token)
-    for row in going:
-        row.move_on(logits[row])
-    dispatch([row.pending for row in going if not row.error])
+    for sequence in going:
+        sequence.draw_ahead(logits[sequence])
+    tokens = [sequence.give() for sequence in sequences]
+    going = [sequence for sequence in going if not sequence.ended]
+    if any(sequence.control for sequence in going):
+        mx.async_eval([logits[sequence] for sequence in going])
+    for sequence, token in zip(sequences, tokens, strict=True):
+        sequence.observe(token)
+    for sequence in going:
+        sequence.move_on(logits[sequence])
+    dispatch([sequence.pending for sequence in going if not sequence.error])
     return [(token,) for token in tokens]
 
 
-def _next_logits(model: MagistralModel, rows: Sequence[Row]) -> list[mx.array]:
-    """Put the pending tokens into the caches -> for each row (1, vocab_size), still lazy."""
-    if not rows:
+def _next_logits(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[mx.array]:
+    """Put the pending tokens into the caches -> for each (1, vocab_size), still lazy."""
+    if not sequences:
         return []
-    tokens = [row.pending.token for row in rows]
-    batch = tokens[0] if len(rows) == 1 else mx.concatenate(tokens)  # (B,)
-    h = model(model.embed(batch[:, None]), batch_caches([row.caches for row in rows]))
+    tokens = [sequence.pending.token for sequence in sequences]
+    batch = tokens[0] if len(sequences) == 1 else mx.concatenate(tokens)  # (B,)
+    h = model(model.embed(batch[:, None]), batch_caches([one.caches for one in sequences]))
     logits = model.logits(h)[:, 0]  # (B, vocab_size)
-    return [logits[n : n + 1] for n in range(len(rows))] if len(rows) > 1 else [logits]
+    count = len(sequences)
+    return [logits[n : n + 1] for n in range(count)] if count > 1 else [logits]

@@ -1,18 +1,18 @@
-"""The prompt into the caches: images through the tower, then tokens in chunks."""
+"""Prefill: images through the tower, then the prompt's tokens into the caches, in chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.cache.kv import KVCache
-from magistral_mlx.config import ModelConfig
-from magistral_mlx.engine.images import ImageKey
+from magistral_mlx.cache.scheme import RESERVED
+from magistral_mlx.engine.images import iter_image_features_after
+from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -32,80 +32,39 @@ class ComputedPrefix:
     logits: mx.array | None = None
 
 
-class ImageFeatureCache(Protocol):
-    """The features of images that were seen before."""
-
-    def features(self, image: ImageKey) -> mx.array | None:
-        """The features of an image, (n, D), if they are held."""
-
-    def get_ready(self) -> None:
-        """Have the tower in memory, as an image is about to be looked at."""
-
-    def keep_features(self, image: ImageKey, features: mx.array) -> None:
-        """Hold the features of an image, (n, D), evaluated."""
-
-
-def encode_images(model: MagistralModel, images: Sequence[NDArray[np.float32]]) -> mx.array | None:
-    """Run each image, (3, H, W), through the tower -> (tokens of all of them, D), or None."""
-    features = [*iter_image_features(model, images)]
-    return mx.concatenate(features) if features else None
-
-
-def iter_image_features(
+def prefill_sequence(
     model: MagistralModel,
-    images: Sequence[NDArray[np.float32]],
-    keys: Sequence[ImageKey] = (),
-    seen: ImageFeatureCache | None = None,
-) -> Iterator[mx.array]:
-    """Run each image, (3, H, W), through the tower -> (tokens of it, D), evaluated.
+    inputs: SequenceInputs,
+    caches: Sequence[KVCache],
+    prefix: ComputedPrefix | None,
+) -> Generator[Prefill, int | None, mx.array]:
+    """Put the whole prompt into the caches, yielding progress, as `prefill` does.
 
-    One by one, so that memory holds the activations of a single one. Those that were `seen` by one
-    of the `keys`, one an image, are not looked at again.
+    The first step tells what the caches hold already, the next ones encode an image each.
+
+    Args:
+        prefix: what `caches` hold already.
+
+    Returns:
+        (1, vocab_size) logits of the token after the prompt.
     """
-    for n, pixels in enumerate(images):
-        known = seen.features(keys[n]) if seen else None
-        if known is None:
-            if seen:
-                seen.get_ready()
-            known = model.encode_image(mx.array(pixels))
-            mx.eval(known)
-            if seen:
-                seen.keep_features(keys[n], known)
-        yield known
-
-
-def iter_image_features_after(
-    model: MagistralModel,
-    tokens: NDArray[np.int32],
-    images: Sequence[NDArray[np.float32]],
-    held: int,
-    keys: Sequence[ImageKey] = (),
-    seen: ImageFeatureCache | None = None,
-) -> Iterator[mx.array]:
-    """The features of the image tokens from position `held` on, (n, D) for each image.
-
-    Images that lie before it, or were `seen`, are not looked at again.
-    """
-    before = int(np.count_nonzero(tokens[:held] == model.config.image_token_id))
-    ends = np.cumsum([image_feature_count(model.config, pixels) for pixels in images], dtype=int)
-    done = int(np.searchsorted(ends, before, side="right"))  # images that are held as a whole
-    start = before - (int(ends[done - 1]) if done else 0)
-    for features in iter_image_features(model, images[done:], keys[done:], seen):
-        yield features[start:] if start else features
-        start = 0
-
-
-def image_feature_count(config: ModelConfig, pixels: NDArray[np.float32]) -> int:
-    """The number of image tokens that stand for an image, (3, H, W); 0 without a tower."""
-    if config.vision is None:
-        return 0
-    side = config.vision.patch_size * config.spatial_merge_size
-    return (pixels.shape[1] // side) * (pixels.shape[2] // side)
-
-
-def image_keys(config: ModelConfig, images: Sequence[NDArray[np.float32]]) -> tuple[ImageKey, ...]:
-    """What tells the images, (3, H, W) each, from others."""
-    return tuple(ImageKey.of(pixels, image_feature_count(config, pixels)) for pixels in images)
+    tokens = inputs.tokens
+    logits = prefix.logits if prefix and prefix.length >= len(tokens) else None
+    cached = 0 if prefix is None else min(prefix.length, len(tokens) - (logits is None))
+    for cache in caches:
+        cache.trim(cached)
+        cache.reserve(len(tokens) + min(inputs.limit, RESERVED), len(tokens) + inputs.limit)
+    if logits is not None:
+        yield Prefill(cached, cached)
+        return logits
+    features = []
+    for image in iter_image_features_after(
+        model, tokens, inputs.images, cached, inputs.image_keys, inputs.image_features
+    ):
+        features.append(image)
+        yield Prefill(cached, len(tokens))
+    images = mx.concatenate(features) if features else None
+    return (yield from prefill(model, caches, tokens, images, inputs.chunk, inputs.snapshots))
 
 
 def prefill(
@@ -132,13 +91,13 @@ def prefill(
         (1, vocab_size) logits of the token after the prompt.
     """
     chunk = chunk or backend().prefill_chunk
-    held = caches[0].length
+    cached = caches[0].length
     is_image = tokens == model.config.image_token_id
-    is_image[:held] = False
+    is_image[:cached] = False
     first_feature = np.concatenate([[0], np.cumsum(is_image)])
     total = len(tokens)
-    most = yield Prefill(held, total)
-    end = held
+    most = yield Prefill(cached, total)
+    end = cached
     while end < total:
         start, end = end, _end(end, total, min(chunk, most or chunk), snapshots)
         h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)

@@ -14,16 +14,12 @@ from magistral_mlx.cache.disk import DiskPrefixCache
 from magistral_mlx.chat.prompt import Prompt
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import (
-    Generation,
-    SequenceInputs,
-    Token,
-    decode_together,
-    generate,
-)
-from magistral_mlx.engine.images import ImageKey, token_keys
-from magistral_mlx.engine.prefill import ComputedPrefix, image_keys
+from magistral_mlx.engine.decode import decode
+from magistral_mlx.engine.images import ImageKey, image_keys, token_keys
+from magistral_mlx.engine.inputs import SequenceInputs
+from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.prefix_cache import PrefixCache, PrefixCacheStats
+from magistral_mlx.engine.sequence import SequenceState, Token
 from magistral_mlx.errors import MagistralError, OutOfMemory
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
@@ -154,7 +150,7 @@ class ModelRunner:
         index: int,
         images: Sequence[ImageKey],
         prefilled: ComputedPrefix | None,
-    ) -> Generation:
+    ) -> SequenceState:
         """Begin sample `index` of a request.
 
         Args:
@@ -165,33 +161,36 @@ class ModelRunner:
         """
         assert self._speculation is not None, "it is loaded first"
         plan, sampling = self.plan, inputs.sampling
-        sequence = SequenceInputs(
-            tokens=inputs.prompt.tokens,
-            images=inputs.prompt.images,
-            sampling=replace(sampling, seed=nth_seed(sampling.seed, index)),
-            limit=inputs.limit,
-            scheme=plan.scheme,
-            chunk=plan.chunk,
-            snapshots=plan.snapshots,
-            workspace=plan.profile.workspace,
-            stop_tokens=inputs.stop_tokens,
-            thinking=inputs.thinking,
-            grammar=inputs.grammar,
-            logprobs=inputs.logprobs,
-            vocabulary=inputs.vocabulary,
-            image_keys=images,
-            image_features=self.prefixes,
-            speculation=self._speculation.speculation(inputs.speculation),
+        return SequenceState(
+            self.model,
+            SequenceInputs(
+                tokens=inputs.prompt.tokens,
+                images=inputs.prompt.images,
+                sampling=replace(sampling, seed=nth_seed(sampling.seed, index)),
+                limit=inputs.limit,
+                scheme=plan.scheme,
+                chunk=plan.chunk,
+                snapshots=plan.snapshots,
+                workspace=plan.profile.workspace,
+                stop_tokens=inputs.stop_tokens,
+                thinking=inputs.thinking,
+                grammar=inputs.grammar,
+                logprobs=inputs.logprobs,
+                vocabulary=inputs.vocabulary,
+                image_keys=images,
+                image_features=self.prefixes,
+                speculation=self._speculation.speculation(inputs.speculation),
+            ),
+            prefilled,
         )
-        return generate(self.model, sequence, prefilled)
 
-    def prefill(self, generation: Generation, most: int) -> Prefill:
+    def prefill(self, sequence: SequenceState, most: int) -> Prefill:
         """Encode an image, or put a chunk of `most` tokens at most into the caches."""
-        return generation.prefill(most)
+        return sequence.prefill(most)
 
-    def decode(self, generations: Sequence[Generation]) -> list[tuple[Token, ...]]:
-        """One pass over the weights for all `generations` -> the new tokens of each."""
-        return decode_together(self.model, generations)
+    def decode(self, sequences: Sequence[SequenceState]) -> list[tuple[Token, ...]]:
+        """One pass over the weights for all `sequences` -> the new tokens of each."""
+        return decode(self.model, sequences)
 
     def keys_of(self, prompt: Prompt) -> tuple[tuple[ImageKey, ...], NDArray[np.int64]]:
         """What tells a prompt's images, and its tokens, (L,), from those of others."""

@@ -65,14 +65,14 @@ class PrefillQueue:
             kept: how many leading tokens of a prompt are kept anyway, by its keys.
         """
         for request in self._queue:
-            begun = request.generation is not None
+            begun = request.sequence is not None
             if not (begun and self._owed > 0) and not self._can_wait(request, kept):
                 self._queue.remove(request)
                 return request
         return None
 
     def _can_wait(self, request: Request, kept: Callable[[NDArray[np.int64]], int]) -> bool:
-        if request.generation is not None:
+        if request.sequence is not None:
             return False
         gain = max((_ahead(request, other) for other in self._queue), default=0)
         return gain >= _WORTH_WAITING and gain - kept(request.token_keys) >= _WORTH_WAITING
@@ -80,7 +80,7 @@ class PrefillQueue:
 
 def _ahead(request: Request, other: Request) -> int:
     """Tokens that a prompt shares with one that is being read, where that has yet to read them."""
-    if other.generation is None or not other.prefilling:
+    if other.sequence is None or not other.prefilling:
         return 0
     shared = common(request.token_keys, other.token_keys)
-    return shared if other.generation.caches[0].length < shared else 0
+    return shared if other.sequence.caches[0].length < shared else 0

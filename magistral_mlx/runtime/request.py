@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from magistral_mlx.engine.generate import Generation, Token
     from magistral_mlx.engine.images import ImageKey
+    from magistral_mlx.engine.sequence import SequenceState, Token
     from magistral_mlx.memory.admission import Reservation
     from magistral_mlx.memory.plan import Plan
     from magistral_mlx.runtime.generation_request import GenerationRequest
@@ -184,9 +184,9 @@ class Request:
         return self._status is Status.PREFILLING
 
     @property
-    def generation(self) -> Generation | None:
+    def sequence(self) -> SequenceState | None:
         """The engine's state of the present sample."""
-        return self.sample.generation if self.sample else None
+        return self.sample.sequence if self.sample else None
 
     @property
     def length(self) -> int:
@@ -212,12 +212,12 @@ class Request:
             self.put(self.inputs.dropped)
         return True
 
-    def start_sample(self, generation: Generation, plan: Plan) -> None:
+    def start_sample(self, sequence: SequenceState, plan: Plan) -> None:
         """Begin the sample `index`."""
         if self.inputs.n > 1:
             self.put(Sample(self.index))
         seed = nth_seed(self.seed, self.index)
-        self.sample = RunningSample(self.inputs, seed, generation, plan, self._clock)
+        self.sample = RunningSample(self.inputs, seed, sequence, plan, self._clock)
         self._status = Status.PREFILLING
 
     def add_prefill(self, progress: Prefill, seconds: float) -> None:
@@ -225,7 +225,7 @@ class Request:
         assert self.sample is not None
         self._warn_if_long()
         self.put(self.sample.add_prefill(progress, seconds))
-        if not self.sample.generation.prefilling:
+        if not self.sample.sequence.prefilling:
             self._status = Status.DECODING
 
     def add_tokens(self, tokens: Sequence[Token], seconds: float) -> None:

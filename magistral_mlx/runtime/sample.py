@@ -10,7 +10,7 @@ from magistral_mlx.runtime.progress import PrefillClock
 from magistral_mlx.runtime.token_events import TokenEvents
 
 if TYPE_CHECKING:
-    from magistral_mlx.engine.generate import Generation, Token
+    from magistral_mlx.engine.sequence import SequenceState, Token
     from magistral_mlx.memory.plan import Plan
     from magistral_mlx.runtime.generation_request import GenerationRequest
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 class RunningSample:
     """The state of a sample between two passes.
 
-    generation: the engine's part. produced: ids of the tokens so far.
+    sequence: the engine's part. produced: ids of the tokens so far.
     """
 
     def __init__(
         self,
         inputs: GenerationRequest,
         seed: int,
-        generation: Generation,
+        sequence: SequenceState,
         plan: Plan,
         clock: Callable[[], float],
     ) -> None:
-        self.generation = generation
+        self.sequence = sequence
         self.produced: list[int] = []
         self._prompt_tokens = len(inputs.prompt)
         self._plan, self._clock = plan, clock
@@ -48,15 +48,15 @@ class RunningSample:
 
     @property
     def error(self) -> Exception | None:
-        """What ended the generation, if something went wrong with this one alone."""
-        return None if self.stopped else self.generation.error
+        """What ended the sequence, if something went wrong with this one alone."""
+        return None if self.stopped else self.sequence.error
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why it has ended by itself; None while it goes on."""
         if self.stopped:
             return "stop"
-        finish, plan = self.generation.finish, self._plan
+        finish, plan = self.sequence.finish, self._plan
         length = self._prompt_tokens + len(self.produced)
         if finish == "length" and plan.shortened and length >= plan.context:
             return "memory"  # a larger machine would go on
@@ -79,7 +79,7 @@ class RunningSample:
             self.produced.append(token.id)
             events += self._events.feed(token)
             if self.stopped:
-                self.generation.close(unused=len(tokens) - n - 1)
+                self.sequence.close(unused=len(tokens) - n - 1)
                 break
         return events
 
@@ -89,8 +89,8 @@ class RunningSample:
 
     def finish(self, reason: FinishReason) -> list[Event]:
         """End it -> what was incomplete, and `Finished`."""
-        generation, events = self.generation, self._events
-        generation.close()
+        sequence, events = self.sequence, self._events
+        sequence.close()
         rest = events.finish()
         end = self._clock()
         first = end if self._first is None else self._first
@@ -102,11 +102,11 @@ class RunningSample:
             decode_seconds=end - first,
             first_token_seconds=first - self._start,
             peak_memory=self._peak,
-            thinking_end=generation.thinking_end,
-            mask_seconds=generation.mask_seconds,
-            passes=generation.passes,
-            drafted=generation.drafted,
-            accepted=generation.accepted,
+            thinking_end=sequence.thinking_end,
+            mask_seconds=sequence.mask_seconds,
+            passes=sequence.passes,
+            drafted=sequence.drafted,
+            accepted=sequence.accepted,
             cached_tokens=self._cached or 0,
         )
         return [*rest, Finished(reason, stats, events.stopped_by)]

@@ -30,8 +30,8 @@ from magistral_mlx.runtime.request import Observer, Request
 _SHARED_CHUNK = 512  # tokens of a prompt that others wait for at once, at most
 
 if TYPE_CHECKING:
-    from magistral_mlx.engine.generate import Token
     from magistral_mlx.engine.prefill import ComputedPrefix
+    from magistral_mlx.engine.sequence import Token
     from magistral_mlx.runtime.model_runner import ModelRunner
 
 P = ParamSpec("P")
@@ -163,9 +163,9 @@ class Scheduler:
             self._prefill_chunk(request)
 
     def _prefill_chunk(self, request: Request) -> None:
-        assert request.generation is not None
+        assert request.sequence is not None
         start = self._clock()
-        progress = self._runner.prefill(request.generation, self._chunk)
+        progress = self._runner.prefill(request.sequence, self._chunk)
         request.add_prefill(progress, self._clock() - start)
 
     @property
@@ -180,9 +180,9 @@ class Scheduler:
         prefixes = self._runner.prefixes
         room = self._budget.active_bytes(self._reservations())
         in_use = [
-            ActivePrefix(other.token_keys, other.generation.caches)
+            ActivePrefix(other.token_keys, other.sequence.caches)
             for other in self._running
-            if other.generation is not None
+            if other.sequence is not None
         ]
         tokens = request.inputs.prompt.tokens
         prefilled = prefixes.take(tokens, request.image_keys, room, in_use)
@@ -196,8 +196,8 @@ class Scheduler:
     def _start_sample(self, request: Request, prefilled: ComputedPrefix | None) -> None:
         self._mark_peak()
         runner = self._runner
-        generation = runner.start(request.inputs, request.index, request.image_keys, prefilled)
-        request.start_sample(generation, runner.plan)
+        sequence = runner.start(request.inputs, request.index, request.image_keys, prefilled)
+        request.start_sample(sequence, runner.plan)
 
     # Tokens
 
@@ -212,8 +212,8 @@ class Scheduler:
                 self._end_newest(ready)
             return
         start = self._clock()
-        generations = [request.generation for request in going if request.generation]
-        passed = self._runner.decode(generations)
+        sequences = [request.sequence for request in going if request.sequence]
+        passed = self._runner.decode(sequences)
         seconds = self._clock() - start
         self._prefills.decoded(seconds)
         for request, tokens in zip(going, passed, strict=True):
@@ -237,7 +237,7 @@ class Scheduler:
         if request.sample is None or request.index >= request.inputs.n or request.cancelled:
             self._end(request)
             return
-        prefilled = request.sample.generation.prefilled
+        prefilled = request.sample.sequence.prefilled
         self._for_one(request, self._start_sample, request, prefilled)
         if request in self._running and prefilled is not None:
             # At once, as all of it is in the caches.
@@ -293,13 +293,13 @@ class Scheduler:
         """The answer is over: keep its caches for prompts to come."""
         self._leave(request)
         request.finish(as_device_error(error))
-        generation = request.generation
-        if generation is not None:
-            generation.close()
+        sequence = request.sequence
+        if sequence is not None:
+            sequence.close()
             # It may take as long as a token, and nobody waits for it.
             room = self._budget.active_bytes(self._reservations())
             self._runner.prefixes.put(
-                request.tokens, request.image_keys, generation.caches, generation.prefilled, room
+                request.tokens, request.image_keys, sequence.caches, sequence.prefilled, room
             )
         request.release()
 

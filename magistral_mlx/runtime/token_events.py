@@ -12,7 +12,7 @@ from magistral_mlx.chat.stop import StopStrings
 from magistral_mlx.events import Event, MalformedCall, Text, TokenLogprob, ToolCall, ToolCallPart
 
 if TYPE_CHECKING:
-    from magistral_mlx.engine.generate import Token
+    from magistral_mlx.engine.sequence import Token
     from magistral_mlx.runtime.generation_request import GenerationRequest
 
 
@@ -58,7 +58,7 @@ class TokenEvents:
         return events
 
     def finish(self) -> list[Event]:
-        """What was still incomplete when the generation ended."""
+        """What was still incomplete when the sequence ended."""
         events = self._shown(self._parser.finish())
         waiting = self._stops.finish()
         return [*events, Text(waiting)] if waiting else events

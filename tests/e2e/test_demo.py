@@ -21,8 +21,10 @@ from magistral_mlx.chat.prompt import Prompt
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, Case, Kind, cases, is_right
-from magistral_mlx.engine.generate import SequenceInputs, decode_together, generate
-from magistral_mlx.engine.prefill import encode_images
+from magistral_mlx.engine.decode import decode
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.images import encode_images
+from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -88,7 +90,7 @@ def answers(
     """The greedy output for each prompt, thinking included, all of them decoded together."""
     stop = frozenset([eos])
     generations = [
-        generate(
+        Generation(
             model,
             SequenceInputs(
                 prompt.tokens,
@@ -106,7 +108,7 @@ def answers(
             generation.prefill()
     found: list[list[int]] = [[] for _ in generations]
     while not all(generation.ended for generation in generations):
-        for output, tokens in zip(found, decode_together(model, generations), strict=True):
+        for output, tokens in zip(found, decode(model, generations), strict=True):
             output.extend(token.id for token in tokens)
     return found
 

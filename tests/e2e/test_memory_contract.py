@@ -16,7 +16,8 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
-from magistral_mlx.engine.generate import SequenceInputs, generate
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.memory.here import profile
 from magistral_mlx.memory.peak import BackendProfile, Shape, Weights, predict
@@ -122,7 +123,7 @@ def check_the_peak(
     gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
-    for _ in generate(model, request):
+    for _ in Generation(model, request):
         pass
     measured = mx.get_peak_memory() - others
     predicted = predict(model.config, weights, kv, shape, here).total

@@ -21,7 +21,8 @@ from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.gguf.layout import EXACT
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.prefill import encode_images, prefill
+from magistral_mlx.engine.images import encode_images
+from magistral_mlx.engine.prefill import prefill
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.data import GGUF

@@ -26,7 +26,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.config import QueryScaling, Yarn
 from magistral_mlx.config_files import config_from_hf
-from magistral_mlx.engine.prefill import encode_images
+from magistral_mlx.engine.images import encode_images
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 

@@ -17,7 +17,7 @@ from magistral_convert import ConvertOptions, convert
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.prefill import encode_images
+from magistral_mlx.engine.images import encode_images
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
 pytestmark = pytest.mark.slow

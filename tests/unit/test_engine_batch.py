@@ -15,9 +15,12 @@ from magistral_mlx.cache.batch import batch_caches
 from magistral_mlx.cache.kv import make_cache
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
+from magistral_mlx.engine.decode import decode
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.engine.generate import ComputedPrefix, Generation, Token, decode_together
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.sequence import Token
 from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Prefill
@@ -74,7 +77,7 @@ def together(model: Any, requests: Sequence[dict[str, Any]], seed: int) -> list[
             newest.prefill()
             if not newest.prefilling:
                 going.append(waiting.pop())
-        passed = decode_together(model, [generations[n] for n in going])
+        passed = decode(model, [generations[n] for n in going])
         for n, tokens in zip(going, passed, strict=True):
             given[n] += tokens
         going = [n for n in going if not generations[n].ended]
@@ -109,7 +112,7 @@ def test_one_that_leaves_spoils_nobody_and_can_go_on_later() -> None:
     for step in range(30):
         if step == 7:
             generations[1].close()
-        passed = decode_together(tiny_model(), generations)
+        passed = decode(tiny_model(), generations)
         for n, tokens in enumerate(passed):
             given[n] += tokens
     assert comparable(given[1]) == comparable(expected[1][:7])
@@ -123,7 +126,7 @@ def test_one_that_leaves_spoils_nobody_and_can_go_on_later() -> None:
         so_far,
         sampling=requests[1]["sampling"],
         limit=23,
-        start=ComputedPrefix(generations[1].caches, len(so_far)),
+        prefix=ComputedPrefix(generations[1].caches, len(so_far)),
     )
     assert comparable(tokens_of(rest)) == comparable(expected[1][7:])
 
@@ -139,7 +142,7 @@ def test_one_that_fails_ends_with_its_error_and_the_others_go_on() -> None:
         fill(generation)
     given: list[list[Token]] = [[] for _ in generations]
     while not all(generation.ended for generation in generations):
-        for n, tokens in enumerate(decode_together(tiny_model(), generations)):
+        for n, tokens in enumerate(decode(tiny_model(), generations)):
             given[n] += tokens
     assert isinstance(generations[1].error, InvalidOption)
     assert len(given[1]) == 3
@@ -183,7 +186,7 @@ def test_a_generation_that_is_iterated_over_can_join_others_and_leave_again() ->
         steps = [next(generation) for _ in range(4 + n)]
         given[n] += [step for step in steps if not isinstance(step, Prefill)]
     for _ in range(5):
-        for n, tokens in enumerate(decode_together(tiny_model(), generations)):
+        for n, tokens in enumerate(decode(tiny_model(), generations)):
             given[n] += tokens
     for n, generation in enumerate(generations):
         given[n] += tokens_of(generation)

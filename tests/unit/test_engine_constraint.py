@@ -13,8 +13,8 @@ import pytest
 
 from magistral_mlx.chat.parser import Parser
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler, GrammarMask
-from magistral_mlx.engine.generate import Token
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.sequence import Token
 from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import Text, ToolCall, ToolCallPart

@@ -16,7 +16,7 @@ from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.engine.generate import ComputedPrefix
+from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.errors import InvalidOption
@@ -182,7 +182,7 @@ def test_a_turn_goes_on_from_the_caches_of_the_one_before() -> None:
     prompt = [*PROMPT, *answer, 1200, 1201, 1202]
     held = first.caches[0].length
     assert held == len(PROMPT) + len(answer) - 1
-    second = start(tiny_model(), prompt, start=ComputedPrefix(first.caches, held))
+    second = start(tiny_model(), prompt, prefix=ComputedPrefix(first.caches, held))
     steps = list(second)
     assert steps[0] == Prefill(held, len(prompt))
     afresh = ids_of(start(tiny_model(), prompt))
@@ -193,14 +193,14 @@ def test_an_edited_prompt_keeps_only_the_part_before_the_edit() -> None:
     first = start(tiny_model(), PROMPT)
     ids_of(first)
     edited = [*PROMPT[:20], 1250, *PROMPT[21:]]
-    second = start(tiny_model(), edited, start=ComputedPrefix(first.caches, 20))
+    second = start(tiny_model(), edited, prefix=ComputedPrefix(first.caches, 20))
     assert ids_of(second) == ids_of(start(tiny_model(), edited))
 
 
 def test_a_prompt_that_is_held_as_a_whole_runs_its_last_token_again() -> None:
     first = start(tiny_model(), PROMPT)
     expected = ids_of(first)
-    second = start(tiny_model(), PROMPT, start=ComputedPrefix(first.caches, len(PROMPT)))
+    second = start(tiny_model(), PROMPT, prefix=ComputedPrefix(first.caches, len(PROMPT)))
     assert ids_of(second) == expected
 
 
@@ -213,7 +213,7 @@ def test_a_generation_that_was_stopped_leaves_caches_to_go_on_from(taken: int) -
     held = first.caches[0].length
     prompt = [*PROMPT, *produced]
     assert held <= len(prompt)
-    second = start(tiny_model(), prompt, start=ComputedPrefix(first.caches, held), sampling=WARM)
+    second = start(tiny_model(), prompt, prefix=ComputedPrefix(first.caches, held), sampling=WARM)
     assert ids_of(second) == ids_of(start(tiny_model(), prompt, sampling=WARM))
 
 

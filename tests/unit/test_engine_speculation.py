@@ -14,10 +14,12 @@ import pytest
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine import generate as engine
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
+from magistral_mlx.engine.decode import decode
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.engine.generate import ComputedPrefix, Token, decode_together
 from magistral_mlx.engine.loops import LoopRule
+from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.sequence import Token
 from magistral_mlx.engine.speculate.costs import PLAIN, PassCosts, choose
 from magistral_mlx.engine.speculate.drafter import Drafter
 from magistral_mlx.engine.speculate.ngram import Suffixes
@@ -195,7 +197,7 @@ def test_a_draft_model_that_is_wrong_is_left_alone_and_tried_again_now_and_then(
     while not all(generation.ended for generation in generations):
         for n, generation in enumerate(generations):
             for _ in range(70):
-                given_out[n] += decode_together(tiny_model(), [generation])[0]
+                given_out[n] += decode(tiny_model(), [generation])[0]
     for n, generation in enumerate(generations):
         assert_same(given_out[n], plain[n])
         assert 0 < generation.drafted < 60
@@ -225,7 +227,7 @@ def test_a_row_of_a_batch_guesses_nothing_and_one_that_is_left_alone_does() -> N
     tokens: list[Token] = []
     while not pair[1].ended:
         assert not pair[1].drafted or pair[0].ended
-        tokens += decode_together(tiny_model(), pair)[1]
+        tokens += decode(tiny_model(), pair)[1]
     assert_same(tokens, expected)
     assert pair[0].drafted == 0 < pair[1].accepted
 

@@ -16,9 +16,9 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
-from magistral_mlx.engine.generate import Generation, SequenceInputs, generate
-from magistral_mlx.engine.images import ImageKey
-from magistral_mlx.engine.prefill import image_keys
+from magistral_mlx.engine.generate import Generation
+from magistral_mlx.engine.images import ImageKey, image_keys
+from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.prefix_cache import PrefixCache
 from magistral_mlx.events import Prefill
 from tests.checkpoints import tiny_config, write_hf_checkpoint
@@ -71,7 +71,7 @@ def answer(
         snapshots=4,
     )
     start = prefixes.take(prompt, keys) if prefixes else None
-    generation = generate(model, request, start)
+    generation = Generation(model, request, start)
     steps = list(generation)
     produced = [step.id for step in steps if not isinstance(step, Prefill)]
     if prefixes:
@@ -157,7 +157,7 @@ def test_another_question_about_a_document_starts_behind_the_document(scheme: st
 def test_a_cancelled_prompt_is_kept_as_far_as_it_got() -> None:
     model, prefixes = tiny_model(), prefixes_of(tiny_model())
     prompt = some_tokens(500, seed=1)
-    generation = generate(
+    generation = Generation(
         model, SequenceInputs(np.array(prompt, np.int32), (), GREEDY, 5, chunk=128)
     )
     while next(generation) != Prefill(256, 500):

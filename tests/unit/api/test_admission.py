@@ -30,7 +30,7 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Magistral]:
     folder = write_hf_checkpoint(tmp_path_factory.mktemp("tight") / "model", config=config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("magistral_mlx.memory.admission.RESERVED", 64)
-        patch.setattr("magistral_mlx.engine.generate.RESERVED", 64)
+        patch.setattr("magistral_mlx.engine.prefill.RESERVED", 64)
         with Magistral.load(
             folder, kv="full", context=CONTEXT, images=0, memory_limit=96 * MIB
         ) as magistral:
