@@ -105,8 +105,8 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 def start(model: Any, prompt: Sequence[int], **options: Any) -> Generation:
     """A generation of greedy tokens, 30 at most, unless `options` say otherwise."""
     given = {"images": (), "sampling": GREEDY, "limit": 30} | options
-    started_from = given.pop("start", None)
-    return Generation(model, SequenceInputs(np.array(prompt, np.int32), **given), started_from)
+    prefix = given.pop("prefix", None)
+    return Generation(model, SequenceInputs(np.array(prompt, np.int32), **given), prefix)
 
 
 def tokens_of(generation: Generation) -> list[Token]:

@@ -1,4 +1,4 @@
-"""What a loaded model is at, for whoever watches it."""
+"""Live statistics of a loaded model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes by what they are for.
+    """Memory of a loaded model, in bytes.
 
-    weights: of the decoder, and of the vision tower once an image has come. caches: keys and
-    values of the answers that run. kept: caches of earlier prompts, and features of images.
-    buffers: freed ones that MLX keeps for reuse, in the whole process. limit: what all of it may
-    take together.
+    weights: the decoder, and the vision tower once an image has come. caches: keys and values of
+    running requests. kept: the prefix cache, which holds earlier prompts and features of images.
+    buffers: freed memory that MLX keeps for reuse, in the whole process. limit: the most that all
+    of it may take together.
     """
 
     weights: int = 0
@@ -24,12 +24,12 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Activity:
-    """What a model is at this moment, and what became of the prompts since it was loaded.
+    """Requests at this moment, and counts of the prefix cache since the model was loaded.
 
-    running: answers that are being generated. waiting: those that wait for their turn.
-    prompts: that were begun; hits: those of them that began like an earlier one. prompt_tokens: of
-    all prompts; reused_tokens: those that were in the caches already. images: that were begun;
-    seen_images: those of them that were looked at before.
+    running: requests that are being generated. waiting: requests that wait for their turn.
+    prompts: prompts that were begun; hits: those whose beginning was cached. prompt_tokens: their
+    tokens; reused_tokens: those that were cached. images: images in the part of a prompt that was
+    not cached; reused_images: those whose features were cached.
     """
 
     running: int = 0
@@ -39,5 +39,5 @@ class Activity:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     images: int = 0
-    seen_images: int = 0
+    reused_images: int = 0
     memory: MemoryUse = field(default_factory=MemoryUse)

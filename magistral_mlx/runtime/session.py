@@ -69,7 +69,7 @@ class Session:
             prompt_tokens=counts.tokens,
             reused_tokens=counts.reused,
             images=counts.images,
-            seen_images=counts.seen,
+            reused_images=counts.seen,
             memory=replace(runner.memory, caches=scheduler.caches),
         )
 

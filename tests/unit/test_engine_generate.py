@@ -149,12 +149,12 @@ def test_samples_of_one_prompt_share_its_prefill() -> None:
     first = start(tiny_model(), PROMPT, sampling=WARM)
     ids_of(first)
     other = replace(WARM, seed=4)
-    second = start(tiny_model(), PROMPT, sampling=other, start=first.prefilled)
+    second = start(tiny_model(), PROMPT, sampling=other, prefix=first.prefilled)
     steps = list(second)
     assert steps[0] == Prefill(40, 40)
     afresh = ids_of(start(tiny_model(), PROMPT, sampling=other))
     assert [step.id for step in steps[1:] if not isinstance(step, Prefill)] == afresh
-    third = start(tiny_model(), PROMPT, sampling=WARM, start=second.prefilled)
+    third = start(tiny_model(), PROMPT, sampling=WARM, prefix=second.prefilled)
     assert ids_of(third) == ids_of(start(tiny_model(), PROMPT, sampling=WARM))
 
 
@@ -164,7 +164,7 @@ def test_samples_share_a_quantized_prefill() -> None:
     options: dict[str, Any] = {"scheme": KVScheme.parse("8/8"), "sampling": WARM, "limit": 50}
     first = start(tiny_model(), prompt, **options)
     expected = ids_of(first)
-    assert ids_of(start(tiny_model(), prompt, start=first.prefilled, **options)) == expected
+    assert ids_of(start(tiny_model(), prompt, prefix=first.prefilled, **options)) == expected
 
 
 def test_a_generation_may_be_made_on_another_thread_than_the_one_that_runs_it() -> None:
@@ -228,7 +228,7 @@ def test_images_that_are_held_are_not_needed_again(held: int, tmp_path: Path) ->
     first = start(model, prompt, images=pixels, limit=8)
     expected = ids_of(first)
     kept = ComputedPrefix(first.caches, held)
-    assert ids_of(start(model, prompt, images=pixels, limit=8, start=kept)) == expected
+    assert ids_of(start(model, prompt, images=pixels, limit=8, prefix=kept)) == expected
 
 
 def test_images_are_looked_at_one_a_step(tmp_path: Path) -> None:

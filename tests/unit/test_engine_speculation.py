@@ -245,7 +245,7 @@ def test_a_generation_that_is_stopped_between_two_tokens_of_a_pass_holds_what_it
         so_far = [*circle, *(token.id for token in tokens)]
         assert first.caches[0].length == len(so_far)
         again = ComputedPrefix(first.caches, len(so_far))
-        rest = start(tiny_model(), so_far, limit=10, start=again, scheme=SHORT)
+        rest = start(tiny_model(), so_far, limit=10, prefix=again, scheme=SHORT)
         assert ids_of(rest) == ids_of(start(tiny_model(), so_far, limit=10, scheme=SHORT))
 
 
