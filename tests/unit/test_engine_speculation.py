@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.cache.scheme import KVScheme
-from magistral_mlx.engine import generate as engine
+from magistral_mlx.engine import sequence as engine
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
 from magistral_mlx.engine.decode import decode
 from magistral_mlx.engine.dry import Dry
