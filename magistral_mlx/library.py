@@ -1,4 +1,4 @@
-"""The models on this machine: what is where, and which one a name, or no name, means."""
+"""The models on this machine: listing, the default, and lookup by name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FoundModel:
 
 
 def find_models() -> list[FoundModel]:
-    """Every model here that this package runs: conversions, the hub's cache, LM Studio's.
+    """Find every supported model: conversions, the hub's cache, LM Studio's.
 
     Reads configurations and the headers of weight files, never the weights.
     """
@@ -69,7 +69,7 @@ def find_models() -> list[FoundModel]:
 
 
 def default_model() -> Path:
-    """The model to run when none is named.
+    """Return the model that runs when none is named.
 
     A 4-bit conversion in the user's cache, else a quantized model found in the hub's cache or in
     LM Studio's folder: Magistral before others, 4 bits before more, with vision before without.
@@ -90,7 +90,7 @@ def default_model() -> Path:
 
 
 def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> Path:
-    """The local folder of the model that `--model` names, downloaded where it has to be.
+    """Return the local folder of the model that `--model` names, downloading it if needed.
 
     None is `default_model`, "demo" the embedded one; else a folder, a conversion in the user's
     cache, a model of LM Studio's, or a repository on the hub (see `hub.resolve`). Raises
@@ -111,7 +111,7 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
 
 
 def find_by_name(name: str) -> Path | None:
-    """A complete model outside the hub's cache that goes by that name."""
+    """Return a complete model of that name outside the hub's cache, or None."""
     for source in ("conversions", "lmstudio"):
         for known, path in _folders(source):
             if known.lower() == name.lower():
@@ -122,7 +122,7 @@ def find_by_name(name: str) -> Path | None:
 
 
 def _suggestion(name: str) -> str:
-    """A sentence with the names of models here that `name` may have meant; empty if none."""
+    """Return a sentence with similar names on this machine; empty if there are none."""
     known = {model.name.lower(): model.name for model in find_models()}
     short = {full.rpartition("/")[2]: given for full, given in known.items()}
     close = difflib.get_close_matches(name.lower(), known, n=3)
@@ -180,14 +180,14 @@ def _snapshots() -> Iterator[tuple[str, Path]]:
 
 
 def _inspect(name: str, folder: Path, source: Source) -> FoundModel | None:
-    """What is in a folder; None where nothing there could run here."""
+    """Inspect a folder; None where it holds no supported model."""
     try:
         config = check_supported(folder)
         bits = stored_bits(folder)
         files = [entry for entry in folder.iterdir() if entry.is_file()]
     except (CheckpointError, OSError):
         return None
-    if not select_weight_files(file.name for file in files) and not _is_arriving(folder, source):
+    if not select_weight_files(file.name for file in files) and not _is_downloading(folder, source):
         return None
     has_vision, complete = config.vision is not None, True
     try:
@@ -198,8 +198,8 @@ def _inspect(name: str, folder: Path, source: Source) -> FoundModel | None:
     return FoundModel(name, folder, source, size, bits, has_vision, complete)
 
 
-def _is_arriving(folder: Path, source: Source) -> bool:
-    """Whether weights are on their way; else a configuration alone is no model."""
+def _is_downloading(folder: Path, source: Source) -> bool:
+    """Return whether the weights are being downloaded."""
     blobs = folder.parent.parent / "blobs"
     return source == "hub" and any(blobs.glob("*.incomplete"))
 

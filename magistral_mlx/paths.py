@@ -1,4 +1,4 @@
-"""Folders on this machine where checkpoints live."""
+"""The folders of models on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEMO = "demo"
 
 
 def home_dir() -> Path:
-    """This program's folder in the user's cache; MAGISTRAL_MLX_HOME names another."""
+    """Return this program's folder in the user's cache, or MAGISTRAL_MLX_HOME."""
     if home := os.environ.get("MAGISTRAL_MLX_HOME"):
         return Path(home).expanduser()
     if sys.platform == "darwin":
@@ -24,12 +24,12 @@ def home_dir() -> Path:
 
 
 def conversions_dir() -> Path:
-    """Where conversions without `-o` go, and where `generate` looks first. It may not exist."""
+    """Return the folder of conversions without `-o`. It may not exist."""
     return home_dir() / "models"
 
 
 def conversion_dir(source: str | os.PathLike[str], label: str) -> Path:
-    """The folder for a conversion without `-o`: `Magistral-Small-2509-4bit` for `4bit`.
+    """Return the folder of a conversion without `-o`: `Magistral-Small-2509-4bit` for `4bit`.
 
     `source` is a folder, a GGUF file or the name of a repository; `label` may be empty.
     """
@@ -38,12 +38,12 @@ def conversion_dir(source: str | os.PathLike[str], label: str) -> Path:
 
 
 def demo_dir() -> Path:
-    """The checkpoint that is shipped inside this package."""
+    """Return the checkpoint that is shipped in this package."""
     return Path(__file__).parent / DEMO / "checkpoint"
 
 
 def lmstudio_dirs() -> list[Path]:
-    """The folders of LM Studio's models that exist; each holds OWNER/NAME folders."""
+    """Return the existing folders of LM Studio's models; each holds OWNER/NAME folders."""
     home = _lmstudio_home()
     candidates = [
         _lmstudio_setting(home),
@@ -69,7 +69,7 @@ def _base_name(source: str) -> str:
 
 
 def _lmstudio_home() -> Path:
-    """Where LM Studio keeps its things; a file in the user's home says it if it was moved."""
+    """Return LM Studio's folder, which a file in the user's home names if it was moved."""
     default = Path("~/.lmstudio").expanduser()
     try:
         pointer = Path("~/.lmstudio-home-pointer").expanduser().read_text(encoding="utf-8").strip()
@@ -79,7 +79,7 @@ def _lmstudio_home() -> Path:
 
 
 def _lmstudio_setting(home: Path) -> Path | None:
-    """The models folder chosen in LM Studio's settings, or None."""
+    """Return the models folder of LM Studio's settings, or None."""
     try:
         settings = json.loads((home / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

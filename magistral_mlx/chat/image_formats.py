@@ -1,4 +1,4 @@
-"""Which image formats are opened, and what a file is that is none of them."""
+"""The supported image formats, and the identification of other files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OTHERS = (
 
 
 def allowed_formats(head: bytes) -> list[str]:
-    """The formats that Pillow may try on a file that begins with `head`.
+    """Return the formats that Pillow may try on a file that begins with `head`.
 
     HEIC support is loaded for files that need it only.
     """
@@ -45,7 +45,7 @@ def allowed_formats(head: bytes) -> list[str]:
 
 
 def describe_unknown(head: bytes, file: IO[bytes]) -> str:
-    """What a file is that Pillow could not open as one of FORMATS: " (it is a PDF)", or ""."""
+    """Describe a file in none of FORMATS, such as " (it is a PDF)"; "" if unknown."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n") or head
     for magic, kind in _OTHERS:
         if magic in (head[: len(magic)].lower(), start[: len(magic)].lower()):
@@ -67,7 +67,7 @@ def _begins_like(format: str, head: bytes) -> bool:
 
 
 def _identify(file: IO[bytes]) -> str | None:
-    """The name of a marked format that Pillow knows and we leave out; reads no pixels."""
+    """Return the name of a format that Pillow knows and FORMATS leaves out, or None."""
     import PIL.Image
 
     others = [id for id in PIL.Image.ID if id not in FORMATS and PIL.Image.OPEN[id][1] is not None]

@@ -1,4 +1,4 @@
-"""Orientation and pixel formats: everything that Pillow decodes to, as upright 8-bit RGB(A)."""
+"""Conversion of orientation and pixel formats to upright 8-bit RGB or RGBA."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _from_high_depth(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _black_and_white(values: NDArray[Any]) -> tuple[float, float]:
-    """What counts as black and white in an image whose format does not say.
+    """Return the values of black and white, for a format that does not define them.
 
     Integers: 8 bits if they fit, else 16, the depth of most files that Pillow opens this way.
     Floats: 0 to 1, or 0 to 255. Values outside of that: from the smallest to the largest.

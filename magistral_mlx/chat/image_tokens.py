@@ -1,7 +1,7 @@
-"""A cap on the tokens of an image: larger ones are scaled down by mistral-common's own rule.
+"""A limit on the tokens of an image, kept by scaling down as mistral-common does.
 
-Its rule has a largest side, 1540 pixels. An image with more tokens than the cap is treated as if
-that largest side were smaller: the largest with which it fits.
+mistral-common scales an image down to a largest side of 1540 pixels. For an image with more tokens
+than the limit, the largest side with which it fits is used instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FEWEST = 2  # one merged patch and the end of the image
 
 
 def image_prompt_tokens(width: int, height: int, config: ImageConfig) -> int:
-    """Tokens of an image of that many pixels, row ends included."""
+    """Return the tokens of an image of that size in pixels, row ends included."""
     ratio = max(width, height) / config.max_image_size
     if ratio > 1:
         width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
@@ -31,9 +31,9 @@ def image_prompt_tokens(width: int, height: int, config: ImageConfig) -> int:
 
 
 def largest_side(width: int, height: int, config: ImageConfig, cap: int) -> int:
-    """The largest `max_image_size` with which the image has at most `cap` tokens.
+    """Return the largest `max_image_size` with which the image has at most `cap` tokens.
 
-    Fewer pixels never make more tokens, so it is found by halving.
+    Tokens grow with pixels, so it is found by bisection.
     """
     low, high = 1, config.max_image_size
     while low < high:
@@ -46,12 +46,12 @@ def largest_side(width: int, height: int, config: ImageConfig, cap: int) -> int:
 
 
 def with_image_token_limit(mistral: MistralTokenizer[Any, Any, Any, Any, Any], cap: int) -> Any:
-    """A copy of the tokenizer that gives no image more than `cap` tokens.
+    """Return a copy of the tokenizer that encodes no image as more than `cap` tokens.
 
     It shares the vocabulary with the original.
 
     Raises:
-        InvalidOption: a cap that no image can keep.
+        InvalidOption: the limit is below that of the smallest image.
     """
     if cap < FEWEST:
         raise InvalidOption(f"image_tokens is {cap}; it must be {FEWEST} or more.")

@@ -1,6 +1,6 @@
-"""Opening images: any file a user has, as the upright 8-bit image that the model is shown.
+"""Loading of image files as upright 8-bit images.
 
-From there on mistral-common's own steps: white behind transparency, resize, normalisation.
+mistral-common does the rest: white behind transparency, resizing, normalisation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 
 
 def load_image(source: str | PathLike[str] | bytes | PIL.Image.Image) -> PIL.Image.Image:
-    """The image in a file, in the bytes of one, or in a PIL image: RGB or RGBA, 8-bit, upright.
+    """Load a file, the bytes of one, or a PIL image as 8-bit RGB or RGBA, upright.
 
     EXIF orientation is applied, of an animation the first frame is taken, 16-bit and floating
     point are scaled to 8 bits, and what may be transparent comes as RGBA. A plain PIL image that
@@ -37,18 +37,18 @@ def load_image(source: str | PathLike[str] | bytes | PIL.Image.Image) -> PIL.Ima
     import PIL.Image
 
     if isinstance(source, PIL.Image.Image):
-        return _decode(source, "The image")
+        return _decode(source, "the image")
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), "The image")
+        return _read(io.BytesIO(source), "the image")
     name = os.fspath(source)
     try:
         with _open_file(Path(source), name) as file:
             return _read(file, name)
     except FileNotFoundError:
         hint = "Download it first, and give the file." if "://" in name else "Check the path."
-        raise ImageError(f"There is no image {name}. {hint}") from None
+        raise ImageError(f"there is no image {name}. {hint}") from None
     except PermissionError:
-        raise ImageError(f"No permission to read {name}. Change its access rights.") from None
+        raise ImageError(f"no permission to read {name}. Change its access rights.") from None
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:  # a zero byte in the path
@@ -95,7 +95,7 @@ def _read(file: IO[bytes], name: str) -> PIL.Image.Image:
 
 
 def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """The pixels, upright, as a plain RGB or RGBA image that no longer hangs on the file."""
+    """Decode into an upright RGB or RGBA image that is independent of the file."""
     import PIL.Image
 
     width, height = image.size

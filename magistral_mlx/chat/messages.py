@@ -33,7 +33,7 @@ class Image:
     def __post_init__(self) -> None:
         if self.image.mode not in IMAGE_MODES:
             raise ImageError(
-                f"An image in mode {self.image.mode} must be converted to RGB or RGBA first: "
+                f"an image in mode {self.image.mode} must be converted to RGB or RGBA first: "
                 "make it with Image.open(image)."
             )
 

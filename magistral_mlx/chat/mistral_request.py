@@ -1,4 +1,4 @@
-"""Our messages as mistral-common's request, which its tokenizer encodes."""
+"""Conversion of messages to mistral-common's chat completion request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_mistral_request(
     thinking: bool,
     images: bool,
 ) -> request.ChatCompletionRequest[Any]:
-    """A mistral-common request for `conversation`.
+    """Build the mistral-common request of a conversation.
 
     `thinking` and `images` say whether the tokenizer has tokens for them. Without thinking
     tokens, earlier thinking is left out, as such a model never saw any.
@@ -44,7 +44,7 @@ def build_mistral_request(
     last = conversation[-1] if conversation else None
     if not isinstance(last, User | ToolResult) and not _is_open(last):
         raise PromptError(
-            "There is nothing to answer: the last message must be a user's or a tool's result, or "
+            "there is nothing to answer: the last message must be a user's or a tool's result, or "
             "an assistant's with prefix=True, which is continued."
         )
     calls = _CallIds()
@@ -83,7 +83,7 @@ class _CallIds:
 
     def of_result(self, message: ToolResult) -> str:
         if not self._unanswered:
-            raise PromptError("A tool result answers no call: every result needs a call before it.")
+            raise PromptError("a tool result answers no call: every result needs a call before it.")
         if message.call_id is None:
             return self._unanswered.popleft()
         if message.call_id in self._unanswered:
@@ -110,7 +110,7 @@ def _message(
             return ToolMessage(content=content, tool_call_id=calls.of_result(message))
         case _:
             raise PromptError(
-                f"A message must be System, User, Assistant or ToolResult, not {type(message)}."
+                f"a message must be System, User, Assistant or ToolResult, not {type(message)}."
             )
 
 
@@ -120,10 +120,10 @@ def _system_chunk(part: str | Thought, thinking: bool) -> chunk.ContentChunk:
     if isinstance(part, str):
         return TextChunk(text=part)
     if not isinstance(part, Thought):
-        raise PromptError(f"A system prompt is made of text and Thought, not {type(part)}.")
+        raise PromptError(f"a system prompt is made of text and Thought, not {type(part)}.")
     if not thinking:
         raise PromptError(
-            "The system prompt has a thinking part, but this model's tokenizer has no [THINK] "
+            "the system prompt has a thinking part, but this model's tokenizer has no [THINK] "
             "token: give the system prompt as plain text."
         )
     return ThinkChunk(thinking=part.text, closed=True)
@@ -136,12 +136,12 @@ def _user_chunk(part: str | Image, images: bool) -> chunk.ContentChunk:
         return TextChunk(text=part)
     if not isinstance(part, Image):
         raise PromptError(
-            f"A user's message is made of text and Image, not {type(part)}: make an image with "
+            f"a user's message is made of text and Image, not {type(part)}: make an image with "
             "Image.open."
         )
     if not images:
         raise ImageError(
-            "This model's tokenizer has no image tokens: it reads text only. Leave the image "
+            "this model's tokenizer has no image tokens: it reads text only. Leave the image "
             "out, or choose a model with a vision tower."
         )
     return ImageChunk(image=part.image)
@@ -162,7 +162,7 @@ def _assistant(
             content.append(TextChunk(text=message.text))
     if not content and not ids:
         raise PromptError(
-            "An assistant's message is empty: it needs text, thinking or a tool call. Leave it out."
+            "an assistant's message is empty: it needs text, thinking or a tool call. Leave it out."
         )
     calls = [
         ToolCall(id=id, function=FunctionCall(name=call.name, arguments=call.arguments))

@@ -1,6 +1,6 @@
-"""Token ids, one by one, into thinking, answer and tool calls.
+"""Incremental parser of generated tokens into thinking, answer and tool calls.
 
-The marks are recognised by id, so text that spells them is text.
+Control tokens are recognised by id, so text that spells them stays text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ ParserEvent = Thinking | Text | ToolCallPart | ToolCall | MalformedCall
 
 
 class Parser:
-    """The state of one generation between its tokens.
+    """The parser's state between two tokens of a generation.
 
     `thinking_tokens` counts the thinking and its marks; `answer_tokens` everything else: text,
     tool calls, the end of the turn. Set `thinking` where the prompt itself ends inside thinking.
@@ -35,7 +35,7 @@ class Parser:
         return self._thinking
 
     def feed(self, token: int) -> list[ParserEvent]:
-        """What `token` completes, often nothing: the rest of a character or call may follow."""
+        """Parse one token; return the events that it completes, often none."""
         self.count(token)
         is_control = self._tokenizer.is_control(token)
         return self._control(token) if is_control else self._text(self._characters.feed(token))
@@ -48,7 +48,7 @@ class Parser:
             self.answer_tokens += 1
 
     def finish(self) -> list[ParserEvent]:
-        """What was still incomplete when the generation ended, wherever that was."""
+        """End the generation; return the events of what was still incomplete."""
         return self._text(self._characters.flush()) + self._end_call()
 
     def _counts_as_thinking(self, token: int) -> bool:
@@ -87,7 +87,7 @@ class Parser:
         return [Thinking(text, self.thinking_tokens) if self._thinking else Text(text)]
 
     def _end_call(self) -> list[ParserEvent]:
-        """The call that was being written, or that there is none in it."""
+        """End the call that is being written, if any; return it, or that it is malformed."""
         call, self._call = self._call, None
         if call is None:
             return []

@@ -1,4 +1,4 @@
-"""Messages into a prompt: token ids and pixels."""
+"""Encoding of messages into a prompt: token ids and pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What the model is fed.
+    """The input of the model.
 
     `tokens` is (L,) int32. `images` are float32 arrays (3, H, W), normalised, one for each
     image in the order of their tokens; H and W are multiples of patch size × merge size.
@@ -41,7 +41,7 @@ def encode(
     tools: Sequence[Tool] | None = None,
     image_tokens: int | None = None,
 ) -> Prompt:
-    """The prompt for `messages`, as mistral-common's `encode_chat_completion` makes it.
+    """Encode `messages` with mistral-common's `encode_chat_completion`.
 
     `image_tokens` caps the tokens of each image; larger ones are scaled down.
 
@@ -67,7 +67,7 @@ def encode(
     except (MistralCommonException, ValueError, TypeError, AssertionError) as error:
         # mistral-common refuses with its own exceptions, pydantic's and asserts alike.
         raise PromptError(
-            f"These messages cannot become a prompt: {' '.join(str(error).split())}"
+            f"these messages cannot become a prompt: {' '.join(str(error).split())}"
         ) from error
     tokens = np.asarray(tokenized.tokens, dtype=np.int32)
     tokens.flags.writeable = False
@@ -76,7 +76,7 @@ def encode(
 
 
 def encode_raw(raw: RawPrompt, tokenizer: Tokenizer) -> Prompt:
-    """The prompt that `raw` is, without any template.
+    """Encode `raw` without a chat template.
 
     Raises PromptError for no tokens, ids that the vocabulary lacks, or the tokens of an image.
     """
@@ -98,16 +98,16 @@ def encode_raw(raw: RawPrompt, tokenizer: Tokenizer) -> Prompt:
 
 def _check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
     if not ids:
-        raise PromptError("The prompt has no tokens: give one or more.")
+        raise PromptError("the prompt has no tokens: give one or more.")
     special = tokenizer.special
     for id in ids:
         if not 0 <= id < tokenizer.vocab_size:
             raise PromptError(
-                f"The prompt holds token {id}, but this model's tokens go from 0 to "
+                f"the prompt holds token {id}, but this model's tokens go from 0 to "
                 f"{tokenizer.vocab_size - 1}."
             )
         if id in (special.image, special.image_break, special.image_end):
             raise PromptError(
-                f"The prompt holds token {id}, which stands for an image. Show images in a "
+                f"the prompt holds token {id}, which stands for an image. Show images in a "
                 "message instead."
             )

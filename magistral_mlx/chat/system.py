@@ -44,7 +44,7 @@ def default_system(
     name: str | None = None,
     tokenizer: Path | None = None,
 ) -> System | None:
-    """The system prompt of the checkpoint in `folder`: its SYSTEM_PROMPT.txt.
+    """Return the default system prompt of the checkpoint in `folder`: its SYSTEM_PROMPT.txt.
 
     `folder` may be a GGUF file: the prompt then stands beside it, or beside the `tokenizer` (a
     tekken.json), as neither is inside of it. Where there is none: the model card's default if the
@@ -64,14 +64,14 @@ def default_system(
 
 
 def system_from_file(path: str | PathLike[str], *, thinking: bool) -> System | None:
-    """The system prompt in the file at `path`; an empty file means none.
+    """Read the system prompt in the file at `path`; an empty file means none.
 
     Its `[THINK]…[/THINK]` parts become thinking if the tokenizer has the tokens (`thinking`).
     Raises PromptError if the file is missing or cannot be read.
     """
     text = _read(Path(path))
     if text is None:
-        raise PromptError(f"There is no system prompt file {path}. Check the path.")
+        raise PromptError(f"there is no system prompt file {path}. Check the path.")
     return system_from_text(text, thinking=thinking)
 
 
@@ -110,14 +110,14 @@ def fill_placeholders(text: str, name: str, today: date) -> str:
 
 
 def system_from_text(text: str, *, thinking: bool) -> System | None:
-    """The system prompt that `text` is, with its thinking parts where `thinking` is true."""
+    """Return `text` as a system prompt; `thinking` splits off its thinking parts."""
     if not text:
         return None
     return split_thinking(text) if thinking else System(text)
 
 
 def _words(system: System) -> list[list[str]]:
-    """The words of each part; a file's blanks and line ends differ from the card's."""
+    """Return the words of each part; a file's whitespace differs from the card's."""
     parts = (system.content,) if isinstance(system.content, str) else system.content
     texts = (part.text if isinstance(part, Thought) else part for part in parts)
     return [words for text in texts if (words := text.split())]
@@ -141,7 +141,7 @@ def _parts(text: str) -> Iterator[str | Thought]:
 
 
 def _read(file: Path) -> str | None:
-    """The text of `file`; None if there is no such file."""
+    """Read `file`; None if there is no such file."""
     try:
         # utf-8-sig: some editors put a byte-order mark first.
         return file.read_text(encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""The tokenizer: a `tekken.json` read by mistral-common, and text out of ids piece by piece."""
+"""The Tekken tokenizer, read by mistral-common, and an incremental detokenizer."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Tokenizer:
             raise TokenizerError(f"{file} cannot be read: {error.strerror or error}.") from error
         except Exception as error:
             # It checks what it reads with asserts and lookups, so damage shows as any exception.
-            raise TokenizerError(_what_is_wrong(file, error)) from error
+            raise TokenizerError(_describe_error(file, error)) from error
         tekken = mistral.instruct_tokenizer.tokenizer
         assert is_tekkenizer(tekken)
         for name in (_NAMES["bos"], _NAMES["eos"]):
@@ -107,12 +107,12 @@ class Tokenizer:
 
     @property
     def has_thinking_tokens(self) -> bool:
-        """Whether there are tokens for thinking."""
+        """Whether the vocabulary has the thinking tokens."""
         return self.special.think is not None and self.special.end_think is not None
 
     @property
     def has_image_tokens(self) -> bool:
-        """Whether there are tokens and rules for images."""
+        """Whether the vocabulary has image tokens and an image configuration."""
         return self._tekken.image is not None
 
     def is_control(self, token: int) -> bool:
@@ -120,29 +120,29 @@ class Tokenizer:
         return token < self._tekken.num_special_tokens
 
     def control_name(self, token: int) -> str:
-        """How a control token is spelled, such as "[THINK]"; "" for an ordinary one."""
+        """Return the spelling of a control token, such as "[THINK]"; "" for an ordinary one."""
         return self._tekken.id_to_piece(token) if self.is_control(token) else ""
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of `token`, often part of a character; none for a control token.
+        """Return the bytes of `token`, often part of a character; none for a control token.
 
         An id past the vocabulary, which a padded output layer can give, has none either.
         """
         return b"" if token >= self.vocab_size else self._tekken.id_to_byte_piece(token)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain `text`, without <s>; a control token spelled in it stays text."""
+        """Encode plain `text`, without <s>; a control token spelled in it stays text."""
         return self._tekken.encode(text, bos=False, eos=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, control tokens left out, invalid bytes as U+FFFD."""
+        """Decode `tokens`, control tokens left out, invalid bytes as U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
 
 class Detokenizer:
-    """Text out of token ids as they come; never a part of a character.
+    """Incremental detokenizer that returns whole characters only.
 
-    A token may end inside a character. Its bytes wait for the rest; `flush` gives up waiting.
+    A token may end inside a character; its bytes are kept for the next one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -150,11 +150,11 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """The characters that `token` completes; "" if none."""
+        """Return the characters that `token` completes; "" if none."""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def flush(self) -> str:
-        """What still waits, as U+FFFD, or "". The next token starts afresh."""
+        """Return incomplete bytes as U+FFFD, or "", and reset."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -165,7 +165,7 @@ def _find(path: Path) -> Path:
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not found:
-        where = f"{path} has no {FILE_NAME}" if file != path else f"There is no file {path}"
+        where = f"{path} has no {FILE_NAME}" if file != path else f"there is no file {path}"
         raise TokenizerError(f"{where}, the tokenizer. {_GET_ONE}")
     if file.suffix != ".json" or "tekken" not in file.name:
         raise TokenizerError(
@@ -175,7 +175,7 @@ def _find(path: Path) -> Path:
     return file
 
 
-def _what_is_wrong(file: Path, error: Exception) -> str:
+def _describe_error(file: Path, error: Exception) -> str:
     if file.stat().st_size == 0:
         what = "it is empty"
     elif isinstance(error, UnicodeDecodeError | RecursionError) or "JSON" in type(error).__name__:

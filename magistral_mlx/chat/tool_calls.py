@@ -1,4 +1,4 @@
-"""Tool calls out of what the model wrote after [TOOL_CALLS]."""
+"""Parsing of tool calls, the text after [TOOL_CALLS]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what mistral-common accepts as a f
 
 @dataclass(slots=True)
 class ToolCallText:
-    """The text of one call as it comes: `name[CALL_ID]id[ARGS]{json}`, split at the marks.
+    """The text of one call as it is generated: `name[CALL_ID]id[ARGS]{json}`, by sections.
 
     `written` keeps all of it, the marks spelled out, for the case that it is no call.
     """
@@ -25,12 +25,12 @@ class ToolCallText:
     sections: dict[Section, str] = field(default_factory=dict)
 
     def add(self, text: str) -> None:
-        """More text of the current section."""
+        """Append text to the current section."""
         self.written += text
         self.sections[self.section] = self.sections.get(self.section, "") + text
 
     def enter(self, section: Section, mark: str) -> None:
-        """A mark begins the next section."""
+        """Begin the next section, at a control token."""
         self.written += mark
         self.section = section
         self.sections.setdefault(section, "")
@@ -45,7 +45,7 @@ class ToolCallText:
         return self.section == "arguments" and _NAME.fullmatch(self.name) is not None
 
     def problem(self) -> str:
-        """Why there are no `calls`, for a person."""
+        """Return why there are no `calls`, for an error message."""
         if self.sections.keys() <= {"name"}:
             return "it has no arguments"
         if not _NAME.fullmatch(self.name):
@@ -55,7 +55,7 @@ class ToolCallText:
         return "its arguments are not a JSON object"
 
     def calls(self) -> list[ToolCall]:
-        """The finished call or calls; none if it is malformed."""
+        """Return the finished call or calls; none if it is malformed."""
         if self.sections.keys() <= {"name"}:
             return _calls_in_list(self.sections.get("name", ""))
         call = _call(
@@ -73,7 +73,7 @@ def _call(name: str, arguments: str, id: str | None) -> ToolCall | None:
 
 
 def _calls_in_list(text: str) -> list[ToolCall]:
-    """The older form, up to tokenizer version 7: a JSON list of {"name", "arguments", "id"}."""
+    """Parse the form up to tokenizer version 7: a JSON list of {"name", "arguments", "id"}."""
     entries = _parsed(text)
     if not isinstance(entries, list):
         return []

@@ -1,6 +1,6 @@
-"""A checkpoint folder: which files hold which tensors, and whether all of it is there and whole.
+"""An opened checkpoint: its files and tensors, read from headers and validated.
 
-Both readers stand on this: the loader (`checkpoint.load`) and the converter.
+The loader (`checkpoint.load`) and the converter both read from it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of each file, in a fingerprint
 class Checkpoint:
     """A folder, or a GGUF file, whose headers have been read and checked; no weights are in memory.
 
-    `tensors` and `quantized` go by canonical name: the former to where a tensor lies, the latter
-    from a quantized `….weight` to its scheme. `config` has no vision part where the folder holds
+    `tensors` and `quantized` are keyed by canonical name; `quantized` holds the scheme of each
+    quantized `….weight`. `config` has no vision part where the folder holds
     no vision tensors, whatever its config.json says (mlx-lm's conversions keep it there).
     `blocks` is where the quantized matrices of a GGUF file lie, as ggml stores them; `tensors` has
     them as they are laid out.
@@ -66,7 +66,7 @@ class Checkpoint:
     def from_tensors(
         cls, folder: Path, config: ModelConfig, layout: Layout, stored: Iterable[StoredTensor]
     ) -> Checkpoint:
-        """Check the tensors of a checkpoint whose headers have been read; its files may be away.
+        """Validate the tensors of a checkpoint; its files need not be on this machine.
 
         Raises:
             CheckpointError: tensors are missing, misshapen, there twice, or not the model's.
@@ -101,7 +101,7 @@ class Checkpoint:
 
 
 def find_weight_files(folder: Path) -> tuple[Layout, list[Path]]:
-    """The layout of a folder and its weight files; Hugging Face's wins where both are there.
+    """Find the layout and the weight files of a folder; Hugging Face's is preferred.
 
     Raises:
         CheckpointError: there are none, or the index names one that is missing.

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what is in a file, without reading its weights.
+"""Headers of safetensors files, read without the weights.
 
 A safetensors file is an 8-byte little-endian length, a JSON header of that length and raw bytes
 (https://huggingface.co/docs/safetensors). Reading it here lets a truncated or foreign file be
@@ -25,7 +25,7 @@ _LONGEST_HEADER = 100_000_000  # the format's own limit
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `offset` is in bytes from the start of `file`."""
+    """Location of one tensor: `offset` is in bytes from the start of `file`."""
 
     name: str
     file: Path
@@ -36,7 +36,7 @@ class StoredTensor:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Stored name -> tensor of one safetensors file.
+    """Read the header of a safetensors file: stored name -> tensor.
 
     Raises:
         CheckpointError: the file cannot be read, is truncated, or is no safetensors file.
@@ -51,7 +51,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def header_length(file: Path, start: bytes, size: int) -> int:
-    """Bytes of the header, from the first `LENGTH_BYTES` of a file of `size` bytes.
+    """Return the bytes of the header, from the first `LENGTH_BYTES` of a file of `size` bytes.
 
     Raises:
         CheckpointError: the file is truncated, or is no safetensors file.
@@ -65,7 +65,7 @@ def header_length(file: Path, start: bytes, size: int) -> int:
 
 
 def parse_header(file: Path, raw: bytes, size: int) -> dict[str, StoredTensor]:
-    """Stored name -> tensor, from the bytes after the length; `file` may not be here yet.
+    """Parse a header: stored name -> tensor; `file` need not be on this machine.
 
     Raises:
         CheckpointError: the header makes no sense, or says more than `size` bytes hold.

@@ -1,8 +1,8 @@
-"""Weights from a checkpoint folder into the model.
+"""Loading of a checkpoint's weights into the model.
 
-A parameter of the model is one tensor of the checkpoint, or several one below the other. Arrays
-stay lazy until they are asked for, so memory holds one batch of tensors as they are stored beside
-what has been loaded, never the whole checkpoint twice.
+A parameter of the model is one tensor of the checkpoint, or several concatenated by rows. Arrays
+are lazy and evaluated by batches, so memory holds what has been loaded and one batch of stored
+tensors, never the whole checkpoint twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def load_model(
     """Load the decoder. The vision tower stays on disk until `load_vision`.
 
     Args:
-        dtype: what to compute in; None is the backend's own choice.
+        dtype: the compute dtype; None is the backend's default.
         on_progress: called with the bytes loaded so far and in all.
 
     Raises:
@@ -122,7 +122,7 @@ def _stack(parts: list[mx.array]) -> mx.array:
 
 
 def keeps_scales(checkpoint: Checkpoint, float_bytes: int) -> bool:
-    """Whether scales and biases stay in the dtype they are stored in.
+    """Return whether scales and biases keep their stored dtype.
 
     Casting them to a wider compute dtype once saves a cast at every use, about a tenth of a
     decode step on the CPU; for a large model the memory matters more.
@@ -136,14 +136,14 @@ def keeps_scales(checkpoint: Checkpoint, float_bytes: int) -> bool:
 
 
 def is_scale(name: str) -> bool:
-    """Whether a tensor is the scales or biases of a quantized matrix."""
+    """Return whether a tensor is the scales or biases of a quantized matrix."""
     return name.endswith((".scales", ".biases"))
 
 
 def _read(
     checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
 ) -> dict[str, mx.array]:
-    """Name -> lazy array in the layout and the dtype of the model."""
+    """Read lazy arrays by name, in the layout and dtype of the model."""
     found = {}
     for name, stored in _stored(checkpoint, names, compact).items():
         array = _arrange(checkpoint, name, stored)
@@ -154,7 +154,7 @@ def _read(
 
 
 def _stored(checkpoint: Checkpoint, names: Iterable[str], compact: bool) -> dict[str, mx.array]:
-    """Name -> lazy array as the files have it."""
+    """Read lazy arrays by name, as stored."""
     if checkpoint.layout == "gguf":
         return read_arrays(checkpoint, names, compact=compact)
     tensors = {name: checkpoint.tensors[name] for name in names}
@@ -164,7 +164,7 @@ def _stored(checkpoint: Checkpoint, names: Iterable[str], compact: bool) -> dict
 
 
 def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:
-    """Bring a tensor into the layout that the model's modules have."""
+    """Rearrange a tensor into the layout of the model's modules."""
     config = checkpoint.config
     if name.endswith("patch_conv.weight") and is_channels_last(array.shape, config):
         array = array.transpose(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The one table of tensor names, for the loader and the converter alike.
+"""The table of tensor names, shared by the loader and the converter.
 
 Checkpoints of this model come in six dialects. Each name is brought to one canonical form, which
 is Hugging Face's classic one, the paths of our own modules, and what mlx-lm and mlx-vlm read:
@@ -92,7 +92,7 @@ _BUFFERS = ("rotary_emb.inv_freq", "position_ids", "v.token_embd.img_break")
 
 
 def canonical_name(name: str) -> str | None:
-    """The canonical form of a tensor's name (or of a module's path), whatever its dialect.
+    """Return the canonical form of a tensor's name, or of a module's path.
 
     Returns None for a buffer that carries no weights, and the name itself where no dialect
     knows it, so that a check against `expected_tensors` reports it.
@@ -112,7 +112,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every tensor of an unquantized checkpoint, in the model's order.
+    """Return canonical name -> shape of an unquantized checkpoint, in the model's order.
 
     `patch_conv.weight` is given as (out, channels, height, width), Hugging Face's convention.
     """
@@ -140,7 +140,7 @@ def interleaved_heads(name: str, config: ModelConfig) -> int | None:
 
 
 def is_channels_last(shape: tuple[int, ...], config: ModelConfig) -> bool:
-    """Whether a patch_conv weight is (out, H, W, channels), as MLX and mlx-vlm have it."""
+    """Return whether a patch_conv weight is (out, H, W, channels), as in MLX and mlx-vlm."""
     vision = config.vision
     return vision is not None and shape[1:] == (
         vision.patch_size,

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can run here, told from its configuration, before its weights are here."""
+"""Checks of whether a checkpoint is supported, by its configuration alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEKKEN_VOCABULARY = 131_072
 
 
 def check_supported(folder: Path) -> ModelConfig:
-    """The model that the configuration in `folder` describes.
+    """Read the configuration in `folder` and check that this runtime supports it.
 
     Raises:
         CheckpointError: no configuration there, or one that is damaged.
@@ -39,7 +39,7 @@ def check_supported(folder: Path) -> ModelConfig:
 
 
 def stored_bits(folder: Path) -> int | None:
-    """Bits a weight of an MLX quantization; None where the weights are floating point."""
+    """Return the bits of an MLX quantization; None for floating-point weights."""
     path = folder / "config.json"
     raw = read_json(path) if path.is_file() else {}
     for key in ("quantization", "quantization_config"):

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: from a name to a checkpoint on this machine, and back.
+"""The Hugging Face hub: download of checkpoints, and upload of conversions.
 
 `resolve` gives the folder of a name; `remote_files` and `download_file` bring files one by one for
 the converter; `find_tokenizer` helps conversions that lack theirs; `upload` publishes.

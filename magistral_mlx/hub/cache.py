@@ -22,22 +22,22 @@ _PREFIX = "models--"
 
 
 def repo_folder(repo: str) -> Path:
-    """Where the cache keeps a repository; it may not exist."""
+    """Return the folder of a repository in the cache; it may not exist."""
     return hub_cache() / (_PREFIX + repo.replace("/", "--"))
 
 
 def blob_path(repo: str, etag: str) -> Path:
-    """Where the cache keeps the content with that tag."""
+    """Return the path of the content with that entity tag."""
     return repo_folder(repo) / "blobs" / etag
 
 
 def snapshot_folder(repo: str, commit: str) -> Path:
-    """The folder of a repository's files at one commit."""
+    """Return the folder of a repository's files at one commit."""
     return repo_folder(repo) / "snapshots" / commit
 
 
 def known_commit(ref: RepoRef) -> str | None:
-    """The commit that the revision stood at when it was last downloaded."""
+    """Return the commit of the revision at its last download, or None."""
     if ref.is_commit:
         return ref.revision
     try:
@@ -47,14 +47,14 @@ def known_commit(ref: RepoRef) -> str | None:
 
 
 def cached_file(ref: RepoRef, name: str) -> Path | None:
-    """A file of the last downloaded snapshot, or None."""
+    """Return a file of the last downloaded snapshot, or None."""
     commit = known_commit(ref)
     path = snapshot_folder(ref.repo, commit) / name if commit else None
     return path if path is not None and path.is_file() else None
 
 
 def cached_snapshot(ref: RepoRef) -> Path | None:
-    """The folder of a snapshot that has a configuration and all its weights, or None."""
+    """Return the folder of a snapshot with a configuration and all its weights, or None."""
     commit = known_commit(ref)
     if commit is None:
         return None
@@ -65,7 +65,7 @@ def cached_snapshot(ref: RepoRef) -> Path | None:
 
 
 def repo_of_snapshot(folder: Path) -> str | None:
-    """`owner/name` where `folder` is a snapshot in a hub cache, or a file in one, else None."""
+    """Return `owner/name` of a snapshot folder in a hub cache, or of a file in one, else None."""
     place = folder.parent if folder.is_file() else folder
     parts = Path(os.path.abspath(place)).parts
     if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith(_PREFIX):
@@ -74,9 +74,9 @@ def repo_of_snapshot(folder: Path) -> str | None:
 
 
 def link_into_snapshot(repo: str, commit: str, name: str, etag: str) -> Path:
-    """Make a downloaded blob appear in its snapshot, as a relative link; its path there.
+    """Link a downloaded blob into its snapshot and return its path there.
 
-    On a disk without links (exFAT) the blob itself moves there, as huggingface_hub does it.
+    On a disk without links (exFAT) the blob itself is moved there, as in huggingface_hub.
     """
     blob, link = blob_path(repo, etag), snapshot_folder(repo, commit) / name
     if link.exists():
@@ -92,7 +92,7 @@ def link_into_snapshot(repo: str, commit: str, name: str, etag: str) -> Path:
 
 
 def remember_commit(ref: RepoRef, commit: str) -> None:
-    """Note which commit a branch or tag stands at."""
+    """Record the commit of a branch or tag."""
     if ref.is_commit:
         return
     path = repo_folder(ref.repo) / "refs" / ref.revision

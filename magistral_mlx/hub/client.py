@@ -26,20 +26,20 @@ PUBLIC_HUB = "https://huggingface.co"
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """One hub as this process sees it: its address, its cache folder, and whether to ask it."""
+    """Settings of a hub: its address, cache folder, and whether it may be asked."""
 
     endpoint: str
     cache: Path
     offline: bool
 
     def api(self) -> HfApi:
-        """The client of this hub. The token is HF_TOKEN, or what `hf auth login` has saved."""
+        """Return a client. Its token is HF_TOKEN, or what `hf auth login` has saved."""
         from huggingface_hub import HfApi
 
         return HfApi(self.endpoint, library_name=LIBRARY, library_version=__version__)
 
     def file_url(self, repo: str, commit: str, filename: str) -> str:
-        """The address of one file at one commit."""
+        """Return the address of one file at one commit."""
         from urllib.parse import quote
 
         return f"{self.endpoint}/{repo}/resolve/{commit}/{quote(filename)}"
@@ -54,7 +54,7 @@ class Hub:
 
 
 def current_hub() -> Hub:
-    """The hub that HF_ENDPOINT, HF_HUB_CACHE, HF_HOME and HF_HUB_OFFLINE describe now."""
+    """Return the hub of HF_ENDPOINT, HF_HUB_CACHE, HF_HOME and HF_HUB_OFFLINE."""
     offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return Hub(
         endpoint=(os.environ.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/"),
@@ -64,7 +64,7 @@ def current_hub() -> Hub:
 
 
 def hub_cache() -> Path:
-    """The folder of huggingface_hub's cache, which may not exist yet."""
+    """Return the folder of huggingface_hub's cache, which may not exist."""
     env = os.environ
     if explicit := env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE"):
         return Path(os.path.expandvars(explicit)).expanduser()
@@ -75,14 +75,14 @@ def hub_cache() -> Path:
 
 
 def http_module() -> Any:
-    """The HTTP library that huggingface_hub's session belongs to: httpx or httpx2."""
+    """Return the HTTP library of huggingface_hub's session: httpx or httpx2."""
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     return httpx
 
 
 def hub_headers() -> dict[str, str]:
-    """Headers of a request to the hub: the user agent, and the token if there is one."""
+    """Return the headers of a request: the user agent, and the token if there is one."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     headers: dict[str, str] = build_hf_headers(library_name=LIBRARY, library_version=__version__)

@@ -1,4 +1,4 @@
-"""What huggingface_hub and the network raise, told to the user in one line."""
+"""Translation of the errors of huggingface_hub and the network into one-line errors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def hub_errors(hub: Hub, ref: RepoRef, *, writing: bool = False) -> Iterator[None]:
-    """Turn every failure inside into `ModelNotFound`, `HubError` or `StorageError`.
+    """Translate every error of the block into `ModelNotFound`, `HubError` or `StorageError`.
 
-    `writing` words refusals for an upload.
+    `writing` selects the messages of an upload.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -65,7 +65,7 @@ def hub_responses(hub: Hub) -> Iterator[None]:
 
 
 def storage_error(error: OSError, place: Path) -> StorageError:
-    """A disk's refusal, with the place and what helps."""
+    """Return the error for a failed write, with the path and what helps."""
     where = Path(os.fsdecode(error.filename)) if error.filename else place
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
@@ -77,20 +77,20 @@ def storage_error(error: OSError, place: Path) -> StorageError:
 
 
 def free_space_advice(place: Path) -> str:
-    """What helps against a full disk at `place`."""
+    """Return a sentence on freeing disk space at `place`."""
     if place.absolute().is_relative_to(hub_cache().absolute()):
         return "Free some space, or point HF_HOME to another disk."
     return "Free some space there, or choose a folder on another disk."
 
 
 def first_line(error: Exception) -> str:
-    """The gist of an error of many lines."""
+    """Return the first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _refusal(hub: Hub, ref: RepoRef, error: HfHubHTTPError, *, writing: bool) -> MagistralError:
-    """The error for an HTTP status that the hub answered."""
+    """Return the error for an HTTP status of the hub."""
     from huggingface_hub import errors
 
     page = f"{hub.endpoint}/{ref.repo}"

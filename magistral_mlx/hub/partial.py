@@ -161,7 +161,7 @@ class Partial:
 
 
 def partial_paths(target: Path, etag: str) -> tuple[Path, Path]:
-    """Where the bytes and the table of an unfinished `target` are."""
+    """Return the paths of the bytes and the table of an unfinished `target`."""
     stem = target.name if target.name == etag else f"{target.name}.{etag[:12]}"
     return target.with_name(f"{stem}.incomplete"), target.with_name(f"{stem}.parts")
 

@@ -59,7 +59,7 @@ class RemoteModel:
 
 
 def remote_files(ref: RepoRef) -> RemoteModel:
-    """Ask the hub which files a checkpoint has, of the one layout that we take.
+    """List the files of a checkpoint on the hub, of one layout of weights.
 
     Raises `ModelNotFound` for an unknown repository or one without a checkpoint, `HubError` where
     the hub cannot be asked or refuses.
@@ -75,7 +75,7 @@ def remote_files(ref: RepoRef) -> RemoteModel:
 
 
 def list_files(ref: RepoRef, *, needed: Sequence[str] | None) -> RemoteModel:
-    """The `needed` files of a repository, those that it has; all of a checkpoint for None."""
+    """List the `needed` files that a repository has; None lists all of a checkpoint."""
     hub = current_hub()
     hub.require_online(str(ref))
     with hub_errors(hub, ref), hub_responses(hub):
@@ -91,7 +91,7 @@ def list_files(ref: RepoRef, *, needed: Sequence[str] | None) -> RemoteModel:
 
 
 def _file(hub: Hub, ref: RepoRef, commit: str, sibling: RepoSibling) -> RemoteFile:
-    """Size and tag of a file; asked for one by one where a mirror's listing omits them."""
+    """Return a file with size and tag, asked for one by one where a mirror's listing omits them."""
     etag = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
     size = sibling.size
     if etag is None or size is None:

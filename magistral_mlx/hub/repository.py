@@ -38,7 +38,7 @@ class RepoRef:
 
     @property
     def is_commit(self) -> bool:
-        """Whether the revision is a full commit hash, which always means the same files."""
+        """Whether the revision is a full commit hash, whose files never change."""
         return _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class RepoRef:
 
 
 def parse_repo(name: str) -> RepoRef | None:
-    """`owner/name` or `owner/name@revision` as a reference; None where `name` is neither."""
+    """Parse `owner/name` or `owner/name@revision`; None for anything else."""
     match = _REPO.fullmatch(name)
     if match is None or ".." in name or "--" in match["repo"]:
         return None
@@ -54,7 +54,7 @@ def parse_repo(name: str) -> RepoRef | None:
 
 
 def require_repo(name: str) -> RepoRef:
-    """The reference that `name` spells. Raises `ModelNotFound` where it spells none."""
+    """Parse the name of a repository. Raises `ModelNotFound` for anything else."""
     ref = parse_repo(name)
     if ref is None:
         raise ModelNotFound(
@@ -65,7 +65,7 @@ def require_repo(name: str) -> RepoRef:
 
 
 def select_weight_files(names: Iterable[str]) -> list[str]:
-    """The weights of one layout among file `names`, sorted; empty where there are none."""
+    """Select the weight files of one layout, sorted; empty where there are none."""
     names = set(names)
     top = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
     for stem in ("model", "consolidated"):
@@ -79,7 +79,7 @@ def select_weight_files(names: Iterable[str]) -> list[str]:
 
 
 def needed_files(names: Iterable[str]) -> list[str]:
-    """The files that running or converting needs, small ones first, weights last."""
+    """Select the files needed to run or convert, small ones first, weights last."""
     names = set(names)
     weights = select_weight_files(names)
     small = [name for name in SMALL_FILES if name in names]
@@ -90,7 +90,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
 
 
 def files_in_index(index: Path) -> list[str]:
-    """The shards that an index names, sorted. Raises `ValueError` where it is no index."""
+    """Read the shards that an index names, sorted. Raises `ValueError` for a damaged index."""
     content = json.loads(index.read_text(encoding="utf-8"))
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -99,7 +99,7 @@ def files_in_index(index: Path) -> list[str]:
 
 
 def missing_weights(folder: Path) -> list[str]:
-    """The weight files that a checkpoint in `folder` needs and lacks; empty when complete.
+    """Return the missing weight files of a checkpoint; empty when it is complete.
 
     The index decides where there is one; else the count in the shards' names. A folder without
     any weights lacks `model.safetensors`.

@@ -1,4 +1,4 @@
-"""From a name to a folder on this machine: what is here already, else what the hub sends."""
+"""Resolution of a model's name to a local folder, with the download of what is missing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resolve(
     update: bool = False,
     on_progress: DownloadProgress | None = None,
 ) -> Path:
-    """The local folder of a checkpoint: a folder or GGUF file as it is, or a repository's snapshot.
+    """Return the local path of a model: a folder or GGUF file, or a repository's snapshot.
 
     A snapshot that is complete on this machine is used without asking the hub; `update` asks
     whether the branch has moved on. What is missing is downloaded, one layout of weights only.
@@ -81,7 +81,7 @@ def download_file(
     *,
     on_progress: DownloadProgress | None = None,
 ) -> Path:
-    """Bring one file here: into `directory` (deleting it there frees the disk) or the hub's cache.
+    """Download one file into `directory` (deleting it there frees the disk) or the hub's cache.
 
     What the hub's cache already holds is linked into `directory`, not copied: deleting the link
     leaves the cache as it was. An interrupted download goes on where it stopped.
@@ -112,10 +112,10 @@ def download_file(
 def fetch_file(
     ref: RepoRef, name: str, *, on_progress: DownloadProgress | None = None
 ) -> Path | None:
-    """One small file of a repository, from the cache or the hub; None where it has none.
+    """Return one small file of a repository, from the cache or the hub; None if it has none.
 
-    A repository that is here already is asked at the commit that is here, so that the branch's
-    note keeps pointing to the snapshot with the weights.
+    For a cached repository the hub is asked at the cached commit, so that the branch's ref keeps
+    pointing to the snapshot with the weights.
     """
     cached = cached_file(ref, name)
     if cached is not None:
@@ -147,7 +147,7 @@ def check_space(place: Path, files: Iterable[tuple[RemoteFile, Path]]) -> None:
 
 
 def _download(ref: RepoRef, on_progress: DownloadProgress | None) -> Path:
-    """The snapshot folder of `ref`, with everything in it that was missing."""
+    """Download what is missing of `ref` and return its snapshot folder."""
     model = remote_files(ref)
     folder = snapshot_folder(ref.repo, model.commit)
     done = 0
@@ -184,7 +184,7 @@ def _check_cache_space(model: RemoteModel) -> None:
 
 
 def _into_cache(model: RemoteModel, file: RemoteFile, on_progress: DownloadProgress | None) -> Path:
-    """The file in the cache's snapshot, downloaded where the cache lacks it."""
+    """Return the file in the cache's snapshot, downloaded if it is not cached."""
     repo = model.ref.repo
     path = snapshot_folder(repo, model.commit) / file.name
     if path.exists():

@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint that comes without one.
+"""Lookup of the tokenizer of a checkpoint, also of one that comes without.
 
-Conversions by others often leave tekken.json out. It is then taken from the model that they were
-made from: named in the card (`base_model`), in the configuration, or told by the folder's name.
+Conversions by others often leave tekken.json out. It is then taken from their base model, which is
+named in the card (`base_model`), in the configuration, or by the folder's name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SMALL = re.compile(
 def find_tokenizer(
     folder: Path, override: str | None = None, *, on_progress: DownloadProgress | None = None
 ) -> Path:
-    """The tekken.json to use with the checkpoint in `folder`, or with a GGUF file.
+    """Find the tekken.json of the checkpoint in `folder`, or of a GGUF file.
 
     `override` (a file, a folder or a repository) decides where it is given; then the folder's own
     file; then that of the model it was made from, from the hub's cache or the hub.
@@ -64,7 +64,7 @@ def find_tokenizer(
 
 
 def find_system_prompt(folder: Path) -> Path | None:
-    """The SYSTEM_PROMPT.txt to use with the checkpoint in `folder`, or None.
+    """Find the SYSTEM_PROMPT.txt of the checkpoint in `folder`, or return None.
 
     A conversion by others, one without tekken.json, takes it from where its tokenizer is taken.
     """
@@ -82,9 +82,9 @@ def find_system_prompt(folder: Path) -> Path | None:
 
 
 def _base_models(folder: Path, failures: list[MagistralError]) -> Iterator[RepoRef]:
-    """The repositories that may hold the tokenizer, nearest first, each once.
+    """Yield the repositories that may hold the tokenizer, nearest first, each once.
 
-    One that the hub could not give is not asked for its card as well.
+    The card of one that could not be downloaded is not asked for.
     """
     own_repo = repo_of_snapshot(folder)
     queue = [(name, 0) for name in ([own_repo] if own_repo else []) + local_base_models(folder)]
@@ -103,7 +103,7 @@ def _base_models(folder: Path, failures: list[MagistralError]) -> Iterator[RepoR
 
 
 def local_base_models(folder: Path) -> list[str]:
-    """The base models that a checkpoint names: in its card, its configuration, its own name."""
+    """Return the base models named in a checkpoint's card, configuration and own name."""
     place = _place(folder)
     names = _bases_in_card(place / "README.md")
     try:
@@ -119,7 +119,7 @@ def local_base_models(folder: Path) -> list[str]:
 
 
 def _names_in_gguf(file: Path) -> list[str]:
-    """What a GGUF file is called, and what its metadata call it and the model that it is from."""
+    """Return the names of a GGUF file and of its base model, from its path and metadata."""
     try:
         metadata = read_gguf(file).metadata
     except CheckpointError:
@@ -130,7 +130,7 @@ def _names_in_gguf(file: Path) -> list[str]:
 
 
 def _place(folder: Path) -> Path:
-    """Where the files beside a checkpoint are: in its folder, or in that of a GGUF file."""
+    """Return the folder of a checkpoint's small files; for a GGUF file, that it lies in."""
     return folder.parent if folder.is_file() else folder
 
 
@@ -153,7 +153,7 @@ def _try(
     failures: list[MagistralError],
     on_progress: DownloadProgress | None = None,
 ) -> Path | None:
-    """A file of `ref`, or None with the reason added to `failures`."""
+    """Fetch a file of `ref`; on failure return None and add the reason to `failures`."""
     try:
         path = fetch_file(ref, name, on_progress=on_progress)
     except (ModelNotFound, HubError) as error:

@@ -1,8 +1,8 @@
-"""One file over HTTP: several connections, each fetching ranges, and every byte kept.
+"""Download of one file over HTTP, by ranges on several connections, resumable at any byte.
 
-huggingface_hub (1.31 to 2.4 at least) throws an unfinished file away when its process ends, and a
-shard is 5 GB. So files go through here: an interrupted download goes on at the byte where it
-stopped, whatever stopped it, and the content is checked against the hub's hash.
+huggingface_hub (1.31 to 2.4 at least) deletes an unfinished file when its process ends, and a shard
+is 5 GB. Here an interrupted download continues at the byte where it stopped, whatever stopped it,
+and the content is checked against the hub's hash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from magistral_mlx.hub.client import http_module, raise_for_status
 from magistral_mlx.hub.partial import Partial
 
 DownloadProgress = Callable[[int, int], None]
-"""Called with the bytes that are here and the bytes in all, from the caller's thread."""
+"""Called with the bytes received and the size, from the caller's thread."""
 
 CONNECTIONS = 8
 ATTEMPTS = 6
@@ -34,7 +34,7 @@ class _RangesIgnored(Exception):
 
 
 class _Retry(Exception):
-    """A failure that another attempt may mend; `pause` is what the server asked for."""
+    """A temporary failure; `pause` is the wait that the server asked for, in seconds."""
 
     def __init__(self, cause: Exception, pause: float = 0.0) -> None:
         super().__init__(str(cause))

@@ -221,7 +221,7 @@ def test_images_go_with_the_next_message(chat: Terminal, tmp_path: Path):
     type_command(chat, f"/save {file}", "Saved to")
     kinds = [part["type"] for part in json.loads(file.read_text())["messages"][0]["content"]]
     assert kinds == ["image_url", "text"]
-    type_command(chat, "/image /no/such.png", "There is no image /no/such.png")
+    type_command(chat, "/image /no/such.png", "there is no image /no/such.png")
 
 
 def test_the_system_prompt_is_shown_and_changed(chat: Terminal):

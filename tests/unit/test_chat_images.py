@@ -291,7 +291,7 @@ def test_a_turned_palette_image_keeps_its_transparency():
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    assert f"There is no image {tmp_path / 'no.png'}. Check the path." in refusal(
+    assert f"there is no image {tmp_path / 'no.png'}. Check the path." in refusal(
         tmp_path / "no.png"
     )
 
@@ -330,7 +330,7 @@ def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.M
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert f"No permission to read {path}" in refusal(path)
+    assert f"no permission to read {path}" in refusal(path)
 
 
 def test_what_is_not_an_image_is_named(tmp_path: Path):

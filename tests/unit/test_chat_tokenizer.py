@@ -142,7 +142,7 @@ def test_a_folder_without_tekken_json_says_where_to_get_it(tmp_path: Path):
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path):
-    assert f"There is no file {tmp_path / 'nowhere'}" in load_error(tmp_path / "nowhere")
+    assert f"there is no file {tmp_path / 'nowhere'}" in load_error(tmp_path / "nowhere")
 
 
 def test_another_kind_of_tokenizer_file_is_refused_by_name(tmp_path: Path):

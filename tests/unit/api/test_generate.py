@@ -272,7 +272,7 @@ def test_an_answer_that_is_left_open_is_continued(talker: Magistral):
 
 
 def test_a_conversation_that_ends_in_an_answer_is_not_answered(talker: Magistral):
-    with pytest.raises(PromptError, match="There is nothing to answer"):
+    with pytest.raises(PromptError, match="there is nothing to answer"):
         talker.generate([User("Hi"), Assistant("Ho")])
 
 
