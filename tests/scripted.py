@@ -84,3 +84,20 @@ def _table(
         head[follows.get(token, tokenizer.special.eos), token] = 1
     weights["language_model.lm_head.weight"] = head
     return weights
+
+
+def separable_tokens(tekken: Path) -> list[int]:
+    """Tokens of text whose order survives encoding anew, wherever the text is cut."""
+    tokenizer = Tokenizer.load(tekken)
+    left = [id for id in range(1300, VOCAB) if tokenizer.encode(tokenizer.decode([id])) == [id]]
+    found: list[int] = []
+    while left:
+        before = found[-2:]
+        for id in left:
+            if tokenizer.encode(tokenizer.decode([*before, id])) == [*before, id]:
+                found.append(id)
+                left.remove(id)
+                break
+        else:
+            break
+    return found

@@ -10,8 +10,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from tests.scripted import write_scripted_checkpoint
+from tests.scripted import RANKS, separable_tokens, write_scripted_checkpoint
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
+from training.tekken import write_tekken
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +31,12 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ponderer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thinks for 740 tokens, then answers "OK"."""
+    """Thinks for 600 tokens, then answers "OK"; a trace that is cut anywhere goes on there."""
+    folder = tmp_path_factory.mktemp("chat")
+    write_tekken(folder / "tekken.json", RANKS)
+    trace = separable_tokens(folder / "tekken.json")[:600]
     return write_scripted_checkpoint(
-        tmp_path_factory.mktemp("chat") / "ponderer",
-        ["[/INST]", "[THINK]", *range(1300, 2040), "[/THINK]", "OK", "</s>"],
+        folder / "ponderer", ["[/INST]", "[THINK]", *trace, "[/THINK]", "OK", "</s>"]
     )
 
 
@@ -256,7 +259,7 @@ def test_thinking_is_switched(chat: Terminal):
     type_command(chat, "/thinking 5", "at most 5 tokens")
     type_command(chat, "/thinking off", "Thinking is off.")
     chat.wait_for("· thinking off")
-    type_command(chat, "/thinking perhaps", "must be on, off or a number of tokens")
+    type_command(chat, "/thinking perhaps", "it must be \"on\", \"off\"")
 
 
 def test_a_saved_conversation_goes_on_in_another_chat(talker: Path, home: Path, tmp_path: Path):
@@ -311,7 +314,7 @@ def test_a_pipe_is_no_terminal(talker: Path):
     ("words", "message"),
     [
         (["--model", "/no/such"], "there is no folder /no/such"),
-        (["--thinking", "perhaps"], "must be on, off or a number of tokens"),
+        (["--thinking", "perhaps"], "it must be \"on\", \"off\""),
         (["--system", "x", "--no-system"], "give only one of --system"),
         (["--temperature", "-1"], "temperature is -1"),
     ],
