@@ -12,6 +12,7 @@ from typing import Literal
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.support import check_supported, stored_bits
 from magistral_mlx.errors import CheckpointError, ModelNotFound
+from magistral_mlx.files import user_path
 from magistral_mlx.hub import DownloadProgress, resolve
 from magistral_mlx.hub.cache import known_commit
 from magistral_mlx.hub.client import hub_cache
@@ -100,7 +101,7 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
         return default_model()
     if name == DEMO:
         return demo_dir()
-    if not Path(name).expanduser().exists():
+    if not user_path(name).exists():
         found = find_by_name(name)
         if found is not None:
             return found

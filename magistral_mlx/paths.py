@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from magistral_mlx.files import user_path
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.hub.repository import parse_repo
 
@@ -17,10 +18,10 @@ DEMO = "demo"
 def home_dir() -> Path:
     """Return this program's folder in the user's cache, or MAGISTRAL_MLX_HOME."""
     if home := os.environ.get("MAGISTRAL_MLX_HOME"):
-        return Path(home).expanduser()
+        return user_path(home)
     if sys.platform == "darwin":
-        return Path("~/Library/Caches/magistral-mlx").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "magistral-mlx"
+        return user_path("~/Library/Caches/magistral-mlx")
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "magistral-mlx"
 
 
 def conversions_dir() -> Path:
@@ -48,15 +49,15 @@ def lmstudio_dirs() -> list[Path]:
     candidates = [
         _lmstudio_setting(home),
         home / "models",
-        Path("~/.lmstudio/models").expanduser(),
-        Path("~/.cache/lm-studio/models").expanduser(),
+        user_path("~/.lmstudio/models"),
+        user_path("~/.cache/lm-studio/models"),
     ]
     existing = [path.resolve() for path in candidates if path is not None and path.is_dir()]
     return list(dict.fromkeys(existing))
 
 
 def _base_name(source: str) -> str:
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if source == DEMO or folder.absolute() == demo_dir():
         return DEMO
     if folder.is_file():
@@ -70,12 +71,12 @@ def _base_name(source: str) -> str:
 
 def _lmstudio_home() -> Path:
     """Return LM Studio's folder, which a file in the user's home names if it was moved."""
-    default = Path("~/.lmstudio").expanduser()
+    default = user_path("~/.lmstudio")
     try:
-        pointer = Path("~/.lmstudio-home-pointer").expanduser().read_text(encoding="utf-8").strip()
+        pointer = user_path("~/.lmstudio-home-pointer").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return default
-    return Path(pointer).expanduser() if pointer else default
+    return user_path(pointer) if pointer else default
 
 
 def _lmstudio_setting(home: Path) -> Path | None:
@@ -85,4 +86,4 @@ def _lmstudio_setting(home: Path) -> Path | None:
     except (OSError, ValueError):
         return None
     folder = settings.get("downloadsFolder") if isinstance(settings, dict) else None
-    return Path(folder).expanduser() if isinstance(folder, str) and folder else None
+    return user_path(folder) if isinstance(folder, str) and folder else None

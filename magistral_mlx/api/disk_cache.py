@@ -10,6 +10,7 @@ from magistral_mlx import __version__
 from magistral_mlx.backend import backend
 from magistral_mlx.cache.disk import DiskPrefixCache
 from magistral_mlx.errors import CheckpointError
+from magistral_mlx.files import user_path
 
 if TYPE_CHECKING:
     from magistral_mlx.api.load_options import LoadOptions
@@ -29,7 +30,7 @@ class DiskCacheConfig:
         """The disk cache that a model is loaded with; None for none."""
         if options.cache_dir is None:
             return None
-        return cls(Path(options.cache_dir).expanduser().absolute(), options.cache_bytes)
+        return cls(user_path(options.cache_dir).absolute(), options.cache_bytes)
 
     def open(self, checkpoint: Checkpoint, plan: Plan, dtype: str) -> DiskPrefixCache:
         """The prefixes of this model, its cache scheme and this version, computed in `dtype`.

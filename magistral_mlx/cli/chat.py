@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +18,7 @@ from magistral_mlx.cli.loading import (
 )
 from magistral_mlx.cli.params import FILE, command, option
 from magistral_mlx.cli.process import quick_imports
+from magistral_mlx.files import user_path
 
 # Options that a terminal has no use for: nobody answers calls of tools there, and nothing shows
 # several answers or the probabilities of tokens.
@@ -52,7 +52,7 @@ def chat(**options: Any) -> None:
     with quiet_terminal(), open_model(name, loading) as magistral:
         conversation = magistral.chat(options=with_system(settings, system, magistral))
         if options["file"]:
-            conversation.load(Path(options["file"]).expanduser())
+            conversation.load(user_path(options["file"]))
         session = ChatSession(magistral, conversation, history_file(), run_command, paths)
         if options["file"]:
             session.show_history()

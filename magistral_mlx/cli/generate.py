@@ -13,7 +13,7 @@ from magistral_mlx.cli.generation import generation_options, options_of, system_
 from magistral_mlx.cli.loading import load_options, loading_options, model_option, open_model
 from magistral_mlx.cli.params import FILE, command, option
 from magistral_mlx.cli.process import quick_imports
-from magistral_mlx.textfile import decode_text, read_text_file, without_final_newlines
+from magistral_mlx.files import decode_text, read_text_file, without_final_newlines
 
 if TYPE_CHECKING:
     from magistral_mlx.api.stream import Stream

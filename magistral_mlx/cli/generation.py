@@ -11,7 +11,7 @@ import click
 from magistral_mlx.api.options import Options
 from magistral_mlx.cli.params import FILE, declared, given, option
 from magistral_mlx.engine.dry import Dry
-from magistral_mlx.textfile import read_text_file, without_final_newlines
+from magistral_mlx.files import read_text_file, without_final_newlines
 
 if TYPE_CHECKING:
     from magistral_mlx.api.magistral import Magistral

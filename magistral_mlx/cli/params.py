@@ -18,6 +18,7 @@ from magistral_mlx.api.option_kinds import (
     Tools,
 )
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.files import read_text_file
 from magistral_mlx.option_spec import (
     Choice,
     Integer,
@@ -30,7 +31,6 @@ from magistral_mlx.option_spec import (
     default_text,
     spec_of,
 )
-from magistral_mlx.textfile import read_text_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from magistral_mlx.files import user_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,14 +34,14 @@ def traces(folder: str, as_json: bool, plot: str | None) -> None:
     """Summarise the traces that `magistral-mlx serve --traces DIR` wrote."""
     from magistral_mlx.server import traces as trace_files
 
-    recorded = trace_files.read_traces(Path(folder).expanduser())
+    recorded = trace_files.read_traces(user_path(folder))
     if recorded.damaged:
         names = ", ".join(recorded.damaged[:3])
         click.echo(f"{len(recorded.damaged)} files are no traces: {names}.", err=True)
     if plot:
         from magistral_mlx.cli.traces_plot import draw
 
-        draw(recorded, Path(plot).expanduser())
+        draw(recorded, user_path(plot))
         click.echo(f"drawn into {plot}.", err=True)
     if as_json:
         click.echo(trace_files.as_json(recorded))

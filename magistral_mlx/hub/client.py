@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from magistral_mlx import __version__
 from magistral_mlx.errors import HubError
+from magistral_mlx.files import user_path
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -67,11 +68,11 @@ def hub_cache() -> Path:
     """Return the folder of huggingface_hub's cache, which may not exist."""
     env = os.environ
     if explicit := env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(os.path.expandvars(explicit)).expanduser()
+        return user_path(os.path.expandvars(explicit))
     if home := env.get("HF_HOME"):
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
+        return user_path(os.path.expandvars(home)) / "hub"
     base = env.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "huggingface" / "hub"
+    return user_path(base) / "huggingface" / "hub"
 
 
 def http_module() -> Any:

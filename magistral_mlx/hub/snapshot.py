@@ -11,6 +11,7 @@ from pathlib import Path
 from magistral_mlx.checkpoint.gguf.files import is_gguf
 from magistral_mlx.checkpoint.support import check_supported
 from magistral_mlx.errors import CheckpointError, HubError, ModelNotFound, StorageError
+from magistral_mlx.files import user_path
 from magistral_mlx.hub.cache import (
     blob_path,
     cached_file,
@@ -46,7 +47,7 @@ def resolve(
     are fetched that could not run.
     """
     text = os.fspath(name)
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     if folder.is_dir():
         return folder
     if folder.is_file():

@@ -20,6 +20,7 @@ from magistral_mlx.errors import (
     ModelNotFound,
     TokenizerError,
 )
+from magistral_mlx.files import user_path
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.hub.repository import RepoRef, parse_repo
 from magistral_mlx.hub.snapshot import fetch_file
@@ -165,7 +166,7 @@ def _try(
 
 
 def _from_override(override: str, on_progress: DownloadProgress | None) -> Path:
-    path = Path(override).expanduser()
+    path = user_path(override)
     if path.is_file():
         return path
     if path.is_dir():

@@ -14,6 +14,7 @@ from magistral_mlx.chat.prompt import Prompt, encode_raw
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.files import user_path
 from magistral_mlx.hub import DownloadProgress, find_tokenizer
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.library import locate
@@ -159,6 +160,6 @@ def _describe(
 
 def _id(name: str | None, folder: Path) -> str:
     """The name for clients: a hub's name as it is, a folder's last part."""
-    if name == DEMO or (name is not None and not Path(name).expanduser().exists()):
+    if name == DEMO or (name is not None and not user_path(name).exists()):
         return name
     return repo_of_snapshot(folder) or folder.resolve().name

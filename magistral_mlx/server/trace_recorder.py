@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.errors import StorageError
+from magistral_mlx.files import user_path
 from magistral_mlx.runtime.request import Request
 from magistral_mlx.runtime.result import Result
 
@@ -95,7 +96,7 @@ class TraceRecorder:
         Raises:
             StorageError: it cannot be written to.
         """
-        self.folder = folder.expanduser()
+        self.folder = user_path(folder)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):

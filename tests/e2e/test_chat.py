@@ -259,7 +259,7 @@ def test_thinking_is_switched(chat: Terminal):
     type_command(chat, "/thinking 5", "at most 5 tokens")
     type_command(chat, "/thinking off", "Thinking is off.")
     chat.wait_for("· thinking off")
-    type_command(chat, "/thinking perhaps", "it must be \"on\", \"off\"")
+    type_command(chat, "/thinking perhaps", 'it must be "on", "off"')
 
 
 def test_a_saved_conversation_goes_on_in_another_chat(talker: Path, home: Path, tmp_path: Path):
@@ -314,7 +314,7 @@ def test_a_pipe_is_no_terminal(talker: Path):
     ("words", "message"),
     [
         (["--model", "/no/such"], "there is no folder /no/such"),
-        (["--thinking", "perhaps"], "it must be \"on\", \"off\""),
+        (["--thinking", "perhaps"], 'it must be "on", "off"'),
         (["--system", "x", "--no-system"], "give only one of --system"),
         (["--temperature", "-1"], "temperature is -1"),
     ],

@@ -16,6 +16,7 @@ from magistral_mlx.chat.messages import Assistant, Message, System, Thought, Use
 from magistral_mlx.cli.chatting.session import ChatSession
 from magistral_mlx.cli.params import parse_thinking
 from magistral_mlx.errors import InvalidOption, PromptError
+from magistral_mlx.files import user_path
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _image(session: ChatSession, rest: str) -> None:
         return
     if not session.magistral.supports_images:
         raise InvalidOption("this model is text-only and cannot see images.")
-    opened = [Image.open(Path(name).expanduser()) for name in _words(rest)]
+    opened = [Image.open(user_path(name)) for name in _words(rest)]
     session.images += opened
     count = len(session.images)
     session.say(f"{count} image{'s' * (count > 1)} will go with your next message.")
@@ -184,7 +185,7 @@ def _path(text: str) -> Path:
     words = _words(text)
     if len(words) != 1:
         raise InvalidOption("one file is expected, in quotes if its name holds blanks.")
-    return Path(words[0]).expanduser()
+    return user_path(words[0])
 
 
 def _words(text: str) -> list[str]:

@@ -20,6 +20,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
+from magistral_mlx.files import user_path
+
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
@@ -118,7 +120,7 @@ def history_file() -> Path:
         folder = Path("~/Library/Application Support/magistral-mlx")
     else:
         folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "magistral-mlx"
-    return folder.expanduser() / "chat_history"
+    return user_path(folder) / "chat_history"
 
 
 def _history(file: Path) -> History:

@@ -1,4 +1,4 @@
-"""Text files that people hand in: read whole, within bounds, as the text that was meant."""
+"""Files that people name: their paths, and their text, read whole and within bounds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ LARGEST = 16 << 20  # bytes; more than the model's context holds many times over
 _INHERITED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")  # what a shell's <(…) names
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path with ~ and ~user expanded.
+
+    Raises:
+        InvalidOption: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InvalidOption(
+            f"{os.fspath(path)} is in the home folder of a user that this machine does not have."
+        ) from None
+
+
 def read_text_file(path: str | Path, what: str) -> str:
     """The text of a UTF-8 file: no byte order mark, and lines that end in a newline alone.
 
@@ -22,7 +36,7 @@ def read_text_file(path: str | Path, what: str) -> str:
         InvalidOption: it cannot be read, is too large, or is not UTF-8 text.
     """
     name = os.fspath(path)
-    file = Path(name).expanduser() if name.startswith("~") else Path(name)
+    file = user_path(path)
     try:
         mode = file.stat().st_mode
         if stat.S_ISFIFO(mode) and not name.startswith(_INHERITED):
@@ -31,7 +45,7 @@ def read_text_file(path: str | Path, what: str) -> str:
             data = opened.read(LARGEST + 1)
     except OSError as error:
         raise InvalidOption(f"{what} {name} cannot be read: {error.strerror}.") from error
-    except (RuntimeError, ValueError) as error:  # ~nosuchuser, or a NUL in the name
+    except ValueError as error:  # a NUL in the name
         raise InvalidOption(f"{what} {name!r} cannot be read: {error}.") from error
     return decode_text(data, f"{what} {name}")
 
