@@ -13,7 +13,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cache.batch import batch_caches
 from magistral_mlx.engine.sampler import dispatch
 from magistral_mlx.engine.sequence import SequenceState, Token
-from magistral_mlx.engine.speculate.verify import verify
+from magistral_mlx.engine.verify import verify
 from magistral_mlx.model.magistral import MagistralModel
 
 
