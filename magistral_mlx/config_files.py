@@ -22,6 +22,13 @@ ARCHITECTURES = (
 
 _DECODERS = ("mistral", "ministral3")
 
+# Far above every model's, so that a damaged file can neither hang nor overflow what reads it.
+_MOST_LAYERS = 1000
+_LARGEST_SIZE = 2**31 - 1
+_LARGEST_IMAGE = 2**15
+_LARGEST_FLOAT = 1e30
+_LARGEST_FILE = 64 << 20  # bytes of JSON; an index of 1000 layers has about 2 MB
+
 
 def read_config(folder: Path) -> ModelConfig:
     """Read the configuration of the checkpoint in `folder`.
@@ -34,8 +41,8 @@ def read_config(folder: Path) -> ModelConfig:
         path = folder / name
         if path.is_file():
             try:
-                return parse(read_json(path))
-            except (TypeError, AttributeError, ValueError) as error:
+                return _consistent(parse(read_json(path)))
+            except (TypeError, AttributeError, ValueError, OverflowError) as error:
                 raise CheckpointError(
                     f"{path} does not describe a model ({error}). Fetch the checkpoint again."
                 ) from None
@@ -76,8 +83,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(
         text=_text_from_hf(text),
         vision=_vision_from_hf(vision) if vision else None,
-        image_token_id=int(raw.get("image_token_index", raw.get("image_token_id", 10))),
-        spatial_merge_size=int(raw.get("spatial_merge_size", 2)),
+        image_token_id=_image_token(raw),
+        spatial_merge_size=_int(raw, "spatial_merge_size", 2),
         projector_bias=bool(raw.get("multimodal_projector_bias", False)),
     )
 
@@ -94,13 +101,13 @@ def config_from_mistral(raw: Mapping[str, Any]) -> ModelConfig:
     text = TextConfig(
         hidden_size=_int(raw, "dim"),
         intermediate_size=_int(raw, "hidden_dim"),
-        num_hidden_layers=_int(raw, "n_layers"),
+        num_hidden_layers=_int(raw, "n_layers", most=_MOST_LAYERS),
         num_attention_heads=_int(raw, "n_heads"),
         num_key_value_heads=_int(raw, "n_kv_heads"),
         head_dim=_int(raw, "head_dim"),
         vocab_size=_int(raw, "vocab_size"),
-        max_position_embeddings=int(
-            raw.get("max_position_embeddings") or raw.get("max_seq_len") or 131072
+        max_position_embeddings=_int(
+            raw, "max_position_embeddings", _int(raw, "max_seq_len", 131072)
         ),
         rms_norm_eps=_float(raw, "norm_eps"),
         rope_theta=_float(raw, "rope_theta"),
@@ -118,16 +125,18 @@ def config_from_mistral(raw: Mapping[str, Any]) -> ModelConfig:
         vision=VisionConfig(
             hidden_size=_int(vision, "hidden_size"),
             intermediate_size=_int(vision, "intermediate_size"),
-            num_hidden_layers=_int(vision, "num_hidden_layers"),
+            num_hidden_layers=_int(vision, "num_hidden_layers", most=_MOST_LAYERS),
             num_attention_heads=_int(vision, "num_attention_heads"),
             head_dim=_int(vision, "hidden_size") // _int(vision, "num_attention_heads"),
-            image_size=int(vision.get("max_image_size") or _int(vision, "image_size")),
+            image_size=_int(
+                vision, "max_image_size", vision.get("image_size"), most=_LARGEST_IMAGE
+            ),
             patch_size=_int(vision, "patch_size"),
-            num_channels=int(vision.get("num_channels", 3)),
+            num_channels=_int(vision, "num_channels", 3),
             rope_theta=_float(vision, "rope_theta"),
         ),
-        image_token_id=int(vision.get("image_token_id", 10)),
-        spatial_merge_size=int(vision.get("spatial_merge_size", 2)),
+        image_token_id=_image_token(vision),
+        spatial_merge_size=_int(vision, "spatial_merge_size", 2),
         projector_bias=bool(vision.get("adapter_bias", False)),
     )
 
@@ -139,15 +148,19 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read, is not JSON, or is no object.
     """
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise CheckpointError(f"{path} is too large for a file of settings. Fetch it again.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deeply. Fetch the checkpoint again.") from None
     except ValueError as error:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}). Fetch the checkpoint again."
         ) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object. Fetch the checkpoint again.")
+        raise CheckpointError(f"{path} does not hold a JSON object. Fetch the checkpoint again.")
     return value
 
 
@@ -163,18 +176,59 @@ def _unsupported(what: str) -> UnsupportedModel:
     return UnsupportedModel(f"this checkpoint is {what}. This runtime runs {ARCHITECTURES}.")
 
 
-def _int(raw: Mapping[str, Any], key: str) -> int:
+def _int(
+    raw: Mapping[str, Any], key: str, default: int | None = None, most: int = _LARGEST_SIZE
+) -> int:
+    """Read a positive size; an absent or null one is `default`."""
     value = raw.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if value is None:
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise _Missing(key)
     return value
 
 
+def _image_token(raw: Mapping[str, Any]) -> int:
+    value = raw.get("image_token_index", raw.get("image_token_id", 10))
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise _Missing("image_token_id")
+    return value
+
+
+def _consistent(config: ModelConfig) -> ModelConfig:
+    """Check what the shapes of the tensors do not tell; raise `ValueError` where it is wrong."""
+    text, vision = config.text, config.vision
+    if text.num_attention_heads % text.num_key_value_heads:
+        raise ValueError(
+            f"{text.num_attention_heads} attention heads cannot share "
+            f"{text.num_key_value_heads} key-value heads"
+        )
+    if text.head_dim % 2 or (vision and vision.head_dim % 4):
+        raise ValueError("rope needs an even head_dim, and one divisible by 4 in the vision tower")
+    if vision and vision.image_size < vision.patch_size * config.spatial_merge_size:
+        raise ValueError(
+            f"images of {vision.image_size} pixels are smaller than a merged patch of "
+            f"{vision.patch_size * config.spatial_merge_size}"
+        )
+    return config
+
+
 def _float(raw: Mapping[str, Any], key: str) -> float:
     value = raw.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _Missing(key)
+    if not 0 < value < _LARGEST_FLOAT:  # false for NaN as well
         raise _Missing(key)
     return float(value)
+
+
+def _optional_float(raw: Mapping[str, Any], key: str) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not abs(value) < _LARGEST_FLOAT:
+        raise _Missing(key)
+    return value
 
 
 def _rope_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -207,9 +261,9 @@ def _yarn_from_hf(raw: Mapping[str, Any]) -> Yarn | None:
         original_context=original,
         beta_fast=float(nested.get("beta_fast") or 32),
         beta_slow=float(nested.get("beta_slow") or 1),
-        mscale=nested.get("mscale"),
-        mscale_all_dim=nested.get("mscale_all_dim"),
-        attention_factor=nested.get("attention_factor"),
+        mscale=_optional_float(nested, "mscale"),
+        mscale_all_dim=_optional_float(nested, "mscale_all_dim"),
+        attention_factor=_optional_float(nested, "attention_factor"),
         truncate=bool(nested.get("truncate", True)),
     )
 
@@ -253,10 +307,10 @@ def _text_from_hf(raw: Mapping[str, Any]) -> TextConfig:
     return TextConfig(
         hidden_size=_int(raw, "hidden_size"),
         intermediate_size=_int(raw, "intermediate_size"),
-        num_hidden_layers=_int(raw, "num_hidden_layers"),
+        num_hidden_layers=_int(raw, "num_hidden_layers", most=_MOST_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or _int(raw, "hidden_size") // heads),
+        num_key_value_heads=_int(raw, "num_key_value_heads", heads),
+        head_dim=_int(raw, "head_dim", _int(raw, "hidden_size") // heads),
         vocab_size=_int(raw, "vocab_size"),
         max_position_embeddings=_int(raw, "max_position_embeddings"),
         rms_norm_eps=_float(raw, "rms_norm_eps"),
@@ -276,11 +330,11 @@ def _vision_from_hf(raw: Mapping[str, Any]) -> VisionConfig:
     return VisionConfig(
         hidden_size=_int(raw, "hidden_size"),
         intermediate_size=_int(raw, "intermediate_size"),
-        num_hidden_layers=_int(raw, "num_hidden_layers"),
+        num_hidden_layers=_int(raw, "num_hidden_layers", most=_MOST_LAYERS),
         num_attention_heads=heads,
-        head_dim=int(raw.get("head_dim") or _int(raw, "hidden_size") // heads),
-        image_size=_int(raw, "image_size"),
+        head_dim=_int(raw, "head_dim", _int(raw, "hidden_size") // heads),
+        image_size=_int(raw, "image_size", most=_LARGEST_IMAGE),
         patch_size=_int(raw, "patch_size"),
-        num_channels=int(raw.get("num_channels", 3)),
+        num_channels=_int(raw, "num_channels", 3),
         rope_theta=_rope_theta(raw, ("default", "axial"), default=10000.0),
     )

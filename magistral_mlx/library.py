@@ -11,7 +11,7 @@ from typing import Literal
 
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.support import check_supported, stored_bits
-from magistral_mlx.errors import CheckpointError, ModelNotFound
+from magistral_mlx.errors import MagistralError, ModelNotFound, UnsupportedModel
 from magistral_mlx.files import user_path
 from magistral_mlx.hub import DownloadProgress, resolve
 from magistral_mlx.hub.cache import known_commit
@@ -44,7 +44,7 @@ class FoundModel:
     """One checkpoint that this package can run, or could if it were complete.
 
     `name` is what `--model` takes. `bits` is None for unquantized weights. A model that is not
-    `complete` lacks files, or has damaged ones.
+    `complete` lacks files, or has damaged ones; `problem` then says what is wrong.
     """
 
     name: str
@@ -54,6 +54,7 @@ class FoundModel:
     bits: int | None
     has_vision: bool
     complete: bool
+    problem: str | None = None
 
 
 def find_models() -> list[FoundModel]:
@@ -112,12 +113,15 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
 
 
 def find_by_name(name: str) -> Path | None:
-    """Return a complete model of that name outside the hub's cache, or None."""
+    """Return the model of that name outside the hub's cache, or None.
+
+    A damaged one of LM Studio's is passed over, as its name is that of a repository as well.
+    """
     for source in ("conversions", "lmstudio"):
         for known, path in _folders(source):
             if known.lower() == name.lower():
                 model = _inspect(known, path, source)
-                if model is not None and model.complete:
+                if model is not None and (model.complete or source == "conversions"):
                     return path
     return None
 
@@ -181,22 +185,30 @@ def _snapshots() -> Iterator[tuple[str, Path]]:
 
 
 def _inspect(name: str, folder: Path, source: Source) -> FoundModel | None:
-    """Inspect a folder; None where it holds no supported model."""
+    """Inspect a folder; None where it holds no model that this runtime could run.
+
+    A damaged model is returned with its `problem`, so that one folder never hides the others.
+    """
     try:
-        config = check_supported(folder)
-        bits = stored_bits(folder)
         files = [entry for entry in folder.iterdir() if entry.is_file()]
-    except (CheckpointError, OSError):
+        size = sum(file.stat().st_size for file in files)
+    except OSError:
         return None
-    if not select_weight_files(file.name for file in files) and not _is_downloading(folder, source):
+    names = {file.name for file in files}
+    if not names & {"config.json", "params.json"}:
         return None
-    has_vision, complete = config.vision is not None, True
+    if not select_weight_files(names) and not _is_downloading(folder, source):
+        return None
+    bits, has_vision = None, False
     try:
+        has_vision = check_supported(folder).vision is not None
+        bits = stored_bits(folder)
         has_vision = Checkpoint.open(folder).config.vision is not None
-    except CheckpointError:
-        complete = False
-    size = sum(file.stat().st_size for file in files)
-    return FoundModel(name, folder, source, size, bits, has_vision, complete)
+    except UnsupportedModel:
+        return None
+    except (MagistralError, OSError) as error:
+        return FoundModel(name, folder, source, size, bits, has_vision, False, str(error))
+    return FoundModel(name, folder, source, size, bits, has_vision, True)
 
 
 def _is_downloading(folder: Path, source: Source) -> bool:

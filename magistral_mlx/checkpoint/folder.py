@@ -6,6 +6,7 @@ The loader (`checkpoint.load`) and the converter both read from it.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from magistral_mlx.quantization import Quantization
 
 Layout = Literal["hf", "mistral", "gguf"]
 
+_SHARD_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of each file, in a fingerprint
 
 
@@ -108,10 +110,7 @@ def find_weight_files(folder: Path) -> tuple[Layout, list[Path]]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = read_json(index).get("weight_map")
-        if not isinstance(named, dict) or not named:
-            raise CheckpointError(f"{index} has no weight_map. Fetch that file again.")
-        files = [folder / name for name in sorted(set(named.values()))]
+        files = [folder / name for name in read_index(index)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
@@ -127,6 +126,24 @@ def find_weight_files(folder: Path) -> tuple[Layout, list[Path]]:
         f"{folder} holds no weights: expected model*.safetensors or consolidated*.safetensors. "
         "Fetch or convert the model again."
     )
+
+
+def read_index(index: Path) -> list[str]:
+    """Read the names of the shards in a model.safetensors.index.json, sorted.
+
+    Raises:
+        CheckpointError: the file is damaged, or names a shard outside of its folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map. Fetch that file again.")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+            raise CheckpointError(
+                f"{index} is damaged: it puts {tensor} into {shard!r}, which is not the name of a "
+                "shard. Fetch that file again."
+            )
+    return sorted(set(weight_map.values()))
 
 
 def _by_canonical_name(every: Iterable[StoredTensor]) -> dict[str, StoredTensor]:

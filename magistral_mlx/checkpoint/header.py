@@ -21,6 +21,7 @@ DTYPE_BYTES = {
 FLOATS = ("F32", "F16", "BF16")
 LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the format's own limit
+_LONGEST_REASON = 300  # characters of a message
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """Read the header of a safetensors file: stored name -> tensor.
 
     Raises:
-        CheckpointError: the file cannot be read, is truncated, or is no safetensors file.
+        CheckpointError: the file cannot be read, is truncated, or is not a safetensors file.
     """
     try:
         size = file.stat().st_size
@@ -54,7 +55,7 @@ def header_length(file: Path, start: bytes, size: int) -> int:
     """Return the bytes of the header, from the first `LENGTH_BYTES` of a file of `size` bytes.
 
     Raises:
-        CheckpointError: the file is truncated, or is no safetensors file.
+        CheckpointError: the file is truncated, or is not a safetensors file.
     """
     length = int.from_bytes(start, "little")
     if size < LENGTH_BYTES or not 2 <= length <= _LONGEST_HEADER:
@@ -67,40 +68,80 @@ def header_length(file: Path, start: bytes, size: int) -> int:
 def parse_header(file: Path, raw: bytes, size: int) -> dict[str, StoredTensor]:
     """Parse a header: stored name -> tensor; `file` need not be on this machine.
 
+    As the format demands, the tensors must cover the data without gaps or overlaps.
+
     Raises:
-        CheckpointError: the header makes no sense, or says more than `size` bytes hold.
+        CheckpointError: the header is damaged, or describes more than `size` bytes.
     """
-    try:
-        header = json.loads(raw)
-    except ValueError:
-        raise _damaged(file, "its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise _damaged(file, "its header is no JSON object")
-    header.pop("__metadata__", None)
     data = LENGTH_BYTES + len(raw)
-    tensors = {name: _tensor(file, data, name, entry) for name, entry in header.items()}
-    end = max((t.offset + t.nbytes for t in tensors.values()), default=data)
+    entries = _parse_json(file, raw)
+    entries.pop("__metadata__", None)
+    tensors = {name: _tensor(file, data, name, entry) for name, entry in entries.items()}
+    end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=data)
     if size < end:
         raise _truncated(file, size, end)
+    _check_coverage(file, tensors, data, size)
     return tensors
 
 
-def _tensor(file: Path, data: int, name: str, entry: object) -> StoredTensor:
+def _parse_json(file: Path, raw: bytes) -> dict[str, object]:
     try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])  # type: ignore[index]
-        start, end = entry["data_offsets"]  # type: ignore[index]
-        nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
-        is_whole = end - start == nbytes and start >= 0
-    except (KeyError, TypeError, ValueError):
-        raise _damaged(file, f"its entry for {name} makes no sense") from None
-    if not is_whole:
+        # json.loads would accept UTF-16 bytes as well, which other readers of the file do not.
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError):
+        raise _damaged(file, "its header is not JSON") from None
+    except _DuplicateName as error:
+        raise _damaged(file, f"its header has two entries for {error}") from None
+    if not isinstance(header, dict):
+        raise _damaged(file, "its header is not a JSON object")
+    return header
+
+
+class _DuplicateName(Exception):
+    pass
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _DuplicateName(name)
+        found[name] = value
+    return found
+
+
+def _tensor(file: Path, data: int, name: str, entry: object) -> StoredTensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, end]}:
+            numbers = [*shape, start, end]
+        case _:
+            raise _damaged(file, f"its entry for {name} lacks dtype, shape or data_offsets")
+    if dtype not in DTYPE_BYTES:
+        raise _damaged(file, f"its entry for {name} has the unknown dtype {dtype!r}")
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise _damaged(file, f"its entry for {name} has a shape or offsets that are no sizes")
+    nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    if end - start != nbytes:
         raise _damaged(file, f"its entry for {name} is {end - start} bytes, not {nbytes}")
-    return StoredTensor(name, file, dtype, shape, data + start, nbytes)
+    return StoredTensor(name, file, dtype, tuple(shape), data + start, nbytes)
+
+
+def _check_coverage(file: Path, tensors: dict[str, StoredTensor], data: int, size: int) -> None:
+    """Check that the tensors cover the file's data from `data` to `size`, each byte once."""
+    end, last = data, "the header"
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != end:
+            relation = "overlap" if tensor.offset < end else "leave a gap"
+            raise _damaged(file, f"the data of {last} and {tensor.name} {relation}")
+        end, last = tensor.offset + tensor.nbytes, tensor.name
+    if end != size:
+        raise _damaged(file, f"{size - end:,} bytes follow the data of {last}")
 
 
 def _damaged(file: Path, why: str) -> CheckpointError:
+    why = " ".join(why.split())[:_LONGEST_REASON]  # names may hold anything
     return CheckpointError(
-        f"{file} is damaged or no safetensors file: {why}. Fetch that file again."
+        f"{file} is damaged or not a safetensors file: {why}. Fetch that file again."
     )
 
 

@@ -205,9 +205,11 @@ def _models() -> Finding:
     from magistral_mlx.errors import ModelNotFound
     from magistral_mlx.library import default_model, find_models
 
-    complete = [model for model in find_models() if model.complete]
+    found = find_models()
+    damaged = [model.name for model in found if not model.complete]
+    note = f", {', '.join(damaged)} damaged or incomplete" if damaged else ""
     try:
-        words = f"{len(complete)} found; generate takes {default_model()}"
+        words = f"{len(found) - len(damaged)} found{note}; generate takes {default_model()}"
         return Finding("models", "good", words)
     except ModelNotFound as error:
         return Finding("models", "warning", str(error))

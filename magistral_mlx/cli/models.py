@@ -37,7 +37,7 @@ def _show(found: list[FoundModel]) -> None:
 
     table = Table("name", "from", "bits", "images", "size", "folder", box=None, pad_edge=False)
     for model in found:
-        name = model.name if model.complete else f"{model.name} (incomplete)"
+        name = model.name if model.complete else f"{model.name} (damaged or incomplete)"
         table.add_row(
             name,
             model.source,
@@ -59,4 +59,5 @@ def _facts(model: FoundModel) -> dict[str, object]:
         "bits": model.bits,
         "has_vision": model.has_vision,
         "complete": model.complete,
+        "problem": model.problem,
     }

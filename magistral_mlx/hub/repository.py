@@ -7,13 +7,13 @@ Face's (`model*.safetensors`) is taken where a repository or folder has it, Mist
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from magistral_mlx.errors import ModelNotFound
+from magistral_mlx.checkpoint.folder import read_index
+from magistral_mlx.errors import CheckpointError, ModelNotFound
 
 SMALL_FILES = (
     "config.json",
@@ -23,7 +23,7 @@ SMALL_FILES = (
     "SYSTEM_PROMPT.txt",
     "README.md",
 )
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,5})-of-(?P<count>\d{1,5})\.safetensors")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPO = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -89,15 +89,6 @@ def needed_files(names: Iterable[str]) -> list[str]:
     return small + weights
 
 
-def files_in_index(index: Path) -> list[str]:
-    """Read the shards that an index names, sorted. Raises `ValueError` for a damaged index."""
-    content = json.loads(index.read_text(encoding="utf-8"))
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} has no weight_map")
-    return sorted({str(shard) for shard in weight_map.values()})
-
-
 def missing_weights(folder: Path) -> list[str]:
     """Return the missing weight files of a checkpoint; empty when it is complete.
 
@@ -110,8 +101,8 @@ def missing_weights(folder: Path) -> list[str]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file() and weights != [f"{stem}.safetensors"]:
         try:
-            return [shard for shard in files_in_index(index) if shard not in present]
-        except ValueError:
+            return [shard for shard in read_index(index) if shard not in present]
+        except CheckpointError:
             return [index.name]
     if not weights:
         return ["model.safetensors"]

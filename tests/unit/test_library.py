@@ -181,7 +181,6 @@ def test_a_download_that_has_not_finished_is_listed_by_its_repository(models: An
     ("file", "content"),
     [
         ("config.json", '{"model_type": "llama"}'),
-        ("config.json", "{"),
         ("config.json", '{"model_type": "mistral3", "text_config": {"model_type": "mistral4"}}'),
         ("README.md", "nothing but a card"),
     ],
@@ -192,6 +191,32 @@ def test_what_cannot_run_here_is_not_listed(machine: Path, file: str, content: s
     (folder / file).write_text(content)
     (folder / "model.safetensors").touch()
     assert find_models() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", '{"a":' * 100_000),
+        ("config.json", '{"model_type": "mistral", "num_hidden_layers": 1000000000}'),
+        ("model.safetensors.index.json", '{"weight_map": {"a": null}}'),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "b.safetensors"}}'),
+        ("model.safetensors", "{}"),
+    ],
+)
+def test_a_damaged_model_is_listed_as_one_and_hides_no_other(
+    machine: Path, models: Any, file: str, content: str
+):
+    damaged = put(models(4), paths.conversions_dir() / "Magistral-damaged")
+    (damaged / file).write_text(content)
+    whole = put(models(4), paths.conversions_dir() / "Magistral-whole")
+    first, second = find_models()
+    assert (first.name, first.complete) == ("Magistral-damaged", False)
+    assert first.problem
+    assert (second.name, second.complete, second.problem) == ("Magistral-whole", True, None)
+    assert default_model() == whole
+    assert locate("Magistral-whole") == whole
+    assert locate("Magistral-damaged") == damaged  # whose error says more than "not found"
 
 
 def test_a_configuration_without_weights_is_no_model(models: Any):
