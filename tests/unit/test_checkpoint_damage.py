@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ def refusal(folder: Path) -> str:
         Checkpoint.open(folder)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def read_or_message(read: Callable[[], Any]) -> Any:
+    """What `read` gives, or the one line of its error; anything else than that fails."""
+    try:
+        return read()
+    except CheckpointError as error:
+        message = str(error)
+    assert "\n" not in message
+    return message
 
 
 def write_header(file: Path, header: bytes, data: bytes) -> None:
@@ -170,20 +181,15 @@ ENTRIES = st.fixed_dictionaries(
 def test_any_header_is_read_or_refused(header: dict[str, Any], size: int):
     raw = json.dumps(header).encode()
     total = LENGTH_BYTES + len(raw) + size
-    try:
-        tensors = parse_header(Path("model.safetensors"), raw, total)
-    except CheckpointError as error:
-        assert "\n" not in str(error)
-    else:
+    tensors = read_or_message(lambda: parse_header(Path("model.safetensors"), raw, total))
+    if isinstance(tensors, dict):
         assert sum(tensor.nbytes for tensor in tensors.values()) == size
 
 
 @given(raw=st.binary(max_size=60))
 def test_any_bytes_for_a_header_are_read_or_refused(raw: bytes):
-    try:
-        parse_header(Path("model.safetensors"), raw, LENGTH_BYTES + len(raw))
-    except CheckpointError as error:
-        assert "\n" not in str(error)
+    size = LENGTH_BYTES + len(raw)
+    read_or_message(lambda: parse_header(Path("model.safetensors"), raw, size))
 
 
 # The index
@@ -290,10 +296,7 @@ def test_any_value_in_params_json_is_read_or_refused(
     folder = tmp_path_factory.getbasetemp() / "params"
     folder.mkdir(exist_ok=True)
     (folder / "params.json").write_text(json.dumps(params_of(tiny_config()) | {key: value}))
-    try:
-        read_config(folder)
-    except CheckpointError as error:
-        assert "params.json" in str(error) or "this checkpoint is" in str(error)
+    read_or_message(lambda: read_config(folder))
 
 
 @pytest.mark.parametrize("content", [DEEP, "[" * 100_000, "\ufeff{", "nul", "{]", ""])
