@@ -11,6 +11,7 @@ from rich.table import Table
 
 from magistral_mlx.bench.process import OURS
 from magistral_mlx.bench.record import unsteady
+from magistral_mlx.cli.terminal import print_wide
 
 _GIB = 1 << 30
 _PIPE_WIDTH = 140
@@ -26,7 +27,7 @@ def show(facts: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(_table(facts["speeds"]))
+    print_wide(_table(facts["speeds"]))
     limit = facts["limit"]
     reached = f"; a plain read reached {limit['reached'] / 1e9:.0f}" if limit["published"] else ""
     console.print(

@@ -16,11 +16,12 @@ from magistral_convert import Conversion
 from magistral_convert.outcomes import outcomes
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.summary import summarize
+from magistral_mlx.cli.terminal import write
 
 
 def note(line: str) -> None:
     """A line for the person who watches; stdout is for programs."""
-    click.echo(line, err=True)
+    write(f"{line}\n", err=True)
 
 
 def headline(conversion: Conversion) -> str:

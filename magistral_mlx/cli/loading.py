@@ -12,6 +12,7 @@ import click
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.cli.params import MODEL, declared, given, option
 from magistral_mlx.cli.process import quick_imports
+from magistral_mlx.cli.terminal import say
 
 if TYPE_CHECKING:
     from magistral_mlx.api.magistral import Magistral
@@ -116,4 +117,4 @@ def load_bar() -> Iterator[OnProgress | None]:
 def warn_if_short(plan: Plan) -> None:
     """Say on stderr, before the model is loaded, that less memory is free than it will need."""
     if plan.warning:
-        click.echo(f"magistral-mlx: {plan.warning}", err=True)
+        say(plan.warning)

@@ -1,18 +1,25 @@
-"""`magistral-mlx models`: what is on this machine, where, and how large."""
+"""`magistral-mlx models`, `show`, `pull` and `rm`: the models on this machine."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from magistral_mlx.cli.loading import chosen_model, model_argument
+from magistral_mlx.cli.params import command, option
+from magistral_mlx.cli.terminal import say, visible, write
 
 if TYPE_CHECKING:
     from magistral_mlx.library import FoundModel
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@command()
+@option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def models(as_json: bool) -> None:
     """List the models on this machine that this runtime can run."""
     from magistral_mlx.errors import ModelNotFound
@@ -21,33 +28,157 @@ def models(as_json: bool) -> None:
     found = find_models()
     if as_json:
         for model in found:
-            click.echo(json.dumps(_facts(model)))
+            write(json.dumps(_facts(model)) + "\n")
         return
     if found:
         _show(found)
     try:
-        click.echo(f"\ngenerate takes {default_model()} unless --model names another.", err=True)
+        write(f"\ngenerate takes {default_model()} unless --model names another.\n", err=True)
     except ModelNotFound as error:
-        click.echo(str(error), err=True)
+        say(str(error))
+
+
+@command()
+@model_argument
+@option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+def show(as_json: bool, **options: Any) -> None:
+    """Describe MODEL: its architecture, weights and prompt. Default: the one of generate.
+
+    Nothing is loaded but headers and the tokenizer; a model of the hub is downloaded first.
+    """
+    facts = _describe(_locate(chosen_model(options)))
+    if as_json:
+        write(json.dumps(facts) + "\n")
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        write(f"{name.replace('_', ' '):{width}}  {_words(value)}\n")
+
+
+@command()
+@model_argument
+def pull(**options: Any) -> None:
+    """Download MODEL from the hub, or the rest of it, and print its folder.
+
+    An interrupted download goes on where it was when the same command is run again.
+    """
+    name = chosen_model(options)
+    if name is None:
+        raise click.UsageError("name a model, as in pull mistralai/Magistral-Small-2509.")
+    write(f"{_locate(name)}\n")
+
+
+@command()
+@model_argument
+@option("-y", "--yes", is_flag=True, help="Delete without asking.")
+def rm(yes: bool, **options: Any) -> None:
+    """Delete MODEL, a conversion or a download of the hub, from this machine."""
+    from magistral_mlx.errors import InvalidOption, ModelNotFound
+    from magistral_mlx.library import find_models
+
+    name = chosen_model(options)
+    if name is None:
+        raise click.UsageError("name the model to delete, as `magistral-mlx models` lists it.")
+    known = find_models()
+    found = [model for model in known if name in (model.name, str(model.path))]
+    if not found:
+        names = ", ".join(model.name for model in known) or "none"
+        raise ModelNotFound(f"{name} is not among the models here, which are: {names}.")
+    model = found[0]
+    if model.source == "lmstudio":
+        raise InvalidOption(f"{name} belongs to LM Studio: delete it there, or {model.path}.")
+    folder = model.path.parent.parent if model.source == "hub" else model.path
+    size = f"{_size_of(folder) / 1e9:.2f} GB"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"give --yes to delete {folder} ({size}) without being asked.")
+        click.confirm(visible(f"Delete {folder} ({size})?"), abort=True, err=True)
+    shutil.rmtree(folder)
+    say(f"{name} is deleted; {size} are free again.")
+
+
+def _locate(name: str | None) -> Path:
+    """The folder of a model, downloaded if need be, with a progress bar."""
+    import time
+
+    from magistral_mlx.cli.loading import load_bar
+    from magistral_mlx.library import locate
+    from magistral_mlx.runtime.progress import LoadProgress
+
+    start = time.perf_counter()
+    with load_bar() as bar:
+
+        def report(done: int, total: int) -> None:
+            if bar is not None:
+                bar(LoadProgress("download", done, total, time.perf_counter() - start))
+
+        return locate(name, on_progress=report)
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    """Facts about a model, as JSON types."""
+    from magistral_mlx.chat.system import default_system
+    from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.checkpoint.folder import Checkpoint
+    from magistral_mlx.checkpoint.support import stored_bits
+    from magistral_mlx.hub import find_tokenizer
+
+    checkpoint = Checkpoint.open(folder)
+    tekken = find_tokenizer(folder, None)
+    tokenizer = Tokenizer.load(tekken)
+    text, vision = checkpoint.config.text, checkpoint.config.vision
+    system = default_system(folder, thinking=tokenizer.has_thinking_tokens, tokenizer=tekken)
+    return {
+        "folder": str(folder),
+        "layout": checkpoint.layout,
+        "bytes": checkpoint.nbytes,
+        "bits": stored_bits(folder) or 16,
+        "layers": text.num_hidden_layers,
+        "hidden_size": text.hidden_size,
+        "attention_heads": text.num_attention_heads,
+        "key_value_heads": text.num_key_value_heads,
+        "vocabulary": text.vocab_size,
+        "context": text.max_position_embeddings,
+        "images": vision is not None,
+        "thinking": tokenizer.has_thinking_tokens,
+        "tokenizer": f"{tekken} ({tokenizer.version})",
+        "system_prompt": "none" if system is None else _first_line(system.content),
+    }
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _first_line(content: Any) -> str:
+    text = content if isinstance(content, str) else str(content[0])
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line if len(line) <= 60 else f"{line[:59]}…"
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
 
 
 def _show(found: list[FoundModel]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from magistral_mlx.cli.terminal import print_wide
 
     table = Table("name", "from", "bits", "images", "size", "folder", box=None, pad_edge=False)
     for model in found:
         name = model.name if model.complete else f"{model.name} (damaged or incomplete)"
         table.add_row(
-            name,
+            visible(name),
             model.source,
             str(model.bits or 16),
             "yes" if model.has_vision else "no",
             f"{model.size_bytes / 1e9:.2f} GB",
-            str(model.path),
+            visible(str(model.path)),
         )
-    # Into a pipe a line is a model, however long its folder is.
-    Console(width=None if Console().is_terminal else 1000).print(table)
+    print_wide(table)
 
 
 def _facts(model: FoundModel) -> dict[str, object]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from magistral_mlx.cli.terminal import print_wide
 from magistral_mlx.memory.plan import gib
 
 _PARTS = (
@@ -42,7 +43,7 @@ def show(facts: dict[str, Any]) -> None:
         why = escape(facts["why"])
         console.print(f"[bold red]does not fit[/bold red]: {why}", highlight=False)
     console.print()
-    console.print(_caches(facts))
+    print_wide(_caches(facts))
     _show_computed(console, facts)
 
 
@@ -63,7 +64,7 @@ def show_machines(rows: list[dict[str, Any]]) -> None:
         )
     console = _console()
     console.print(f"[bold]{escape(rows[0]['model'])}[/bold]", highlight=False)
-    console.print(table)
+    print_wide(table)
     console.print("Under KV: the longest context that fits with such a cache, in tokens.")
     console.print(
         "The GPU's share of the memory is that of macOS 15; macOS 26 gives more, as in "

@@ -6,8 +6,7 @@ import json
 import sys
 from typing import Any, Protocol
 
-import click
-
+from magistral_mlx.cli.terminal import say, stdout_is_unicode, write
 from magistral_mlx.events import (
     Event,
     Finished,
@@ -53,7 +52,8 @@ class JsonPrinter:
 
     @staticmethod
     def _line(kind: str, **fields: object) -> None:
-        click.echo(json.dumps({"type": kind, **fields}, ensure_ascii=False))
+        line = json.dumps({"type": kind, **fields}, ensure_ascii=not stdout_is_unicode())
+        write(f"{line}\n")
 
 
 def _probabilities(event: TokenLogprob) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class TextPrinter:
                         self._show_status("thinking …")
                     self._last = Thinking
                 else:
-                    self._write(Thinking, click.style(text, dim=True), self._thinking_to_stderr)
+                    self._write(Thinking, text, self._thinking_to_stderr, dim=True)
             case Text(text) | MalformedCall(text):
                 self._show_status("")
                 self._write(Text, text, False)
@@ -102,34 +102,34 @@ class TextPrinter:
                 self._write(ToolCall, f"{name}({arguments})", False)
             case Notice(text):
                 self._show_status("")
-                click.echo(f"magistral-mlx: {text}", err=True)
+                say(text)
             case Sample():
                 self._last = None
             case Finished(_, stats):
                 self._finish(stats, event.reason)
 
-    def _write(self, kind: type, text: str, to_stderr: bool) -> None:
+    def _write(self, kind: type, text: str, to_stderr: bool, *, dim: bool = False) -> None:
         if self._last not in (None, kind) and not self._hide_thinking:
             # The thinking ends its own stream's line; on a terminal a blank line follows.
             thinking_was = self._last is Thinking and self._thinking_to_stderr
-            click.echo("\n" if not thinking_was else "", err=thinking_was)
-        click.echo(text, nl=False, err=to_stderr)
+            write("\n" if thinking_was else "\n\n", err=thinking_was)
+        write(text, err=to_stderr, dim=dim)
         self._last = kind
 
     def _finish(self, stats: Stats, reason: str) -> None:
         self._show_status("")
         shown = self._last is not None and not (self._last is Thinking and self._hide_thinking)
         if shown:
-            click.echo("", err=self._last is Thinking and self._thinking_to_stderr)
+            write("\n", err=self._last is Thinking and self._thinking_to_stderr)
         if self._stats:
-            click.echo(click.style(summary(stats, reason), dim=True), err=True)
+            write(summary(stats, reason), err=True, dim=True)
+            write("\n", err=True)
 
     def _show_status(self, text: str) -> None:
         """One line on a terminal that the next one replaces, and that "" takes away."""
         if self._status and (text or self._status_shown):
-            click.echo(
-                f"\r\x1b[2K{click.style(text, dim=True) if text else ''}", nl=False, err=True
-            )
+            sys.stderr.write("\r\x1b[2K")
+            write(text, err=True, dim=True)
             self._status_shown = bool(text)
 
 

@@ -15,6 +15,7 @@ import click
 
 from magistral_mlx.cli.loading import load_bar, load_options, loading_options
 from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
+from magistral_mlx.cli.terminal import say
 from magistral_mlx.option_spec import Integer
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> No
 
         def on_ready() -> None:
             bar.close()
-            _say("ready.")
+            say("ready.")
 
         run(
             settings,
@@ -175,7 +176,7 @@ def _ending_quietly() -> Iterator[None]:
     """SIGTERM before the server runs, and takes its signals itself, is one line."""
 
     def end(*_: object) -> None:
-        _say("stopped before it had started.")
+        say("stopped before it had started.")
         sys.exit(128 + signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, end)
@@ -224,17 +225,17 @@ def _tell(urls: list[str], registry: ModelRegistry, settings: Settings) -> None:
 
     _log_to_stderr()
     for url in urls:
-        _say(f"{url}/ is the page, {url}/v1 the API{_reach(settings)}.")
+        say(f"{url}/ is the page, {url}/v1 the API{_reach(settings)}.")
     for model in registry:
         plan, info = model.plan, model.info
         skills = ["images"] * info.supports_images + ["thinking"] * info.thinks
-        _say(
+        say(
             f"{info.id}: {plan.context:,} tokens of context, KV cache {plan.scheme.name}, "
             f"{gib(plan.peak.total)} of {gib(plan.limit)}"
             + (f"; {' and '.join(skills)}" if skills else "")
         )
         if plan.warning:
-            _say(plan.warning)
+            say(plan.warning)
 
 
 def _reach(settings: Settings) -> str:
@@ -242,7 +243,3 @@ def _reach(settings: Settings) -> str:
     if settings.host in ("0.0.0.0", "::"):
         return ", for other machines too, with the key"
     return ", with the key" if settings.api_key else ""
-
-
-def _say(text: str) -> None:
-    click.echo(f"magistral-mlx: {text}", err=True)

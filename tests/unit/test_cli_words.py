@@ -1,0 +1,144 @@
+"""What people type: words of other tools, wrong ones, and values out of range."""
+
+import pytest
+
+from magistral_mlx.cli import hints
+from tests.command_line import run
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("run", "`generate` answers one prompt, `chat` is a conversation"),
+        ("list", "`models` lists"),
+        ("ls", "`models` lists"),
+        ("ps", "`models` lists"),
+        ("quantize", "`convert`"),
+        ("download", "`pull`"),
+        ("delete", "`rm`"),
+        ("info", "`show`"),
+        ("genrate", "`generate` is nearest"),
+        ("modles", "`models` is nearest"),
+        ("frobnicate", "`magistral-mlx --help` lists"),
+    ],
+)
+def test_a_command_of_another_tool_is_told_with_the_right_word(word: str, right: str):
+    refusal = run(word, "demo").refusal
+    assert refusal.startswith(f"there is no command {word}")
+    assert right in refusal
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (("generate", "Hi", "--temp", "0"), "give --temperature"),
+        (("generate", "Hi", "--ctx-size", "4096"), "give --context"),
+        (("generate", "Hi", "--max-kv-size", "4096"), "give --context"),
+        (("generate", "Hi", "--kv-bits", "8"), "give --kv, as in --kv 8/8"),
+        (("chat", "--draft-model", "x"), "give --draft"),
+        (("chat", "--system-prompt", "x"), "give --system"),
+        (("generate", "-p", "Hi"), "PROMPT"),
+        (("chat", "--repeat-penalty", "1.1"), "give --repetition-penalty"),
+        (("chat", "--nothink"), "give --thinking off"),
+        (("serve", "--listen", "0.0.0.0"), "give --host"),
+        (("convert", "x", "-q"), "none is needed: `convert` quantizes"),
+        (("convert", "x", "--q-bits", "4"), "give --bits"),
+        (("convert", "x", "--mlx-path", "y"), "give --output"),
+        (("generate", "Hi", "--tempreature", "0"), "give --temperature"),
+        (("generate", "Hi", "--xyzzy"), "`magistral-mlx generate --help` lists"),
+    ],
+)
+def test_an_option_of_another_tool_is_told_with_the_right_word(words: tuple[str, ...], right: str):
+    assert right in run(*words).refusal
+
+
+def test_every_hint_names_words_that_there_are():
+    """Of the options in a hint, those that some command has; of the commands, all."""
+    helps = {name: run(name, "--help").stdout.decode() for name in COMMANDS}
+    for hint in hints.OPTIONS.values():
+        option = hint.split(",")[0].split(" ")[0]
+        if option.startswith("--"):
+            assert any(f"{option} " in text for text in helps.values()), option
+    for hint in hints.COMMANDS.values():
+        for quoted in hint.split("`")[1::2]:
+            word = quoted.split()[0]
+            assert word in (*COMMANDS, "cp", "hf", "magistral-mlx"), hint
+
+
+COMMANDS = (
+    *("generate", "chat", "serve", "traces", "convert", "plan", "doctor", "bench", "models"),
+    *("show", "pull", "rm"),
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str):
+    done = run(name, "-h")
+    assert (done.status, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: magistral-mlx {name}".encode())
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (("generate", "Hi", "--temperature", "-1"), "--temperature is -1.0; it must be 0"),
+        (("generate", "Hi", "--top-k", "x"), "--top-k is 'x'; it must be a whole number."),
+        (("generate", "Hi", "-n", "0"), "--max-tokens is 0; it must be 1 or more."),
+        (("generate", "Hi", "-s", "-1"), "--seed is -1; it must be from 0 to 4294967295."),
+        (("generate", "Hi", "--thinking", "5", "--min-thinking", "6"), "--min-thinking is 6, more"),
+        (("generate", "Hi", "--regex", "a", "--choice", "b"), "--regex and --choice exclude each"),
+        (("generate", "Hi", "--cache-size", "5GB"), "--cache-size needs a --cache-dir"),
+        (("generate", "Hi", "--cache-dir", ""), "--cache-dir is ''; it must be a name, not empty"),
+        (
+            ("generate", "Hi", "--memory-limit", "20xb"),
+            "--memory-limit is '20xb'; it must be a size",
+        ),
+        (
+            ("generate", "Hi", "--memory-limit", "1kb"),
+            "--memory-limit is 1000; it must be 64 MB or",
+        ),
+        (
+            ("generate", "Hi", "--kv", "3/3"),
+            "--kv is '3/3'; it must be one of full, 8/8, 8/4, 4/4.",
+        ),
+        (("generate", "Hi", "--logit-bias", "5"), "--logit-bias is '5'; it must be a token id and"),
+        (("generate", "Hi", "--dry-base", "0"), "--dry-base is 0.0; it must be 1 or more."),
+        (("generate", "Hi", "--logprobs"), "--logprobs and --top-logprobs need --json."),
+        (("generate", "Hi", "--system", "x", "--no-system"), "give only one of --system"),
+        (("generate", "Hi", "-f", "x"), "give the prompt as PROMPT or with --file, not both."),
+        (("generate",), "the prompt is empty."),
+        (("generate", "  "), "the prompt is empty."),
+        (("serve", "--port", "70000"), "--port is 70000; it must be from 0 to 65535."),
+        (("serve", "--parallel", "0"), "--parallel is 0; it must be 1 or more."),
+        (("serve", "--max-queue", "0"), "--max-queue is 0; it must be 1 or more."),
+        (("serve", "--keep-alive", "soon"), "--keep-alive is 'soon'; it must be a duration, as in"),
+        (("plan", "demo", "--model", "x"), "give the model once, as MODEL or with --model."),
+        (("plan", "a", "b"), "got unexpected extra argument (b)."),
+        (("bench", "--rounds", "0"), "--rounds is 0; it must be 1 or more."),
+        (("rm",), "name the model to delete"),
+        (("rm", "no-such-model"), "no-such-model is not among the models here"),
+        (("pull",), "name a model, as in pull"),
+    ],
+)
+def test_an_error_is_one_line_in_the_words_that_were_typed(words: tuple[str, ...], refusal: str):
+    assert run(*words).refusal.startswith(refusal)
+
+
+@pytest.mark.parametrize("words", [("plan", "demo", "--json"), ("plan", "-m", "demo", "--json")])
+def test_a_model_is_an_argument_or_an_option(words: tuple[str, ...]):
+    done = run(*words)
+    assert done.status == 0
+    assert b'"model": "demo"' in done.stdout
+
+
+def test_show_describes_a_model_without_loading_it():
+    lines = dict(line.split("  ", 1) for line in run("show", "demo").stdout.decode().splitlines())
+    assert lines["images"].strip() == "yes"
+    assert lines["thinking"].strip() == "yes"
+    assert int(lines["layers"].replace(",", "")) > 0
+
+
+def test_no_arguments_show_the_commands():
+    done = run()
+    assert done.status == 2
+    assert "generate  Answer a prompt" in done.stderr
