@@ -126,7 +126,7 @@ class File(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(incomplete, type="file")]
 
 
-class Model(File):
+class ModelName(File):
     """A model: shells complete those on this machine, and folders."""
 
     def shell_complete(
@@ -144,7 +144,7 @@ DURATION = Value(parse_duration)
 INTEGER = partial(Value, _parse_integer)
 NUMBER = partial(Value, _parse_number)
 FILE = File()
-MODEL = Model()
+MODEL = ModelName()
 
 
 class Option(click.Option):
@@ -158,7 +158,7 @@ class Option(click.Option):
 option = partial(click.option, cls=Option)
 
 
-class Command(click.Command):
+class SectionedCommand(click.Command):
     """A command whose `--help` groups its options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -172,7 +172,7 @@ class Command(click.Command):
                 formatter.write_dl(sections[section], col_max=26)
 
 
-command = partial(click.command, cls=Command)
+command = partial(click.command, cls=SectionedCommand)
 
 
 def declared(
