@@ -111,6 +111,7 @@ def test_dry_breaks_a_loop_that_greedy_decoding_is_caught_in() -> None:
     assert freed[10:12] == [10, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dry", [None, Dry()], ids=["no control", "a control"])
 def test_decoding_does_not_copy_the_cache(dry: Dry | None) -> None:
     """Steps over a cache of 32 MB take far less than that on top of it, though they are slow.

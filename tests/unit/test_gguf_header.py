@@ -141,6 +141,7 @@ def test_types_that_are_not_read_are_refused_by_name(write, kind: int, name: str
 GOOD = (GGUF / "small.Q4_K_M.gguf").read_bytes()[:4096]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     cut=st.integers(0, 4096), flips=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)))

@@ -140,6 +140,7 @@ def test_a_budget_closes_the_thinking_and_the_answer_follows(talker: Magistral):
     assert result.text == ANSWER
 
 
+@pytest.mark.slow
 def test_a_minimum_keeps_the_thinking_open(talker: Magistral):
     result = talker.generate("What?", min_thinking=20, max_tokens=30)
     assert result.usage.thinking_tokens >= 20
@@ -170,6 +171,7 @@ def test_a_biased_token_is_not_drawn(talker: Magistral):
     assert result.usage.thinking_tokens == 0
 
 
+@pytest.mark.slow
 def test_several_answers_to_one_prompt(endless: Magistral):
     options = Options(n=3, max_tokens=6, temperature=100.0, top_p=1.0, seed=5)
     events = list(endless.stream("Hi", options=options))
@@ -183,6 +185,7 @@ def test_several_answers_to_one_prompt(endless: Magistral):
         assert alone.text == sample.text
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_every_token(talker: Magistral):
     result = talker.generate("What?", logprobs=True, top_logprobs=2)
     assert len(result.logprobs) == result.usage.completion_tokens
@@ -262,6 +265,7 @@ def test_earlier_thinking_stays_unless_it_is_dropped(talker: Magistral):
     assert "[THINK]ask[/THINK]" in dropped  # the turn that is being answered
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_left_open_is_continued(talker: Magistral):
     opened = [User("What?"), Assistant("A red", THOUGHT, prefix=True)]
     result = talker.generate(opened)

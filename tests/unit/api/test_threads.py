@@ -30,6 +30,8 @@ from magistral_mlx.backend import mx
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 from tests.unit.api.conftest import ANSWER
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 30.0  # seconds after which something that should happen has not
 
 
@@ -95,7 +97,6 @@ def test_an_error_of_one_call_leaves_the_others_alone(talker: Magistral):
     assert in_threads(ask, fail, ask) == [ANSWER, "failed", ANSWER]
 
 
-@pytest.mark.slow
 def test_everything_at_once_from_several_threads(talker: Magistral):
     def act(seed: int) -> None:
         rng = random.Random(seed)
@@ -335,7 +336,6 @@ def heavy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MB = 1_000_000
 
 
-@pytest.mark.slow
 def test_closing_gives_the_memory_back(heavy_folder: Path):
     gc.collect()
     before = mx.get_active_memory()
@@ -371,7 +371,6 @@ def test_a_stream_keeps_its_model(talker_folder: Path):
     assert stream.result().text == ANSWER
 
 
-@pytest.mark.slow
 def test_memory_is_released_on_request_and_comes_back(heavy_folder: Path):
     image = PIL.Image.new("RGB", (300, 300))
     with Magistral.load(heavy_folder) as magistral:
@@ -444,7 +443,6 @@ _BODIES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", _BODIES)
 def test_python_leaves_at_once_whatever_is_going_on(endless_folder: Path, what: str):
     program = _LEAVING.format(body=_BODIES[what])

@@ -324,6 +324,7 @@ def test_a_prompt_is_read_in_smaller_parts_as_long_as_others_are_there(
     assert sizes[2 : 2 + few] == [100] * few
 
 
+@pytest.mark.slow
 def test_one_after_the_other_if_the_load_says_so(talker_folder: Path):
     with Magistral.load(talker_folder, parallel=1) as magistral:
         together = Together(magistral)
@@ -429,6 +430,7 @@ def test_closing_ends_all(endless_folder: Path):
     assert magistral.activity.running == magistral.activity.waiting == 0
 
 
+@pytest.mark.slow
 def test_memory_is_released_while_several_answer(demo: Magistral, alone: dict[str, Any]):
     def release(name: str, event: Event) -> None:
         if isinstance(event, WORDS) and len(together.log) % 10 == 0:
