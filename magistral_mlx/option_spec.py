@@ -31,6 +31,7 @@ class Kind:
         """
         if not isinstance(value, str):
             self._refuse(name, value)
+        check_unicode(name, value)
         return value
 
     @property
@@ -177,6 +178,8 @@ class Texts(Kind):
         texts = several(name, value)
         if len(texts) < self.least or not all(isinstance(t, str) and t for t in texts):
             self._refuse(name, value)
+        for text in texts:
+            check_unicode(name, text)
         return texts
 
     @property
@@ -245,6 +248,21 @@ def validate_options(options: Any, prefix: str = "") -> None:
         normal = spec.kind.validate(f"{prefix}{declared.name}", value)
         if normal is not value:
             object.__setattr__(options, declared.name, normal)
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Check that a text can be encoded.
+
+    Raises:
+        InvalidOption: it holds half of a surrogate pair, as bytes that are no UTF-8 become.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise InvalidOption(
+            f"{name} is not Unicode text: {half} at {error.start} is half of a surrogate pair."
+        ) from None
 
 
 def several(name: str, values: object) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.option_spec import Kind, several
+from magistral_mlx.option_spec import Kind, check_unicode, several
 
 _LARGEST_BIAS = 100
 
@@ -89,6 +89,11 @@ class JSONSchema(Kind):
                 raise InvalidOption(f"{name} is not JSON: {error}.") from error
         if schema is not True and not isinstance(schema, Mapping):
             self._refuse(name, schema)
+        try:
+            text = json.dumps(schema, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            return value  # what compiles it says why
+        check_unicode(name, text)
         return value
 
 
@@ -115,6 +120,7 @@ class SystemPrompt(Kind):
         from magistral_mlx.chat.messages import System
 
         if isinstance(value, str):
+            check_unicode(name, value)
             return System(value) if value else None
         if not isinstance(value, System | Default):
             self._refuse(name, value)

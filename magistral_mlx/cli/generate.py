@@ -13,7 +13,9 @@ from magistral_mlx.cli.generation import generation_options, options_of, system_
 from magistral_mlx.cli.loading import load_options, loading_options, model_option, open_model
 from magistral_mlx.cli.params import FILE, command, option
 from magistral_mlx.cli.process import quick_imports
+from magistral_mlx.cli.terminal import write
 from magistral_mlx.files import decode_text, read_text_file, without_final_newlines
+from magistral_mlx.option_spec import check_unicode
 
 if TYPE_CHECKING:
     from magistral_mlx.api.stream import Stream
@@ -60,6 +62,7 @@ def generate(prompt: str | None, images: tuple[str, ...], **options: Any) -> int
     """
     if (options["logprobs"] or options["top_logprobs"]) and not options["as_json"]:
         raise click.UsageError("--logprobs and --top-logprobs need --json.")
+    write("")  # a stdout that is closed costs no time then
     with quick_imports():
         settings = options_of(options)
         system = system_text(options)
@@ -112,6 +115,7 @@ def _read_prompt(prompt: str | None, file: str | None) -> str:
         text = prompt or ""
     if not text.strip():
         raise click.UsageError("the prompt is empty. Give a text, or - to read it from stdin.")
+    check_unicode("the prompt", text)
     return text
 
 

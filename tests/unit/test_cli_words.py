@@ -1,8 +1,12 @@
 """What people type: words of other tools, wrong ones, and values out of range."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from magistral_mlx.cli import hints
+from magistral_mlx.paths import demo_dir
 from tests.command_line import run
 
 
@@ -142,3 +146,45 @@ def test_no_arguments_show_the_commands():
     done = run()
     assert done.status == 2
     assert "generate  Answer a prompt" in done.stderr
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MAGISTRAL_MLX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_rm_deletes_a_conversion_and_nothing_beside_it(home: Path):
+    models = home / "home" / "models"
+    for name in ("mine-4bit", "other-4bit"):
+        shutil.copytree(demo_dir(), models / name)
+    assert "give --yes to delete" in run("rm", "mine-4bit").refusal
+    assert (models / "mine-4bit").exists()
+    done = run("rm", "mine-4bit", "--yes")
+    assert (done.status, done.stdout) == (0, b"")
+    assert "mine-4bit is deleted" in done.stderr
+    assert [path.name for path in models.iterdir()] == ["other-4bit"]
+
+
+def test_rm_deletes_a_whole_download(home: Path):
+    repo = home / "hub" / "models--someone--thing"
+    shutil.copytree(demo_dir(), repo / "snapshots" / ("a" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a" * 40)
+    assert run("rm", "-y", "-m", "someone/thing").status == 0
+    assert not repo.exists()
+
+
+def test_rm_leaves_models_of_others_alone(home: Path):
+    theirs = home / ".lmstudio" / "models" / "someone" / "thing"
+    shutil.copytree(demo_dir(), theirs)
+    assert "belongs to LM Studio" in run("rm", "someone/thing", "-y").refusal
+    assert theirs.exists()
+
+
+def test_pull_prints_the_folder_of_a_model_that_is_here(home: Path):
+    shutil.copytree(demo_dir(), home / "home" / "models" / "mine-4bit")
+    assert run("pull", "mine-4bit").stdout.decode().strip().endswith("models/mine-4bit")
