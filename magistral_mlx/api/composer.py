@@ -22,6 +22,7 @@ from magistral_mlx.api.history import (
 )
 from magistral_mlx.api.options import DEFAULT, Options
 from magistral_mlx.chat.messages import Message, RawPrompt, System
+from magistral_mlx.chat.normalize import normalized
 from magistral_mlx.chat.prompt import Prompt, encode, encode_raw
 from magistral_mlx.chat.system import default_system
 from magistral_mlx.errors import ContextOverflow, ImageError, InvalidOption
@@ -129,6 +130,7 @@ class Composer:
             speculation=options.speculation,
             thinking=self._thinking(options, prompt),
             grammar=self._grammar(options),
+            parallel_calls=options.parallel_tool_calls,
             vocabulary=self.vocabulary,
             dropped=dropped,
         )
@@ -142,7 +144,7 @@ class Composer:
     def _prepared(self, messages: Sequence[Message], options: Options) -> list[Message]:
         system = self.default_system if options.system is DEFAULT else options.system
         assert system is None or isinstance(system, System)
-        messages = with_system(messages, system)
+        messages = with_system(normalized(messages), system)
         if options.thinks and options.ask_for_thinking:
             messages = asking_for_thinking(messages, self.default_system)
         if not options.thinks:
@@ -286,14 +288,16 @@ class Composer:
             return compiler.choice(options.choice)
         return self._call_grammar(compiler, options)
 
-    def _call_grammar(self, compiler: GrammarCompiler, options: Options) -> Grammar:
+    def _call_grammar(self, compiler: GrammarCompiler, options: Options) -> Grammar | None:
         special = self.tokenizer.special
         if special.tool_calls is None or special.args is None:
-            raise InvalidOption(
-                "this model's tokenizer has no tokens for tool calls as of version 11, so they "
-                "cannot be held to a schema: leave out strict_tools, parallel_tool_calls=False and "
-                "tool_choice='required'."
-            )
+            if options.strict_tools or options.tool_choice == "required":
+                raise InvalidOption(
+                    "this model's tokenizer (older than version 11) does not mark a call's name "
+                    "and arguments, so calls can neither be required nor held to a schema: leave "
+                    "out strict_tools, tool_choice='required' and the choice of one tool."
+                )
+            return None  # surplus calls are dropped
         return compiler.tool_calls(
             {tool.name: tool.parameters for tool in options.offered_tools},
             call=special.tool_calls,

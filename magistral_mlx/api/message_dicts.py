@@ -187,15 +187,10 @@ def _call(call: Any, where: str) -> ToolCall:
     name, arguments, id = function.get("name"), function.get("arguments"), call.get("id")
     _expect(name, str, "text", f"{where}.function.name")
     _expect(id, (str, type(None)), "text", f"{where}.id")
-    if isinstance(arguments, Mapping):
-        return ToolCall(name, json.dumps(arguments, ensure_ascii=False), id)
-    _expect(arguments, str, "JSON text or a dict", f"{where}.function.arguments")
-    try:
-        parsed = json.loads(arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{where}.function.arguments is not JSON: {error}.") from error
-    _expect(parsed, dict, "a JSON object", f"{where}.function.arguments")
-    return ToolCall(name, arguments or "{}", id)
+    if isinstance(arguments, str):
+        return ToolCall(name, arguments or "{}", id)  # as the model wrote them, JSON or not
+    text = "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(name, text, id)
 
 
 def _plain(content: Any, where: str) -> str:

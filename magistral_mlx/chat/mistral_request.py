@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -21,6 +23,9 @@ from magistral_mlx.errors import ImageError, PromptError
 
 if TYPE_CHECKING:
     from mistral_common.protocol.instruct import chunk, messages, request, tool_calls
+
+
+_ID = re.compile(r"[a-zA-Z0-9]{9}")  # ids of calls that every tokenizer version accepts
 
 
 def build_mistral_request(
@@ -68,16 +73,19 @@ def _is_open(message: Message | None) -> TypeGuard[Assistant]:
 class _CallIds:
     """Gives ids to calls that have none, and pairs results with calls, in order.
 
-    Ids are counted per conversation, so the same conversation always gives the same prompt. Nine
-    digits are what every tokenizer version accepts.
+    Ids are counted per conversation, so the same conversation always gives the same prompt. Older
+    tokenizer versions accept nine letters and digits only: other ids are replaced by their hashes.
     """
 
     def __init__(self) -> None:
         self._fresh: Iterator[str] = (f"{n:09d}" for n in count(1))
+        self._calls: list[str] = []  # of the last turn with calls
         self._unanswered: deque[str] = deque()
 
     def of_calls(self, message: Assistant) -> list[str]:
-        ids = [call.id or next(self._fresh) for call in message.tool_calls]
+        ids = [_accepted(call.id or next(self._fresh)) for call in message.tool_calls]
+        if ids:
+            self._calls = ids
         self._unanswered = deque(ids)
         return ids
 
@@ -86,9 +94,20 @@ class _CallIds:
             raise PromptError("a tool result answers no call: every result needs a call before it.")
         if message.call_id is None:
             return self._unanswered.popleft()
-        if message.call_id in self._unanswered:
-            self._unanswered.remove(message.call_id)
-        return message.call_id
+        call_id = _accepted(message.call_id)
+        if call_id not in self._calls:
+            raise PromptError(
+                f"a tool result names the call {message.call_id[:100]!r}, which the model did not "
+                "make in its last turn. Give it the id of one of those calls."
+            )
+        if call_id in self._unanswered:
+            self._unanswered.remove(call_id)
+        return call_id
+
+
+def _accepted(id: str) -> str:
+    """`id`, or nine characters of its hash where the template would refuse it."""
+    return id if _ID.fullmatch(id) else hashlib.sha256(id.encode()).hexdigest()[:9]
 
 
 def _message(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from magistral_mlx.chat.image_tokens import with_image_token_limit
 from magistral_mlx.chat.messages import Message, RawPrompt, Tool
 from magistral_mlx.chat.mistral_request import build_mistral_request, ends_inside_thinking
+from magistral_mlx.chat.normalize import normalized
 from magistral_mlx.errors import PromptError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def encode(
     tools: Sequence[Tool] | None = None,
     image_tokens: int | None = None,
 ) -> Prompt:
-    """Encode `messages` with mistral-common's `encode_chat_completion`.
+    """Encode `messages`, normalized, with mistral-common's `encode_chat_completion`.
 
     `image_tokens` caps the tokens of each image; larger ones are scaled down.
 
@@ -51,6 +52,7 @@ def encode(
     import numpy as np
     from mistral_common.exceptions import MistralCommonException
 
+    messages = normalized(messages)
     try:
         request = build_mistral_request(
             messages,

@@ -32,6 +32,7 @@ class GenerationRequest:
     whether the caller asked for that number. stop_tokens: ids that end a sample; hidden_stops:
     those of them that do not count as the model's own end. stop: texts that end it.
     logprobs: None for none, k to report the k likeliest tokens beside each one.
+    parallel_calls: whether an answer may have more calls than one; surplus ones are dropped.
     speculation: where guesses come from. dropped: turns that did not fit into the context.
     """
 
@@ -48,5 +49,6 @@ class GenerationRequest:
     speculation: SpeculationOption = "auto"
     thinking: ThinkingRules | None = None
     grammar: Grammar | None = None
+    parallel_calls: bool = True
     vocabulary: Vocabulary | None = None
     dropped: TurnsDropped | None = None

@@ -28,6 +28,7 @@ class TokenEvents:
         self._seed = seed
         self._prompt_tokens = len(inputs.prompt)
         self._calls = 0
+        self._parallel = inputs.parallel_calls
 
     @property
     def thinking_tokens(self) -> int:
@@ -71,12 +72,16 @@ class TokenEvents:
                 text = self._stops.feed(piece.text)
                 if text:
                     shown.append(Text(text))
-            elif self.stopped_by is None:
+            elif self.stopped_by is None and not self._is_surplus(piece):
                 waiting = self._stops.finish()
                 if waiting:
                     shown.append(Text(waiting))
                 shown.append(self._with_id(piece))
         return shown
+
+    def _is_surplus(self, piece: Event) -> bool:
+        """Whether it is a call beyond the only one that is allowed."""
+        return isinstance(piece, ToolCall) and self._calls > 0 and not self._parallel
 
     def _with_id(self, piece: Event) -> Event:
         """Calls and their parts with an id."""

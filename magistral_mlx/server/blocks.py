@@ -7,6 +7,7 @@ come `SampleStart`, its prefill progress, its blocks (`BlockStart`, `BlockDelta`
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,6 +29,7 @@ from magistral_mlx.events import (
 )
 
 BlockKind = Literal["thinking", "text", "tool_call"]
+_MARKS = re.compile(r"\[(?:TOOL_CALLS|CALL_ID|ARGS)\]")  # which no content may hold
 
 
 @dataclass(eq=False)
@@ -182,8 +184,8 @@ class BlockReader:
             case MalformedCall(text):
                 if self._is_open("tool_call"):
                     yield from self._close(complete=False)
-                else:
-                    yield from self._text("text", text)
+                elif written := _MARKS.sub(" ", text).strip():
+                    yield from self._text("text", written)
             case Finished(reason):
                 yield from self._close(complete=reason == "stop")
                 self._sample.end = event

@@ -69,7 +69,7 @@ class MessageBuilder:
         """Add text of the model."""
         self._assistant()["content"] += text
 
-    def call(self, name: str, arguments: str | dict[str, Any], id: str | None) -> None:
+    def call(self, name: str, arguments: Any, id: str | None) -> None:
         """Add a tool call of the model."""
         call = {"id": id, "function": {"name": name, "arguments": arguments}}
         self._assistant().setdefault("tool_calls", []).append(call)

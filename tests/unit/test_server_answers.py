@@ -90,10 +90,10 @@ def test_what_a_person_should_know_is_noted():
 def test_a_call_that_is_none_becomes_text_with_a_note():
     events = (MalformedCall("[TOOL_CALLS]f", "it has no arguments"), end())
     choice = choice_of(*events)
-    assert choice["message"]["content"] == "[TOOL_CALLS]f" and choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == "f" and choice["finish_reason"] == "stop"
     assert choice["notes"] == ["What the model wrote as a tool call is none: it has no arguments."]
     assert [chunk["delta"].get("content") for chunk in chunks_of(*events)[1:]] == [
-        "[TOOL_CALLS]f",
+        "f",
         None,
     ]
 
@@ -103,6 +103,39 @@ def test_a_call_that_was_streamed_and_is_none_is_not_told_again():
     deltas = [chunk["delta"] for chunk in chunks_of(*events, end("length"))]
     assert sum("tool_calls" in delta for delta in deltas) == 2
     assert not any(delta.get("content") for delta in deltas)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[TOOL_CALLS]f[CALL_ID]x",
+        '[TOOL_CALLS][{"name": "f", "argu',
+        "[TOOL_CALLS]f g[ARGS]{}",
+        "[TOOL_CALLS]",
+    ],
+)
+def test_no_mark_of_a_call_is_content(written: str):
+    events = (Text("So. "), MalformedCall(written, "cut short"), end("length"))
+    choice = choice_of(*events)
+    streamed = [chunk["delta"].get("content") or "" for chunk in chunks_of(*events)]
+    content = choice["message"]["content"]
+    assert content == "".join(streamed) and content.startswith("So. ")
+    assert not any(mark in content for mark in ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"))
+
+
+@pytest.mark.parametrize("cut", ["", "{", '{"a": 1, "b": [2', "{'a'"])
+def test_a_call_that_was_cut_short_is_the_same_whole_and_streamed(cut: str):
+    parts = [ToolCallPart(0, "f", piece, "a") for piece in ("", *cut)]
+    events = (*parts, MalformedCall("[TOOL_CALLS]f[ARGS]" + cut, "cut short"), end("length"))
+    choice = choice_of(*events)
+    assert choice["finish_reason"] == "length" and choice["message"]["content"] is None
+    [call] = choice["message"]["tool_calls"]
+    assert (call["id"], call["function"]) == ("a", {"name": "f", "arguments": cut})
+    deltas = [chunk["delta"].get("tool_calls", [{}])[0] for chunk in chunks_of(*events)]
+    assert "".join(delta["function"]["arguments"] for delta in deltas if delta) == cut
+    [block] = MessageFormatter("m", 200).whole(sample_of(events)).content
+    expected = {"a": 1, "b": [2]} if cut.startswith('{"a"') else {}
+    assert block.type == "tool_use" and block.input == expected
 
 
 def test_calls_that_come_whole_are_streamed_and_counted_on():

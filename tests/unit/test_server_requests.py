@@ -276,3 +276,37 @@ def test_a_table_costs_no_more_errors_however_large_it_is():
     with pytest.raises(ValidationError, match="holds 20,000") as caught:
         chat(logit_bias=dict.fromkeys(map(str, range(_MANY)), "a"))
     assert caught.value.error_count() == 1
+
+
+def test_minus_one_is_no_limit_and_zero_is_none_at_all():
+    assert chat(max_tokens=-1).max_tokens is None
+    assert chat(max_completion_tokens=-1, max_tokens=7).max_tokens == 7
+    assert message(max_tokens=-1).max_tokens is None
+    assert response(max_output_tokens=-1).max_tokens is None
+    for wrong in (0, -2):
+        with pytest.raises(ValidationError):
+            chat(max_tokens=wrong)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"functions": [{"name": "f"}]},
+        {"functions": []},
+        {"function_call": "auto"},
+        {"function_call": {"name": "f"}},
+    ],
+)
+def test_legacy_functions_are_refused_by_name(fields: dict[str, Any]):
+    with pytest.raises(BadRequest, match="is the old name of tool") as refused:
+        chat(**fields)
+    assert refused.value.param in fields
+    assert chat(functions=None, function_call=None)
+
+
+def test_a_legacy_call_in_the_conversation_is_refused():
+    turn = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    body = {"messages": [HELLO, turn, HELLO]}
+    with pytest.raises(BadRequest, match="send tool_calls") as refused:
+        chat_messages(ChatRequest.model_validate(body))
+    assert refused.value.param == "messages[1].function_call"

@@ -135,10 +135,16 @@ def _block(block: OutputBlock, *, begun: bool = False) -> BlockOut:
     if block.kind == "thinking":
         signature = "" if begun else signature_of(text)
         return ThinkingBlockOut(type="thinking", thinking=text, signature=signature)
-    # The arguments of a call that was cut short are read as far as they go.
-    arguments = from_json(text, allow_partial="trailing-strings") if text else {}
-    arguments = arguments if isinstance(arguments, dict) else {}
-    return ToolUseBlockOut(type="tool_use", id=block.id, name=block.name, input=arguments)
+    return ToolUseBlockOut(type="tool_use", id=block.id, name=block.name, input=_input(text))
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """The arguments of a call; of one that was cut short, as far as they go."""
+    try:
+        found = from_json(arguments, allow_partial="trailing-strings")
+    except ValueError:  # the model wrote no JSON
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _delta(block: OutputBlock, text: str) -> DeltaOut:

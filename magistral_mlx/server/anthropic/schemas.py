@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from magistral_mlx.server.request_body import JSONObject, Many, RequestBody, RequestSchema, Some
+from magistral_mlx.server.request_body import (
+    JSONObject,
+    Many,
+    MaxTokens,
+    RequestBody,
+    RequestSchema,
+    Some,
+)
 from magistral_mlx.server.request_translation import FunctionOnly
 
 
@@ -72,7 +79,7 @@ class ToolUseBlock(RequestSchema):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: JSONObject
+    input: JsonValue = None
 
 
 class ToolResultBlock(RequestSchema):
@@ -184,8 +191,8 @@ class MessageRequest(CountRequest):
     """A conversation to answer. The fields that Anthropic's API lacks say so."""
 
     max_tokens: Annotated[
-        int | None,
-        Field(ge=1, description="Tokens to produce at most, thinking included."),
+        MaxTokens,
+        Field(description="Tokens to produce at most, thinking included."),
     ] = None
     stop_sequences: Annotated[Many[str] | None, Field(max_length=16)] = None
     stream: bool | None = None

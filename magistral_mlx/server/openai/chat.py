@@ -16,6 +16,7 @@ from magistral_mlx.server.openai.chat_format import ChatFormatter
 from magistral_mlx.server.openai.chat_response_schemas import ChatChunk, ChatCompletion
 from magistral_mlx.server.openai.chat_schemas import (
     AllowedToolsChoice,
+    AssistantMessage,
     ChatRequest,
     JSONFormat,
     NamedToolChoice,
@@ -96,7 +97,15 @@ def error_events(error: ErrorResponse) -> list[BaseModel]:
 
 
 def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """The messages as dicts for `to_messages`."""
+    """The messages as dicts for `to_messages`.
+
+    Raises:
+        BadRequest: a call in the legacy field.
+    """
+    for n, message in enumerate(request.messages):
+        if isinstance(message, AssistantMessage) and message.function_call is not None:
+            param = f"messages[{n}].function_call"
+            raise BadRequest(f"{param} is the old form of calls: send tool_calls.", param=param)
     return continue_last([message_dict(message) for message in request.messages])
 
 
@@ -106,6 +115,7 @@ def chat_options(request: ChatRequest) -> Options:
     Raises:
         InvalidOption, BadRequest: values that are out of range or exclude each other.
     """
+    _check_legacy(request)
     thinking = request.thinking
     options = sampling_options(request) | {
         "max_tokens": request.max_completion_tokens or request.max_tokens,
@@ -123,6 +133,12 @@ def chat_options(request: ChatRequest) -> Options:
         options |= _answer_options(request)
     options = {name: value for name, value in options.items() if value is not None}
     return Options(**options).seeded()
+
+
+def _check_legacy(request: ChatRequest) -> None:
+    for old, new in (("functions", "tools"), ("function_call", "tool_choice")):
+        if getattr(request, old) is not None:
+            raise BadRequest(f"{old} is not supported: it is the old name of {new}.", param=old)
 
 
 def _tool_options(request: ChatRequest) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
-from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema, Some
+from magistral_mlx.server.request_body import JSONObject, Many, MaxTokens, RequestSchema, Some
 from magistral_mlx.server.request_translation import (
     EFFORT_DESCRIPTION,
     Effort,
@@ -60,10 +60,10 @@ class ImagePart(RequestSchema):
 
 
 class EarlierFunctionCall(RequestSchema):
-    """A function's name and its arguments, as JSON text or an object."""
+    """A function's name and its arguments: text as the model wrote it, or a JSON value."""
 
     name: str
-    arguments: str | dict[str, JsonValue] = "{}"
+    arguments: JsonValue = None
 
 
 class EarlierToolCall(RequestSchema):
@@ -103,6 +103,7 @@ class AssistantMessage(RequestSchema):
     reasoning_content: str | None = None
     reasoning: Annotated[str | None, Field(description="Another name of reasoning_content.")] = None
     tool_calls: Many[EarlierToolCall] | None = None
+    function_call: Annotated[Any, Field(description="Refused: use tool_calls.")] = None
     prefix: Annotated[
         bool | None,
         Field(
@@ -229,16 +230,18 @@ class ChatRequest(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Annotated[
-        int | None,
-        Field(ge=1, description="Tokens to produce at most, thinking included."),
+        MaxTokens,
+        Field(description="Tokens to produce at most, thinking included."),
     ] = None
     max_tokens: Annotated[
-        int | None, Field(ge=1, description="The old name of max_completion_tokens.")
+        MaxTokens, Field(description="The old name of max_completion_tokens.")
     ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     tools: Many[Annotated[ChatTool, FunctionOnly]] | None = None
     tool_choice: ToolChoice | None = None
+    functions: Annotated[Any, Field(description="Refused: the old name of tools.")] = None
+    function_call: Annotated[Any, Field(description="Refused: old name of tool_choice.")] = None
     parallel_tool_calls: Annotated[
         bool | None, Field(description="False allows one call at most.")
     ] = None

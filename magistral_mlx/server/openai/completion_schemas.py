@@ -10,6 +10,7 @@ from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.server.openai.chat_schemas import StreamOptions
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 from magistral_mlx.server.openai.usage import ChatUsage
+from magistral_mlx.server.request_body import MaxTokens
 from magistral_mlx.server.shared_fields import GenerationTimings, Notes, PromptProgress
 
 Ids = Annotated[list[int], Field(min_length=1, max_length=500_000, fail_fast=True)]
@@ -36,7 +37,7 @@ class CompletionRequest(SamplingFields):
         ),
     ]
     max_tokens: Annotated[
-        int | None, Field(ge=1, description="Tokens to produce at most; 16 if left out.")
+        MaxTokens, Field(description="Tokens to produce at most; 16 if left out.")
     ] = None
     echo: Annotated[
         bool | None, Field(description="Put the prompt before the text. Not with token ids.")

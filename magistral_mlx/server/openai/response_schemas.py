@@ -10,6 +10,7 @@ from magistral_mlx.server.openai.chat_schemas import JSONFormat, TextFormat, Thi
 from magistral_mlx.server.request_body import (
     JSONObject,
     Many,
+    MaxTokens,
     RequestBody,
     RequestSchema,
     Some,
@@ -177,7 +178,7 @@ class ResponseRequest(RequestBody):
     ] = None
     stream: bool | None = None
     max_output_tokens: Annotated[
-        int | None, Field(ge=1, description="Tokens to produce at most, thinking included.")
+        MaxTokens, Field(description="Tokens to produce at most, thinking included.")
     ] = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     top_p: Annotated[float | None, Field(ge=0, le=1)] = None

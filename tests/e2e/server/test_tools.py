@@ -122,7 +122,7 @@ def test_a_tools_result_is_answered(caller: Server):
     second = client.chat.completions.create(messages=turns, **options)
     assert second.choices[0].message.content == "Zero"
     turns[-1] = result | {"tool_call_id": "another"}
-    with pytest.raises(openai.BadRequestError, match="Unexpected tool call id"):
+    with pytest.raises(openai.BadRequestError, match="names the call 'another'"):
         client.chat.completions.create(messages=turns, **options)
 
 
