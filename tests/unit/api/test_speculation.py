@@ -52,7 +52,7 @@ def test_an_answer_that_is_stopped_by_hand_has_no_token_twice(endless: Magistral
 @pytest.mark.parametrize("option", ["fast", None, 3])
 def test_an_unknown_way_to_guess_is_refused(talker: Magistral, option: object) -> None:
     with pytest.raises(
-        InvalidOption, match=r"speculation is .*; it must be auto, off, ngram, draft\."
+        InvalidOption, match=r"speculation is .*; it must be one of auto, off, ngram, draft\."
     ):
         talker.generate("Hi", speculation=option)  # type: ignore[arg-type]
 
