@@ -3,6 +3,8 @@
 Two formats are read: Hugging Face's `config.json` (nested, or flat for text-only models, with the
 rope settings flat or under `rope_parameters`) and Mistral's own `params.json`. Both become a
 `ModelConfig`, and nothing else in the project reads either file.
+
+The file is longer than others because it knows every spelling of two formats.
 """
 
 from __future__ import annotations

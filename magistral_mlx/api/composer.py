@@ -1,6 +1,9 @@
 """From messages and options to the frozen inputs of a request, before MLX comes in.
 
 Whatever is wrong with a request is found here, in the caller's thread, before it queues.
+
+The file is longer than others because each part of a request depends on the tokenizer and the
+options that one object knows.
 """
 
 from __future__ import annotations

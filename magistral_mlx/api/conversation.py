@@ -1,4 +1,8 @@
-"""A conversation that keeps its history."""
+"""A conversation that keeps its history.
+
+The file is longer than others because each way to answer stands in it twice, for threads and for
+asyncio, with its docstring.
+"""
 
 from __future__ import annotations
 

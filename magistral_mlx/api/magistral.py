@@ -1,4 +1,8 @@
-"""`Magistral`: a loaded model that is asked from any thread."""
+"""`Magistral`: a loaded model that is asked from any thread.
+
+The file is longer than others because it is the public face of a model: each method has its
+docstring, and most a twin for asyncio.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How one answer is generated: every option that `generate`, `stream` and a chat take."""
+"""How one answer is generated: every option that `generate`, `stream` and a chat take.
+
+The file is longer than others because it declares every option, with its range and its help.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,15 @@
-"""Who is answered when: several answers in one pass, prompts in between.
+"""Continuous batching: which requests are admitted, prefilled and decoded in each step.
 
-A step lets in who fits into memory, reads one part of one prompt if one's turn has come, and gives
-everybody whose prompt has been read the next token. So an answer joins and leaves at any token, and
-nobody waits longer than for a part of another's prompt. Everything but what is said to be for any
-thread runs on the worker thread.
+A step admits requests that fit into memory, prefills one chunk of one prompt if one is due, and
+decodes one token of every request whose prompt is in its caches. So a request joins and leaves at
+any token, and waits for no more than a chunk of another's prompt. Everything runs on the worker
+thread unless it is marked as being for any thread.
 
-Memory. An answer with `max_tokens` is let in when all of it fits, and comes to its end. One
-without is let in with room for some thousand tokens; when it needs more than there is, it stands
-still until another one ends. If all that run stand still, the newest of these ends for "memory".
+A request with `max_tokens` is admitted when all of it fits, and finishes. One without starts with
+memory for some thousand tokens; when it needs more than is left, it pauses until another finishes.
+If all pause, the newest of them ends with the reason "memory".
+
+The file is longer than others because all stages of a step work on the same queues.
 """
 
 from __future__ import annotations
