@@ -90,7 +90,7 @@ class Assistant:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool returned. Without `call_id` it answers the next unanswered call."""
+    """The result of a tool call. Without `call_id` it answers the next unanswered call."""
 
     content: str
     call_id: str | None = None

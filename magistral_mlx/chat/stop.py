@@ -32,7 +32,7 @@ class StopStrings:
         return text[: len(text) - waits]
 
     def finish(self) -> str:
-        """What still waits when the generation ends."""
+        """Return the text that is still held back when the generation ends."""
         waiting, self._waiting = self._waiting, ""
         return waiting
 

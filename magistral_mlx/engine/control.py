@@ -56,7 +56,7 @@ class Control:
             self._remember(token)
 
     def constraints(self) -> DrawConstraints:
-        """What holds for the next token."""
+        """Return the constraints of the next token."""
         thinking = self.thinking
         if thinking and thinking.forced:
             return DrawConstraints(forced=thinking.forced)

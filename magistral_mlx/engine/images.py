@@ -56,7 +56,7 @@ def token_keys(
 
 
 def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """How many leading elements are the same in both."""
+    """Return the number of leading elements that both have in common."""
     length = min(len(a), len(b))
     different = a[:length] != b[:length]
     return int(different.argmax()) if different.any() else length

@@ -123,7 +123,7 @@ def prefill(
 
 
 def _end(start: int, total: int, chunk: int, snapshots: int) -> int:
-    """Where a chunk ends. One ends, and is marked, a question's length before the prompt does."""
+    """Return the end of a chunk; one ends with a snapshot `_QUESTION` tokens before the prompt."""
     end = min(start + chunk, total)
     question = total - _QUESTION
     return question if snapshots and start < question < end else end

@@ -115,7 +115,7 @@ class SequenceState:
 
     @property
     def thinking_end(self) -> ThinkingEnd | None:
-        """How the trace ended; None if there was none, or it is still open."""
+        """Why the trace ended; None without a trace, or while it is open."""
         return self._thinking.end if self._thinking else None
 
     @property
@@ -203,7 +203,7 @@ class SequenceState:
     # Within a pass
 
     def guesses(self) -> list[int]:
-        """Draft tokens worth verifying together with the pending token; none where none pays.
+        """Draft tokens worth verifying together with the pending token; empty where none pays.
 
         Waits for the pending token only where draft tokens are in sight.
         """
@@ -289,7 +289,7 @@ def _token(draw: SampledToken, forced: Forced | None) -> Token:
 
 
 def _returned(steps: Generator[Prefill, int | None, mx.array]) -> mx.array:
-    """What `steps` return after their last one."""
+    """Return the value that the generator `steps` returns at its end."""
     try:
         next(steps)
     except StopIteration as end:
