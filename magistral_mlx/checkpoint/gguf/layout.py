@@ -80,8 +80,8 @@ def _fit_groups(decoded: Decoded, scheme: Quantization, code_bits: int) -> Decod
     runs, blocks, width = decoded.codes.shape
     groups = runs * width // scheme.group_size
     ends = decoded.offset + np.float32(2**code_bits - 1) * decoded.scale
-    lowest = np.minimum(decoded.offset, ends).reshape(blocks, groups, -1).min(axis=-1)
-    highest = np.maximum(decoded.offset, ends).reshape(blocks, groups, -1).max(axis=-1)
+    lowest = _halved(np.minimum, np.minimum(decoded.offset, ends).reshape(blocks, groups, -1))
+    highest = _halved(np.maximum, np.maximum(decoded.offset, ends).reshape(blocks, groups, -1))
     most = 2**scheme.bits - 1
     offset = _short(lowest)
     scale = _short((highest - offset) / most)
@@ -95,6 +95,13 @@ def _fit_groups(decoded: Decoded, scheme: Quantization, code_bits: int) -> Decod
     values += _by_run(term, runs)
     np.clip(values, 0, most, out=values)
     return Decoded(values.astype(np.uint8), scale, offset)
+
+
+def _halved(pick: np.ufunc, values: Floats) -> Floats:
+    """(B, groups, a power of 2) -> (B, groups): `pick.reduce`, which is slow for a few values."""
+    while (half := values.shape[-1] // 2) > 0:
+        values = pick(values[..., :half], values[..., half:])
+    return values[..., 0]
 
 
 def _by_run(values: Floats, runs: int) -> Floats:
