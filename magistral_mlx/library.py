@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.gguf.files import SUFFIX, ollama_models, sibling_parts
 from magistral_mlx.checkpoint.support import check_supported, stored_bits
 from magistral_mlx.errors import MagistralError, ModelNotFound, UnsupportedModel
 from magistral_mlx.files import user_path
 from magistral_mlx.hub import DownloadProgress, resolve
 from magistral_mlx.hub.cache import known_commit
 from magistral_mlx.hub.client import hub_cache
+from magistral_mlx.hub.gguf import labels, select_model
 from magistral_mlx.hub.repository import RepoRef, parse_repo, select_weight_files
-from magistral_mlx.paths import DEMO, conversion_dir, conversions_dir, demo_dir, lmstudio_dirs
+from magistral_mlx.paths import (
+    DEMO,
+    conversion_dir,
+    conversions_dir,
+    demo_dir,
+    lmstudio_dirs,
+    ollama_dir,
+)
 
 __all__ = [
     "FoundModel",
@@ -29,8 +39,8 @@ __all__ = [
     "locate",
 ]
 
-Source = Literal["conversions", "hub", "lmstudio"]
-_SOURCES: tuple[Source, ...] = ("conversions", "hub", "lmstudio")
+Source = Literal["conversions", "hub", "lmstudio", "ollama"]
+_SOURCES: tuple[Source, ...] = ("conversions", "hub", "lmstudio", "ollama")
 _FAMILY = "magistral"
 _ADVICE = (
     "Convert one with `magistral-mlx convert mistralai/Magistral-Small-2509` (downloads 48 GB, "
@@ -43,8 +53,9 @@ _ADVICE = (
 class FoundModel:
     """One checkpoint that this package can run, or could if it were complete.
 
-    `name` is what `--model` takes. `bits` is None for unquantized weights. A model that is not
-    `complete` lacks files, or has damaged ones; `problem` then says what is wrong.
+    `name` is what `--model` takes. `path` is a folder, or the first file of a GGUF model. `bits` is
+    None for unquantized weights. A model that is not `complete` lacks files, or has damaged ones;
+    `problem` then says what is wrong.
     """
 
     name: str
@@ -58,13 +69,14 @@ class FoundModel:
 
 
 def find_models() -> list[FoundModel]:
-    """Find every supported model: conversions, the hub's cache, LM Studio's.
+    """Find every supported model: conversions, the hub's cache, LM Studio's, Ollama's.
 
     Reads configurations and the headers of weight files, never the weights.
     """
     found: dict[Path, FoundModel] = {}
     for source in _SOURCES:
-        models = [_inspect(name, path, source) for name, path in _folders(source)]
+        places = (*_folders(source), *_gguf_files(source))
+        models = [_inspect(name, path, source) for name, path in places]
         for model in sorted(filter(None, models), key=lambda model: model.name.lower()):
             found.setdefault(model.path.resolve(), model)
     return list(found.values())
@@ -74,12 +86,14 @@ def default_model() -> Path:
     """Return the model that runs when none is named.
 
     A 4-bit conversion in the user's cache, else a quantized model found in the hub's cache or in
-    LM Studio's folder: Magistral before others, 4 bits before more, with vision before without.
+    LM Studio's folder: Magistral before others, 4 bits before more, with vision before without. A
+    GGUF file only where there is nothing else: its tokenizer may be missing.
     Unquantized models are never chosen: they would fill the memory of most machines.
     Raises `ModelNotFound` with the command that gets one.
     """
     models = [model for model in find_models() if model.complete]
     quantized = [model for model in models if model.bits is not None]
+    quantized = [model for model in quantized if model.path.is_dir()] or quantized
     if quantized:
         return min(quantized, key=_rank).path
     if models:
@@ -95,7 +109,7 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
     """Return the local folder of the model that `--model` names, downloading it if needed.
 
     None is `default_model`, "demo" the embedded one; else a folder, a conversion in the user's
-    cache, a model of LM Studio's, or a repository on the hub (see `hub.resolve`). Raises
+    cache, a model of LM Studio's or Ollama's, or one on the hub (see `hub.resolve`). Raises
     `ModelNotFound` with the names here that are alike.
     """
     if name is None:
@@ -117,8 +131,10 @@ def find_by_name(name: str) -> Path | None:
 
     A damaged one of LM Studio's is passed over, as its name is that of a repository as well.
     """
-    for source in ("conversions", "lmstudio"):
-        for known, path in _folders(source):
+    for source in _SOURCES:
+        if source == "hub":
+            continue
+        for known, path in (*_folders(source), *_gguf_files(source)):
             if known.lower() == name.lower():
                 model = _inspect(known, path, source)
                 if model is not None and (model.complete or source == "conversions"):
@@ -155,10 +171,24 @@ def _folders(source: Source) -> Iterator[tuple[str, Path]]:
         yield from _snapshots()
     elif source == "conversions":
         yield from ((path.name, path) for path in _subfolders(conversions_dir()))
-    else:
+    elif source == "lmstudio":
         for root in lmstudio_dirs():
             for owner in _subfolders(root):
                 yield from ((f"{owner.name}/{path.name}", path) for path in _subfolders(owner))
+
+
+def _gguf_files(source: Source) -> Iterator[tuple[str, Path]]:
+    """Names of GGUF models and the first file of each: `owner/name:Q4_K_M`, as on the hub, and
+    Ollama's own names. Parts that are missing are found out later."""
+    if source == "ollama":
+        yield from ollama_models(ollama_dir()).items()
+        return
+    for name, folder in _folders(source):
+        files = [path.relative_to(folder).as_posix() for path in folder.glob(f"**/*{SUFFIX}")]
+        for label in labels(files):
+            parts = select_model(files, label)
+            if parts is not None:
+                yield f"{name}:{label}", folder / parts[0]
 
 
 def _snapshots() -> Iterator[tuple[str, Path]]:
@@ -189,6 +219,8 @@ def _inspect(name: str, folder: Path, source: Source) -> FoundModel | None:
 
     A damaged model is returned with its `problem`, so that one folder never hides the others.
     """
+    if folder.is_file():
+        return _inspect_gguf(name, folder, source)
     try:
         files = [entry for entry in folder.iterdir() if entry.is_file()]
         size = sum(file.stat().st_size for file in files)
@@ -209,6 +241,29 @@ def _inspect(name: str, folder: Path, source: Source) -> FoundModel | None:
     except (MagistralError, OSError) as error:
         return FoundModel(name, folder, source, size, bits, has_vision, False, str(error))
     return FoundModel(name, folder, source, size, bits, has_vision, True)
+
+
+def _inspect_gguf(name: str, path: Path, source: Source) -> FoundModel | None:
+    """Inspect a GGUF model, as `_inspect` does a folder."""
+    try:
+        checkpoint = Checkpoint.open(path)
+    except UnsupportedModel:
+        return None
+    except (MagistralError, OSError) as error:
+        parts = (path.with_name(part) for part in sibling_parts(path.name))
+        size = sum(part.stat().st_size for part in parts if part.is_file())
+        return FoundModel(name, path, source, size, None, False, False, str(error))
+    files = {tensor.file for tensor in checkpoint.tensors.values()}
+    bits = Counter(scheme.bits for scheme in checkpoint.quantized.values()).most_common(1)
+    return FoundModel(
+        name,
+        path,
+        source,
+        sum(file.stat().st_size for file in files),
+        bits[0][0] if bits else None,
+        has_vision=checkpoint.config.vision is not None,
+        complete=True,
+    )
 
 
 def _is_downloading(folder: Path, source: Source) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from magistral_mlx.files import user_path
 from magistral_mlx.hub.cache import repo_of_snapshot
+from magistral_mlx.hub.gguf import parse_gguf
 from magistral_mlx.hub.repository import parse_repo
 
 DEMO = "demo"
@@ -56,13 +57,20 @@ def lmstudio_dirs() -> list[Path]:
     return list(dict.fromkeys(existing))
 
 
+def ollama_dir() -> Path:
+    """Ollama's folder of manifests and blobs; OLLAMA_MODELS names another. It may not exist."""
+    return Path(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models").expanduser()
+
+
 def _base_name(source: str) -> str:
     folder = user_path(source)
     if source == DEMO or folder.absolute() == demo_dir():
         return DEMO
     if folder.is_file():
         return re.sub(r"-\d{5}-of-\d{5}$", "", folder.name.removesuffix(".gguf"))
-    ref = parse_repo(source)
+    ref, gguf = parse_repo(source), parse_gguf(source)
+    if gguf is not None and not folder.is_dir():
+        return f"{gguf.ref.repo.split('/')[1].removesuffix('-GGUF')}-{gguf.label}"
     if folder.is_dir() or ref is None:
         repo = repo_of_snapshot(folder)
         return repo.split("/")[1] if repo else folder.resolve().name

@@ -1,9 +1,10 @@
-"""Headers of safetensors files on the hub, read without their weights."""
+"""Headers of safetensors and GGUF files on the hub, read without their weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from magistral_mlx.checkpoint.gguf.header import GgufFile, parse_gguf
 from magistral_mlx.checkpoint.header import (
     LENGTH_BYTES,
     StoredTensor,
@@ -15,6 +16,7 @@ from magistral_mlx.hub.client import current_hub, hub_headers, raise_for_status
 from magistral_mlx.hub.errors import hub_errors
 
 _FIRST_BYTES = 128 << 10  # a shard's header has been a tenth of that
+_FIRST_GGUF_BYTES = 16 << 20  # vocabulary included
 _RETRIES = 3
 
 
@@ -30,6 +32,17 @@ def read_remote_header(model: RemoteModel, file: RemoteFile, path: Path) -> dict
     if end > len(data):
         data = _read_start(model, file, end)
     return parse_header(path, data[LENGTH_BYTES:end], file.size)
+
+
+def read_remote_gguf(model: RemoteModel, file: RemoteFile, path: Path) -> GgufFile:
+    """Return the header of a GGUF file, as if it were at `path` already; raises as above."""
+    count = _FIRST_GGUF_BYTES
+    while True:
+        data = _read_start(model, file, min(count, file.size))
+        found = parse_gguf(path, data, file.size)
+        if found is not None:
+            return found
+        count *= 4
 
 
 def _read_start(model: RemoteModel, file: RemoteFile, count: int) -> bytes:

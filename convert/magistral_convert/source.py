@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magistral_convert.options import UNQUANTIZED, ConvertOptions, Downloading, OnConversionProgress
-from magistral_convert.remote_headers import read_remote_header
+from magistral_convert.remote_headers import read_remote_gguf, read_remote_header
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout
-from magistral_mlx.checkpoint.gguf.checkpoint import open_gguf
+from magistral_mlx.checkpoint.gguf.checkpoint import gguf_checkpoint, open_gguf
 from magistral_mlx.checkpoint.gguf.files import gguf_of
 from magistral_mlx.checkpoint.header import FLOATS, StoredTensor
 from magistral_mlx.checkpoint.names import LANGUAGE
@@ -33,6 +33,7 @@ from magistral_mlx.hub.cache import (
     repo_of_snapshot,
     snapshot_folder,
 )
+from magistral_mlx.hub.gguf import RemoteGguf, cached_gguf, parse_gguf, remote_gguf
 from magistral_mlx.hub.tokenizer_source import local_base_models
 from magistral_mlx.library import find_by_name, locate
 from magistral_mlx.paths import DEMO, demo_dir
@@ -67,6 +68,8 @@ class Source(Protocol):
 def raw_config(source: Source) -> Mapping[str, Any] | None:
     """Read the source's config.json; None where it has only params.json."""
     path = source.folder / "config.json"
+    if source.checkpoint.layout == "gguf":
+        return None
     return read_json(path) if path.is_file() else None
 
 
@@ -92,10 +95,13 @@ def open_source(
     text = os.fspath(name)
     if text == DEMO:
         text = str(demo_dir())
-    ref = None if os.path.exists(os.path.expanduser(text)) else parse_repo(text)
+    here = os.path.exists(os.path.expanduser(text))
+    ref, wanted = (None, None) if here else (parse_repo(text), parse_gguf(text))
     cached = cached_snapshot(ref) if ref else None
     source: Source
-    if ref and not cached:
+    if wanted and not cached_gguf(wanted):
+        source = _open_remote_gguf(remote_gguf(wanted), downloads, keep=options.keep_source)
+    elif ref and not cached:
         source = _open_remote(remote_files(ref), downloads, keep=options.keep_source)
     else:
         folder = cached or resolve(text)
@@ -188,8 +194,10 @@ class HubSource:
             if on_progress:
                 on_progress(Downloading(file.name, done, total))
 
-        directory = None if self.keep else file.parent
-        download_file(self.model, self._files[file], directory, on_progress=report)
+        remote = self._files[file]
+        depth = remote.name.count("/")  # of a GGUF model whose files have a folder of their own
+        directory = None if self.keep else file.parents[depth]
+        download_file(self.model, remote, directory, on_progress=report)
 
     def release(self, file: Path) -> None:
         if not self.keep:
@@ -223,6 +231,22 @@ def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSourc
     return HubSource(model, folder, checkpoint, keep, files)
 
 
+def _open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubSource:
+    """Download the small files and read the headers of a GGUF model, without its weights."""
+    model = found.model
+    towers = [found.mmproj] if found.mmproj else []
+    weights = [*found.parts, *towers]
+    for file in model.files:
+        if file not in weights:
+            download_file(model, file)
+    folder = snapshot_folder(model.ref.repo, model.commit)
+    place = folder if keep else downloads
+    headers = [read_remote_gguf(model, file, place / file.name) for file in weights]
+    parts, tower = headers[: len(found.parts)], headers[len(found.parts) :]
+    checkpoint = gguf_checkpoint(Path(str(model.ref)), parts, tower[0] if tower else None)
+    return HubSource(model, folder, checkpoint, keep, {place / file.name: file for file in weights})
+
+
 def read_headers(name: str) -> Checkpoint:
     """Read the headers of a model by any name that a user gives it, without its weights.
 
@@ -231,7 +255,10 @@ def read_headers(name: str) -> Checkpoint:
         CheckpointError: the checkpoint is damaged or incomplete.
     """
     here = os.path.exists(os.path.expanduser(name)) or find_by_name(name) is not None
-    ref = None if here else parse_repo(name)
+    ref, wanted = (None, None) if here else (parse_repo(name), parse_gguf(name))
+    if wanted and not cached_gguf(wanted):
+        with tempfile.TemporaryDirectory() as downloads:
+            return _open_remote_gguf(remote_gguf(wanted), Path(downloads), keep=False).checkpoint
     if ref and not cached_snapshot(ref):
         with tempfile.TemporaryDirectory() as downloads:
             return _open_remote(remote_files(ref), Path(downloads), keep=False).checkpoint

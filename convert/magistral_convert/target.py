@@ -9,6 +9,7 @@ from magistral_convert.options import UNQUANTIZED, ConvertOptions
 from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.files import gguf_of, read_parts
 from magistral_mlx.errors import InvalidOption, TargetExists
+from magistral_mlx.hub.gguf import parse_gguf
 from magistral_mlx.paths import conversion_dir
 
 
@@ -33,6 +34,8 @@ def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
     """What tells this conversion from others of the same source; a GGUF file's name tells its
     type, and so it is empty where that is kept."""
     place = Path(source).expanduser()
+    if not place.exists() and parse_gguf(os.fspath(source)):
+        return options.label if options.mode == UNQUANTIZED or options.asks_to_quantize else ""
     gguf = gguf_of(place) if place.exists() else None
     if gguf is None or options.mode == UNQUANTIZED or options.asks_to_quantize:
         return options.label

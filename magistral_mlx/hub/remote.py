@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,13 +69,18 @@ def remote_files(ref: RepoRef) -> RemoteModel:
     if not select_weight_files(names) or not names & {"config.json", "params.json"}:
         raise ModelNotFound(
             f"{ref} holds no checkpoint that runs here. Expected config.json and *.safetensors "
-            "files (GGUF ones are for llama.cpp)."
+            f"files, or GGUF ones, which are named as in {ref}:Q4_K_M."
         )
     return listing
 
 
-def list_files(ref: RepoRef, *, needed: Sequence[str] | None) -> RemoteModel:
-    """List the `needed` files that a repository has; None lists all of a checkpoint."""
+def list_files(
+    ref: RepoRef, *, needed: Sequence[str] | Callable[[Iterable[str]], Sequence[str]] | None
+) -> RemoteModel:
+    """List the `needed` files that a repository has; None lists all of a checkpoint.
+
+    A function selects them from the names of all files.
+    """
     hub = current_hub()
     hub.require_online(str(ref))
     with hub_errors(hub, ref), hub_responses(hub):
@@ -83,7 +88,8 @@ def list_files(ref: RepoRef, *, needed: Sequence[str] | None) -> RemoteModel:
             ref.repo, revision=ref.revision, files_metadata=True, timeout=_API_TIMEOUT
         )
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        wanted = needed_files(siblings) if needed is None else needed
+        select = needed_files if needed is None else needed
+        wanted = select(siblings) if callable(select) else select
         if info.sha is None:
             raise ValueError("it names no commit")
         files = [_file(hub, ref, info.sha, siblings[name]) for name in wanted if name in siblings]

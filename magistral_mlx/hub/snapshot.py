@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from magistral_mlx.hub.cache import (
 )
 from magistral_mlx.hub.client import current_hub, file_lock, hub_headers
 from magistral_mlx.hub.errors import free_space_advice, hub_errors, storage_error
+from magistral_mlx.hub.gguf import GgufRef, cached_gguf, parse_gguf, remote_gguf
 from magistral_mlx.hub.partial import bytes_on_disk
 from magistral_mlx.hub.remote import RemoteFile, RemoteModel, list_files, remote_files
 from magistral_mlx.hub.repository import RepoRef, missing_weights, parse_repo
@@ -56,11 +57,13 @@ def resolve(
         raise ModelNotFound(
             f"{text} is a file, and not a GGUF one. Name the folder of a model, or a GGUF file."
         )
-    ref = parse_repo(text)
+    ref, gguf = parse_repo(text), parse_gguf(text)
+    if gguf is not None:
+        return _resolve_gguf(gguf, on_progress)
     if ref is None:
         raise ModelNotFound(
             f"there is no folder {text}, and it is not the name of a repository on the hub "
-            "(owner/name). Name one of the two."
+            "(owner/name, or owner/name:Q4_K_M for GGUF files). Name one of the two."
         )
     cached = cached_snapshot(ref)
     if cached is not None and not update:
@@ -73,6 +76,18 @@ def resolve(
         if cached is not None:
             return cached
         raise
+
+
+def _resolve_gguf(wanted: GgufRef, on_progress: DownloadProgress | None) -> Path:
+    """The first file of a GGUF model in the hub's cache, downloaded where it is not there."""
+    if (cached := cached_gguf(wanted)) is not None:
+        return cached
+    found = remote_gguf(wanted)
+    folder = snapshot_folder(wanted.ref.repo, found.model.commit)
+    _check_cache_space(found.model)
+    _fetch_all(found.model, on_progress)
+    _remember(found.model)
+    return folder / found.parts[0].name
 
 
 def download_file(
@@ -95,7 +110,7 @@ def download_file(
     blob = blob_path(model.ref.repo, file.etag)
     hub = current_hub()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         if blob.is_file() and blob.stat().st_size == file.size:
             with suppress(OSError):  # no links on this disk: download
@@ -151,22 +166,12 @@ def _download(ref: RepoRef, on_progress: DownloadProgress | None) -> Path:
     """Download what is missing of `ref` and return its snapshot folder."""
     model = remote_files(ref)
     folder = snapshot_folder(ref.repo, model.commit)
-    done = 0
 
-    def report(of_file: int, _: int) -> None:
-        if on_progress is not None:
-            on_progress(done + of_file, model.size)
+    def before_weights() -> None:
+        check_supported(folder)
+        _check_cache_space(model)
 
-    space_checked = False
-    weights = set(model.weights)
-    for file in model.files:
-        if file in weights and not space_checked:
-            check_supported(folder)
-            _check_cache_space(model)
-            space_checked = True
-        _into_cache(model, file, report)
-        done += file.size
-        report(0, 0)
+    _fetch_all(model, on_progress, before_weights)
     _remember(model)
     if missing := missing_weights(folder):
         if missing[0].endswith(".json"):
@@ -175,6 +180,26 @@ def _download(ref: RepoRef, on_progress: DownloadProgress | None) -> Path:
             f"{ref} is incomplete on the hub: its index names {missing[0]}, which it does not have."
         )
     return folder
+
+
+def _fetch_all(
+    model: RemoteModel,
+    on_progress: DownloadProgress | None,
+    before_weights: Callable[[], None] = lambda: None,
+) -> None:
+    """Bring every file of a model into the cache, in order."""
+    done, weights = 0, model.weights
+
+    def report(of_file: int, _: int) -> None:
+        if on_progress is not None:
+            on_progress(done + of_file, model.size)
+
+    for file in model.files:
+        if weights and file == weights[0]:
+            before_weights()
+        _into_cache(model, file, report)
+        done += file.size
+        report(0, 0)
 
 
 def _check_cache_space(model: RemoteModel) -> None:

@@ -113,9 +113,14 @@ def find_mmproj(path: Path, text: GgufFile) -> GgufFile | None:
     """
     candidates = _from_ollama(path)
     if not candidates:
-        candidates = [path.with_name(name) for name in _names(path.parent) if is_mmproj(name)]
-        candidates = [file for file in candidates if file.suffix.lower() == SUFFIX]
-        candidates.sort(key=lambda file: (-_alike(file.stem, path.stem), _precision(file.name)))
+        folders = [path.parent]
+        if path.parent.parent.parent.name == "snapshots":  # of the hub: a folder for each type
+            folders.append(path.parent.parent)
+        candidates = [folder / name for folder in folders for name in _names(folder)]
+        candidates = [f for f in candidates if is_mmproj(f.name) and f.suffix.lower() == SUFFIX]
+        candidates.sort(
+            key=lambda file: (-_alike(file.stem, path.stem), mmproj_precision(file.name))
+        )
     width = text.metadata.get(f"{text.architecture}.embedding_length")
     for candidate in candidates:
         try:
@@ -134,7 +139,8 @@ def _alike(name: str, model: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _precision(name: str) -> int:
+def mmproj_precision(name: str) -> int:
+    """The place of an mmproj's type in the order in which they are taken."""
     lower = name.lower()
     order = (n for n, precision in enumerate(_PRECISIONS) if precision in lower)
     return next(order, len(_PRECISIONS))

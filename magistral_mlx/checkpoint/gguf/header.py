@@ -69,15 +69,32 @@ def read_gguf(path: Path) -> GgufFile:
         if size < len(_MAGIC):
             raise _damaged(path, "it does not begin like a GGUF file")
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data:
-            return _Parser(path, data, size).file()
+            found = parse_gguf(path, data, size)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
+    assert found
+    return found
+
+
+def parse_gguf(path: Path, data: mmap.mmap | bytes, size: int) -> GgufFile | None:
+    """The header of a file of `size` bytes from its first ones; None where it has not ended yet.
+
+    `path` may not be here yet. Raises as `read_gguf` does.
+    """
+    try:
+        return _Parser(path, data, size).file()
+    except _Unfinished:
+        return None
+
+
+class _Unfinished(Exception):
+    """The header goes on after the bytes that are there, but not after the end of the file."""
 
 
 class _Parser:
     """A position in the bytes of a header, which never goes beyond their end."""
 
-    def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
+    def __init__(self, path: Path, data: mmap.mmap | bytes, size: int) -> None:
         self._path, self._data, self._size = path, data, size
         self._position = 0
 
@@ -169,6 +186,8 @@ class _Parser:
         for _ in range(count):
             if position > last:
                 raise _damaged(self._path, f"the array {key} goes beyond the end of the file")
+            if position + 8 > len(self._data):
+                raise _Unfinished
             position += 8 + length(self._data, position)[0]
         self._position = position
         self._take(0)
@@ -192,6 +211,8 @@ class _Parser:
         start, end = self._position, self._position + count
         if end > self._size:
             raise _damaged(self._path, "its header goes beyond the end of the file")
+        if end > len(self._data):
+            raise _Unfinished
         self._position = end
         return self._data[start:end] if keep else b""
 

@@ -1,0 +1,195 @@
+"""GGUF models on this machine and on the hub: what they are called, and what a name brings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magistral_convert import ConvertOptions, convert
+from magistral_convert.source import read_headers
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.errors import ModelNotFound
+from magistral_mlx.hub.gguf import label_of, parse_gguf, select_model
+from magistral_mlx.library import find_models, locate
+from tests.checkpoints import random_weights, tiny_config, write_tekken
+from tests.fake_hub import FakeHub
+from tests.gguf_files import everything, write_mmproj, write_text_gguf
+from tests.unit.test_gguf_checkpoint import split
+
+CONFIG = tiny_config(layers=1, hidden_size=256, intermediate_size=256)
+WEIGHTS = random_weights(CONFIG, seed=4)
+REPO = "someone/Magistral-Small-2509-GGUF"
+STEM = "Magistral-Small-2509"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("HF_HUB_CACHE", "HF_TOKEN", "OLLAMA_MODELS", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("MAGISTRAL_MLX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path
+
+
+def model(path: Path, kind: str = "Q4_0", **metadata: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_gguf(path, CONFIG, WEIGHTS, everything(kind), **metadata)
+    return path
+
+
+def tower(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mmproj(path, CONFIG, WEIGHTS, everything("F16"))
+    return path
+
+
+def repository(folder: Path) -> Path:
+    """As publishers make them: several types, a split one in its own folder, one mmproj."""
+    model(folder / f"{STEM}-Q4_0.gguf")
+    model(folder / f"{STEM}-Q8_0.gguf", "Q8_0")
+    split(model(folder / f"BF16/{STEM}-BF16.gguf", "BF16"), 2)
+    tower(folder / "mmproj-F16.gguf")
+    write_tekken(folder / "tekken.json", 280)
+    (folder / "SYSTEM_PROMPT.txt").write_text("Think.")
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub({REPO: repository(tmp_path / "repo")}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("file", "label"),
+    [
+        ("Magistral-Small-2509-Q4_K_M.gguf", "Q4_K_M"),
+        ("Magistral-Small-2509.IQ4_XS.gguf", "IQ4_XS"),
+        ("Magistral-Small-2509-UD-Q4_K_XL.gguf", "Q4_K_XL"),
+        ("BF16/Magistral-Small-2509-BF16-00001-of-00002.gguf", "BF16"),
+        ("magistral-f16.gguf", "F16"),
+        ("my-own-tune.gguf", "my-own-tune"),
+    ],
+)
+def test_a_file_is_called_by_its_type(file: str, label: str):
+    assert label_of(file) == label
+
+
+@pytest.mark.parametrize("label", ["Q4_K_XL", "UD-Q4_K_XL", "ud-q4_k_xl", "a-UD-Q4_K_XL"])
+def test_a_type_is_asked_for_in_any_spelling(label: str):
+    files = ["a-UD-Q4_K_XL.gguf", "a-Q4_K_M.gguf", "mmproj-F16.gguf"]
+    assert select_model(files, label) == ["a-UD-Q4_K_XL.gguf"]
+
+
+@pytest.mark.parametrize(
+    "name", ["thing:Q4_K_M", "a/b", "a/b:", "a/b:c/d", "C:/models/x", "a/b:.."]
+)
+def test_what_names_no_gguf_of_a_repository(name: str):
+    assert parse_gguf(name) is None
+
+
+# This machine
+
+
+def test_lm_studio_ollama_and_the_hubs_cache_are_searched(tmp_path: Path):
+    studio = tmp_path / ".lmstudio/models/someone/Magistral-Small-2509-GGUF"
+    model(studio / f"{STEM}-Q8_0.gguf", "Q8_0")
+    model(studio / f"{STEM}-Q4_0.gguf")
+    tower(studio / "mmproj-F16.gguf")
+    snapshot = tmp_path / "hf/hub/models--other--Tune-GGUF/snapshots/0123"
+    model(snapshot / "Tune-F16.gguf", "F16")
+    blobs = tmp_path / ".ollama/models/blobs"
+    model(blobs / "sha256-aa")
+    manifest = tmp_path / ".ollama/models/manifests/registry.ollama.ai/library/magistral/24b"
+    manifest.parent.mkdir(parents=True)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:aa"}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    found = {m.name: (m.source, m.bits, m.has_vision, m.complete) for m in find_models()}
+    assert found == {
+        "other/Tune-GGUF@0123:F16": ("hub", None, False, True),
+        "someone/Magistral-Small-2509-GGUF:Q4_0": ("lmstudio", 4, True, True),
+        "someone/Magistral-Small-2509-GGUF:Q8_0": ("lmstudio", 8, True, True),
+        "magistral:24b": ("ollama", 4, False, True),
+    }
+    assert locate("magistral:24b") == blobs / "sha256-aa"
+    assert locate("someone/magistral-small-2509-gguf:q8_0").name == f"{STEM}-Q8_0.gguf"
+
+
+def test_other_models_are_left_out_and_incomplete_ones_are_marked(tmp_path: Path):
+    folder = tmp_path / ".lmstudio/models/someone/Things"
+    model(folder / "llama-Q4_0.gguf", **{"tokenizer.ggml.pre": "llama-bpe"})
+    split(model(folder / "half-Q8_0.gguf", "Q8_0"), 2)[1].unlink()
+    (folder / "broken-F16.gguf").write_bytes(b"GGUF")
+    found = {m.name: m.complete for m in find_models()}
+    assert found == {"someone/Things:Q8_0": False, "someone/Things:F16": False}
+
+
+def test_damaged_manifests_are_passed_over(tmp_path: Path):
+    manifests = tmp_path / ".ollama/models/manifests/registry.ollama.ai/library/m"
+    manifests.mkdir(parents=True)
+    for tag, content in {
+        "a": "{",
+        "b": "[]",
+        "c": '{"layers": 3}',
+        "d": '{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "../x"}]}',
+    }.items():
+        (manifests / tag).write_text(content)
+    assert find_models() == []
+
+
+# The hub
+
+
+def test_one_type_of_a_repository_comes_with_the_tower_and_the_small_files(hub: FakeHub):
+    path = locate(f"{REPO}:Q8_0")
+    assert path.name == f"{STEM}-Q8_0.gguf"
+    here = {file.name for file in path.parent.iterdir()}
+    assert here == {path.name, "mmproj-F16.gguf", "tekken.json", "SYSTEM_PROMPT.txt"}
+    assert Checkpoint.open(path).config.vision is not None
+    hub.requests.clear()
+    assert locate(f"{REPO}:q8_0") == path
+    assert hub.requests == []  # it is here
+
+
+def test_a_split_model_in_a_folder_of_its_own_finds_the_tower(hub: FakeHub):
+    path = locate(f"{REPO}:BF16")
+    assert path.name == f"{STEM}-BF16-00001-of-00002.gguf"
+    config = Checkpoint.open(path).config
+    assert config.vision is not None
+
+
+@pytest.mark.parametrize("name", [f"{REPO}:Q5_K_M", f"{REPO}:IQ2_XXS", f"{REPO}:Magistral"])
+def test_a_type_that_a_repository_lacks_is_told_with_those_that_it_has(hub: FakeHub, name: str):
+    with pytest.raises(ModelNotFound, match=f"It has BF16, Q4_0, Q8_0: name one, as in {REPO}:"):
+        locate(name)
+
+
+def test_a_repository_of_gguf_files_says_how_they_are_named(hub: FakeHub):
+    with pytest.raises(ModelNotFound, match=f"named as in {REPO}:Q4_K_M"):
+        locate(REPO)
+
+
+def test_a_plan_reads_headers_only(hub: FakeHub, tmp_path: Path):
+    checkpoint = read_headers(f"{REPO}:Q8_0")
+    assert checkpoint.config.vision is not None
+    assert checkpoint.nbytes > 0
+    blobs = (tmp_path / "hf/hub").rglob("blobs/*")
+    assert max(blob.stat().st_size for blob in blobs) < 100_000  # small files
+
+
+def test_a_conversion_downloads_each_file_and_keeps_none(hub: FakeHub, tmp_path: Path):
+    target = convert(f"{REPO}:BF16", None, ConvertOptions(mode="none"))
+    assert target.name == "Magistral-Small-2509-BF16-bf16"
+    assert Checkpoint.open(target).config.vision is not None
+    assert convert(f"{REPO}:Q4_0").name == "Magistral-Small-2509-Q4_0"
+    assert not list((tmp_path / "hf").rglob("*.gguf"))
