@@ -28,8 +28,8 @@ from magistral_mlx.server.settings import Settings
 
 _MOST_ANSWERS = 128  # to one prompt, as in OpenAI's API
 # A file of a few kilobytes may unfold to half a gigabyte of pixels, so they are counted undecoded.
-_MOST_PIXELS = 50_000_000  # of one image: a photograph of a good camera
-_MOST_IN_ALL = 100_000_000  # of all images of a prompt, which are opened together
+MAX_IMAGE_PIXELS = 50_000_000  # of one image: a photograph of a good camera
+MAX_PROMPT_PIXELS = 100_000_000  # of all images of a prompt, which are opened together
 _SCALED = 1540 * 1540  # pixels of one image after scaling at most
 _BYTES = 12  # per scaled pixel: three channels in float32
 _IMAGE_TYPES = ("image_url", "input_image", "image")
@@ -131,11 +131,11 @@ def check_images(prompt: PromptLike, most: int) -> int:
         )
     pixels = [_pixels(part) for part in _images(prompt)]
     for n, has in enumerate(pixels, 1):
-        if has > _MOST_PIXELS:
-            raise _too_many(f"image {n} has {has / 1e6:,.0f} megapixels", _MOST_PIXELS)
-    if sum(pixels) > _MOST_IN_ALL:
+        if has > MAX_IMAGE_PIXELS:
+            raise _too_many(f"image {n} has {has / 1e6:,.0f} megapixels", MAX_IMAGE_PIXELS)
+    if sum(pixels) > MAX_PROMPT_PIXELS:
         raise _too_many(
-            f"the images have {sum(pixels) / 1e6:,.0f} megapixels together", _MOST_IN_ALL
+            f"the images have {sum(pixels) / 1e6:,.0f} megapixels together", MAX_PROMPT_PIXELS
         )
     return sum(min(has, _SCALED) * _BYTES for has in pixels)
 

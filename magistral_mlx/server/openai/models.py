@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from magistral_mlx.server.error_responses import OPENAI_RESPONSES, OpenAIError
 from magistral_mlx.server.model_registry import ModelInfo
 from magistral_mlx.server.openapi import error_responses
+from magistral_mlx.server.preprocessing import MAX_IMAGE_PIXELS, MAX_PROMPT_PIXELS
 from magistral_mlx.server.service import GenerationService
 
 router = APIRouter(
@@ -36,6 +37,15 @@ class ModelCard(BaseModel):
     loaded: Annotated[bool, Field(description="Whether it is in memory now.")]
 
 
+class RequestLimits(BaseModel):
+    """What one request may hold."""
+
+    body_bytes: Annotated[int, Field(description="Bytes of its body.")]
+    images: Annotated[int, Field(description="Images in all its messages.")]
+    image_pixels: Annotated[int, Field(description="Pixels of one image.")]
+    prompt_pixels: Annotated[int, Field(description="Pixels of all its images.")]
+
+
 class ModelList(BaseModel):
     """All models. The first one is the default."""
 
@@ -44,13 +54,20 @@ class ModelList(BaseModel):
     first_id: str
     last_id: str
     has_more: Literal[False] = False
+    limits: RequestLimits
 
 
 @router.get("/v1/models", summary="The models that requests may name")
 async def models(request: Request) -> ModelList:
     service: GenerationService = request.app.state.service
     found = [_model(info) for info in service.models()]
-    return ModelList(data=found, first_id=found[0].id, last_id=found[-1].id)
+    limits = RequestLimits(
+        body_bytes=service.settings.limits.body_bytes,
+        images=service.settings.limits.images,
+        image_pixels=MAX_IMAGE_PIXELS,
+        prompt_pixels=MAX_PROMPT_PIXELS,
+    )
+    return ModelList(data=found, first_id=found[0].id, last_id=found[-1].id, limits=limits)
 
 
 @router.get("/v1/models/{id:path}", summary="One model", responses=_404)

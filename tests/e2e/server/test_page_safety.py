@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Error, expect
 from magistral_mlx.server.page import CONTENT_SECURITY_POLICY, STATIC
 from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Ended, Replay, Said, Thought, replaying
+from tests.e2e.server.screenshots import IMAGE
 
 pytestmark = pytest.mark.slow
 
@@ -119,11 +120,11 @@ def test_markup_is_shown_as_it_was_written(visit: Visit, replay: Replay) -> None
 
 
 def test_titles_and_names_are_text(visit: Visit, replay: Replay) -> None:
-    page = visit.page
+    page, png = visit.page, IMAGE.read_bytes()
     page.locator("#files").set_input_files(
-        {"name": "<img src=x onerror=alert(1)>.png", "mimeType": "image/png", "buffer": b"none"}
+        {"name": "<img src=x onerror=alert(1)>.png", "mimeType": "image/png", "buffer": png}
     )
-    expect(page.locator("#tray")).to_contain_text("<img src=x")
+    expect(page.locator("#tray img")).to_have_attribute("alt", "<img src=x onerror=alert(1)>.png")
     replay.next(Said("Yes"), Ended())
     visit.ask("<img src=x onerror=alert(2)>")
     visit.answered()

@@ -1,10 +1,12 @@
 // An answer while it is being written: it lives on whatever conversation is on the screen.
 import * as api from "./api.js";
-import { meaning, requestBody } from "./completion.js";
+import { meaning, named, requestBody } from "./completion.js";
 import * as rescue from "./rescue.js";
 import * as store from "./store.js";
+import { tell } from "./sync.js";
 
 const SAVE_EVERY = 500; // milliseconds
+const TELL_EVERY = 150; // other tabs
 const SPEED_OVER = 3; // seconds
 
 /**
@@ -22,7 +24,8 @@ export class Answer extends EventTarget {
     this.recent = []; // times of the last tokens
     this.received = false; // any token yet
     this.controller = new AbortController();
-    this.saved = 0;
+    this.telling = null; // timers
+    this.saving = null;
   }
 
   stop() {
@@ -51,18 +54,15 @@ export class Answer extends EventTarget {
       for await (const chunk of api.chat(requestBody(messages), this.controller.signal)) {
         this.#take(meaning(chunk));
         this.dispatchEvent(new Event("grow"));
-        this.#saveNowAndThen();
+        this.#nowAndThen();
       }
       this.message.state = "done";
     } catch (error) {
-      this.#fail(error);
+      this.#fail(error, messages);
     } finally {
       removeEventListener("pagehide", leaving);
       this.#endThinking();
-      await store.saveMessage(this.message).then(
-        () => rescue.drop(this.message),
-        () => {},
-      );
+      await this.#save();
       this.dispatchEvent(new Event("end"));
     }
   }
@@ -112,21 +112,36 @@ export class Answer extends EventTarget {
     this.message.thinkingSeconds = this.thinkingSeconds;
   }
 
-  #fail(error) {
+  #fail(error, messages) {
     if (error.name === "AbortError") {
       this.message.state = "stopped";
       return;
     }
     const { kind = "page", detail = error.message, wait = null } = error;
     this.message.state = "failed";
-    this.message.error = { kind, detail, wait };
+    this.message.error = { kind, detail: named(detail, messages), wait };
     if (kind === "page") console.error(error);
   }
 
-  #saveNowAndThen() {
-    const now = performance.now();
-    if (now - this.saved < SAVE_EVERY) return;
-    this.saved = now;
-    store.saveMessage(this.message).catch(() => {});
+  #nowAndThen() {
+    this.telling ??= setTimeout(() => this.tell(), TELL_EVERY);
+    this.saving ??= setTimeout(() => this.#save(), SAVE_EVERY);
+  }
+
+  async #save() {
+    clearTimeout(this.saving);
+    this.saving = null;
+    await store.saveMessage(this.message).then(
+      () => this.message.state !== "running" && rescue.drop(this.message),
+      () => {},
+    );
+  }
+
+  /** Let other tabs follow. */
+  tell() {
+    clearTimeout(this.telling);
+    this.telling = null;
+    const { message, progress, received, thinkingSeconds, speed } = this;
+    tell({ type: "grow", message, progress, received, thinkingSeconds, speed });
   }
 }

@@ -48,10 +48,28 @@ async function refusal(response) {
   );
 }
 
-/** The models that the server offers, as /v1/models lists them. */
+/** The models that the server offers, and its limits, as /v1/models lists them. */
 export async function models() {
-  return (await (await request("v1/models")).json()).data;
+  return (await request("v1/models")).json();
 }
+
+/** Tokens that an image takes. Throws Failure if the server does not read it. */
+export async function imageTokens(url) {
+  const [, media_type, data] = /^data:([^;,]*);base64,(.*)$/s.exec(url) ?? [];
+  const image = { type: "image", source: { type: "base64", media_type, data } };
+  const count = async (content) => {
+    const response = await request("v1/messages/count_tokens", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ messages: [{ role: "user", content }] }),
+    });
+    return (await response.json()).input_tokens;
+  };
+  const text = { type: "text", text: "." };
+  bare ??= await count([text]);
+  return (await count([image, text])) - bare;
+}
+let bare = null; // tokens of a message without an image
 
 /** The server's figures as Prometheus text. */
 export const metrics = async () => (await request("metrics")).text();

@@ -27,71 +27,129 @@ export function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-/** Take the conversations of an exported file in; one that is here in a newer state is kept. */
+/**
+ * Take the conversations of an exported file in. What is here already stays; of two states of the
+ * same message the one of the conversation used last is kept. Resolves to { taken, mended, left }:
+ * conversations, messages that lacked something, and entries that are no messages at all.
+ */
 export async function importFrom(file) {
-  let content;
+  const content = await parsed(file);
+  if (content?.format !== FORMAT || !Array.isArray(content.conversations)) {
+    throw new Failure("import", file.name);
+  }
+  const total = { taken: 0, mended: 0, left: 0 };
+  for (const entry of content.conversations) {
+    const found = sound(entry ?? {});
+    if (!found) {
+      total.left += 1;
+      continue;
+    }
+    const { conversation, messages, mended, left } = found;
+    total.mended += mended;
+    total.left += left;
+    if (await take(conversation, messages)) total.taken += 1;
+  }
+  if (!total.taken && total.left) throw new Failure("import", file.name);
+  return total;
+}
+
+async function parsed(file) {
   try {
-    content = JSON.parse(await file.text());
+    return JSON.parse(await file.text());
   } catch {
-    throw new Failure("import", file.name);
+    return null;
   }
-  if (content?.format !== FORMAT || !content.conversations?.every?.(valid)) {
-    throw new Failure("import", file.name);
-  }
-  let taken = 0;
-  for (const { messages, ...conversation } of content.conversations) {
-    const here = await store.conversation(conversation.id);
-    if (here && here.updated >= conversation.updated) continue;
-    await store.save(conversation, messages.map(completed));
-    taken += 1;
-  }
-  return taken;
+}
+
+// False if all of it is here already.
+async function take(conversation, messages) {
+  const here = await store.conversation(conversation.id);
+  const known = new Set((await store.messages(conversation.id)).map(({ id }) => id));
+  const newer = !here || here.updated < conversation.updated;
+  const wanted = newer ? messages : messages.filter(({ id }) => !known.has(id));
+  if (!wanted.length) return false;
+  await store.save(conversation, wanted, { fields: newer ? conversation : {} });
+  return true;
 }
 
 const text = (value) => typeof value === "string";
+const time = (value) => (Number.isFinite(value) ? value : Date.now());
 
-function valid(conversation) {
-  const { id, title, updated, leaf, messages } = conversation ?? {};
-  return (
-    text(id) &&
-    text(title) &&
-    text(leaf) &&
-    Number.isFinite(updated) &&
-    Array.isArray(messages) &&
-    messages.every((message) => validMessage(message, id)) &&
-    // No message comes before itself.
-    messages.every(({ id }) => path(messages, id)[0]?.parent === null)
-  );
+// What can be used of an entry: { conversation, messages, mended, left }, or null for nothing.
+function sound({ messages: entries, ...conversation }) {
+  const { id } = conversation;
+  if (!text(id) || !Array.isArray(entries)) return null;
+  const ids = new Map(); // every entry's place, those that are left out too
+  for (const entry of entries) if (text(entry?.id)) ids.set(entry.id, entry.parent ?? null);
+  const good = entries.filter(isMessage);
+  const kept = new Map(good.map((entry) => [entry.id, entry]));
+  let mended = 0;
+  const messages = [...kept.values()].map((entry) => {
+    // A message whose parent is left out, or unknown, moves up.
+    let { parent = null } = entry;
+    const seen = new Set([entry.id]);
+    while (parent !== null && !kept.has(parent)) {
+      if (seen.has(parent) || !ids.has(parent)) parent = null;
+      else seen.add(parent) && (parent = ids.get(parent));
+    }
+    const message = { ...completed(entry), conversation: id, parent };
+    if (parent !== (entry.parent ?? null) || entry.conversation !== id) mended += 1;
+    return message;
+  });
+  mended += unknot(messages);
+  if (!messages.length) return null;
+  const known = messages.some((message) => message.id === conversation.leaf);
+  const leaf = known ? conversation.leaf : messages.reduce(later).id;
+  return {
+    conversation: {
+      ...conversation,
+      title: text(conversation.title) ? conversation.title : "",
+      created: time(conversation.created),
+      updated: time(conversation.updated),
+      leaf,
+    },
+    messages,
+    mended,
+    left: entries.length - messages.length,
+  };
 }
 
-function validMessage(message, conversation) {
-  const { id, role, created } = message ?? {};
-  const images = imagesOf(message);
-  return (
-    text(id) &&
-    message.conversation === conversation &&
-    text(message.text) &&
-    (role === "user" || role === "assistant") &&
-    Number.isFinite(created) &&
-    (message.parent === null || text(message.parent)) &&
-    Array.isArray(images) &&
-    images.every((image) => text(image?.name) && /^data:image\//.test(image.url))
-  );
+const later = (a, b) => (b.created >= a.created ? b : a);
+
+// A message that comes before itself becomes a first one.
+function unknot(messages) {
+  let count = 0;
+  for (const message of messages) {
+    if (path(messages, message.id)[0].parent === null) continue;
+    message.parent = null;
+    count += 1;
+  }
+  return count;
 }
 
-// Files of version 1 call them pictures.
-const imagesOf = (message) => message?.images ?? message?.pictures ?? [];
+const isMessage = (entry) =>
+  text(entry?.id) && text(entry.text) && (entry.role === "user" || entry.role === "assistant");
+
+const isImage = (image) => text(image?.name) && /^data:image\//.test(image.url);
 
 // A message with every field that it needs, and none that is of another type. Why an answer failed
-// is left out: what is left to do is to go on with it.
-function completed({ pictures = [], ...message }) {
-  if (message.role === "user") return { images: pictures, ...message };
+// is left out: what is left to do is to go on with it. (Files of version 1 call images pictures.)
+function completed({ pictures = [], images = pictures, unstored, ...message }) {
+  const common = { ...message, created: time(message.created) };
+  if (message.role === "user") {
+    const names = Array.isArray(unstored) ? unstored.filter(text) : [];
+    return {
+      ...common,
+      images: Array.isArray(images) ? images.filter(isImage) : [],
+      ...(names.length ? { unstored: names } : {}),
+    };
+  }
   const fields = Object.entries(blankAnswer).map(([name, blank]) => [
     name,
     blank !== null && typeof message[name] === typeof blank ? message[name] : blank,
   ]);
   return {
-    ...message,
+    ...common,
     ...Object.fromEntries(fields),
     thinkingSeconds: figure(message.thinkingSeconds),
     notes: [],
@@ -106,5 +164,6 @@ function completed({ pictures = [], ...message }) {
 const figure = (value) => (Number.isFinite(value) ? value : null);
 
 const figures = (object) =>
-  object &&
-  Object.fromEntries(Object.entries(object).filter(([, value]) => Number.isFinite(value)));
+  object && typeof object === "object"
+    ? Object.fromEntries(Object.entries(object).filter(([, value]) => Number.isFinite(value)))
+    : null;

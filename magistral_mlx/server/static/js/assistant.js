@@ -15,7 +15,7 @@ const TICK = 1000; // milliseconds: the seconds go on while no token comes
 
 export class AssistantView {
   /**
-   * `actions`: retry(message), resume(message), choose(message), save(message); `following()` tells whether the
+   * `actions`: retry(message), resume(message), choose(message), fold(message); `following()` tells whether the
    * reader is at the end, and `grown()` is called after each change of height.
    */
   constructor(message, { answer, versions, actions, following, grown }) {
@@ -28,7 +28,7 @@ export class AssistantView {
     );
     this.fold = new ThinkingFold(message, (open) => {
       message.open = open;
-      actions.save(message);
+      actions.fold(message);
     });
     this.body = h("div", { class: "markdown answer" });
     this.note = h("div", { class: "note", hidden: true });
@@ -55,6 +55,14 @@ export class AssistantView {
     else this.#settle();
     this.language = () => (this.answer ? this.#draw() : this.#words());
     addEventListener("language", this.language);
+  }
+
+  /** Whether it shows something else than its message holds. */
+  get outdated() {
+    if (this.answer) return false;
+    const { text, thinking, state } = this.message;
+    const [shown, thought, was] = this.shown;
+    return text !== shown || thinking !== thought || state !== was;
   }
 
   /** The view is off the screen; the answer goes on. */
@@ -113,6 +121,7 @@ export class AssistantView {
 
   #settle() {
     const { message } = this;
+    this.shown = [message.text, message.thinking, message.state];
     this.waiting.hidden = true;
     this.tools.hidden = !message.text && !message.thinking;
     if (message.text) (this.blocks ?? new Blocks(this.body)).finish(message.text);

@@ -1,20 +1,30 @@
 // The conversation on the screen, and the answers that are being written in any of them.
 import { Answer } from "./answer.js";
 import { newId } from "./dom.js";
+import { Followed } from "./followed.js";
 import * as store from "./store.js";
+import * as sync from "./sync.js";
 import { blankAnswer, newestLeaf, path, versions } from "./tree.js";
 
 const TITLE_LENGTH = 80;
 
 /**
- * Events: "show" when another path is on the screen, "list" when the list of conversations changes,
- * "key" when an answer needs an API key, "unstored" when the browser did not take something.
+ * Events: "show" when another path is on the screen, "begun" when a new conversation has its first
+ * message, "list" when the list of conversations changes,
+ * "key" when an answer needs an API key, "gone" when another tab has deleted the conversation,
+ * "unstored" when the browser did not take something, "stored" when it took everything.
  */
 export class Chat extends EventTarget {
   conversation = null; // null for a new one, which is stored with its first message
   messages = []; // all of the conversation, every branch
-  answers = new Map(); // conversation id -> Answer
+  answers = new Map(); // conversation id -> Answer, or Followed where another tab writes it
+  #unsaved = new Map(); // conversation id -> messages that the browser did not take
   #opening = null;
+
+  constructor() {
+    super();
+    sync.hear((told) => this.#hear(told));
+  }
 
   get path() {
     return this.conversation ? path(this.messages, this.conversation.leaf) : [];
@@ -23,6 +33,15 @@ export class Chat extends EventTarget {
   /** The answer that is being written on the screen. */
   get answer() {
     return this.answers.get(this.conversation?.id) ?? null;
+  }
+
+  /** Stop the answer of a conversation; resolves once all of it is stored. */
+  async stop(id) {
+    const answer = this.answers.get(id);
+    if (!answer) return;
+    const ended = new Promise((resolve) => answer.addEventListener("end", resolve, { once: true }));
+    answer.stop();
+    await ended;
   }
 
   startNew() {
@@ -41,44 +60,120 @@ export class Chat extends EventTarget {
     ]);
     if (!conversation) return false;
     if (this.#opening !== id) return true; // another one was asked for meanwhile
+    const running = messages.find(({ state }) => state === "running");
+    if (running && !this.answers.has(id) && (await sync.taken(id))) this.#follow(running);
+    if (this.#opening !== id) return true;
     this.conversation = conversation;
-    const running = this.answers.get(id)?.message;
-    this.messages = messages.map((message) =>
-      message.id === running?.id ? running : settled(message),
-    );
+    this.messages = messages.map((message) => this.#live(message));
     this.dispatchEvent(new Event("show"));
     return true;
+  }
+
+  // The message that an answer writes into, or one that nobody does: the page was closed over it.
+  #live(message) {
+    const { message: running } = this.answers.get(message.conversation) ?? {};
+    if (message.id === running?.id) return running;
+    return message.state === "running" ? { ...message, state: "stopped" } : message;
+  }
+
+  #hear({ type, conversation, message, ...state }) {
+    if (type === "changed") this.#merge(conversation);
+    else if (type === "grow") this.#grow(message, state);
+    else {
+      const answer = this.answers.get(conversation);
+      if (type === "end" && answer?.elsewhere && answer.message.id === message) answer.end();
+      else if (answer && !answer.elsewhere) {
+        if (type === "stop") answer.stop();
+        if (type === "who") answer.tell();
+      }
+    }
+  }
+
+  #grow(message, state) {
+    const answer = this.answers.get(message.conversation);
+    if (answer && !answer.elsewhere) return;
+    if (answer?.message.id === message.id) answer.take({ message, ...state });
+    else if (message.state === "running") this.#follow(message).take({ message, ...state });
+  }
+
+  // Another tab writes `message`.
+  #follow(message) {
+    const { conversation: id } = message;
+    const shown = this.messages.find((other) => other.id === message.id);
+    const answer = new Followed(shown ? Object.assign(shown, message) : { ...message });
+    this.answers.get(id)?.end();
+    this.answers.set(id, answer);
+    answer.addEventListener("end", () => this.#ended(answer), { once: true });
+    sync.free(id).then(async () => {
+      Object.assign(answer.message, await store.message(message.id)); // it was saved before
+      answer.end();
+    });
+    sync.tell({ type: "who", conversation: id });
+    this.dispatchEvent(new Event("list"));
+    if (shown) this.dispatchEvent(new Event("show"));
+    return answer;
+  }
+
+  async #ended(answer) {
+    const { conversation: id } = answer.message;
+    if (this.answers.get(id) === answer) this.answers.delete(id);
+    this.dispatchEvent(new Event("list"));
+    await this.#merge(id);
+  }
+
+  // Another tab has changed the conversation on the screen: take what is stored of it.
+  async #merge(id) {
+    if (this.conversation?.id !== id) return;
+    const [conversation, messages] = await Promise.all([
+      store.conversation(id),
+      store.messages(id),
+    ]).catch(() => []);
+    if (this.conversation?.id !== id || !messages) return;
+    if (!conversation) {
+      if (this.#unsaved.has(id)) return;
+      this.answer?.stop();
+      this.dispatchEvent(new Event("gone"));
+      return;
+    }
+    Object.assign(this.conversation, conversation);
+    const here = new Map(this.messages.map((message) => [message.id, message]));
+    const running = this.answer?.message;
+    const unsaved = this.#unsaved.get(id) ?? [];
+    const merged = messages.map((stored) => {
+      const live = this.#live(stored);
+      const known = here.get(stored.id);
+      here.delete(stored.id);
+      if (unsaved.includes(known)) return known;
+      return !known || live === running ? live : Object.assign(known, live);
+    });
+    const left = [...here.values()].filter((m) => m === running || unsaved.includes(m));
+    this.messages.splice(0, this.messages.length, ...merged, ...left); // answers hold on to it
+    this.dispatchEvent(new Event("show"));
   }
 
   /** Send what the user wrote, after `parent` (the end of the path, unless told otherwise). */
   async send(text, images, parent = this.conversation?.leaf ?? null) {
     const now = Date.now();
-    this.conversation ??= {
-      id: newId(),
-      title: titleOf(text, images),
-      created: now,
-      updated: now,
-    };
+    if (!this.conversation) {
+      const title = titleOf(text, images);
+      this.conversation = { id: newId(), title, created: now, updated: now };
+      this.dispatchEvent(new Event("begun"));
+    }
     const { conversation, messages } = this;
     const question = { ...blank(conversation, "user", parent), text, images };
     messages.push(question);
     conversation.leaf = question.id;
-    await this.#save(conversation, [question]);
+    await this.#save(conversation, messages, [question]);
     await this.#ask(conversation, messages, question);
   }
 
-  /** Answer the question again, beside the answer that is there, or in place of an empty one. */
+  /** Answer the question again: beside the answer that is there, or in an empty one. */
   async retry(message) {
     const { conversation, messages } = this;
-    if (!message.text && !message.thinking) {
-      messages.splice(messages.indexOf(message), 1);
-      await store.removeMessage(message.id).catch(() => {});
-    }
-    await this.#ask(
-      conversation,
-      messages,
-      messages.find(({ id }) => id === message.parent),
-    );
+    const question = messages.find(({ id }) => id === message.parent);
+    if (message.text || message.thinking) return this.#ask(conversation, messages, question);
+    Object.assign(message, structuredClone(blankAnswer));
+    return this.#run(conversation, path(messages, question.id), message);
   }
 
   /** Go on with an answer that ended too early, inside its thinking or its text. */
@@ -95,15 +190,25 @@ export class Chat extends EventTarget {
 
   async choose(message) {
     this.conversation.leaf = newestLeaf(this.messages, message);
-    await this.#save(this.conversation);
+    await this.#save(this.conversation, this.messages);
     this.dispatchEvent(new Event("show"));
   }
 
-  // A browser that stores nothing can still talk.
-  async #save(conversation, messages = []) {
+  // A browser that stores nothing can still talk; and what it does not take now may go in later.
+  async #save(conversation, messages, fresh = []) {
+    const { id, leaf, updated } = conversation;
+    const all = [...(this.#unsaved.get(id) ?? []), ...fresh];
+    const options = { fields: { leaf, updated }, whole: () => messages };
     try {
-      await store.save(conversation, messages);
+      await store.save(conversation, all, options);
+      this.#unsaved.delete(id);
+      this.dispatchEvent(new Event("stored"));
     } catch (error) {
+      // A question is a few bytes without its images.
+      await store
+        .save(conversation, all.map(imageless), { ...options, whole: () => messages.map(imageless) })
+        .catch(() => {});
+      this.#unsaved.set(id, all);
       this.dispatchEvent(new CustomEvent("unstored", { detail: error }));
     }
   }
@@ -115,28 +220,37 @@ export class Chat extends EventTarget {
     };
     messages.push(message);
     Object.assign(conversation, { leaf: message.id, updated: Date.now() });
-    await this.#save(conversation, [message]);
+    await this.#save(conversation, messages, [message]);
     this.#run(conversation, path(messages, question.id), message);
   }
 
   // Let `message` be answered, or gone on with: `messages` is what the model reads.
   #run(conversation, messages, message) {
+    const { id } = conversation;
     const answer = new Answer(message);
-    this.answers.get(conversation.id)?.stop();
-    this.answers.set(conversation.id, answer);
+    this.answers.get(id)?.stop();
+    this.answers.set(id, answer);
     answer.addEventListener("end", () => {
-      if (this.answers.get(conversation.id) === answer) this.answers.delete(conversation.id);
-      store.tell(conversation.id);
+      if (this.answers.get(id) === answer) this.answers.delete(id);
+      answer.tell();
+      sync.tell({ type: "end", conversation: id, message: message.id });
+      store.changed(id);
       if (message.error?.kind === "key") {
         this.dispatchEvent(new CustomEvent("key", { detail: message }));
       }
       this.dispatchEvent(new Event("list"));
     });
-    answer.run(messages);
+    sync.alone(id, () => {
+      answer.tell();
+      return answer.run(messages);
+    });
     this.dispatchEvent(new Event("list"));
     if (this.conversation === conversation) this.dispatchEvent(new Event("show"));
   }
 }
+
+const imageless = ({ images = [], ...message }) =>
+  images.length ? { ...message, unstored: images.map(({ name }) => name) } : message;
 
 const blank = (conversation, role, parent) => ({
   id: newId(),
@@ -146,10 +260,6 @@ const blank = (conversation, role, parent) => ({
   created: Date.now(),
   text: "",
 });
-
-// Nobody writes it any more: the page was closed over it.
-const settled = (message) =>
-  message.state === "running" ? { ...message, state: "stopped" } : message;
 
 function titleOf(text, images) {
   const line = text.trim().split("\n")[0];

@@ -28,6 +28,18 @@ export function requestBody(messages) {
 // An answer that failed before its first word is no part of what the model reads.
 const says = (message) => message.role === "user" || message.text || message.thinking;
 
+/**
+ * What the server said of a request with `messages`, with names for the places in its JSON:
+ * "messages[0].content[0].image_url: The image is empty" is "circle.png is empty".
+ */
+export function named(detail, messages) {
+  const sent = [...(settings.system.trim() ? [{}] : []), ...messages.filter(says)];
+  return detail.replace(
+    /\bmessages\[(\d+)\](?:\.content\[(\d+)\])?[\w.[\]]*:?\s*(The image\b)?/g,
+    (_, message, part, subject = "") => sent[message]?.images?.[part]?.name ?? subject,
+  );
+}
+
 function wire({ role, text, thinking, images }, last) {
   if (role === "assistant") {
     const reasoning = thinking ? { reasoning_content: thinking } : {};

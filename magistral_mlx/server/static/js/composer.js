@@ -1,58 +1,81 @@
 // Where a message is written: text, images, send and stop.
+import { ACCEPT } from "./attach.js";
 import { $ } from "./dom.js";
+import * as drafts from "./drafts.js";
 import { onFiles } from "./drops.js";
+import { say } from "./i18n.js";
 import { sees } from "./models.js";
-import { ACCEPT, Tray } from "./images.js";
-import * as session from "./session.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
 import { toast } from "./toast.js";
-
-const DRAFT = "magistral.draft."; // what is typed survives a reload, in this tab
+import { Tray } from "./tray.js";
 
 export class Composer {
-  /** `send(text, images)` and `stop()` are what the buttons do. */
-  constructor({ send, stop }) {
+  /**
+   * `send(text, images)` and `stop()` are what the buttons do; `beside()` gives the images that
+   * are sent along.
+   */
+  constructor({ send, stop, beside }) {
     this.area = $("#message");
     this.id = "";
     this.busy = false;
     this.tray = new Tray($("#tray"), {
-      changed: () => this.#update(),
+      changed: () => {
+        drafts.setImages(this.id, this.tray.images);
+        this.#update();
+      },
       failed: ({ kind, detail }) => toast(`error.${kind}`, { args: [detail] }),
+      beside,
     });
     autosize(this.area);
     sendsOnEnter(this.area, $("#composer"));
     this.area.addEventListener("input", () => {
-      session.set(DRAFT + this.id, this.area.value || null);
+      drafts.setText(this.id, this.area.value);
       this.#update();
     });
     $("#composer").addEventListener("submit", (event) => {
       event.preventDefault();
       if (!this.#sendable() || this.busy) return;
       const text = this.area.value.trim();
-      const images = this.tray.take();
+      const { images } = this.tray;
       this.write("");
+      this.tray.show([]);
       send(text, images);
     });
     $("#stop").addEventListener("click", stop);
     $("#files").accept = ACCEPT;
     $("#attach").addEventListener("click", () => $("#files").click());
     $("#files").addEventListener("change", async ({ target }) => {
-      await this.tray.add([...target.files]);
+      const files = [...target.files];
       target.value = "";
-      this.area.focus();
+      await this.#attach(files);
     });
     onFiles(async (files) => {
-      if (sees()) await this.tray.add(files);
+      if (sees()) await this.#attach(files);
       else toast("error.blind");
-      this.area.focus();
     });
     this.#update();
   }
 
+  // They belong to the draft that is on the screen now, whatever is by the time they are read.
+  async #attach(files) {
+    const { id } = this;
+    const images = await this.tray.add(files);
+    if (this.id !== id) await drafts.setImages(id, images);
+    else this.focus();
+  }
+
   /** Take the draft of a conversation ("" for a new one). */
-  open(id) {
+  async open(id) {
     this.id = id;
-    this.write(session.get(DRAFT + id) ?? "");
+    this.write(drafts.text(id));
+    this.tray.images = []; // not those of the draft before
+    const images = await drafts.images(id);
+    if (this.id === id) this.tray.show([...images, ...this.tray.images]);
+  }
+
+  /** The new conversation has an identity: what is typed from now on is its draft. */
+  become(id) {
+    this.id = id;
   }
 
   /** Replace what is typed. */
@@ -61,8 +84,11 @@ export class Composer {
     this.area.dispatchEvent(new Event("input"));
   }
 
-  /** Stop takes the place of send while an answer is being written. */
-  setBusy(busy) {
+  /** Stop takes the place of send while an `answer` is being written. */
+  setBusy(answer) {
+    const busy = Boolean(answer);
+    if (answer?.elsewhere) say($("#composer-notes"), "t", "answer.elsewhere");
+    else say($("#composer-notes"), "t", "nothing");
     const held = [$("#send"), $("#stop")].includes(document.activeElement);
     this.busy = busy;
     $("#stop").hidden = !busy;

@@ -2,7 +2,8 @@
 import { Failure } from "./api.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
-import { $, h } from "./dom.js";
+import * as drafts from "./drafts.js";
+import { $, h, iconButton } from "./dom.js";
 import { onceAFrame } from "./frames.js";
 import { adopt, setLanguage, t } from "./i18n.js";
 import { icon } from "./icons.js";
@@ -15,6 +16,7 @@ import { settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { Strip } from "./strip.js";
+import { hear } from "./sync.js";
 
 const EXAMPLES = ["sum", "proof", "code"];
 const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
@@ -31,13 +33,14 @@ const strip = new Strip(chat);
 const composer = new Composer({
   send: (text, images) => say(text, images),
   stop: () => chat.answer?.stop(),
+  beside: () => chat.path.flatMap(({ images = [] }) => images),
 });
 const messages = new Messages(chat, {
   retry: (message) => again("retry", message),
   resume: (message) => again("resume", message),
   edit: (message, text, images) => say(text, images, message.parent),
   choose: (message) => attempt(() => chat.choose(message)),
-  save: (message) => attempt(() => store.saveMessage(message)),
+  fold: (message) => attempt(() => store.patchMessage(message.id, { open: message.open })),
 });
 const sidebar = new Sidebar(chat, (id) => go(id));
 
@@ -58,18 +61,30 @@ async function attempt(work) {
     await work();
   } catch (error) {
     if (error instanceof Failure) banner([`error.${error.kind}`]);
-    else banner(["error.storage", error.message]);
+    else unstored(error);
   }
 }
 
-// `words`: a key of the strings and its arguments; null for nothing to say.
-function banner(words, again = null) {
+// `words`: a key of the strings and its arguments; null for nothing to say. `about` is what has to
+// succeed for it to go away.
+function banner(words, { again = null, about = "" } = {}) {
   $("#banner").hidden = !words;
+  $("#banner").dataset.about = about;
   if (!words) return;
   $("#banner").replaceChildren(
     h("span", { t: words }),
     again ? h("button", { type: "button", t: "retry", on: { click: again } }) : "",
+    iconButton("close", "close", () => {
+      banner(null);
+      composer.focus();
+    }),
   );
+}
+
+// The browser has not stored something.
+function unstored({ name, message }) {
+  const full = name === "QuotaExceededError" || /quota|disk/i.test(message);
+  banner(full ? "error.full" : ["error.storage", message], { about: "storage" });
 }
 
 // Where we are stands in the address, so that reloading and going back work.
@@ -106,7 +121,7 @@ chat.addEventListener("show", () => {
   messages.show();
   if (messages.atEnd) messages.toEnd();
   showTitle();
-  composer.setBusy(Boolean(chat.answer));
+  composer.setBusy(chat.answer);
   if (chat.answer && chat.answer !== shown) {
     shown = chat.answer;
     shown.addEventListener("grow", drawStrip);
@@ -118,7 +133,7 @@ chat.addEventListener("show", () => {
 });
 chat.addEventListener("title", showTitle);
 chat.addEventListener("list", () => {
-  composer.setBusy(Boolean(chat.answer));
+  composer.setBusy(chat.answer);
   sidebar.refresh();
 });
 // A key is missing or wrong: ask for it, then ask the model again.
@@ -128,13 +143,15 @@ chat.addEventListener("key", async ({ detail: message }) => {
   const how = message.text || message.thinking ? "resume" : "retry";
   if (chat.path.includes(message)) await again(how, message);
 });
-chat.addEventListener("unstored", ({ detail }) => banner(["error.storage", detail.message]));
+chat.addEventListener("unstored", ({ detail }) => unstored(detail));
+chat.addEventListener("stored", () => {
+  if ($("#banner").dataset.about === "storage") banner(null);
+});
+chat.addEventListener("begun", () => composer.become(chat.conversation.id));
 addEventListener("language", showTitle);
 addEventListener("popstate", arrive);
-store.onForeignChange(async (id) => {
-  await sidebar.refresh();
-  if (chat.conversation?.id === id && !chat.answer && !(await chat.open(id))) await arrive();
-});
+chat.addEventListener("gone", () => go(""));
+hear(({ type }) => type === "changed" && sidebar.refresh());
 
 for (const id of ["#new-chat", "#new-chat-top"]) $(id).addEventListener("click", () => go(""));
 addEventListener("keydown", (event) => {
@@ -153,12 +170,15 @@ addEventListener("keydown", (event) => {
 async function connect() {
   try {
     await showModels();
-    banner(null);
+    if ($("#banner").dataset.about === "server") banner(null);
     strip.refresh();
   } catch (error) {
     if (error.kind === "key") {
       if (await askForKey()) connect();
-    } else banner([`error.${error.kind ?? "page"}`, error.wait], connect);
+    } else {
+      const words = [`error.${error.kind ?? "page"}`, error.wait];
+      banner(words, { again: connect, about: "server" });
+    }
   }
 }
 
@@ -184,4 +204,5 @@ await attempt(async () => {
 });
 await arrive();
 composer.focus();
+drafts.clear();
 document.body.dataset.ready = "";

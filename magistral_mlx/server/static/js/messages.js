@@ -5,7 +5,8 @@ import { onceAFrame } from "./frames.js";
 import { reachScrollers } from "./scrollers.js";
 import { UserView } from "./user.js";
 
-const NEAR = 60; // pixels from the end that count as the end
+const END = 2; // pixels from the end that count as the end
+const NEAR = 60; // pixels from the end that need no button
 
 export class Messages {
   /** `actions`: what the buttons of messages do; see UserView and AssistantView. */
@@ -16,6 +17,8 @@ export class Messages {
     this.element = $("#messages");
     this.frame = $("#reading");
     this.atEnd = true;
+    this.top = 0; // where it was scrolled to
+    this.#watchGestures();
     this.frame.addEventListener("scroll", () => this.#look(), { passive: true });
     $("#jump").addEventListener("click", () => this.toEnd());
     // Formulas and images change their height after they are put in.
@@ -44,24 +47,35 @@ export class Messages {
       return this.#view(message);
     });
     for (const view of old.values()) view.leave();
-    this.element.replaceChildren(...this.views.map((view) => view.element));
+    this.#place(this.views.map((view) => view.element));
     $("#empty").hidden = this.views.length > 0;
     for (const { element } of this.views) reachScrollers(element);
+  }
+
+  // What stays is not moved: it would lose the focus and what is selected in it.
+  #place(elements) {
+    elements.forEach((element, index) => {
+      const there = this.element.children[index];
+      if (there !== element) this.element.insertBefore(element, there ?? null);
+    });
+    while (this.element.children.length > elements.length) this.element.lastChild.remove();
   }
 
   /** Go to the end, and stay there while it grows. */
   toEnd() {
     this.atEnd = true;
     this.frame.scrollTop = this.frame.scrollHeight;
+    this.top = this.frame.scrollTop;
     $("#jump").hidden = true;
   }
 
-  // Its versions are more than they were, it is being edited, or it goes on.
+  // Its versions are more than they were, it has another text, or it goes on.
   #outdated(view) {
+    if (view.element.matches(".editing:not(.sent)")) return false;
     return (
       (this.chat.answer?.message === view.message && !view.answer) ||
       view.versions !== this.chat.versionsOf(view.message).all.length ||
-      view.element.classList.contains("editing")
+      view.outdated
     );
   }
 
@@ -80,10 +94,36 @@ export class Messages {
     return view;
   }
 
+  // Moving up lets go of the end, however slowly; reaching it takes hold again.
   #look() {
     const { scrollTop, scrollHeight, clientHeight } = this.frame;
-    this.atEnd = scrollHeight - scrollTop - clientHeight < NEAR;
-    $("#jump").hidden = this.atEnd;
+    const left = scrollHeight - scrollTop - clientHeight;
+    if (scrollTop < this.top && left > END) this.atEnd = false;
+    if (scrollTop > this.top && left <= END) this.atEnd = true;
+    this.top = scrollTop;
+    $("#jump").hidden = this.atEnd || left < NEAR;
+  }
+
+  // The page may grow between the gesture and the scrolling.
+  #letGo() {
+    if (this.frame.scrollTop > 0) this.atEnd = false;
+  }
+
+  #watchGestures() {
+    const { frame } = this;
+    const passive = { passive: true };
+    let from = 0;
+    frame.addEventListener("wheel", ({ deltaY }) => deltaY < 0 && this.#letGo(), passive);
+    frame.addEventListener("touchstart", ({ touches }) => (from = touches[0].clientY), passive);
+    frame.addEventListener(
+      "touchmove",
+      ({ touches }) => touches[0].clientY > from && this.#letGo(),
+      passive,
+    );
+    frame.addEventListener("keydown", ({ key, target }) => {
+      const typing = target.matches("textarea, input");
+      if (["ArrowUp", "PageUp", "Home"].includes(key) && !typing) this.#letGo();
+    });
   }
 
   #grown() {

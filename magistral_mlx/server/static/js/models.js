@@ -3,7 +3,18 @@ import * as api from "./api.js";
 import { $, h } from "./dom.js";
 import { settings } from "./settings.js";
 
+// As the server has them, unless it tells others.
+const LIMITS = {
+  images: 32,
+  image_pixels: 50_000_000,
+  prompt_pixels: 100_000_000,
+  body_bytes: 64 * 2 ** 20,
+};
 let found = [];
+let told = {};
+
+/** What a request may hold: images, pixels of one and of all, bytes. */
+export const limits = () => ({ ...LIMITS, ...told });
 
 /** Whether the model that answers can be shown images; so it is until the server tells. */
 export const sees = () =>
@@ -11,7 +22,9 @@ export const sees = () =>
 
 /** Ask the server for its models and show them. Throws Failure. */
 export async function showModels() {
-  found = await api.models();
+  const list = await api.models();
+  found = list.data;
+  told = list.limits ?? {};
   if (!found.some(({ id }) => id === settings.model)) settings.model = null;
   const several = found.length > 1;
   $("#model-choice").hidden = !several;

@@ -170,8 +170,8 @@ function archive(imported) {
   });
   file.addEventListener("change", async () => {
     try {
-      const count = await importFrom(file.files[0]);
-      toast("imported", { args: [count] });
+      const { taken, mended, left } = await importFrom(file.files[0]);
+      toast(mended || left ? "imported.mended" : "imported", { args: [taken, mended, left] });
       imported();
     } catch (error) {
       toast(`error.${error.kind ?? "page"}`, { args: [error.detail] });

@@ -30,7 +30,7 @@ export async function recover() {
     const longer =
       stored &&
       kept.text.length + kept.thinking.length >= stored.text.length + stored.thinking.length;
-    if (longer) await store.saveMessage({ ...kept, state: "stopped" });
+    if (longer) await store.patchMessage(kept.id, { ...kept, state: "stopped" });
     localStorage.removeItem(name);
   }
 }

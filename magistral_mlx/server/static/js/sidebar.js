@@ -139,17 +139,14 @@ export class Sidebar {
   }
 
   async #store(id, change) {
-    const open = this.chat.conversation?.id === id ? this.chat.conversation : null;
-    const conversation = open ?? (await store.conversation(id));
-    if (!conversation) return;
-    Object.assign(conversation, change);
-    await store.save(conversation);
-    if (open) this.chat.dispatchEvent(new Event("title"));
+    if (this.chat.conversation?.id === id) Object.assign(this.chat.conversation, change);
+    await store.patch(id, change);
+    this.chat.dispatchEvent(new Event("title"));
   }
 
   async #delete(conversation) {
     const { id } = conversation;
-    this.chat.answers.get(id)?.stop();
+    await this.chat.stop(id);
     const messages = await store.remove(id);
     if (this.chat.conversation?.id === id) this.open("");
     else $("#new-chat").focus(); // the button that had the focus is gone

@@ -1,14 +1,7 @@
-// Conversations and their messages in IndexedDB. Other tabs hear of each change.
+// Conversations, their messages and drafts in IndexedDB. Other tabs hear of each change.
+import { tell } from "./sync.js";
 
-const channel = new BroadcastChannel("magistral");
 let opening;
-
-/** Call `listener(conversationId)` when another tab has changed a conversation. */
-export const onForeignChange = (listener) =>
-  channel.addEventListener("message", (event) => listener(event.data));
-
-/** Let other tabs know that a conversation has changed. */
-export const tell = (id) => channel.postMessage(id);
 
 // What each version of the database adds to the one before it.
 const MIGRATIONS = [
@@ -33,6 +26,8 @@ const MIGRATIONS = [
       cursor.continue();
     };
   },
+  // Images that are attached to what is being typed.
+  ({ database }) => database.createObjectStore("drafts", { keyPath: "id" }),
 ];
 
 function open() {
@@ -62,14 +57,20 @@ async function read(store, use) {
 }
 
 // Call `use` with the three stores, and wait until all of it is on the disk, or none.
-async function write(use) {
-  const names = ["conversations", "messages", "images"];
+async function write(use, names = ["conversations", "messages", "images"]) {
   const transaction = (await open()).transaction(names, "readwrite");
-  use(...names.map((name) => transaction.objectStore(name)));
-  await new Promise((resolve, reject) => {
+  const done = new Promise((resolve, reject) => {
     transaction.oncomplete = resolve;
-    transaction.onabort = transaction.onerror = () => reject(transaction.error);
+    transaction.onabort = () => reject(transaction.error ?? new DOMException("", "AbortError"));
   });
+  try {
+    use(...names.map((name) => transaction.objectStore(name)));
+  } catch (error) {
+    transaction.abort();
+    await done.catch(() => {});
+    throw error;
+  }
+  await done;
 }
 
 /** All conversations, the one used last first. */
@@ -98,30 +99,81 @@ const withImages = (message, images) =>
 /** One message, without its images. */
 export const message = (id) => read("messages", (store) => store.get(id));
 
-/** Save a conversation, and messages of it, in one go. */
-export async function save(conversation, messages = []) {
+/**
+ * Save messages of a conversation, and `fields` of itself, in one go. What other tabs have changed
+ * of it stays. Where it is stored no more, all of it is saved: itself, and what `whole()` gives.
+ */
+export async function save(
+  conversation,
+  messages,
+  { fields = conversation, whole = () => messages } = {},
+) {
   await write((conversations, all, images) => {
-    conversations.put(conversation);
-    for (const { images: shown, ...message } of messages) {
-      all.put(message);
-      if (shown?.length) {
-        images.put({ message: message.id, conversation: conversation.id, images: shown });
+    conversations.get(conversation.id).onsuccess = ({ target: { result: stored } }) => {
+      conversations.put({ ...(stored ?? conversation), ...fields });
+      for (const { images: shown, ...message } of stored ? messages : whole()) {
+        all.put(message);
+        if (shown?.length) {
+          images.put({ message: message.id, conversation: conversation.id, images: shown });
+        }
       }
-    }
-  });
-  tell(conversation.id);
-}
-
-/** Save an answer as it is now. Its conversation may be gone meanwhile: then it goes too. */
-export async function saveMessage(message) {
-  await write((conversations, all) => {
-    conversations.getKey(message.conversation).onsuccess = (event) => {
-      if (event.target.result !== undefined) all.put(message);
     };
   });
+  changed(conversation.id);
 }
 
-export const removeMessage = (id) => write((_, all) => all.delete(id));
+/** Change `fields` of a conversation, if it is stored. */
+export async function patch(id, fields) {
+  await write((conversations) => {
+    conversations.get(id).onsuccess = ({ target: { result: stored } }) => {
+      if (stored) conversations.put({ ...stored, ...fields });
+    };
+  });
+  changed(id);
+}
+
+/** Tell other tabs that a conversation has changed. */
+export const changed = (conversation) => tell({ type: "changed", conversation });
+
+/**
+ * Save an answer as it is now. Its conversation may be gone meanwhile, or its question may not be
+ * stored: then it is not either.
+ */
+export const saveMessage = (message) =>
+  write((conversations, all) => {
+    conversations.getKey(message.conversation).onsuccess = ({ target: { result: there } }) => {
+      if (there === undefined) return;
+      all.getKey(message.parent).onsuccess = ({ target: { result: asked } }) => {
+        if (asked !== undefined) all.put(message);
+      };
+    };
+  });
+
+/** Change `fields` of a message, if it is stored. */
+export const patchMessage = (id, fields) =>
+  write((_, all) => {
+    all.get(id).onsuccess = ({ target: { result: stored } }) => {
+      if (stored) all.put({ ...stored, ...fields });
+    };
+  });
+
+/** The images of a draft. */
+export const draft = async (id) =>
+  (await read("drafts", (store) => store.get(id)))?.images ?? [];
+
+/** Keep the images of a draft; none forgets it. */
+export const saveDraft = (id, images) =>
+  write(
+    (drafts) => (images.length ? drafts.put({ id, images, at: Date.now() }) : drafts.delete(id)),
+    ["drafts"],
+  );
+
+/** Forget drafts of before `time`: their tabs are closed. */
+export async function clearDrafts(time) {
+  for (const { id, at } of await read("drafts", (store) => store.getAll())) {
+    if (at < time) await saveDraft(id, []);
+  }
+}
 
 /** Delete a conversation; resolves to its messages, for whoever wants them back. */
 export async function remove(id) {
@@ -133,7 +185,7 @@ export async function remove(id) {
       images.delete(message.id);
     }
   });
-  tell(id);
+  changed(id);
   return lost;
 }
 

@@ -2,7 +2,8 @@
 import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
-import { imageButton } from "./images.js";
+import { imageButton, tile } from "./images.js";
+import { Tray } from "./tray.js";
 import { versionSwitch } from "./versions.js";
 
 export class UserView {
@@ -30,21 +31,32 @@ export class UserView {
 
   leave() {}
 
+  /** Whether it shows something else than its message holds. */
+  get outdated() {
+    return this.element.classList.contains("sent");
+  }
+
   #images() {
-    const { images } = this.message;
-    if (!images?.length) return null;
+    const { images = [], unstored = [] } = this.message;
+    const lost = images.length ? [] : unstored;
+    if (!images.length && !lost.length) return null;
     return h(
       "div",
       { class: "user-images" },
-      ...images.map((image) => imageButton(image)),
+      ...images.map((image) => imageButton(image, images)),
+      ...lost.map((name) => tile(name, "images.unstored")),
     );
   }
 
   #edit() {
     const area = h("textarea", { label: "message.edit", value: this.message.text, rows: "1" });
+    const list = h("ul", { class: "tray", label: "images.attached" });
+    const tray = new Tray(list, { changed() {}, failed() {}, beside: () => [] });
+    tray.show([...(this.message.images ?? [])]);
     const form = h(
       "form",
       { class: "editor" },
+      list,
       area,
       h(
         "div",
@@ -55,9 +67,9 @@ export class UserView {
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const { images } = this.message;
-      if (!area.value.trim() && !images.length) return;
-      this.actions.edit(this.message, area.value, images);
+      if (!area.value.trim() && !tray.images.length) return;
+      this.element.classList.add("sent");
+      this.actions.edit(this.message, area.value, tray.images);
     });
     form.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
@@ -66,7 +78,7 @@ export class UserView {
     });
     sendsOnEnter(area, form);
     this.element.classList.add("editing");
-    this.element.replaceChildren(...[this.heading, this.#images(), form].filter(Boolean));
+    this.element.replaceChildren(this.heading, form);
     autosize(area);
     area.focus();
   }

@@ -17,6 +17,7 @@ export default {
   "messages": "Unterhaltung",
   "jump": "Zum Ende",
   "spoken": "Antwort, Satz für Satz",
+  "nothing": "",
 
   "sidebar.label": "Unterhaltungen",
   "sidebar.open": "Unterhaltungen zeigen",
@@ -58,6 +59,9 @@ export default {
   "images.enlarge": (name) => `${name} vergrößern`,
   "images.remove": (name) => `${name} entfernen`,
   "images.large": "Bild",
+  "images.previous": "Vorheriges Bild",
+  "images.next": "Nächstes Bild",
+  "images.unstored": "nicht gespeichert",
 
   "message.user": "Frage",
   "message.assistant": "Magistral",
@@ -78,6 +82,7 @@ export default {
   "answer.failed": "Die Antwort ist fehlgeschlagen.",
   "answer.stopped": "Angehalten.",
   "answer.length": "Die Höchstzahl an Token ist erreicht.",
+  "answer.elsewhere": "Hier antwortet ein anderer Tab.",
 
   "options.title": "Einstellungen",
   "options.scope": "Für die nächsten Nachrichten, in allen Chats.",
@@ -111,6 +116,8 @@ export default {
   "options.export": "Alle exportieren",
   "options.import": "Importieren",
   "imported": (count) => `${count} ${one(count, "Unterhaltung", "Unterhaltungen")} importiert.`,
+  "imported.mended": (count, mended, left) =>
+    `${count} ${one(count, "Unterhaltung", "Unterhaltungen")} importiert; ${mended} beschädigte Nachrichten ergänzt, ${left} ausgelassen.`,
 
   "key.title": "Dieser Server verlangt einen Schlüssel",
   "key.text":
@@ -140,7 +147,11 @@ export default {
   "error.server": "Der Server konnte nicht antworten.",
   "error.page": "Auf dieser Seite ist etwas schiefgegangen.",
   "error.storage": (detail) => `Der Browser konnte die Unterhaltung nicht speichern: ${detail}`,
+  "error.full":
+    "Der Browser hat keinen Platz mehr. Das Letzte ist nicht ganz gespeichert: es exportieren oder andere Chats löschen.",
   "error.blind": "Dieses Modell liest nur Text.",
   "error.image": (name) => `${name} ist kein lesbares Bild.`,
+  "error.images": (count) =>
+    `Dieser Chat hätte mehr als ${count} Bilder; mehr nimmt der Server nicht. Einen neuen Chat beginnen oder eine Frage bearbeiten und Bilder entfernen.`,
   "error.import": (name) => `${name} enthält keine exportierten Unterhaltungen.`,
 };

@@ -17,6 +17,7 @@ export default {
   "messages": "Conversation",
   "jump": "To the end",
   "spoken": "Answer, sentence by sentence",
+  "nothing": "",
 
   "sidebar.label": "Conversations",
   "sidebar.open": "Show conversations",
@@ -57,6 +58,9 @@ export default {
   "images.enlarge": (name) => `Enlarge ${name}`,
   "images.remove": (name) => `Remove ${name}`,
   "images.large": "Image",
+  "images.previous": "Previous image",
+  "images.next": "Next image",
+  "images.unstored": "not stored",
 
   "message.user": "You",
   "message.assistant": "Magistral",
@@ -77,6 +81,7 @@ export default {
   "answer.failed": "The answer has failed.",
   "answer.stopped": "Stopped.",
   "answer.length": "The token limit is reached.",
+  "answer.elsewhere": "Another tab is answering here.",
 
   "options.title": "Options",
   "options.scope": "For your next messages, in every chat.",
@@ -109,6 +114,8 @@ export default {
   "options.export": "Export all",
   "options.import": "Import",
   "imported": (count) => `${count} ${one(count, "conversation", "conversations")} imported.`,
+  "imported.mended": (count, mended, left) =>
+    `${count} ${one(count, "conversation", "conversations")} imported; ${mended} damaged messages mended, ${left} left out.`,
 
   "key.title": "This server asks for a key",
   "key.text": "It was started with an API key. The key is kept until this tab is closed.",
@@ -137,7 +144,11 @@ export default {
   "error.server": "The server could not answer.",
   "error.page": "Something went wrong on this page.",
   "error.storage": (detail) => `The browser could not store the conversation: ${detail}`,
+  "error.full":
+    "The browser has no room left. What was written last is not stored in full: export it, or delete other chats.",
   "error.blind": "This model reads text only.",
   "error.image": (name) => `${name} is not an image that can be read.`,
+  "error.images": (count) =>
+    `This chat would have more than ${count} images, the most that the server takes. Start a new chat, or edit a question to remove some.`,
   "error.import": (name) => `${name} holds no exported conversations.`,
 };

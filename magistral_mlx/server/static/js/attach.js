@@ -1,0 +1,114 @@
+// Images on their way in: read, made smaller where they are huge, and checked by the server, so
+// that what is attached can be sent.
+import * as api from "./api.js";
+import { Failure } from "./api.js";
+import { h } from "./dom.js";
+import { limits } from "./models.js";
+
+export const ACCEPT =
+  "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff,image/avif,image/heic,image/heif,.heic,.heif";
+const NAMES = /\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|heif)$/i;
+const LARGE_BYTES = 4_000_000; // what a photo may have before it is scaled down
+const LARGEST_SIDE = 3080; // twice what the model sees, so that nothing is lost
+const SEEN_PIXELS = 1540 * 1540; // what the model sees
+const REFUSED = /^(messages\[0\]\.content\[0\]|image 1 )/; // the image, not the request
+
+/** Whether a file says that it is an image. */
+const isImage = ({ type, name }) =>
+  ACCEPT.split(",").includes(type) || (!type && NAMES.test(name));
+
+/**
+ * A file as { name, url, tokens } with a data URL, and the tokens that it takes, null if the
+ * server does not tell. Throws Failure for one that the server would not read.
+ */
+export async function readImage(file) {
+  if (!isImage(file) || !file.size) throw new Failure("image", file.name);
+  let url = await dataUrl(file, file.name);
+  const size = await measured(url);
+  if (size && (file.size > LARGE_BYTES || scaleOf(size) < 1)) {
+    const blob = await smaller(file, size);
+    if (blob) url = await dataUrl(blob, file.name);
+  }
+  return { name: file.name, url, tokens: await tokensOf(url, file.name, Boolean(size)) };
+}
+
+/** Whether `images` are too many, or too large, for one request: null, or why as a Failure. */
+export function tooMuch(images) {
+  const { images: count, body_bytes: bytes } = limits();
+  if (images.length > count) return new Failure("images", count);
+  const total = images.reduce((sum, { url }) => sum + url.length, 0);
+  return total > 0.95 * bytes ? new Failure("large") : null;
+}
+
+// The server opens it as it would for an answer. A server that is away, or knows no such thing,
+// leaves it to the browser.
+async function tokensOf(url, name, shown) {
+  try {
+    return (await api.imageTokens(url)) ?? null;
+  } catch (error) {
+    if (error.kind === "refused" && REFUSED.test(error.detail)) throw new Failure("image", name);
+    if (error.kind === "large") throw new Failure("large");
+    const known = /^data:image\/(png|jpeg|gif|webp|bmp);/.test(url);
+    if (known && !shown) throw new Failure("image", name);
+    return null;
+  }
+}
+
+// Its size, known before its pixels are unpacked; null where this browser cannot read it.
+function measured(url) {
+  return new Promise((resolve) => {
+    const image = h("img");
+    image.onload = () => resolve({ width: image.naturalWidth, height: image.naturalHeight });
+    image.onerror = () => resolve(null);
+    image.src = url;
+  });
+}
+
+function scaleOf({ width, height }) {
+  const { images, image_pixels: one, prompt_pixels: all } = limits();
+  const most = Math.min(one, Math.max(all / images, SEEN_PIXELS));
+  return Math.min(1, LARGEST_SIDE / Math.max(width, height), Math.sqrt(most / (width * height)));
+}
+
+// A JPEG that is no larger than it needs to be; null where that is more bytes, or cannot be made.
+async function smaller(file, size) {
+  const scale = scaleOf(size);
+  const [width, height] = [size.width, size.height].map((side) =>
+    Math.max(1, Math.floor(side * scale)),
+  );
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, {
+      resizeWidth: width,
+      resizeHeight: height,
+      resizeQuality: "high",
+    });
+  } catch {
+    return null;
+  }
+  const canvas = h("canvas");
+  Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white"; // as the model sees what is transparent
+  context.fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
+  return blob && (scale < 1 || blob.size < file.size) ? blob : null;
+}
+
+function dataUrl(blob, name) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () =>
+      resolve(
+        reader.result.replace(/^data:(?:application\/octet-stream)?;/, `data:${typeOf(name)};`),
+      );
+    reader.onerror = () => reject(new Failure("image", name));
+    reader.readAsDataURL(blob);
+  });
+}
+
+// Some systems know no type for a photo's name.
+const typeOf = (name) =>
+  `image/${(NAMES.exec(name)?.[1] ?? "png").toLowerCase().replace("jpg", "jpeg").replace(/^tif$/, "tiff")}`;

@@ -1,0 +1,29 @@
+// What the tabs of this browser tell each other, and which of them is writing an answer.
+//
+// Messages: { type: "changed", conversation }, { type: "grow", message, ... } while an answer is
+// written, { type: "end", conversation, message: id }, { type: "stop" | "who", conversation }.
+
+const channel = new BroadcastChannel("magistral");
+const name = (conversation) => `magistral.answer.${conversation}`;
+
+export const tell = (message) => channel.postMessage(message);
+export const hear = (listener) =>
+  channel.addEventListener("message", (event) => listener(event.data));
+
+// Browsers have locks on pages of this machine and of https alone. Elsewhere tabs still tell each
+// other what they write, but not that one was closed over it.
+const { locks } = navigator;
+
+/** Do `work` while no other tab answers in the conversation. */
+export const alone = (conversation, work) =>
+  locks ? locks.request(name(conversation), work) : work();
+
+/** Resolves once no tab answers in the conversation. */
+export const free = (conversation) =>
+  locks ? locks.request(name(conversation), { mode: "shared" }, () => {}) : new Promise(() => {});
+
+/** Whether a tab answers in the conversation. */
+export async function taken(conversation) {
+  const { held = [] } = (await locks?.query()) ?? {};
+  return held.some((lock) => lock.name === name(conversation) && lock.mode === "exclusive");
+}
