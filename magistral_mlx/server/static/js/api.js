@@ -25,6 +25,11 @@ export const key = {
 async function request(path, options = {}) {
   const headers = { ...options.headers };
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  try {
+    new Headers(headers);
+  } catch {
+    throw new Failure("key"); // one with letters that no request can carry
+  }
   let response;
   try {
     response = await fetch(url(path), { ...options, headers });

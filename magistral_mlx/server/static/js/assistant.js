@@ -5,6 +5,7 @@ import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
 import { onceAFrame } from "./frames.js";
 import { duration, number, say, t } from "./i18n.js";
+import { later } from "./later.js";
 import { reachScrollers } from "./scrollers.js";
 import { announce, Speaker } from "./speech.js";
 import { ThinkingFold } from "./thinking.js";
@@ -16,9 +17,10 @@ const TICK = 1000; // milliseconds: the seconds go on while no token comes
 export class AssistantView {
   /**
    * `actions`: retry(message), resume(message), choose(message), fold(message); `following()` tells whether the
-   * reader is at the end, and `grown()` is called after each change of height.
+   * reader is at the end, `grown()` is called after each change of height, and `far` tells whether
+   * it is far from where the reader is: its text is plain for a moment then.
    */
-  constructor(message, { answer, versions, actions, following, grown }) {
+  constructor(message, { answer, versions, actions, following, grown, far }) {
     Object.assign(this, { message, answer, actions, following, grown });
     this.waiting = h(
       "p",
@@ -52,7 +54,7 @@ export class AssistantView {
       this.tools,
     );
     if (answer) this.#follow();
-    else this.#settle();
+    else this.#settle(far);
     this.language = () => (this.answer ? this.#draw() : this.#words());
     addEventListener("language", this.language);
   }
@@ -69,6 +71,7 @@ export class AssistantView {
   leave() {
     removeEventListener("language", this.language);
     clearInterval(this.timer);
+    this.forget?.();
     this.answer = null;
   }
 
@@ -119,14 +122,25 @@ export class AssistantView {
     this.grown();
   }
 
-  #settle() {
+  #settle(far = false) {
     const { message } = this;
     this.shown = [message.text, message.thinking, message.state];
     this.waiting.hidden = true;
     this.tools.hidden = !message.text && !message.thinking;
-    if (message.text) (this.blocks ?? new Blocks(this.body)).finish(message.text);
-    else this.body.replaceChildren();
     this.#words();
+    if (far && message.text) {
+      this.body.replaceChildren(h("p", { class: "plain", dir: "auto" }, message.text));
+      this.forget = later(() => {
+        this.body.replaceChildren();
+        this.#render();
+      });
+    } else this.#render();
+  }
+
+  #render() {
+    const { text } = this.message;
+    if (text) (this.blocks ?? new Blocks(this.body)).finish(text);
+    else this.body.replaceChildren();
     reachScrollers(this.element);
   }
 

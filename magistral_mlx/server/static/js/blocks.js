@@ -4,6 +4,7 @@
 import { codeFrame } from "./code.js";
 import { h } from "./dom.js";
 import { lastBlockLine, render } from "./markdown.js";
+import { morph } from "./morph.js";
 
 // A table whose second line has not come is but bars.
 const HALF_TABLE = /^\|[^\n]*(\n[-:| ]*)?$/;
@@ -13,8 +14,7 @@ export class Blocks {
   /** Renders into `container`. */
   constructor(container) {
     this.container = container;
-    this.live = h("div", { class: "live" });
-    container.append(this.live);
+    this.done = 0; // elements of finished blocks; those after them are still being written
     this.text = "";
     this.settled = 0; // characters that belong to finished blocks
     this.fence = null; // the code block that is being written
@@ -30,7 +30,7 @@ export class Blocks {
     this.#openFence();
     if (this.fence) return;
     const tail = this.text.slice(this.settled);
-    this.live.replaceChildren(HALF_TABLE.test(tail) ? "" : render(tail, { ...this.env }));
+    morph(this.container, HALF_TABLE.test(tail) ? null : render(tail, { ...this.env }), this.done);
   }
 
   /** Show `text` as a whole: nothing follows. */
@@ -41,10 +41,10 @@ export class Blocks {
     const wanted = this.env.references && Object.keys(this.env.references).length > 0;
     if (wanted) {
       this.settled = 0; // a link may be defined at the very end
-      this.container.replaceChildren(this.live);
+      this.done = 0;
     }
     const env = wanted ? {} : { level: this.env.level };
-    this.live.replaceWith(render(text.slice(this.settled), env));
+    morph(this.container, render(text.slice(this.settled), env), this.done);
     this.fence = null;
   }
 
@@ -60,7 +60,8 @@ export class Blocks {
   #settleTo(end) {
     const finished = this.text.slice(this.settled, end);
     this.env.streaming = false;
-    this.live.before(render(finished, this.env));
+    morph(this.container, render(finished, this.env), this.done);
+    this.done = this.container.childNodes.length;
     this.env.streaming = true;
     this.settled = end;
   }
@@ -72,7 +73,8 @@ export class Blocks {
     const code = document.createTextNode("");
     const frame = codeFrame(found[2].trim().split(/\s+/)[0], () => code.data);
     frame.append(h("pre", {}, h("code", {}, code)));
-    this.live.replaceChildren(frame);
+    while (this.container.childNodes.length > this.done) this.container.lastChild.remove();
+    this.container.append(frame);
     const body = this.settled + found[0].length;
     this.fence = {
       code,

@@ -105,7 +105,11 @@ export class Chat extends EventTarget {
     this.answers.set(id, answer);
     answer.addEventListener("end", () => this.#ended(answer), { once: true });
     sync.free(id).then(async () => {
-      Object.assign(answer.message, await store.message(message.id)); // it was saved before
+      // It was saved before, unless its tab was closed over it: what was heard of it is the rest.
+      const stored = await store.message(message.id).catch(() => null);
+      if (stored && length(stored) >= length(answer.message)) {
+        Object.assign(answer.message, stored);
+      } else await store.saveMessage({ ...answer.message, state: "stopped" }).catch(() => {});
       answer.end();
     });
     sync.tell({ type: "who", conversation: id });
@@ -248,6 +252,8 @@ export class Chat extends EventTarget {
     if (this.conversation === conversation) this.dispatchEvent(new Event("show"));
   }
 }
+
+const length = ({ text, thinking }) => text.length + thinking.length;
 
 const imageless = ({ images = [], ...message }) =>
   images.length ? { ...message, unstored: images.map(({ name }) => name) } : message;

@@ -23,7 +23,7 @@ export function dressCode(root, plain = false) {
 export const codeFrame = (language, text) =>
   h(
     "div",
-    { class: "code" },
+    { class: language ? "code" : "code bare", dir: "ltr" },
     h("div", { class: "code-head" }, h("span", {}, language), copyButton("code.copy", text)),
   );
 

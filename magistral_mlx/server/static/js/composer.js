@@ -18,6 +18,7 @@ export class Composer {
     this.area = $("#message");
     this.id = "";
     this.busy = false;
+    this.attaching = null; // a promise while files are read
     this.tray = new Tray($("#tray"), {
       changed: () => {
         drafts.setImages(this.id, this.tray.images);
@@ -34,6 +35,8 @@ export class Composer {
     });
     $("#composer").addEventListener("submit", (event) => {
       event.preventDefault();
+      // What is being read belongs to the message.
+      if (this.attaching) return this.attaching.then(() => event.target.requestSubmit());
       if (!this.#sendable() || this.busy) return;
       const text = this.area.value.trim();
       const { images } = this.tray;
@@ -59,7 +62,11 @@ export class Composer {
   // They belong to the draft that is on the screen now, whatever is by the time they are read.
   async #attach(files) {
     const { id } = this;
-    const images = await this.tray.add(files);
+    const { images } = this.tray;
+    const adding = Promise.resolve(this.attaching).then(() => this.tray.add(files, images));
+    this.attaching = adding;
+    await adding;
+    if (this.attaching === adding) this.attaching = null;
     if (this.id !== id) await drafts.setImages(id, images);
     else this.focus();
   }
@@ -68,9 +75,12 @@ export class Composer {
   async open(id) {
     this.id = id;
     this.write(drafts.text(id));
-    this.tray.images = []; // not those of the draft before
-    const images = await drafts.images(id);
-    if (this.id === id) this.tray.show([...images, ...this.tray.images]);
+    const images = []; // not those of the draft before
+    this.tray.images = images;
+    const kept = await drafts.images(id);
+    if (this.tray.images !== images) return;
+    images.unshift(...kept);
+    this.tray.show(images);
   }
 
   /** The new conversation has an identity: what is typed from now on is its draft. */

@@ -5,9 +5,10 @@ import { Composer } from "./composer.js";
 import * as drafts from "./drafts.js";
 import { $, h, iconButton } from "./dom.js";
 import { onceAFrame } from "./frames.js";
-import { adopt, setLanguage, t } from "./i18n.js";
+import { adopt, say as sayAt, setLanguage, t } from "./i18n.js";
 import { icon } from "./icons.js";
 import { askForKey } from "./key.js";
+import "./mathcopy.js";
 import { Messages } from "./messages.js";
 import { showModels } from "./models.js";
 import { buildOptions } from "./options.js";
@@ -17,6 +18,7 @@ import { Sidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { Strip } from "./strip.js";
 import { hear } from "./sync.js";
+import { composing } from "./textarea.js";
 
 const EXAMPLES = ["sum", "proof", "code"];
 const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
@@ -27,6 +29,21 @@ for (const element of document.querySelectorAll("[data-icon]")) {
 adopt();
 $("#new-chat kbd").textContent = isMac ? "⌘K" : "Ctrl K";
 setLanguage(settings.language);
+if (matchMedia("(hover: none)").matches) {
+  sayAt($("#message"), "placeholder", "composer.placeholder.touch");
+}
+// Whether the focus was moved by keys.
+addEventListener("pointerdown", () => delete document.body.dataset.keys, true);
+addEventListener(
+  "keydown",
+  ({ key }) => {
+    if (key === "Tab") document.body.dataset.keys = "";
+  },
+  true,
+);
+new ResizeObserver(([{ target }]) =>
+  document.documentElement.style.setProperty("--foot", `${target.offsetHeight}px`),
+).observe($(".foot"));
 
 const chat = new Chat();
 const strip = new Strip(chat);
@@ -155,13 +172,11 @@ hear(({ type }) => type === "changed" && sidebar.refresh());
 
 for (const id of ["#new-chat", "#new-chat-top"]) $(id).addEventListener("click", () => go(""));
 addEventListener("keydown", (event) => {
-  if (document.querySelector("dialog[open]")) return;
-  if (
-    (event.ctrlKey || event.metaKey) &&
-    !event.shiftKey &&
-    !event.altKey &&
-    event.key.toLowerCase() === "k"
-  ) {
+  if (document.querySelector("dialog[open]") || composing(event)) return;
+  // On a Mac, Ctrl+K deletes the rest of a line.
+  const [wanted, other] = isMac ? ["metaKey", "ctrlKey"] : ["ctrlKey", "metaKey"];
+  const plain = event[wanted] && !event[other] && !event.shiftKey && !event.altKey;
+  if (plain && event.key.toLowerCase() === "k") {
     event.preventDefault();
     go("");
   } else if (event.key === "Escape" && chat.answer) chat.answer.stop();

@@ -24,6 +24,10 @@ md.linkify.set({ fuzzyLink: false, fuzzyEmail: false, fuzzyIP: false });
 md.validateLink = (url) => /^(?:https?|mailto):/i.test(url.trim());
 md.use(mathPlugin);
 
+const BLOCKS = "p, h3, h4, h5, h6, li, th, td";
+const OUTER_BLOCKS = "ul, ol, blockquote, table"; // "auto" does not look into the blocks in them
+const LEFT_TO_RIGHT = "pre, code, .math, .math-pending";
+
 const escape = md.utils.escapeHtml;
 const rules = md.renderer.rules;
 
@@ -82,9 +86,28 @@ export function render(text, env) {
     table.replaceWith(frame);
     frame.append(table);
   }
+  // Each block has the direction of its own words; formulas and code go from left to right.
+  for (const element of fragment.querySelectorAll(LEFT_TO_RIGHT)) element.dir = "ltr";
+  for (const block of fragment.querySelectorAll(BLOCKS)) block.dir = "auto";
+  for (const block of fragment.querySelectorAll(OUTER_BLOCKS)) block.dir = directionOf(block);
   drawMath(fragment);
   dressCode(fragment, env.streaming);
   return fragment;
+}
+
+const RIGHT_TO_LEFT =
+  /^\P{L}*[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
+
+// That of its first letter outside of formulas and code.
+function directionOf(block) {
+  const words = document.createTreeWalker(block, NodeFilter.SHOW_TEXT);
+  while (words.nextNode()) {
+    const { data, parentElement } = words.currentNode;
+    if (/\p{L}/u.test(data) && !parentElement.closest(LEFT_TO_RIGHT)) {
+      return RIGHT_TO_LEFT.test(data) ? "rtl" : "ltr";
+    }
+  }
+  return "ltr";
 }
 
 /** Where the last block of `text` begins, as a number of lines. Blocks before it are finished. */

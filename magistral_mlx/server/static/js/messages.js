@@ -7,6 +7,7 @@ import { UserView } from "./user.js";
 
 const END = 2; // pixels from the end that count as the end
 const NEAR = 60; // pixels from the end that need no button
+const CLOSE = 8; // messages at the end that are dressed at once
 
 export class Messages {
   /** `actions`: what the buttons of messages do; see UserView and AssistantView. */
@@ -38,13 +39,14 @@ export class Messages {
   /** Show the path of the conversation. Messages that stay keep their place on the screen. */
   show() {
     const old = new Map(this.views.map((view) => [view.message, view]));
-    this.views = this.chat.path.map((message) => {
+    const { path } = this.chat;
+    this.views = path.map((message, index) => {
       const kept = old.get(message);
       if (kept && !this.#outdated(kept)) {
         old.delete(message);
         return kept;
       }
-      return this.#view(message);
+      return this.#view(message, index < path.length - CLOSE);
     });
     for (const view of old.values()) view.leave();
     this.#place(this.views.map((view) => view.element));
@@ -79,7 +81,7 @@ export class Messages {
     );
   }
 
-  #view(message) {
+  #view(message, far) {
     const versions = this.chat.versionsOf(message);
     const running = this.chat.answer;
     const Kind = message.role === "user" ? UserView : AssistantView;
@@ -89,6 +91,7 @@ export class Messages {
       answer: running?.message === message ? running : null,
       following: () => this.atEnd,
       grown: () => this.#grown(),
+      far,
     });
     view.versions = versions.all.length;
     return view;

@@ -7,6 +7,9 @@ import { settings } from "./settings.js";
 import * as store from "./store.js";
 import { toast } from "./toast.js";
 
+// The same server by another name has other histories.
+const OTHER = { "localhost": "127.0.0.1", "127.0.0.1": "localhost" };
+
 /** Build the drawer once. `imported()` is called when conversations have come in. */
 export function buildOptions(imported) {
   const dialog = $("#options");
@@ -31,8 +34,9 @@ export function buildOptions(imported) {
     ),
     languageField(),
     h("h3", { t: "options.data" }),
-    h("p", { class: "hint", t: "options.kept" }),
+    h("p", { class: "hint", t: ["options.kept", location.host, OTHER[location.hostname]] }),
     archive(imported),
+    h("div", { class: "toasts", role: "status" }),
   );
   // A click beside the drawer closes it.
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
@@ -116,7 +120,9 @@ function numberField(name, { min, max, step }) {
     value: settings[name] === null ? "" : String(settings[name]),
   });
   field.addEventListener("change", () => {
-    if (!field.checkValidity()) return field.reportValidity();
+    const { valid, stepMismatch } = field.validity;
+    // Between two steps is fine where steps are parts of one.
+    if (!valid && !(stepMismatch && step < 1)) return field.reportValidity();
     settings[name] = field.value === "" ? null : field.valueAsNumber;
   });
   return h(
@@ -131,6 +137,7 @@ function numberField(name, { min, max, step }) {
 function systemPrompt() {
   const area = h("textarea", {
     rows: "5",
+    dir: "auto",
     placeholder: "options.system.default",
     value: settings.system,
   });

@@ -4,6 +4,7 @@ import { $, h, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
 import { settings } from "./settings.js";
 import * as store from "./store.js";
+import { composing } from "./textarea.js";
 import { toast } from "./toast.js";
 
 const DAY = 86_400_000;
@@ -23,7 +24,7 @@ export class Sidebar {
     $("#scrim").addEventListener("click", () => this.#show(false));
     NARROW.addEventListener("change", () => this.#show(NARROW.matches ? false : settings.sidebar));
     $("#sidebar").addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
+      if (event.key !== "Escape" || composing(event)) return;
       event.stopPropagation(); // it is not meant for an answer
       if (NARROW.matches) this.#show(false, true);
     });
@@ -70,7 +71,11 @@ export class Sidebar {
       ({ id, title }) =>
         !this.found || this.found.has(id) || title.toLocaleLowerCase().includes(needle),
     );
-    const groups = Map.groupBy(shown, ({ updated }) => age(updated));
+    const groups = new Map();
+    for (const conversation of shown) {
+      const name = age(conversation.updated);
+      groups.set(name, [...(groups.get(name) ?? []), conversation]);
+    }
     $("#conversations").replaceChildren(
       ...[...groups].map(([name, conversations]) =>
         h(
@@ -94,7 +99,7 @@ export class Sidebar {
     const title = h(
       "button",
       { type: "button", class: "open", title: conversation.title },
-      h("span", { class: "name" }, conversation.title || t("chat.untitled")),
+      h("span", { class: "name", dir: "auto" }, conversation.title || t("chat.untitled")),
       running ? h("span", { class: "running", role: "img", label: "sidebar.running" }) : null,
     );
     if (here) title.setAttribute("aria-current", "page");
@@ -117,7 +122,7 @@ export class Sidebar {
   }
 
   #rename(item, conversation) {
-    const field = h("input", { value: conversation.title, label: "chat.rename", maxlength: "200" });
+    const field = h("input", { dir: "auto", value: conversation.title, label: "chat.rename", maxlength: "200" });
     this.renaming = true;
     const close = async (keep) => {
       if (!this.renaming) return;
@@ -127,7 +132,8 @@ export class Sidebar {
       await this.refresh(); // which keeps the focus here, unless it has gone on meanwhile
     };
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.isComposing) close(true);
+      if (composing(event)) return;
+      if (event.key === "Enter") close(true);
       if (event.key === "Escape") {
         event.stopPropagation();
         close(false);

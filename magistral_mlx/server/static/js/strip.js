@@ -47,7 +47,7 @@ export class Strip {
         .map(([name, value, share]) =>
           h(
             "div",
-            {},
+            { "data-figure": name },
             h("dt", {}, t(name)),
             h("dd", {}, value, share === undefined ? null : meter(share)),
           ),

@@ -10,10 +10,16 @@ export function autosize(area) {
   fit();
 }
 
+/**
+ * Whether a key is for an input method: it confirms or cancels a candidate. (Safari ends the
+ * composition before the key that ended it, and leaves but its old code.)
+ */
+export const composing = (event) => event.isComposing || event.keyCode === 229;
+
 /** Enter sends, Shift+Enter makes a line; an Enter that ends the input of a character does neither. */
 export function sendsOnEnter(area, form) {
   area.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || composing(event)) return;
     event.preventDefault();
     form.requestSubmit();
   });

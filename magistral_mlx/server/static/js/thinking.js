@@ -5,6 +5,8 @@ import { duration, number, say, t } from "./i18n.js";
 import { reachScrollers } from "./scrollers.js";
 import { settings } from "./settings.js";
 
+const LEAST = 0.1; // seconds that are worth telling
+
 export class ThinkingFold {
   /** `remember(open)` is told when the user opens or closes the fold of a finished trace. */
   constructor(message, remember) {
@@ -36,7 +38,12 @@ export class ThinkingFold {
     this.thinks = thinks;
     this.element.classList.toggle("thinks", thinks);
     say(this.name, "t", thinks ? "thinking.now" : "thinking.done");
-    this.figures.textContent = `${t("tokens", thinkingTokens, number(thinkingTokens))} · ${duration(seconds, thinks)}`;
+    this.figures.textContent = [
+      t("tokens", thinkingTokens, number(thinkingTokens)),
+      seconds < LEAST ? null : duration(seconds, thinks),
+    ]
+      .filter(Boolean)
+      .join(" · ");
     this.#render();
   }
 

@@ -5,7 +5,10 @@ const SECONDS = 5;
 
 /** Show the string `key`; `undo`, if there is one, becomes a button. */
 export function toast(key, { args = [], undo = null } = {}) {
-  const note = h("div", { class: "toast" }, h("span", { t: [key, ...args] }));
+  for (const same of document.querySelectorAll(`.toast[data-key="${key}"]`)) {
+    if (!undo) same.remove(); // it is said once
+  }
+  const note = h("div", { class: "toast", "data-key": key }, h("span", { dir: "auto", t: [key, ...args] }));
   let timer = setTimeout(() => note.remove(), (undo ? 2 : 1) * SECONDS * 1000);
   if (undo) {
     note.append(
@@ -30,5 +33,6 @@ export function toast(key, { args = [], undo = null } = {}) {
       timer = setTimeout(() => note.remove(), SECONDS * 1000);
     });
   }
-  $("#toasts").append(note);
+  // What is outside of an open dialog is neither seen nor heard.
+  ($("dialog[open] .toasts") ?? $("#toasts")).append(note);
 }

@@ -15,8 +15,8 @@ export class Tray {
     Object.assign(this, { element, changed, failed, beside });
   }
 
-  /** Read files, and attach those that can be sent, to `images`: these, or those of another draft. */
-  async add(files, images = this.images) {
+  /** Read files, and attach those that can be sent, to `images`, of whatever draft. */
+  async add(files, images) {
     for (const file of files) {
       try {
         const image = await readImage(file);
@@ -28,7 +28,6 @@ export class Tray {
       }
       if (images === this.images) this.show(images);
     }
-    return images;
   }
 
   /** Show other images. */
@@ -50,7 +49,8 @@ export class Tray {
   }
 
   #remove(image) {
-    this.show(this.images.filter((other) => other !== image));
+    this.images.splice(this.images.indexOf(image), 1);
+    this.show(this.images);
     this.element.querySelector("button")?.focus();
   }
 }

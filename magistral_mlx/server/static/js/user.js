@@ -1,17 +1,22 @@
 // A message of the user on the screen: text, images, and editing in place.
 import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
-import { autosize, sendsOnEnter } from "./textarea.js";
+import { autosize, composing, sendsOnEnter } from "./textarea.js";
+import { say } from "./i18n.js";
 import { imageButton, tile } from "./images.js";
 import { Tray } from "./tray.js";
 import { versionSwitch } from "./versions.js";
+
+const LINES = 12; // of a question before it is folded
+const LINE = 64; // characters, about
 
 export class UserView {
   /** `actions`: edit(message, text, images), choose(message). */
   constructor(message, { versions, actions }) {
     this.message = message;
     this.actions = actions;
-    this.text = h("div", { class: "user-text" }, message.text);
+    this.text = h("div", { class: "user-text", dir: "auto" }, message.text);
+    this.more = this.#more();
     this.tools = h(
       "div",
       { class: "tools" },
@@ -24,12 +29,36 @@ export class UserView {
       this.heading,
       this.#images(),
       message.text ? this.text : null,
+      this.more,
       this.tools,
     ].filter(Boolean);
     this.element = h("article", { class: "message user" }, ...this.shown);
   }
 
   leave() {}
+
+  // A button that unfolds a long question; null for a short one.
+  #more() {
+    const lines = this.message.text
+      .split("\n")
+      .reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / LINE)), 0);
+    if (lines <= LINES + 2) return null;
+    this.text.classList.add("folded");
+    const button = h("button", {
+      type: "button",
+      class: "more",
+      t: "message.more",
+      "aria-expanded": "false",
+      on: {
+        click: () => {
+          const folded = this.text.classList.toggle("folded");
+          say(button, "t", folded ? "message.more" : "message.less");
+          button.setAttribute("aria-expanded", String(!folded));
+        },
+      },
+    });
+    return button;
+  }
 
   /** Whether it shows something else than its message holds. */
   get outdated() {
@@ -49,7 +78,12 @@ export class UserView {
   }
 
   #edit() {
-    const area = h("textarea", { label: "message.edit", value: this.message.text, rows: "1" });
+    const area = h("textarea", {
+      dir: "auto",
+      label: "message.edit",
+      value: this.message.text,
+      rows: "1",
+    });
     const list = h("ul", { class: "tray", label: "images.attached" });
     const tray = new Tray(list, { changed() {}, failed() {}, beside: () => [] });
     tray.show([...(this.message.images ?? [])]);
@@ -72,7 +106,7 @@ export class UserView {
       this.actions.edit(this.message, area.value, tray.images);
     });
     form.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
+      if (event.key !== "Escape" || composing(event)) return;
       event.stopPropagation(); // or it would stop an answer as well
       this.#close();
     });

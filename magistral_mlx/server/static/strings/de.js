@@ -48,6 +48,7 @@ export default {
 
   "composer.label": "Nachricht",
   "composer.placeholder": "Etwas fragen oder ein Bild ablegen",
+  "composer.placeholder.touch": "Etwas fragen oder ein Bild anhängen",
   "composer.help":
     "Enter sendet, Umschalt und Enter machen eine neue Zeile, Escape hält die Antwort an.",
   "composer.send": "Senden",
@@ -68,6 +69,8 @@ export default {
   "message.copy": "Kopieren",
   "message.edit": "Bearbeiten",
   "message.retry": "Neu beantworten",
+  "message.more": "Alles zeigen",
+  "message.less": "Weniger zeigen",
   "versions": "Fassungen",
   "versions.earlier": "Frühere Fassung",
   "versions.later": "Spätere Fassung",
@@ -112,7 +115,8 @@ export default {
   "options.language": "Sprache",
   "language.auto": "Wie der Browser",
   "options.data": "Unterhaltungen",
-  "options.kept": "Sie liegen nur in diesem Browser.",
+  "options.kept": (host, other) =>
+    `Sie liegen nur in diesem Browser, für ${host}${other ? ` (${other} hat eigene)` : ""}.`,
   "options.export": "Alle exportieren",
   "options.import": "Importieren",
   "imported": (count) => `${count} ${one(count, "Unterhaltung", "Unterhaltungen")} importiert.`,

@@ -48,6 +48,7 @@ export default {
 
   "composer.label": "Message",
   "composer.placeholder": "Ask, or drop an image",
+  "composer.placeholder.touch": "Ask, or add an image",
   "composer.help": "Enter sends, Shift and Enter make a new line, Escape stops an answer.",
   "composer.send": "Send",
   "composer.stop": "Stop",
@@ -67,6 +68,8 @@ export default {
   "message.copy": "Copy",
   "message.edit": "Edit",
   "message.retry": "Answer again",
+  "message.more": "Show all",
+  "message.less": "Show less",
   "versions": "Versions",
   "versions.earlier": "Earlier version",
   "versions.later": "Later version",
@@ -110,7 +113,8 @@ export default {
   "options.language": "Language",
   "language.auto": "As the browser",
   "options.data": "Conversations",
-  "options.kept": "They are kept in this browser only.",
+  "options.kept": (host, other) =>
+    `They are kept in this browser only, for ${host}${other ? ` (${other} has its own)` : ""}.`,
   "options.export": "Export all",
   "options.import": "Import",
   "imported": (count) => `${count} ${one(count, "conversation", "conversations")} imported.`,
