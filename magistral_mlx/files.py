@@ -26,6 +26,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
+def is_endless(file: Path) -> bool:
+    """Whether there is something that need not have an end: a pipe, a socket or a device."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return False  # opening it says why
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def read_text_file(path: str | Path, what: str) -> str:
     """The text of a UTF-8 file: no byte order mark, and lines that end in a newline alone.
 

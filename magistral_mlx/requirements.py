@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 
-from magistral_mlx.errors import MissingExtra, UnsupportedPlatform
+from magistral_mlx.errors import InvalidOption, MissingExtra, UnsupportedPlatform
 
 OLDEST_MACOS = 14  # MLX's wheels need it
 
@@ -34,6 +35,18 @@ def check_platform() -> None:
         raise UnsupportedPlatform(
             f"MLX does not run on {system}. Use a Mac with Apple Silicon, or Linux."
         )
+
+
+def check_environment() -> None:
+    """Check the variables that huggingface_hub reads as it is imported.
+
+    Raises:
+        InvalidOption: one that is not the number that it expects.
+    """
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        value = os.environ.get(name)
+        if value and not value.strip().lstrip("+-").isdecimal():
+            raise InvalidOption(f"{name} is {value!r}; it must be a whole number of seconds.")
 
 
 def check_extra(command: str, extra: str, *modules: str) -> None:

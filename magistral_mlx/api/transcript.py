@@ -16,6 +16,7 @@ from magistral_mlx.api.message_dicts import parse_message, to_dict
 from magistral_mlx.api.options import DEFAULT, Default
 from magistral_mlx.chat.messages import Image, Message, System
 from magistral_mlx.errors import PromptError, StorageError
+from magistral_mlx.files import is_endless
 
 _FORMAT, _VERSION = "magistral-mlx conversation", 1
 
@@ -47,6 +48,8 @@ def read_transcript(path: Path) -> tuple[list[Message], System | Default | None]
     Raises:
         PromptError: the file is missing, unreadable, or no conversation.
     """
+    if is_endless(path):
+        raise PromptError(f"{path} is a device or a pipe; a saved conversation is a file.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from magistral_mlx.chat.messages import System, Thought
 from magistral_mlx.errors import PromptError
+from magistral_mlx.files import is_endless
 
 FILE_NAME = "SYSTEM_PROMPT.txt"
 OPEN, CLOSE = "[THINK]", "[/THINK]"
@@ -142,6 +143,8 @@ def _parts(text: str) -> Iterator[str | Thought]:
 
 def _read(file: Path) -> str | None:
     """Read `file`; None if there is no such file."""
+    if is_endless(file):
+        raise PromptError(f"{file} is a device or a pipe; a system prompt is a file.")
     try:
         # utf-8-sig: some editors put a byte-order mark first.
         return file.read_text(encoding="utf-8-sig")

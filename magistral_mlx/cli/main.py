@@ -19,7 +19,7 @@ import click
 from magistral_mlx import __version__
 from magistral_mlx.cli.terminal import prepare_streams, say
 from magistral_mlx.errors import MagistralError
-from magistral_mlx.requirements import check_platform
+from magistral_mlx.requirements import check_environment, check_platform
 
 # Command -> its module and the line that `--help` shows.
 _COMMANDS = {
@@ -87,6 +87,7 @@ def _run() -> int:
     """Run the command line, and tell errors in one line -> the exit status."""
     try:
         check_platform()
+        check_environment()
         status = cli.main(prog_name="magistral-mlx", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except MagistralError as error:

@@ -45,6 +45,10 @@ def hub_errors(hub: Hub, ref: RepoRef, *, writing: bool = False) -> Iterator[Non
             f"{what} for {ref} ({first_line(error)}). Check the connection and run the command "
             "again; what has arrived is kept."
         ) from error
+    except ImportError as error:  # httpx's word on a SOCKS proxy
+        raise HubError(
+            f"the proxy cannot be used: {first_line(error)}. Or change ALL_PROXY and HTTPS_PROXY."
+        ) from error
     except OSError as error:
         raise storage_error(error, hub.cache) from error
 
@@ -59,8 +63,11 @@ def hub_responses(hub: Hub) -> Iterator[None]:
     except (HfHubHTTPError, HFValidationError):  # both are ValueErrors at times
         raise
     except (ValueError, KeyError, TypeError) as error:
+        advice = "Check HF_ENDPOINT."
+        if "proxy" in str(error).lower():
+            advice = "Check ALL_PROXY and HTTPS_PROXY."
         raise HubError(
-            f"{hub.endpoint} does not answer like a hub ({first_line(error)}). Check HF_ENDPOINT."
+            f"{hub.endpoint} does not answer like a hub ({first_line(error)}). {advice}"
         ) from error
 
 

@@ -7,6 +7,7 @@ which MLX waits for running work before it allocates more.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -138,7 +139,7 @@ def predict(
     first_cache = cache_bytes(config.text, scheme, first, profile.float_bytes)
     growing = cache // config.text.num_hidden_layers if shape.context > first else 0
     stages = [
-        (0, max((_image(config, size, profile) for size in shape.images), default=0) + features),
+        (0, _largest_image(config, shape, profile) + features),
         (first_cache, features + _chunk(config.text, scheme, shape, profile)),
         (cache, features + growing + _decode(config.text, scheme, shape, profile)),
     ]
@@ -150,8 +151,8 @@ def prefill_bytes(
     config: ModelConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile
 ) -> int:
     """Temporary bytes of one prefill step: an image, or a chunk."""
-    images = max((_image(config, size, profile) for size in shape.images), default=0)
-    return max(images, _chunk(config.text, scheme, shape, profile)) + _FIXED
+    image = _largest_image(config, shape, profile)
+    return max(image, _chunk(config.text, scheme, shape, profile)) + _FIXED
 
 
 def feature_bytes(config: ModelConfig, shape: Shape, profile: BackendProfile) -> int:
@@ -197,12 +198,20 @@ def packed_token_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> 
     return text.num_key_value_heads * (values + scales)
 
 
+def _largest_image(config: ModelConfig, shape: Shape, profile: BackendProfile) -> int:
+    """Bytes of encoding the largest of a prompt's images."""
+    return max((_image(config, size, profile) for size in set(shape.images)), default=0)
+
+
 def _features(config: ModelConfig, shape: Shape) -> int:
     """Values of the images' features, twice: separate and concatenated."""
     if config.vision is None:
         return 0
     token = config.vision.patch_size * config.spatial_merge_size
-    tokens = sum((height // token) * (width // token) for height, width in shape.images)
+    tokens = sum(
+        count * (height // token) * (width // token)
+        for (height, width), count in Counter(shape.images).items()
+    )
     return 2 * tokens * config.text.hidden_size
 
 

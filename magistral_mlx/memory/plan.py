@@ -222,7 +222,8 @@ def _fullest(config: ModelConfig, context: int, chunk: int, images: int) -> list
     if config.vision and images:
         token = config.vision.patch_size * config.spatial_merge_size
         side = config.vision.image_size // token * token
-        # Images cannot have more tokens than the context.
+        # Images cannot have more tokens than the context, and none has fewer than two.
+        images = min(images, max(1, context // 2))
         rows = min(side // token, max(1, int((context / images) ** 0.5)))
         sizes = ((rows * token, rows * token),) * images
     prompt = min(context, chunk)

@@ -6,6 +6,7 @@ and have its session closed.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -45,6 +46,7 @@ class Session:
         self._lock = threading.RLock()
         self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self._closed = False
+        self._process = os.getpid()
         self._abort = threading.Event()
         self._worker = Worker("magistral-mlx", self._scheduler.step, weakref.WeakMethod(self.close))
         runner.when_idle = self._worker.wake
@@ -102,6 +104,7 @@ class Session:
         Raises:
             ModelClosed: the model has been closed.
         """
+        self.check_open()  # before the lock, which a fork may have copied while it was held
         with self._lock:
             self.check_open()
             request = self._scheduler.submit(inputs, observer)
@@ -114,14 +117,27 @@ class Session:
         return self._worker.call(function)
 
     def check_open(self) -> None:
-        """Raises ModelClosed if the model has been closed."""
+        """Check that requests can be served.
+
+        Raises:
+            ModelClosed: it has been closed, or this is a fork of the process that loaded it.
+        """
         if self._closed:
             raise ModelClosed("this model has been closed. Load it again to ask it.")
+        if self._forked:
+            raise ModelClosed(
+                "this process is a fork of the one that loaded the model, whose worker thread "
+                "stayed there. Load the model in this process, or start it with spawn."
+            )
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._process
 
     def release(self) -> None:
         """Free what comes back by itself, within a token if one is being generated."""
+        self.check_open()
         with self._lock:
-            self.check_open()
             self._worker.call(self._runner.release)
 
     def interrupt(self) -> None:
@@ -134,6 +150,8 @@ class Session:
 
     def close(self) -> None:
         """Stop everything and give the memory back, soon. The second time nothing happens."""
+        if self._forked:
+            return  # the memory is the parent's to give back
         with self._lock:
             if self._closed:
                 return
@@ -145,4 +163,5 @@ class Session:
 
     def wait_closed(self) -> None:
         """Wait until the memory has been given back, after `close`."""
-        self._worker.join()
+        if not self._forked:
+            self._worker.join()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from magistral_mlx import PromptError
+from magistral_mlx.api.transcript import read_transcript
+from magistral_mlx.paths import demo_dir
 from tests.checkpoints import write_hf_checkpoint
 from tests.command_line import Done, run
 
@@ -34,8 +39,6 @@ def test_ends_of_lines_and_byte_order_marks_are_no_part_of_a_prompt(
 
 
 def prompt_tokens(*words: str, stdin: bytes = b"") -> int:
-    import json
-
     done = run("generate", ASK, *GREEDY, "--json", "-n", "1", *words, stdin=stdin)
     return json.loads(done.stdout.splitlines()[-1])["prompt_tokens"]
 
@@ -135,6 +138,64 @@ def test_a_schema_that_is_none_is_refused_before_the_model_is_loaded(
     file.write_text(schema)
     refusal = run("generate", ASK, "--json-schema", str(file), "--model", "/no/such/model").refusal
     assert says in refusal
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_a_system_prompt_of_a_checkpoint_that_is_no_file_is_refused(what: str, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(demo_dir(), folder, ignore=shutil.ignore_patterns("SYSTEM_PROMPT.txt"))
+    prompt = folder / "SYSTEM_PROMPT.txt"
+    if what == "pipe":
+        os.mkfifo(prompt)
+    elif what == "device":
+        prompt.symlink_to("/dev/zero")
+    else:
+        prompt.mkdir()
+    assert str(prompt) in run("generate", ASK, "-m", str(folder)).refusal
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_a_saved_conversation_that_is_no_file_is_refused(what: str, tmp_path: Path):
+    file = tmp_path / "saved"
+    if what == "pipe":
+        os.mkfifo(file)
+    elif what == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.mkdir()
+    with pytest.raises(PromptError, match=str(file)):
+        read_transcript(file)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "refusal"),
+    [
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "abc"}, ("models",), "HF_HUB_DOWNLOAD_TIMEOUT is 'abc'; it"),
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "1.5"}, ("plan",), "HF_HUB_DOWNLOAD_TIMEOUT is '1.5'; it"),
+        ({"HF_HUB_ETAG_TIMEOUT": "1s"}, ("pull", "a/b"), "HF_HUB_ETAG_TIMEOUT is '1s'; it must be"),
+        ({"ALL_PROXY": "socks5://x"}, ("pull", "a/b"), "the proxy cannot be used: "),
+        ({"HTTPS_PROXY": "socks4://x"}, ("plan", "a/b"), "https://huggingface.co does not answer"),
+        ({"HTTPS_PROXY": "foo://x"}, ("convert", "a/b"), "https://huggingface.co does not answer"),
+        ({"MAGISTRAL_MLX_HOME": "~nosuchuser/x"}, ("models",), "~nosuchuser/x is in the home"),
+        ({"HF_HOME": "~nosuchuser/x"}, ("models",), "~nosuchuser/x is in the home folder"),
+        ({"HF_HUB_CACHE": "~nosuchuser"}, ("pull", "a/b"), "~nosuchuser is in the home folder"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(
+    variables: dict[str, str], words: tuple[str, ...], refusal: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run(*words).refusal.startswith(refusal)
+
+
+def test_more_images_than_any_context_holds_are_planned_for_at_once():
+    few, many = (
+        json.loads(run("plan", "demo", "--images", images, "--json").stdout)["bytes"]["workspace"]
+        for images in ("1", "1000000")
+    )
+    assert few <= many < 10 * few, "they share the context"
 
 
 # Control characters

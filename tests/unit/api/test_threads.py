@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -478,3 +479,27 @@ except KeyboardInterrupt:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("cancelled 1a\n", "")
+
+
+def test_a_forked_child_is_told_that_the_model_stayed_with_its_parent(talker: Magistral):
+    """Asked there, it would wait for ever: the worker thread is not copied."""
+    ends = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+    def child() -> None:
+        told = []
+        for ask in (talker.generate, talker.stream, talker.chat().stream, talker.prompt):
+            try:
+                ask("What?")
+                told.append("answered")
+            except ModelClosed as error:
+                told.append(str(error).partition(",")[0])
+        talker.close()  # neither hangs nor takes the model from the parent
+        ends[1].send(told)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    assert ends[0].poll(60)
+    fork = "this process is a fork of the one that loaded the model"
+    assert ends[0].recv() == [fork, fork, fork, "answered"]  # a prompt needs no worker
+    process.join(60)
+    assert talker.generate("What?").text == ANSWER
