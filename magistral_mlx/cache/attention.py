@@ -18,13 +18,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from magistral_mlx.backend import backend, mx
-from magistral_mlx.cache.segments import Segment
+from magistral_mlx.cache.segments import Packed, Segment
 
 WORKSPACE = 256 << 20  # bytes of temporary arrays; a plan may lower it
 SCORE_COPIES = 2  # arrays of a block's size: scores and their exponentials
 DEQUANTIZED_COPIES = 4  # arrays of a block's size: keys and values, each with an intermediate
 FEW_QUERIES = 8  # largest number of queries for the packed implementation
 QUERY_BLOCK = 512  # queries of a block
+# A quantized matrix that is not transposed is multiplied on Metal by `qvm_split_k`, which splits
+# the keys over threadgroups, for fewer than 4 rows, and else by `qmm_n`, in which some 32
+# threadgroups walk through all keys (`QuantizedMatmul::eval_gpu`, mlx/backend/metal/quantized.cpp,
+# lines 1804 to 1872 of commit 846d176).
+_MATRIX_ROWS = 4
+SPLIT_KEYS = 1024  # keys of a part where `qmm_n` is used
 _FEWEST_KEYS = 16  # keys of a block, at least
 
 
@@ -133,12 +139,35 @@ def _attend_stored(
     start, parts = 0, []
     for segment in segments:
         seen = weights[..., start : start + segment.length]
-        parts.append(segment.weighted(seen))
+        parts.append(_weighted(seen, segment.values, length))
         start += segment.length
     y = parts[0]
     for part in parts[1:]:
         y = y + part
     return y.reshape(batch, heads, length, head_dim)
+
+
+def _weighted(weights: mx.array, values: mx.array | Packed, length: int) -> mx.array:
+    """weights @ values: (B, H_kv, group * length, S) and (B, H_kv, S, D) -> (B, H_kv, rows, D)."""
+    if not isinstance(values, Packed):
+        return weights @ values
+    rows, keys = weights.shape[2:]
+    if backend().name != "metal" or rows < _MATRIX_ROWS:
+        return values.matmul(weights, transpose=False)
+    if length == 1:
+        # One row in each product, as mlx-lm has it: threadgroups of the heads of a group read the
+        # same values at about the same time.
+        return values.unsqueezed().matmul(weights[:, :, :, None], transpose=False).squeeze(3)
+    whole = keys - keys % SPLIT_KEYS
+    if whole < 2 * SPLIT_KEYS:
+        return values.matmul(weights, transpose=False)
+    # More threadgroups: the parts of the keys are products of their own, summed in float32.
+    split = weights[..., :whole].reshape(*weights.shape[:3], -1, SPLIT_KEYS).swapaxes(2, 3)
+    y = values.tokens(0, whole).split(SPLIT_KEYS).matmul(split, transpose=False)
+    y = y.astype(mx.float32).sum(axis=2)
+    if whole < keys:
+        y = y + values.tokens(whole, keys).matmul(weights[..., whole:], transpose=False)
+    return y.astype(weights.dtype)
 
 
 def attend_blocks(

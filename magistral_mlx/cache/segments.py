@@ -32,14 +32,30 @@ class Packed:
         weight, scales, biases = (part[:, start:end] for part in self.parts)
         return Packed(weight, scales, biases, self.bits, self.group_size)
 
+    def unsqueezed(self) -> Packed:
+        """(B, H_kv, 1, S, D), as a view."""
+        weight, scales, biases = (part[:, :, None] for part in self.parts)
+        return Packed(weight, scales, biases, self.bits, self.group_size)
+
+    def split(self, tokens: int) -> Packed:
+        """(B, H_kv, S / tokens, tokens, D), as a view."""
+        weight, scales, biases = (
+            part.reshape(*part.shape[:2], -1, tokens, part.shape[3]) for part in self.parts
+        )
+        return Packed(weight, scales, biases, self.bits, self.group_size)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
         """The plain array, (B, H_kv, S, D)."""
         plain = mx.dequantize(*self.parts, group_size=self.group_size, bits=self.bits)
         return plain.astype(dtype)
 
     def matmul(self, x: mx.array, *, transpose: bool) -> mx.array:
-        """Multiply x, (B, H_kv, rows, …), by this array: x @ self.T over D with `transpose`, else
-        x @ self over tokens."""
+        """Multiply x, (B, H_kv, …, rows, …), by this array: x @ self.T over D with `transpose`,
+        else x @ self over tokens."""
         return mx.quantized_matmul(
             x, *self.parts, transpose=transpose, group_size=self.group_size, bits=self.bits
         )
@@ -58,6 +74,11 @@ class Segment(NamedTuple):
     @property
     def packed(self) -> bool:
         return isinstance(self.keys, Packed)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of packed keys and values, without spare capacity; 0 if they are plain."""
+        return sum(x.nbytes for x in (self.keys, self.values) if isinstance(x, Packed))
 
     @property
     def kv_heads(self) -> int:
@@ -92,9 +113,3 @@ class Segment(NamedTuple):
         if isinstance(self.keys, Packed):
             return self.keys.matmul(rows, transpose=True)
         return rows @ self.keys.swapaxes(-1, -2)
-
-    def weighted(self, weights: mx.array) -> mx.array:
-        """weights @ values: (B, H_kv, rows, length) -> (B, H_kv, rows, D)."""
-        if isinstance(self.values, Packed):
-            return self.values.matmul(weights, transpose=False)
-        return weights @ self.values
