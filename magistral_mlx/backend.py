@@ -1,9 +1,10 @@
 """Differences between Metal, CUDA and the CPU. All other modules import `mx` and `nn` from here.
 
-The CPU backend is for Linux, where this project is tested. Five things differ there:
+The CPU backend is for Linux, where this project is tested, and for Macs without a GPU for Metal,
+such as virtual ones. Five things differ there:
 
-- MLX multiplies float32 matrices with the process's CBLAS. The one in its wheel is the untuned
-  reference; an OpenBLAS loaded earlier replaces it and is about 50 times faster.
+- MLX multiplies float32 matrices with the process's CBLAS. The one in its wheel for Linux is the
+  untuned reference; an OpenBLAS loaded earlier replaces it and is about 50 times faster.
 - The quantized kernel costs the same for every row, so from a few rows on it is cheaper to
   dequantize a block of the matrix and to multiply by that.
 - That kernel and the dequantizing one run on one thread per stream, so the rows of a matrix are
@@ -23,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -40,8 +41,14 @@ def _openblas_candidates() -> Iterator[str]:
         yield from sorted(map(str, wheel.glob("opencv_python*.libs/libopenblas*")))
 
 
-def _load_openblas() -> bool:
-    """Make an OpenBLAS the process's CBLAS, which works only before MLX is loaded."""
+def _has_fast_blas() -> bool:
+    """Whether the CPU multiplies matrices fast; loads an OpenBLAS for that on Linux.
+
+    On macOS MLX's CPU backend uses Accelerate (`MLX_BUILD_ACCELERATE` in MLX's CMakeLists.txt). On
+    Linux an OpenBLAS becomes the process's CBLAS if it is loaded before MLX.
+    """
+    if sys.platform == "darwin":
+        return True
     if sys.platform != "linux":
         return False
     for library in _openblas_candidates():
@@ -53,7 +60,7 @@ def _load_openblas() -> bool:
     return False
 
 
-_HAS_OPENBLAS = _load_openblas()
+_HAS_FAST_BLAS = _has_fast_blas()
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -92,6 +99,8 @@ class Backend:
     prefill_chunk: number of prompt tokens that go through the model at once.
     few_rows: number of rows up to which a pass is one graph, and projections of the same input are
         one product.
+    dispatch_flops: largest number of floating-point operations of one call of attention; None for
+        no limit.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -100,6 +109,7 @@ class Backend:
     fused_attention: bool
     prefill_chunk: int
     few_rows: int
+    dispatch_flops: int | None = None
 
     @property
     def pass_costs(self) -> tuple[tuple[int, float], ...]:
@@ -124,13 +134,38 @@ _GPU_COSTS = ((1, 1.0), (2, 1.3), (4, 1.9), (8, 3.2), (16, 4.0), (32, 5.0))
 def backend() -> Backend:
     """The backend of MLX's default device."""
     if mx.default_device() == mx.Device(mx.DeviceType.cpu):
-        rows = _DEQUANTIZE_FROM if _HAS_OPENBLAS else None
+        rows = _DEQUANTIZE_FROM if _HAS_FAST_BLAS else None
         few = _DEQUANTIZE_FROM - 1
         return Backend(
             "cpu", mx.float32, rows, fused_attention=False, prefill_chunk=512, few_rows=few
         )
-    name: Literal["metal", "cuda"] = "metal" if mx.metal.is_available() else "cuda"
-    return Backend(name, mx.bfloat16, None, fused_attention=True, prefill_chunk=2048, few_rows=64)
+    gpu = Backend("cuda", mx.bfloat16, None, fused_attention=True, prefill_chunk=2048, few_rows=64)
+    if not mx.metal.is_available():
+        return gpu
+    flops = dispatch_flops(str(mx.device_info()["architecture"]))
+    return replace(gpu, name="metal", dispatch_flops=flops)
+
+
+# macOS kills GPU work that keeps the screen waiting for seconds ("Impacting Interactivity"). One
+# layer's attention of 2,048 queries to 131,072 keys takes an M1 two seconds in a single dispatch.
+_DISPATCH_FLOPS = 4 * 2048 * 32_768 * 32 * 128  # 2,048 queries to 32,768 keys in Magistral's layer
+# By the last letter of the architecture, as in "applegpu_g13s"; those of small chips are not here.
+_LARGER_CHIPS = {"s": 2, "c": 4, "d": 4}
+
+
+def dispatch_flops(architecture: str) -> int:
+    """Limit of one call of attention on a chip, by Metal's name of its architecture."""
+    return _DISPATCH_FLOPS * _LARGER_CHIPS.get(architecture[-1:], 1)
+
+
+def device_error_advice(error: str) -> str:
+    """Advice on an error that MLX raised while the device worked."""
+    if "Impacting Interactivity" in error:
+        return (
+            "macOS stopped the GPU because its work kept the screen waiting: close other programs "
+            "that use the GPU, or use a smaller context, and ask again."
+        )
+    return "The model can be asked again; a shorter prompt or a smaller context needs less memory."
 
 
 def quantized_matmul(

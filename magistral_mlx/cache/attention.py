@@ -16,6 +16,7 @@ Temporary arrays of all three stay within the workspace, however long the contex
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.cache.segments import Packed, Segment
@@ -75,11 +76,31 @@ def attend(
 
 
 def _fused(q: mx.array, segment: Segment, scale: float, causal: bool) -> mx.array:
-    assert isinstance(segment.keys, mx.array) and isinstance(segment.values, mx.array)
+    """Run the fused kernel, in several calls if one would exceed the backend's limit."""
+    k, v = segment.keys, segment.values
+    assert isinstance(k, mx.array) and isinstance(v, mx.array)
     mask = "causal" if causal else None
-    return mx.fast.scaled_dot_product_attention(
-        q, segment.keys, segment.values, scale=scale, mask=mask
-    )
+    attention = partial(mx.fast.scaled_dot_product_attention, scale=scale, mask=mask)
+    length, step = q.shape[2], _queries_per_call(q, segment.length)
+    if step >= length:
+        return attention(q, k, v)
+    parts = []
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        keys = segment.length - (length - end) if causal else segment.length
+        parts.append(attention(q[:, :, start:end], k[:, :, :keys], v[:, :, :keys]))
+        mx.eval(parts[-1])  # or the calls might be submitted together
+    return mx.concatenate(parts, axis=2)
+
+
+def _queries_per_call(q: mx.array, keys: int) -> int:
+    """Number of queries that may attend to `keys` in one call, a multiple of 64 if it can be."""
+    limit = backend().dispatch_flops
+    if limit is None:
+        return q.shape[2]
+    batch, heads, _, head_dim = q.shape
+    queries = max(1, limit // (4 * batch * heads * head_dim * keys))
+    return queries - queries % 64 if queries > 64 else queries
 
 
 def attend_dequantized(
@@ -90,7 +111,9 @@ def attend_dequantized(
     kv_heads = segments[0].kv_heads
     group = heads // kv_heads
     total = sum(segment.length for segment in segments)
-    step = min(kv_heads, workspace // (batch * dequantized_bytes(total, head_dim, q.itemsize)))
+    packed_bytes = sum(segment.packed_bytes for segment in segments) // kv_heads
+    bytes_a_head = batch * dequantized_bytes(total, head_dim, q.itemsize) + packed_bytes
+    step = min(kv_heads, workspace // bytes_a_head)
     if step == 0:
         return attend_blocks(q, segments, scale=scale, causal=causal, workspace=workspace)
     parts = []
@@ -100,6 +123,8 @@ def attend_dequantized(
         v = mx.concatenate([s.heads(start, end).plain_values(q.dtype) for s in segments], axis=2)
         part = q[:, start * group : end * group]
         parts.append(_fused(part, Segment(k, v, total), scale, causal))
+        if step < kv_heads:
+            mx.eval(parts[-1])  # or the arrays of all steps might be in memory at once
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 
@@ -262,6 +287,11 @@ def score_bytes(float_bytes: int) -> int:
 
 
 def dequantized_bytes(tokens: int, head_dim: int, float_bytes: int) -> int:
-    """Temporary bytes of one head's dequantized keys and values, one of them twice while its
-    segments are concatenated."""
-    return 3 * tokens * head_dim * float_bytes
+    """Temporary bytes of one head's dequantized keys and values, without copies of packed ones.
+
+    Keys and values are dequantized and then concatenated. On Metal all four arrays count: a command
+    buffer holds its inputs until it is done (`gpu::eval` in mlx/backend/metal/eval.cpp, commit
+    846d176). `mx.dequantize` also copies packed arrays that are parts of larger ones
+    (`quantize_impl` in mlx/backend/metal/quantized.cpp, line 249).
+    """
+    return 4 * tokens * head_dim * float_bytes

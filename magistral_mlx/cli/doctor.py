@@ -95,6 +95,13 @@ def _mlx() -> Finding:
             f"{versions}, without OpenBLAS: prompts are read 30 times faster with it "
             "(Debian: apt install libopenblas0-pthread)",
         )
+    if here.name == "cpu" and platform.system() == "Darwin":
+        return Finding(
+            "MLX",
+            "warning",
+            f"{versions}, as it finds no GPU for Metal (a virtual Mac has none): fine for "
+            "development, slow for the full-size model",
+        )
     return Finding("MLX", "good", f"{versions}, computing in {here.dtype}".replace("mlx.core.", ""))
 
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
-from magistral_mlx.backend import mx
+from magistral_mlx.backend import device_error_advice, mx
 from magistral_mlx.engine.prefix_cache import ActivePrefix
 from magistral_mlx.errors import DeviceError
 from magistral_mlx.events import FinishReason, Notice
@@ -339,7 +339,5 @@ def as_device_error(error: BaseException | None) -> BaseException | None:
     if not isinstance(error, RuntimeError):
         return error
     # The traceback of the first one would keep the caches alive in whoever holds the error.
-    return DeviceError(
-        f"MLX failed while it generated: {' '.join(str(error).split())}. The model can be asked "
-        "again; a shorter prompt or a smaller context needs less memory."
-    )
+    text = " ".join(str(error).split())
+    return DeviceError(f"MLX failed while it generated: {text}. {device_error_advice(text)}")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from magistral_mlx.backend import mx
+from magistral_mlx.backend import device_error_advice, dispatch_flops, mx
 from magistral_mlx.cache import attention
 from magistral_mlx.cache.attention import attend
+from magistral_mlx.cache.buffer import rounded
+from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.cache.segments import Packed, Segment
+from magistral_mlx.memory.known import MAGISTRAL_SMALL
+from magistral_mlx.memory.peak import (
+    GPU,
+    Shape,
+    packed_token_bytes,
+    prefill_bytes,
+    row_bytes,
+)
 from tests.metal import recorded_kernels, use_metal
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128  # of Magistral Small
@@ -86,3 +98,124 @@ def test_the_parts_of_packed_values_are_views_of_the_cache(monkeypatch: pytest.M
     mx.eval(attend(q, segments, scale=SCALE))
     scores = HEADS * 8 * 8324 * 4
     assert mx.get_peak_memory() - held < 5 * scores
+
+
+# The GPU's watchdog
+
+
+def flops(q: mx.array, k: mx.array) -> int:
+    return 4 * q.shape[1] * q.shape[2] * k.shape[2] * q.shape[3]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "of an image"])
+@pytest.mark.parametrize("length", [1, 100, 700])
+def test_a_call_of_attention_keeps_within_the_limit_and_changes_nothing(
+    length: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = 1500
+    q = random((1, 4, length, 64), 5)
+    k, v = (random((1, 2, 2048, 64), seed)[:, :, :keys] for seed in (1, 2))
+    held = Segment(k, v, keys)
+    use_metal(monkeypatch)
+    expected = np.array(attend(q, [held], scale=0.125, causal=causal))
+    limit = 4 * 4 * 200 * keys * 64
+    use_metal(monkeypatch, dispatch_flops=limit)
+    fused, calls = mx.fast.scaled_dot_product_attention, list[int]()
+
+    def record(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+        calls.append(flops(q, k))
+        return fused(q, k, v, **options)
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", record)
+    np.testing.assert_allclose(
+        np.array(attend(q, [held], scale=0.125, causal=causal)), expected, atol=1e-6
+    )
+    assert max(calls) <= limit
+    assert len(calls) == -(-length // 192)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "queries"),
+    [
+        ("applegpu_g13g", 32_768, 2048),
+        ("applegpu_g13g", 131_072, 512),
+        ("applegpu_g16p", 40_960, 1600),
+        ("unknown", 65_536, 1024),
+        ("applegpu_g14s", 131_072, 1024),
+        ("applegpu_g15d", 131_072, 2048),
+    ],
+)
+def test_the_limit_of_a_call_depends_on_the_chip(
+    architecture: str, keys: int, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chunk of 2,048 tokens in a layer of Magistral Small."""
+    use_metal(monkeypatch, dispatch_flops=dispatch_flops(architecture))
+    calls = list[int]()
+
+    def record(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+        calls.append(q.shape[2])
+        return mx.zeros((1, 1, q.shape[2], 1))
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", record)
+    never_computed = mx.zeros((1, KV_HEADS, keys, HEAD_DIM))
+    held = Segment(never_computed, never_computed, keys)
+    attend(mx.zeros((1, HEADS, 2048, HEAD_DIM)), [held], scale=SCALE)
+    assert calls[0] == queries and sum(calls) == 2048
+
+
+def test_an_error_of_the_watchdog_says_what_to_do() -> None:
+    told = device_error_advice(
+        "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e)"
+    )
+    assert "smaller context" in told and "macOS stopped the GPU" in told
+    assert "macOS" not in device_error_advice("[METAL] Insufficient Memory")
+
+
+# Memory
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4)], ids=str)
+@pytest.mark.parametrize("heads_at_once", [1, 3, 8])
+def test_dequantized_heads_keep_to_the_workspace(
+    heads_at_once: int, bits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all arrays that Metal holds until a command buffer is done."""
+    keys, queries = 4096, 64
+    segments = cache_of(keys, queries, bits)
+    total = sum(segment.length for segment in segments)
+    packed_bytes = segments[1].packed_bytes // KV_HEADS
+    a_head = attention.dequantized_bytes(total, HEAD_DIM, 4) + packed_bytes
+    q = random((1, HEADS, queries, HEAD_DIM), 5)
+    expected = np.array(attend(q, segments, scale=SCALE))
+    use_metal(monkeypatch)
+    fused, calls = mx.fast.scaled_dot_product_attention, list[int]()
+
+    def record(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+        calls.append(k.shape[1])
+        return fused(q, k, v, **options)
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", record)
+    y = attend(q, segments, scale=SCALE, workspace=heads_at_once * a_head)
+    assert calls[0] == max(calls) == heads_at_once and sum(calls) == KV_HEADS
+    np.testing.assert_allclose(np.array(y), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("bits", ["8/8", "8/4", "4/4"])
+@pytest.mark.parametrize("context", [8192, 40_960, 131_072])
+def test_a_plan_for_metal_counts_arrays_that_the_device_still_holds(
+    context: int, bits: str
+) -> None:
+    """Four plain arrays and a copy of the packed ones of what is dequantized, within the workspace,
+    and a layer's packed arrays once more, while a block is quantized into them."""
+    config, scheme = MAGISTRAL_SMALL, KVScheme.parse(bits)
+    text = config.text
+    packed = packed_token_bytes(text, scheme, 2)
+    token = 4 * text.num_key_value_heads * text.head_dim * 2 + packed
+    layer = rounded(scheme.packed(context)) * packed
+    shape = Shape(prompt=context, answer=0, chunk=1)
+    dequantized = min(GPU.workspace, context * token)
+    assert prefill_bytes(config, scheme, shape, GPU) == pytest.approx(
+        dequantized + layer, abs=8 << 20
+    )
+    full = row_bytes(text, KVScheme(), context, GPU)
+    assert row_bytes(text, scheme, context, GPU) >= full + layer

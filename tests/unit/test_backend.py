@@ -154,3 +154,23 @@ def test_a_c_library_that_has_no_such_settings_is_left_alone(monkeypatch: pytest
     monkeypatch.setattr(backend, "_glibc", lambda: None)
     backend.reuse_memory()
     backend.free_memory()
+
+
+def test_a_mac_without_a_gpu_multiplies_by_accelerate(monkeypatch: pytest.MonkeyPatch):
+    """Its CPU takes the fast way for prompts, and no library is looked for."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("a library is loaded")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(backend.ctypes, "CDLL", load)
+    assert backend._has_fast_blas()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_cpu_dequantizes_for_prompts_where_products_are_fast(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backend, "_HAS_FAST_BLAS", fast)
+    rows = backend.backend.__wrapped__().dequantize_from_rows
+    assert rows == (backend._DEQUANTIZE_FROM if fast else None)
