@@ -144,10 +144,12 @@ def _k_scales(raw: Bytes) -> tuple[Floats, Floats]:
     Of the twelve bytes after d and dmin, the low six bits of the first eight are four scales and
     four minimums; their high two bits complete the nibbles of the last four to the others.
     """
-    low, middle, high = raw[:, 4:8], raw[:, 8:12], raw[:, 12:16]
-    scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=1)
-    minimums = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=1)
-    return _halfs(raw[:, :2]) * scales, -_halfs(raw[:, 2:4]) * minimums
+    head = np.ascontiguousarray(raw[:, :16].T)  # (16, B): a few long rows
+    low, middle, high = head[4:8], head[8:12], head[12:16]
+    scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)])
+    minimums = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)])
+    d, dmin = np.ascontiguousarray(head[:4].T).view("<f2").astype(np.float32).T
+    return (d * scales).T, (-dmin * minimums).T
 
 
 def _q4_k(raw: Bytes) -> Decoded:
