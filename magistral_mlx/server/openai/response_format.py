@@ -23,8 +23,10 @@ from magistral_mlx.server.blocks import (
 from magistral_mlx.server.error_responses import ErrorResponse
 from magistral_mlx.server.openai.response_object import (
     IncompleteDetails,
+    OutputCustomCall,
     OutputFunctionCall,
     OutputItem,
+    OutputLocalShellCall,
     OutputMessage,
     OutputPart,
     OutputReasoning,
@@ -37,6 +39,13 @@ from magistral_mlx.server.openai.response_object import (
     ResponseOutputDetails,
     ResponseUsage,
     SummaryPart,
+)
+from magistral_mlx.server.openai.response_request import encode_thinking
+from magistral_mlx.server.openai.response_tools import (
+    ResponseTools,
+    ToolName,
+    custom_input,
+    shell_action,
 )
 from magistral_mlx.server.openai.usage import logprobs_of
 from magistral_mlx.server.shared_fields import new_id, progress_of, timings_of
@@ -52,11 +61,22 @@ _NAMES = {
 class ResponseFormatter:
     """State of one response. `response` is whole after `SampleEnd`."""
 
-    def __init__(self, response: ResponseObject, *, summary: bool, logprobs: bool) -> None:
-        """`response` is its beginning. `summary`: thinking goes into the summary."""
+    def __init__(
+        self,
+        response: ResponseObject,
+        tools: ResponseTools,
+        *,
+        summary: bool,
+        logprobs: bool,
+        encrypted: bool,
+    ) -> None:
+        """`response` is its beginning. `summary`: thinking goes into the summary.
+        `encrypted`: it is also encoded, to be sent back."""
         self.response = response
         self._summary = summary
         self._wants_logprobs = logprobs
+        self._encrypted = encrypted
+        self._tools = tools
         self._sequence_number = 0
         self._item: OutputItem | None = None
         self._part: OutputPart | None = None
@@ -78,7 +98,8 @@ class ResponseFormatter:
             case BlockStart(block):
                 yield from self._start(block)
             case BlockDelta(OutputBlock("tool_call"), text):
-                yield self._item_event("response.function_call_arguments.delta", delta=text)
+                if isinstance(self._item, OutputFunctionCall):
+                    yield self._item_event("response.function_call_arguments.delta", delta=text)
             case BlockDelta(block, text, logprobs):
                 fields: dict[str, Any] = {"delta": text}
                 if isinstance(self._part, OutputText):
@@ -102,7 +123,7 @@ class ResponseFormatter:
         ]
 
     def _start(self, block: OutputBlock) -> Iterator[ResponseEvent]:
-        self._item = _new_item(block)
+        self._item = _new_item(block, self._tools.name_of(block.name))
         item = self._item.model_copy()
         yield self._event("response.output_item.added", output_index=self._index, item=item)
         if block.kind != "tool_call":
@@ -117,6 +138,12 @@ class ResponseFormatter:
             item.arguments = block.text
             fields = {"name": item.name, "arguments": item.arguments}
             yield self._item_event("response.function_call_arguments.done", **fields)
+        elif isinstance(item, OutputCustomCall):
+            item.input = custom_input(block.text)
+            yield self._item_event("response.custom_tool_call_input.delta", delta=item.input)
+            yield self._item_event("response.custom_tool_call_input.done", input=item.input)
+        elif isinstance(item, OutputLocalShellCall):
+            item.action = shell_action(block.text)
         else:
             assert part is not None
             part.text = block.text
@@ -124,6 +151,8 @@ class ResponseFormatter:
             yield self._text_event(block, "done", text=part.text, **logprobs)
             yield self._part_event(block, "done", part=part)
             setattr(item, "summary" if isinstance(part, SummaryPart) else "content", [part])
+            if isinstance(item, OutputReasoning) and self._encrypted:
+                item.encrypted_content = encode_thinking(block.text)
         copy = item.model_copy()
         yield self._event("response.output_item.done", output_index=self._index, item=copy)
         self.response.output = [*self.response.output, item]
@@ -175,15 +204,21 @@ class ResponseFormatter:
         return self.response.model_copy()
 
 
-def _new_item(block: OutputBlock) -> OutputItem:
+def _new_item(block: OutputBlock, tool: ToolName) -> OutputItem:
     head: dict[str, Any] = {"status": "in_progress"}
     if block.kind == "text":
         head |= {"type": "message", "id": new_id("msg_"), "role": "assistant"}
         return OutputMessage(content=[], **head)
     if block.kind == "thinking":
         return OutputReasoning(type="reasoning", id=new_id("rs_"), summary=[], content=[], **head)
-    head |= {"type": "function_call", "id": new_id("fc_"), "name": block.name}
-    return OutputFunctionCall(call_id=block.id or new_id("call_"), arguments="", **head)
+    head |= {"call_id": block.id or new_id("call_")}
+    if tool.kind == "local_shell":
+        id, action = new_id("lsh_"), shell_action("")
+        return OutputLocalShellCall(type="local_shell_call", id=id, action=action, **head)
+    head |= {"name": tool.name} | ({} if tool.namespace is None else {"namespace": tool.namespace})
+    if tool.kind == "custom":
+        return OutputCustomCall(type="custom_tool_call", id=new_id("ctc_"), input="", **head)
+    return OutputFunctionCall(type="function_call", id=new_id("fc_"), arguments="", **head)
 
 
 def _usage(stats: Stats) -> ResponseUsage:

@@ -49,6 +49,7 @@ class OutputReasoning(BaseModel):
     status: ItemStatus
     summary: list[SummaryPart]
     content: list[ReasoningTextPart]
+    encrypted_content: str | None = None
 
 
 class OutputFunctionCall(BaseModel):
@@ -58,11 +59,35 @@ class OutputFunctionCall(BaseModel):
     id: str
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
     status: ItemStatus
 
 
-OutputItem = OutputReasoning | OutputMessage | OutputFunctionCall
+class OutputCustomCall(BaseModel):
+    """A call to a custom tool. Its result goes into a `custom_tool_call_output`."""
+
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+    id: str
+    call_id: str
+    name: str
+    namespace: str | None = None
+    input: str
+    status: ItemStatus
+
+
+class OutputLocalShellCall(BaseModel):
+    """A command for the user's shell. Its result goes into a `local_shell_call_output`."""
+
+    type: Literal["local_shell_call"] = "local_shell_call"
+    id: str
+    call_id: str
+    action: dict[str, Any]
+    status: ItemStatus
+
+
+OutputCall = OutputFunctionCall | OutputCustomCall | OutputLocalShellCall
+OutputItem = OutputReasoning | OutputMessage | OutputCall
 OutputPart = OutputText | ReasoningTextPart | SummaryPart
 
 
@@ -146,6 +171,8 @@ class ResponseEvent(BaseModel):
         "response.output_text.done",
         "response.function_call_arguments.delta",
         "response.function_call_arguments.done",
+        "response.custom_tool_call_input.delta",
+        "response.custom_tool_call_input.done",
         "response.content_part.done",
         "response.output_item.done",
         "response.completed",
@@ -165,6 +192,7 @@ class ResponseEvent(BaseModel):
     text: str = ""
     name: str = ""
     arguments: str = ""
+    input: str = ""
     logprobs: list[ChatLogprob] = []
     code: str | None = None
     message: str = ""

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
 from magistral_mlx.api.options import Options
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.openai.chat_schemas import JSONFormat
-from magistral_mlx.server.openai.response_schemas import (
-    AllowedTools,
+from magistral_mlx.server.openai.response_items import (
+    CallOutputItem,
+    CustomCallItem,
     FunctionCallItem,
-    FunctionChoice,
-    FunctionOutputItem,
     InputImage,
     InputMessage,
     InputText,
     Item,
+    LocalShellCallItem,
     ReasoningItem,
     ResponseRefusal,
-    ResponseRequest,
-    ResponseSchemaFormat,
+    SkippedItem,
+)
+from magistral_mlx.server.openai.response_schemas import ResponseRequest, ResponseSchemaFormat
+from magistral_mlx.server.openai.response_tools import (
+    LOCAL_SHELL,
+    ResponseTools,
+    custom_arguments,
+    function_name,
 )
 from magistral_mlx.server.option_values import seed_option, top_p_option
 from magistral_mlx.server.request_translation import (
@@ -30,10 +37,12 @@ from magistral_mlx.server.request_translation import (
     image_part,
     text_part,
     thinking_of,
-    tool_options,
 )
 
 LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+_ENCODED = "magistral-mlx:"  # before the base64 of the thinking
+_SHELL_FIELDS = ("command", "working_directory", "timeout_ms")
 
 
 def input_items(request: ResponseRequest) -> list[Item]:
@@ -53,12 +62,38 @@ def response_messages(items: Sequence[Item], instructions: str | None) -> list[d
             case InputMessage():
                 _add_message(builder, item)
             case ReasoningItem():
-                builder.thinking("".join(part.text for part in item.content or item.summary or ()))
+                builder.thinking(_thinking(item))
             case FunctionCallItem():
-                builder.call(item.name, item.arguments, item.call_id)
-            case FunctionOutputItem():
-                builder.result(_parts(item.output), item.call_id)
+                name = function_name(item.name, item.namespace)
+                builder.call(name, item.arguments, item.call_id)
+            case CustomCallItem():
+                name = function_name(item.name, item.namespace)
+                builder.call(name, custom_arguments(item.input), item.call_id)
+            case LocalShellCallItem():
+                action = {
+                    name: item.action[name] for name in _SHELL_FIELDS if item.action.get(name)
+                }
+                builder.call(LOCAL_SHELL, action, item.call_id or item.id)
+            case CallOutputItem():
+                builder.result(_parts(item.output), item.call_id or item.id)
+            case SkippedItem():
+                pass
     return continue_last(builder.messages())
+
+
+def encode_thinking(text: str) -> str:
+    """Thinking as `encrypted_content`, for clients that send it back and keep nothing else."""
+    return _ENCODED + base64.b64encode(text.encode("utf-8", "replace")).decode()
+
+
+def _thinking(item: ReasoningItem) -> str:
+    encoded = item.encrypted_content or ""
+    if encoded.startswith(_ENCODED):
+        try:
+            return base64.b64decode(encoded.removeprefix(_ENCODED), validate=True).decode()
+        except ValueError:
+            pass  # changed on its way: the readable form counts
+    return "".join(part.text for part in item.content or item.summary or ())
 
 
 def response_options(request: ResponseRequest) -> Options:
@@ -80,7 +115,7 @@ def response_options(request: ResponseRequest) -> Options:
         "top_logprobs": request.top_logprobs,
         "parallel_tool_calls": request.parallel_tool_calls,
         "overflow": "drop" if request.truncation == "auto" else "error",
-    } | _tool_options(request)
+    } | ResponseTools(request.tools).options(request)
     if options.get("tool_choice") != "required":
         options["json_schema"] = _schema(request)
     return Options(**{name: value for name, value in options.items() if value is not None}).seeded()
@@ -122,17 +157,6 @@ def _check_unsupported(request: ResponseRequest) -> None:
             "conversation is not supported: name the response before as previous_response_id.",
             param="conversation",
         )
-
-
-def _tool_options(request: ResponseRequest) -> dict[str, Any]:
-    match request.tool_choice:
-        case FunctionChoice(name=name):
-            return tool_options(request.tools, "required", [name])
-        case AllowedTools(mode=mode, tools=allowed):
-            return tool_options(request.tools, mode, [tool.name for tool in allowed])
-        case "none" | "required":
-            return tool_options(request.tools, request.tool_choice)
-    return tool_options(request.tools, "auto")
 
 
 def _schema(request: ResponseRequest) -> dict[str, Any] | None:

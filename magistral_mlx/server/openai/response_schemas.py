@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from magistral_mlx.server.openai.chat_schemas import JSONFormat, TextFormat, ThinkingField
+from magistral_mlx.server.openai.response_items import Item
 from magistral_mlx.server.request_body import (
     JSONObject,
     Many,
@@ -19,102 +20,86 @@ from magistral_mlx.server.request_body import (
 from magistral_mlx.server.request_translation import (
     EFFORT_DESCRIPTION,
     Effort,
-    FunctionOnly,
     FunctionSchema,
 )
 
 
-class InputText(RequestSchema):
-    type: Literal["input_text", "output_text", "text"]
-    text: str
+class FunctionTool(FunctionSchema):
+    """A function that the model may call."""
+
+    type: Literal["function"] = "function"
 
 
-class InputImage(RequestSchema):
-    """An image: a data URL, or a web address where the server fetches them."""
+class CustomFormat(RequestSchema):
+    """Form of a custom tool's input. A grammar becomes part of the tool's description."""
 
-    type: Literal["input_image"]
-    image_url: str
-    detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
-
-
-class ResponseRefusal(RequestSchema):
-    type: Literal["refusal"]
-    refusal: str
+    type: str
+    syntax: str | None = None
+    definition: str | None = None
 
 
-class InputMessage(RequestSchema):
-    """A message of any role."""
+class CustomTool(RequestSchema):
+    """A tool that takes text instead of arguments."""
 
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: (
-        str | Many[Annotated[InputText | InputImage | ResponseRefusal, Field(discriminator="type")]]
-    )
-
-
-class ReasoningText(RequestSchema):
-    type: str | None = None
-    text: str
-
-
-class ReasoningItem(RequestSchema):
-    """The model's thinking before its next item. It should be sent back, as in training."""
-
-    type: Literal["reasoning"]
-    id: str | None = None
-    summary: Many[ReasoningText] | None = None
-    content: Many[ReasoningText] | None = None
-
-
-class FunctionCallItem(RequestSchema):
-    """A function call of the model."""
-
-    type: Literal["function_call"]
-    id: str | None = None
-    call_id: str
+    type: Literal["custom"]
     name: str
-    arguments: str
+    description: str | None = None
+    format: CustomFormat | None = None
 
 
-class FunctionOutputItem(RequestSchema):
-    """A function's result."""
+class LocalShellTool(RequestSchema):
+    """The shell of the user's machine."""
 
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | Many[Annotated[InputText | InputImage, Field(discriminator="type")]]
+    type: Literal["local_shell"]
 
 
-def _kind(item: Any) -> Any:
-    """The type of an item; "message" by default."""
-    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
-    return "message" if kind is None else kind
+class HostedTool(RequestSchema):
+    """A tool that the vendor runs: not offered to the model."""
+
+    type: str
 
 
-Item = Annotated[
-    Annotated[InputMessage, Tag("message")]
-    | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionOutputItem, Tag("function_call_output")],
-    Discriminator(_kind),
+def _tool_kind(tool: Any) -> Any:
+    """The tag of a tool by its type, which is "function" by default."""
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    if kind is None:
+        return "function"
+    return kind if kind in ("function", "custom", "local_shell", "namespace") else "hosted"
+
+
+_Member = Annotated[
+    Annotated[FunctionTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(_tool_kind),
 ]
 
 
-class FunctionTool(FunctionSchema):
-    """A function that the model may call. No other kinds are supported."""
+class NamespaceTool(RequestSchema):
+    """A group of tools."""
 
-    type: Literal["function"] = "function"
-
-
-class FunctionChoice(RequestSchema):
-    """This function must be called."""
-
-    type: Literal["function"]
+    type: Literal["namespace"]
     name: str
+    description: str | None = None
+    tools: Many[_Member]
 
 
-class AllowedTool(RequestSchema):
-    type: Literal["function"] = "function"
-    name: str
+ResponseTool = Annotated[
+    Annotated[FunctionTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[LocalShellTool, Tag("local_shell")]
+    | Annotated[NamespaceTool, Tag("namespace")]
+    | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(_tool_kind),
+]
+
+
+class ToolChoiceByName(RequestSchema):
+    """This tool must be called."""
+
+    type: str
+    name: str | None = None
+    namespace: str | None = None
 
 
 class AllowedTools(RequestSchema):
@@ -122,7 +107,12 @@ class AllowedTools(RequestSchema):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Many[AllowedTool]
+    tools: Many[ToolChoiceByName]
+
+
+def _choice_kind(choice: Any) -> Any:
+    kind = choice.get("type") if isinstance(choice, dict) else getattr(choice, "type", None)
+    return "allowed_tools" if kind == "allowed_tools" else "named"
 
 
 class ResponseSchemaFormat(RequestSchema):
@@ -185,14 +175,21 @@ class ResponseRequest(RequestBody):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     include: Annotated[
         Many[str] | None,
-        Field(description="message.output_text.logprobs counts; the others are ignored."),
+        Field(
+            description="message.output_text.logprobs and reasoning.encrypted_content count; the "
+            "others are ignored."
+        ),
     ] = None
     reasoning: Reasoning | None = None
     text: TextSettings | None = None
-    tools: Many[Annotated[FunctionTool, FunctionOnly]] | None = None
+    tools: Many[ResponseTool] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
-        | Annotated[FunctionChoice | AllowedTools, Field(discriminator="type")]
+        | Annotated[
+            Annotated[AllowedTools, Tag("allowed_tools")]
+            | Annotated[ToolChoiceByName, Tag("named")],
+            Discriminator(_choice_kind),
+        ]
         | None
     ) = None
     parallel_tool_calls: bool | None = None

@@ -18,18 +18,21 @@ from magistral_mlx.server.errors import NotFound
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.openai.chat import ERRORS
 from magistral_mlx.server.openai.response_format import ResponseFormatter
+from magistral_mlx.server.openai.response_items import Item
 from magistral_mlx.server.openai.response_object import (
-    OutputFunctionCall,
+    OutputCall,
     OutputItem,
     ResponseEvent,
     ResponseObject,
 )
 from magistral_mlx.server.openai.response_request import (
+    ENCRYPTED,
     input_items,
     response_messages,
     response_options,
 )
-from magistral_mlx.server.openai.response_schemas import Item, ResponseRequest
+from magistral_mlx.server.openai.response_schemas import ResponseRequest
+from magistral_mlx.server.openai.response_tools import ResponseTools
 from magistral_mlx.server.openapi import stream_response
 from magistral_mlx.server.openapi_examples import RESPONSE_EXAMPLES
 from magistral_mlx.server.request_body import JSONRoute
@@ -209,7 +212,7 @@ class _Conversation:
 
 def _is_cut(item: OutputItem) -> bool:
     """Whether it is a call that was cut short, which no function can have answered."""
-    return isinstance(item, OutputFunctionCall) and item.status != "completed"
+    return isinstance(item, OutputCall) and item.status != "completed"
 
 
 def _store(request: Request) -> ResponseStore:
@@ -253,11 +256,15 @@ def _formatter(exchange: Exchange, body: ResponseRequest, options: Options) -> R
     )
     return ResponseFormatter(
         response,
+        ResponseTools(body.tools),
         summary=bool(body.reasoning and body.reasoning.summary),
         logprobs=options.reported_logprobs is not None,
+        encrypted=ENCRYPTED in (body.include or ()),
     )
 
 
 def _complete_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool with all fields that clients expect."""
+    """A function with all fields that clients expect; other tools as they are."""
+    if tool.get("type", "function") != "function":
+        return tool
     return {"type": "function", "description": None, "parameters": None, "strict": None} | tool

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from magistral_mlx.server.errors import NotFound
-from magistral_mlx.server.openai.response_schemas import InputMessage
+from magistral_mlx.server.openai.response_items import InputMessage
 from magistral_mlx.server.openai.responses import ResponseStore, StoredResponse
 from magistral_mlx.server.openapi_examples import RED_CIRCLE
 from tests.serving import Server
@@ -200,7 +200,6 @@ def test_what_is_not_supported_is_refused_in_words(client: openai.OpenAI):
     for options, param in (
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0]"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:

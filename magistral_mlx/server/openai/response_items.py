@@ -1,0 +1,138 @@
+"""Schemas of the items of a response's input: messages, thinking, calls and their results."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema
+
+
+class InputText(RequestSchema):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class InputImage(RequestSchema):
+    """An image: a data URL, or a web address where the server fetches them."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
+
+
+class ResponseRefusal(RequestSchema):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class InputMessage(RequestSchema):
+    """A message of any role."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: (
+        str | Many[Annotated[InputText | InputImage | ResponseRefusal, Field(discriminator="type")]]
+    )
+
+
+class ReasoningText(RequestSchema):
+    type: str | None = None
+    text: str
+
+
+class ReasoningItem(RequestSchema):
+    """The model's thinking before its next item. It should be sent back, as in training."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: Many[ReasoningText] | None = None
+    content: Many[ReasoningText] | None = None
+    encrypted_content: Annotated[
+        str | None, Field(description="The thinking as this server encoded it; others are ignored.")
+    ] = None
+
+
+class FunctionCallItem(RequestSchema):
+    """A function call of the model."""
+
+    type: Literal["function_call"]
+    id: str | None = None
+    call_id: str
+    name: str
+    namespace: str | None = None
+    arguments: str
+
+
+class CustomCallItem(RequestSchema):
+    """A call of the model to a custom tool."""
+
+    type: Literal["custom_tool_call"]
+    id: str | None = None
+    call_id: str
+    name: str
+    namespace: str | None = None
+    input: str
+
+
+class LocalShellCallItem(RequestSchema):
+    """A command of the model for the local shell."""
+
+    type: Literal["local_shell_call"]
+    id: str | None = None
+    call_id: str | None = None
+    action: JSONObject
+
+
+class CallOutputItem(RequestSchema):
+    """The result of a call; `id` is the call's where there is no `call_id`."""
+
+    type: Literal["function_call_output", "custom_tool_call_output", "local_shell_call_output"]
+    id: str | None = None
+    call_id: str | None = None
+    output: str | Many[Annotated[InputText | InputImage, Field(discriminator="type")]]
+
+
+class SkippedItem(RequestSchema):
+    """What a vendor's own tool did: not part of the prompt."""
+
+    type: str
+
+
+_CALL_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
+_SKIPPED = (
+    "web_search_call",
+    "file_search_call",
+    "image_generation_call",
+    "code_interpreter_call",
+    "computer_call",
+    "computer_call_output",
+    "mcp_call",
+    "mcp_list_tools",
+    "mcp_approval_request",
+    "mcp_approval_response",
+    "tool_search_call",
+    "tool_search_output",
+    "compaction",
+)
+
+
+def _item_kind(item: Any) -> Any:
+    """The tag of an item by its type, which is "message" by default."""
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    if kind in _CALL_OUTPUTS:
+        return "output"
+    return "message" if kind is None else "skipped" if kind in _SKIPPED else kind
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[CustomCallItem, Tag("custom_tool_call")]
+    | Annotated[LocalShellCallItem, Tag("local_shell_call")]
+    | Annotated[CallOutputItem, Tag("output")]
+    | Annotated[SkippedItem, Tag("skipped")],
+    Discriminator(_item_kind),
+]
