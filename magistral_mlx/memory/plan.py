@@ -222,10 +222,9 @@ def _fullest(config: ModelConfig, context: int, chunk: int, images: int) -> list
     if config.vision and images:
         token = config.vision.patch_size * config.spatial_merge_size
         side = config.vision.image_size // token * token
-        # Images cannot have more tokens than the context, and none has fewer than two.
-        images = min(images, max(1, context // 2))
-        rows = min(side // token, max(1, int((context / images) ** 0.5)))
-        sizes = ((rows * token, rows * token),) * images
+        # Images cannot have more tokens than the context; of many, as many as fill it are large.
+        rows = min(side // token, max(1, int(context**0.5)))
+        sizes = ((rows * token, rows * token),) * min(images, -(-context // rows**2))
     prompt = min(context, chunk)
     return [
         Shape(prompt=context, answer=0, chunk=chunk, images=sizes),
