@@ -12,6 +12,8 @@ import click
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.cli.loading import chosen_model, loading_options, model_argument, warn_if_short
 from magistral_mlx.cli.params import INTEGER, command, given, option
+from magistral_mlx.cli.terminal import say
+from magistral_mlx.errors import MagistralError
 from magistral_mlx.option_spec import Integer
 
 if TYPE_CHECKING:
@@ -192,12 +194,16 @@ def _pass_costs(
     from magistral_mlx.memory.peak import loaded_weights
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    with console.status("measuring") as status:
-        costs = measure_pass_costs(program, work.folder, work.dtype, status.update)
-    if costs is None:
+    try:
+        with console.status("measuring") as status:
+            costs = measure_pass_costs(program, work.folder, work.dtype, status.update)
+        if costs is None:
+            return None
+        size = (DTYPES[work.dtype] if work.dtype else backend().dtype).size
+        store(machine.name, loaded_weights(checkpoint, size).decoder, costs)
+    except (MagistralError, OSError) as error:
+        say(f"the costs of wider passes are not kept for speculation: {error}")
         return None
-    size = (DTYPES[work.dtype] if work.dtype else backend().dtype).size
-    store(machine.name, loaded_weights(checkpoint, size).decoder, costs)
     return list(costs.points)
 
 

@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny-4bit"
 
 
-def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: object, home: str = KEPT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "magistral_mlx.cli.main", "bench", *map(str, arguments)]
     return subprocess.run(
         command,
@@ -39,7 +39,7 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=ROOT,
         check=False,
-        env=os.environ | {HOME: KEPT},
+        env=os.environ | {HOME: home},
     )
 
 
@@ -102,6 +102,14 @@ def test_a_person_gets_a_table_and_a_line_to_paste_at_the_end(model: Path):
     assert any("runtime" in line and "decode" in line for line in table)
     assert any(line.startswith("magistral-mlx") and " GiB" in line for line in table)
     assert last.startswith("magistral-mlx ") and "magistral-mlx at 16: prefill" in last
+
+
+def test_a_home_that_cannot_be_written_costs_no_figures(model: Path):
+    options = ("--context", 16, "--tokens", 4, "--rounds", 1)
+    result = bench(model, *options, home="/dev/null/home")
+    assert result.returncode == 0, result.stderr
+    assert "magistral-mlx at 16: prefill" in result.stdout
+    assert "the costs of wider passes are not kept for speculation" in result.stderr
 
 
 def test_a_peer_that_is_not_installed_is_named_and_skipped(model: Path):
