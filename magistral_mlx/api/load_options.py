@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.option_spec import Choice, Integer, Name, Size, option, validate_options
+from magistral_mlx.option_spec import Choice, Flag, Integer, Name, Size, option, validate_options
 
 DTypeName = Literal["float32", "float16", "bfloat16"]
 KVName = Literal["full", "8/8", "8/4", "4/4"]
@@ -22,6 +22,7 @@ class LoadFields(TypedDict, total=False):
     images: int
     dtype: DTypeName | None
     memory_limit: int | None
+    wire: bool
     parallel: int
     tokenizer: str | Path | None
     draft: str | Path | None
@@ -57,6 +58,11 @@ class LoadOptions:
         Size(64 * 10**6),
         "Memory to stay within, as in 20GB.",
         unset="what the machine recommends",
+    )
+    wire: bool = option(
+        True,
+        Flag(),
+        "Wire the planned memory on a Mac (macOS 15), so that it is not paged out; serve does not.",
     )
     parallel: int = option(
         16, Integer(1), "Answers at once at most, as far as memory allows; each slows the others."

@@ -39,7 +39,9 @@ class Loading:
     def run(self) -> tuple[Checkpoint, Plan, Composer, Session]:
         """Find it, plan it, load it. Raises what `Magistral.load` raises."""
         options = self.options
-        request = PlanRequest(options.context, options.kv, options.images, options.memory_limit)
+        request = PlanRequest(
+            options.context, options.kv, options.images, options.memory_limit, options.wire
+        )
         name = None if self.name is None else str(self.name)
         checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
         draft = None if options.draft is None else Checkpoint.open(locate(str(options.draft)))

@@ -144,9 +144,19 @@ def _limits(plan: Plan | None) -> Finding:
     words = f"now {_gib(now.memory)} of memory and {_gib(now.cache)} of freed buffers"
     if plan is not None:
         then = limits_for([plan])
-        wired = "nothing wired" if then.wired is None else f"{_gib(then.wired)} wired"
-        words += f"; with Magistral Small {_gib(then.memory)} and {_gib(then.cache)}, {wired}"
+        words += f"; with Magistral Small {_gib(then.memory)} and {_gib(then.cache)}, "
+        words += _wired(then.wired)
     return Finding("MLX's limits", "good", words)
+
+
+def _wired(limit: int | None) -> str:
+    """What holds for wired memory, and why."""
+    if limit is None:
+        return "nothing wired"
+    return (
+        f"{_gib(limit)} wired so that it is not paged out (--no-wire: nothing; serve: only with "
+        "--wire, as macOS has panicked with wired memory under load)"
+    )
 
 
 def _gpu_limit(machine: Machine, plan: Plan | None) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,10 +23,21 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LABELS = {"download": "downloading", "weights": "loading"}
 
 
-def loading_options(*names: str, without: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
-    """Give a command the options of loading, or those of them that are named."""
+def loading_options(
+    *names: str, without: tuple[str, ...] = (), defaults: Mapping[str, str] | None = None
+) -> Callable[[_Command], _Command]:
+    """Give a command the options of loading, or those of them that are named.
+
+    Args:
+        defaults: those of the command where they differ from the options'.
+    """
     return declared(
-        LoadOptions, *names, without=without, section="Loading", flags={"context": ("-c",)}
+        LoadOptions,
+        *names,
+        without=without,
+        section="Loading",
+        defaults=defaults,
+        flags={"context": ("-c",)},
     )
 
 

@@ -230,7 +230,7 @@ def _attributes(field: Any, section: str | None, own_default: str | None) -> dic
         "section": section or spec.section or "Options",
     }
     if isinstance(default, bool):
-        return attributes | {"is_flag": True}
+        return attributes | {"is_flag": True, "default": None}
     return attributes | {
         "type": _type(spec.kind),
         "metavar": spec.kind.metavar,

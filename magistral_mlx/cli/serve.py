@@ -144,7 +144,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     section="Limits",
     help="Requests that may wait.  [default: 128]",
 )
-@loading_options()
+@loading_options(defaults={"wire": "off"})
 def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> None:
     """Answer apps and browsers: OpenAI's and Anthropic's APIs, and a chat page at /.
 
@@ -205,7 +205,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             seconds=options["max_time"],
             queue=options["max_queue"],
         ),
-        load=load_options(options),
+        load=load_options(options, wire=bool(options["wire"])),
     )
 
 

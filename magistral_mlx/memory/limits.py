@@ -1,8 +1,11 @@
 """MLX's process-wide limits: set while models are loaded, and restored afterwards.
 
 The memory limit does not make allocations fail: above it MLX waits for running work before it
-allocates more, which keeps temporary arrays within the plan. On Metal exactly the planned bytes are
-wired, so that the system does not page weights out between two requests.
+allocates more, which keeps temporary arrays within the plan.
+
+On Metal exactly the planned bytes of plans that ask for it are wired, so that the system does not
+page weights out between two requests. A server does not ask for it by default: wired memory whose
+buffers change all the time, as under many requests, has made macOS panic (MLX issue 3186).
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ def limits_for(plans: Sequence[Plan]) -> DeviceLimits:
     wired = None
     if backend().name == "metal" and _macos() >= _WIRING_MACOS:
         recommended = int(mx.device_info()["max_recommended_working_set_size"])
-        wired = min(planned, recommended)
+        wired = min(sum(plan.total for plan in plans if plan.wire), recommended)
     return DeviceLimits(planned, cache, wired)
 
 

@@ -61,13 +61,14 @@ class PlanRequest:
     """A user's wishes for a plan; None leaves the choice to the planner.
 
     images: number of images of the largest size to plan for. memory_limit: bytes to stay within
-    instead of the machine's limit.
+    instead of the machine's limit. wire: keep the planned bytes in physical memory.
     """
 
     context: int | None = None
     kv: str | None = None
     images: int = 1
     memory_limit: int | None = None
+    wire: bool = True
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
@@ -89,7 +90,8 @@ class Plan:
     """A memory plan, in bytes.
 
     limit: bytes that MLX may use. peak: peak memory with a full context. shortened: the context
-    was limited by memory, rather than by the user or the default.
+    was limited by memory, rather than by the user or the default. wire: whether its bytes are wired
+    where that is possible.
     """
 
     machine: Machine
@@ -102,6 +104,7 @@ class Plan:
     peak: Peak
     limit: int
     shortened: bool = False
+    wire: bool = True
 
     @property
     def buffer_cache(self) -> int:
@@ -193,7 +196,18 @@ def fit(
         if model.draft:
             beside = model.draft.nbytes(scheme, context, profile.float_bytes)
             peak = replace(peak, weights=peak.weights + beside)
-        plan = Plan(machine, model, scheme, context, chunk, images, smaller, peak, limit)
+        plan = Plan(
+            machine,
+            model,
+            scheme,
+            context,
+            chunk,
+            images,
+            smaller,
+            peak,
+            limit,
+            wire=request.wire,
+        )
         if plan.headroom >= 0:
             break
     return plan

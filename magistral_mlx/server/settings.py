@@ -71,7 +71,7 @@ class Settings:
     log_prompts: bool = False
     grace: float = 30.0
     limits: Limits = field(default_factory=Limits)
-    load: LoadOptions = field(default_factory=LoadOptions)
+    load: LoadOptions = field(default_factory=lambda: LoadOptions(wire=False))
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range, or a server open to everybody."""

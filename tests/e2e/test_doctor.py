@@ -78,9 +78,12 @@ def test_mlx_s_limits_are_told_as_they_are_and_as_they_would_be(on_a_mac: Doctor
         mx.set_cache_limit(cache)
     words = found["MLX's limits"][1]
     assert words.startswith("now 3.0 GiB of memory and 1.0 GiB of freed buffers; ")
-    with_model = re.search(r"Magistral Small ([\d.]+) GiB and 0.2 GiB, ([\d.]+) GiB wired$", words)
+    with_model = re.search(
+        r"Magistral Small ([\d.]+) GiB and 0.2 GiB, ([\d.]+) GiB wired so that", words
+    )
     assert with_model is not None
     assert 19 < float(with_model[1]) == float(with_model[2]) < 21.4
+    assert "serve: only with --wire" in words
     assert old["MLX's limits"][1].endswith("and 0.2 GiB, nothing wired")
 
 
