@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from magistral_convert.options import UNQUANTIZED, ConvertOptions, Downloading, OnConversionProgress
 from magistral_convert.remote_headers import read_remote_gguf, read_remote_header
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout
-from magistral_mlx.checkpoint.gguf.checkpoint import gguf_checkpoint, open_gguf
+from magistral_mlx.checkpoint.gguf.checkpoint import gguf_model, open_gguf
 from magistral_mlx.checkpoint.gguf.files import gguf_of
 from magistral_mlx.checkpoint.header import FLOATS, StoredTensor
 from magistral_mlx.checkpoint.names import LANGUAGE
@@ -109,7 +109,7 @@ def open_source(
         if gguf is None:
             source = FolderSource(folder, Checkpoint.open(folder))
         else:
-            source = GgufSource(gguf, open_gguf(gguf, _mmproj(options)))
+            source = GgufSource(gguf, Checkpoint.from_gguf(open_gguf(gguf, _mmproj(options))))
     if options.mmproj and source.checkpoint.layout != "gguf":
         raise InvalidOption(
             f"--mmproj goes with a GGUF model, and {text} is none. Leave it out: the vision tower "
@@ -243,7 +243,8 @@ def _open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubS
     place = folder if keep else downloads
     headers = [read_remote_gguf(model, file, place / file.name) for file in weights]
     parts, tower = headers[: len(found.parts)], headers[len(found.parts) :]
-    checkpoint = gguf_checkpoint(Path(str(model.ref)), parts, tower[0] if tower else None)
+    read = gguf_model(Path(str(model.ref)), parts, tower[0] if tower else None)
+    checkpoint = Checkpoint.from_gguf(read)
     return HubSource(model, folder, checkpoint, keep, {place / file.name: file for file in weights})
 
 

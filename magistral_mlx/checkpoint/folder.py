@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from magistral_mlx.checkpoint.header import StoredTensor, read_header
 from magistral_mlx.checkpoint.names import LANGUAGE, canonical_name
@@ -19,6 +19,9 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization
+
+if TYPE_CHECKING:
+    from magistral_mlx.checkpoint.gguf.checkpoint import GgufModel
 
 Layout = Literal["hf", "mistral", "gguf"]
 
@@ -58,11 +61,17 @@ class Checkpoint:
 
         gguf = gguf_of(folder)
         if gguf is not None:
-            return open_gguf(gguf)
+            return cls.from_gguf(open_gguf(gguf))
         config = read_config(folder)
         layout, files = find_weight_files(folder)
         stored = (tensor for file in files for tensor in read_header(file).values())
         return cls.from_tensors(folder, config, layout, stored)
+
+    @classmethod
+    def from_gguf(cls, model: GgufModel) -> Checkpoint:
+        """Validate the headers of a GGUF model. Raises as `from_tensors` does."""
+        found = cls.from_tensors(model.path, model.config, "gguf", model.tensors)
+        return replace(found, blocks=model.blocks)
 
     @classmethod
     def from_tensors(

@@ -171,7 +171,7 @@ def test_a_tower_that_is_named_and_does_not_fit_is_refused(tmp_path: Path, key, 
     path = write(tmp_path / "model.gguf")
     other = mmproj(tmp_path / "mmproj-other.gguf", **{key: value})
     with pytest.raises(CheckpointError, match=told):
-        open_gguf(path, other)
+        Checkpoint.from_gguf(open_gguf(path, other))
 
 
 def test_ollama_pairs_model_and_tower_by_its_manifest(tmp_path: Path):

@@ -1,13 +1,12 @@
-"""A GGUF model as a `Checkpoint`: each quantized matrix in the form that it is laid out in."""
+"""The headers of a GGUF model: each quantized matrix in the form that it is laid out in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.config import model_config
 from magistral_mlx.checkpoint.gguf.files import find_mmproj, read_parts
@@ -15,10 +14,25 @@ from magistral_mlx.checkpoint.gguf.header import GgufFile, read_gguf
 from magistral_mlx.checkpoint.gguf.layout import SCALES, form_of
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, StoredTensor
 from magistral_mlx.checkpoint.names import canonical_name
+from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError
 
 
-def open_gguf(path: Path, mmproj: Path | None = None) -> Checkpoint:
+@dataclass(frozen=True)
+class GgufModel:
+    """A GGUF model whose headers have been read; `Checkpoint.from_gguf` makes a checkpoint of it.
+
+    tensors: as a checkpoint in MLX's format would hold them. blocks: by canonical name, the
+    quantized matrices as ggml stores them.
+    """
+
+    path: Path
+    config: ModelConfig
+    tensors: tuple[StoredTensor, ...]
+    blocks: dict[str, StoredTensor]
+
+
+def open_gguf(path: Path, mmproj: Path | None = None) -> GgufModel:
     """Read and check the headers of a GGUF model.
 
     Args:
@@ -31,11 +45,11 @@ def open_gguf(path: Path, mmproj: Path | None = None) -> Checkpoint:
     """
     files = read_parts(path)
     tower = find_mmproj(path, files[0]) if mmproj is None else read_gguf(mmproj)
-    return gguf_checkpoint(path, files, tower)
+    return gguf_model(path, files, tower)
 
 
-def gguf_checkpoint(path: Path, files: list[GgufFile], tower: GgufFile | None) -> Checkpoint:
-    """The checkpoint of headers that have been read; raises as `open_gguf` does."""
+def gguf_model(path: Path, files: list[GgufFile], tower: GgufFile | None) -> GgufModel:
+    """Combine headers that have been read. Raises as `open_gguf` does."""
     gathered = replace(files[0], tensors={k: v for file in files for k, v in file.tensors.items()})
     config = model_config(gathered, tower)
     every = files if tower is None else [*files, tower]
@@ -46,9 +60,8 @@ def gguf_checkpoint(path: Path, files: list[GgufFile], tower: GgufFile | None) -
             raise CheckpointError(
                 f"{tensor.name} in {tensor.file} is quantized and no matrix. Fetch that file again."
             )
-    parts = (part for tensor in stored for part in _parts(tensor))
-    found = Checkpoint.from_tensors(path, config, "gguf", parts)
-    return replace(found, blocks=blocks)
+    parts = tuple(part for tensor in stored for part in _parts(tensor))
+    return GgufModel(path, config, parts, blocks)
 
 
 def _parts(tensor: StoredTensor) -> Iterator[StoredTensor]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 
 from magistral_mlx.backend import mx
-from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.gguf.blocks import Bytes
 from magistral_mlx.checkpoint.gguf.layout import form_of, lay_out
 from magistral_mlx.checkpoint.header import StoredTensor
@@ -19,8 +19,20 @@ _PIECE_WEIGHTS = 1 << 18  # that are laid out at once: few enough for a core's c
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
 
+class BlockStore(Protocol):
+    """The part of a `Checkpoint` that arrays are read from."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Tensors by canonical name, as they are laid out."""
+
+    @property
+    def blocks(self) -> Mapping[str, StoredTensor]:
+        """Quantized matrices by canonical name, as they are stored."""
+
+
 def read_arrays(
-    checkpoint: Checkpoint, names: Iterable[str], *, compact: bool
+    checkpoint: BlockStore, names: Iterable[str], *, compact: bool
 ) -> dict[str, mx.array]:
     """Canonical name -> array, rows in the file's order.
 
