@@ -12,7 +12,6 @@ from typing import Literal
 
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.gguf.files import SUFFIX, ollama_models, sibling_parts
-from magistral_mlx.checkpoint.support import check_supported, stored_bits
 from magistral_mlx.errors import MagistralError, ModelNotFound, UnsupportedModel
 from magistral_mlx.files import user_path
 from magistral_mlx.hub import DownloadProgress, resolve
@@ -20,6 +19,7 @@ from magistral_mlx.hub.cache import known_commit
 from magistral_mlx.hub.client import hub_cache
 from magistral_mlx.hub.gguf import labels, select_model
 from magistral_mlx.hub.repository import RepoRef, parse_repo, select_weight_files
+from magistral_mlx.hub.support import check_supported, stored_bits
 from magistral_mlx.paths import (
     DEMO,
     conversion_dir,

@@ -67,14 +67,21 @@ def run(
     """
     tracker = _Tracker(plan, work, on_progress)
     with _workers() as workers:
-        for file, tensors in groupby(
-            plan.tensors[work.done :], key=lambda tensor: tensor.source.file
-        ):
-            fetch(file)
-            for block in _in_order(workers, work, _blocks(tensors)):
+        left = plan.tensors[work.done :]
+        # The scales of a quantized weight may lie in another file than the weight.
+        last_use = {file: number for number, tensor in enumerate(left) for file in tensor.files}
+        done = 0
+        for _, group in groupby(left, key=lambda tensor: tensor.source.file):
+            tensors = list(group)
+            for file in dict.fromkeys(file for tensor in tensors for file in tensor.files):
+                fetch(file)
+            for block in _in_order(workers, work, _blocks(iter(tensors))):
                 tracker.add(block)
             tracker.commit()
-            release(file)
+            for file in [file for file, last in last_use.items() if last < done + len(tensors)]:
+                release(file)
+                del last_use[file]
+            done += len(tensors)
 
 
 class _Tracker:

@@ -13,11 +13,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from magistral_convert.output_format import output_name
 from magistral_convert.recipe import Recipe
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.fp8 import FP8
 from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.layout import SCALES, form_of
 from magistral_mlx.checkpoint.header import LENGTH_BYTES, StoredTensor
@@ -53,8 +55,9 @@ class TensorConversion:
     The source is taken as a matrix of (rows, columns); a vector is one row. `scheme` is None
     where values stay in bfloat16. A source of ggml's blocks that has a scheme is laid out as that.
     `stored` is the quantization of a source in MLX's form, whose scales and biases lie `beside`
-    it. `rope_head_rows` is the number of rows of a head that go from
-    interleaved rope pairs to halves; `channels` that of a convolution whose channels go last.
+    it, as does the scale of an FP8 source. `rope_head_rows` is the number of rows of a head that
+    go from interleaved rope pairs to halves; `channels` that of a convolution whose channels go
+    last.
     `outputs` is the weight, then, where it is quantized, its scales and, in affine mode, biases.
     """
 
@@ -73,6 +76,16 @@ class TensorConversion:
     def is_quantized(self) -> bool:
         """Whether the source is."""
         return self.stored is not None or is_quantized(self.source.dtype)
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the source is FP8 codes with a scale."""
+        return self.source.dtype == FP8
+
+    @property
+    def files(self) -> list[Path]:
+        """The source files that it is read from; the first has the weight."""
+        return list(dict.fromkeys([self.source.file, *(part.file for part in self.beside)]))
 
     @property
     def source_bytes(self) -> int:
@@ -184,7 +197,10 @@ def _convert_tensor(
         shape = (shape[0], *shape[2:], channels)
     heads = interleaved_heads(name, config) if checkpoint.layout in INTERLEAVED else None
     scales = SCALES if name in checkpoint.blocks else "BF16"
-    beside = (checkpoint.tensors.get(name.removesuffix("weight") + p) for p in ("scales", "biases"))
+    beside = [checkpoint.fp8_scales.get(name)]
+    if stored:
+        module = name.removesuffix("weight")
+        beside = [checkpoint.tensors.get(module + part) for part in ("scales", "biases")]
     rows = shape[0] if len(shape) > 1 else 1
     return TensorConversion(
         name=name,
@@ -196,7 +212,7 @@ def _convert_tensor(
         rope_head_rows=rows // heads if heads else None,
         channels=channels,
         stored=stored,
-        beside=tuple(part for part in beside if part) if stored else (),
+        beside=tuple(part for part in beside if part),
     )
 
 

@@ -27,6 +27,7 @@ from magistral_mlx.hub import (
     remote_files,
     resolve,
 )
+from magistral_mlx.hub.base_models import local_base_models
 from magistral_mlx.hub.cache import (
     cached_snapshot,
     remember_commit,
@@ -34,7 +35,7 @@ from magistral_mlx.hub.cache import (
     snapshot_folder,
 )
 from magistral_mlx.hub.gguf import RemoteGguf, cached_gguf, parse_gguf, remote_gguf
-from magistral_mlx.hub.tokenizer_source import local_base_models
+from magistral_mlx.hub.support import check_weight_format
 from magistral_mlx.library import find_by_name, locate
 from magistral_mlx.paths import DEMO, demo_dir
 
@@ -104,7 +105,7 @@ def open_source(
     elif ref and not cached:
         source = _open_remote(remote_files(ref), downloads, keep=options.keep_source)
     else:
-        folder = cached or resolve(text)
+        folder = resolve(text)
         gguf = gguf_of(folder)
         if gguf is None:
             source = FolderSource(folder, Checkpoint.open(folder))
@@ -148,8 +149,10 @@ class FolderSource:
 
     @property
     def identity(self) -> str:
-        files = sorted({tensor.file for tensor in self.checkpoint.tensors.values()})
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stats = [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for file in self.checkpoint.files
+        ]
         return json.dumps([str(self.folder.resolve()), stats])
 
     def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
@@ -206,9 +209,27 @@ class HubSource:
             remember_commit(self.model.ref, self.model.commit)  # so the cache finds it by name
 
     def space_needed(self) -> tuple[Path, int]:
-        missing = [remote.size for file, remote in self._files.items() if not file.exists()]
+        missing = {f: remote.size for f, remote in self._files.items() if not f.exists()}
         place = next(iter(self._files)).parent
-        return place, (sum if self.keep else max)(missing or [0])
+        if self.keep:
+            return place, sum(missing.values())
+        # One shard at a time, and those that hold scales of weights in another one.
+        shared = sum(missing.get(file, 0) for file in _files_of_split_scales(self.checkpoint))
+        return place, min(max(missing.values(), default=0) + shared, sum(missing.values()))
+
+
+def _files_of_split_scales(checkpoint: Checkpoint) -> set[Path]:
+    """Return the files with scales or biases of a weight in another file."""
+    files = set()
+    for name, weight in checkpoint.tensors.items():
+        if not name.endswith(".weight"):
+            continue
+        module = name.removesuffix("weight")
+        parts = [checkpoint.tensors.get(module + part) for part in ("scales", "biases")]
+        for part in (checkpoint.fp8_scales.get(name), *parts):
+            if part is not None and part.file != weight.file:
+                files.add(part.file)
+    return files
 
 
 def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSource:
@@ -221,13 +242,16 @@ def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSourc
     place = folder if keep else downloads
     files = {place / file.name: file for file in model.weights}
     config = read_config(folder)
+    check_weight_format(folder)
     stored = [
         tensor
         for path, file in files.items()
         for tensor in read_remote_header(model, file, path).values()
     ]
     layout: Layout = "mistral" if model.weights[0].name.startswith("consolidated") else "hf"
-    checkpoint = Checkpoint.from_tensors(Path(str(model.ref)), config, layout, stored)
+    checkpoint = Checkpoint.from_tensors(
+        Path(str(model.ref)), config, layout, stored, is_local=False
+    )
     return HubSource(model, folder, checkpoint, keep, files)
 
 

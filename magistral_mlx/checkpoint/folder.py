@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from magistral_mlx.checkpoint.fp8 import split_scales
 from magistral_mlx.checkpoint.header import StoredTensor, read_header
-from magistral_mlx.checkpoint.names import LANGUAGE, canonical_name
+from magistral_mlx.checkpoint.names import EMBEDDING, HEAD, LANGUAGE, canonical_name
 from magistral_mlx.checkpoint.validation import check_tensors
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.config_files import read_config, read_json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["hf", "mistral", "gguf"]
 
+_COMPARED_BYTES = 4 << 20  # at once
 _SHARD_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of each file, in a fingerprint
 
@@ -36,6 +38,7 @@ class Checkpoint:
     `tensors` and `quantized` are keyed by canonical name; `quantized` holds the scheme of each
     quantized `….weight`. `config` has no vision part where the folder holds
     no vision tensors, whatever its config.json says (mlx-lm's conversions keep it there).
+    `fp8_scales` are the scales of FP8 weights, by the weight's name. `notes` are for the user.
     `blocks` is where the quantized matrices of a GGUF file lie, as ggml stores them; `tensors` has
     them as they are laid out.
     """
@@ -46,6 +49,8 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     quantized: dict[str, Quantization]
     blocks: Mapping[str, StoredTensor] = field(default_factory=dict)
+    fp8_scales: Mapping[str, StoredTensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -75,22 +80,50 @@ class Checkpoint:
 
     @classmethod
     def from_tensors(
-        cls, folder: Path, config: ModelConfig, layout: Layout, stored: Iterable[StoredTensor]
+        cls,
+        folder: Path,
+        config: ModelConfig,
+        layout: Layout,
+        stored: Iterable[StoredTensor],
+        *,
+        is_local: bool = True,
     ) -> Checkpoint:
         """Validate the tensors of a checkpoint; its files need not be on this machine.
+
+        Args:
+            is_local: the files are here, so that their content may be compared.
 
         Raises:
             CheckpointError: tensors are missing, misshapen, there twice, or not the model's.
         """
-        tensors = _by_canonical_name(stored)
+        tensors, fp8_scales = split_scales(_by_canonical_name(stored))
         if not any(not name.startswith(LANGUAGE) for name in tensors):
             config = config.without_vision()
-        return cls(folder, config, layout, tensors, check_tensors(tensors, config, folder))
+        notes: list[str] = []
+        if config.text.tie_word_embeddings and HEAD + "weight" in tensors:
+            config = _settle_head(tensors, config, notes, is_local=is_local)
+        quantized = check_tensors(tensors, config, folder, fp8_scales)
+        return cls(
+            folder,
+            config,
+            layout,
+            tensors,
+            quantized,
+            fp8_scales=fp8_scales,
+            notes=tuple(notes),
+        )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors as they are stored."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        every = (*self.tensors.values(), *self.fp8_scales.values())
+        return sum(tensor.nbytes for tensor in every)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files, sorted."""
+        every = (*self.tensors.values(), *self.fp8_scales.values())
+        return sorted({tensor.file for tensor in every})
 
     def fingerprint(self) -> str:
         """Return a digest of configuration and weights.
@@ -103,12 +136,54 @@ class Checkpoint:
         """
         digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
         header_bytes: dict[Path, int] = {}  # up to the first tensor
-        for tensor in self.tensors.values():
+        for tensor in (*self.tensors.values(), *self.fp8_scales.values()):
             first = header_bytes.get(tensor.file, tensor.offset)
             header_bytes[tensor.file] = min(tensor.offset, first)
         for file, length in sorted(header_bytes.items()):
             _add_file(digest, file, length)
         return digest.hexdigest()
+
+
+def _settle_head(
+    tensors: dict[str, StoredTensor], config: ModelConfig, notes: list[str], *, is_local: bool
+) -> ModelConfig:
+    """Settle a stored output head whose configuration says that it is the embedding.
+
+    One that equals the embedding is dropped from `tensors`. With another one the model is untied,
+    which is right for an equal one too.
+    """
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+    if is_local and _equals_embedding(head, tensors):
+        for name in head:
+            del tensors[name]
+        return config
+    differs = "differs from the embedding" if is_local else "may differ from the embedding"
+    notes.append(
+        f"the configuration ties lm_head to the embedding, but the checkpoint stores a head that "
+        f"{differs}: the stored head is used."
+    )
+    return replace(config, text=replace(config.text, tie_word_embeddings=False))
+
+
+def _equals_embedding(
+    head: Mapping[str, StoredTensor], tensors: Mapping[str, StoredTensor]
+) -> bool:
+    """Compare the stored head with the embedding byte by byte, up to the first difference."""
+    for name, one in head.items():
+        other = tensors.get(EMBEDDING + name.removeprefix(HEAD))
+        if other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        try:
+            with one.file.open("rb") as first, other.file.open("rb") as second:
+                first.seek(one.offset)
+                second.seek(other.offset)
+                for start in range(0, one.nbytes, _COMPARED_BYTES):
+                    size = min(_COMPARED_BYTES, one.nbytes - start)
+                    if first.read(size) != second.read(size):
+                        return False
+        except OSError as error:
+            raise CheckpointError(f"cannot read {one.file}: {error.strerror}.") from None
+    return True
 
 
 def find_weight_files(folder: Path) -> tuple[Layout, list[Path]]:

@@ -7,12 +7,15 @@ tensors, never the whole checkpoint twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from magistral_mlx.backend import backend, mx, reuse_memory
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.fp8 import scale_block
 from magistral_mlx.checkpoint.gguf.load import read_arrays
+from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.checkpoint.names import (
     INTERLEAVED,
     LANGUAGE,
@@ -23,9 +26,12 @@ from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.linear import quantize_modules, stored_as
 from magistral_mlx.model.magistral import MagistralModel
 
+_log = logging.getLogger("magistral_mlx")
+
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes in all
 
 _BATCH_BYTES = 256 << 20  # stored bytes that are read before they are evaluated
+_FP8_PIECE = 4 << 20  # weights that are dequantized at once
 _LARGE_SCALES = 512 << 20  # bytes that casting all scales may cost
 
 
@@ -41,6 +47,8 @@ def load_model(
     Raises:
         CheckpointError: a file cannot be read to its end.
     """
+    for note in checkpoint.notes:
+        _log.warning("%s: %s", checkpoint.folder, note)
     reuse_memory()
     model = MagistralModel(checkpoint.config, dtype or backend().dtype)
     _load(model, checkpoint, lambda name: name.startswith(LANGUAGE), on_progress)
@@ -145,7 +153,7 @@ def _read(
 ) -> dict[str, mx.array]:
     """Read lazy arrays by name, in the layout and dtype of the model."""
     found = {}
-    for name, stored in _stored(checkpoint, names, compact).items():
+    for name, stored in _stored(checkpoint, names, dtype, compact).items():
         array = _arrange(checkpoint, name, stored)
         if mx.issubdtype(array.dtype, mx.floating) and not (compact and is_scale(name)):
             array = array.astype(dtype)
@@ -153,14 +161,55 @@ def _read(
     return found
 
 
-def _stored(checkpoint: Checkpoint, names: Iterable[str], compact: bool) -> dict[str, mx.array]:
-    """Read lazy arrays by name, as stored."""
+def _stored(
+    checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
+) -> dict[str, mx.array]:
+    """Read lazy arrays by name, as stored; FP8 matrices are dequantized to `dtype`."""
     if checkpoint.layout == "gguf":
         return read_arrays(checkpoint, names, compact=compact)
     tensors = {name: checkpoint.tensors[name] for name in names}
-    files = {tensor.file for tensor in tensors.values()}
+    scales = {
+        name: checkpoint.fp8_scales[name] for name in tensors if name in checkpoint.fp8_scales
+    }
+    files = {tensor.file for tensor in (*tensors.values(), *scales.values())}
     stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
-    return {name: stored[tensor.file][tensor.name] for name, tensor in tensors.items()}
+    arrays = {name: stored[tensor.file].pop(tensor.name) for name, tensor in tensors.items()}
+    for name, scale in scales.items():
+        codes = arrays.pop(name)
+        arrays[name] = _dequantize_fp8(tensors[name], codes, stored[scale.file][scale.name], dtype)
+    return arrays
+
+
+def _dequantize_fp8(
+    weight: StoredTensor, codes: mx.array, scales: mx.array, dtype: mx.Dtype
+) -> mx.array:
+    """Dequantize an FP8 matrix (out, in) a few rows at a time, into an array of `dtype`.
+
+    Products are computed in float32. Memory holds the result, the codes, and some rows in float32.
+
+    Raises:
+        CheckpointError: a code or a scale is NaN or infinite.
+    """
+    rows, columns = weight.shape
+    block = scale_block(weight.shape, scales.shape)
+    assert block is not None
+    scales = scales.astype(mx.float32).reshape(-(-rows // block[0]), -1)
+    finite = mx.all(mx.isfinite(scales)) & mx.all((codes & 0x7F) != 0x7F)
+    if not finite.item():
+        raise CheckpointError(
+            f"{weight.name} in {weight.file} holds infinities or NaNs. Fetch that file again; if "
+            "they stay, the checkpoint itself is damaged."
+        )
+    found = mx.zeros(weight.shape, dtype)
+    step = max(1, _FP8_PIECE // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        of_row = scales[mx.arange(start, stop) // block[0]]
+        factors = mx.repeat(of_row, block[1], axis=1)[:, :columns]
+        piece = mx.from_fp8(codes[start:stop], mx.float32) * factors
+        found[start:stop] = piece.astype(dtype)
+        mx.eval(found)
+    return found
 
 
 def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:

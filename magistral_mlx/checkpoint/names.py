@@ -18,6 +18,7 @@ from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 INTERLEAVED = ("mistral", "gguf")  # layouts whose rope rotates neighbours, not halves
 LANGUAGE, VISION, PROJECTOR = "language_model.", "vision_tower.", "multi_modal_projector."
 EMBEDDING = "language_model.model.embed_tokens."
+HEAD = "language_model.lm_head."
 
 # First match wins. Left: how a name may begin; right: how its canonical form begins.
 _PREFIXES = (

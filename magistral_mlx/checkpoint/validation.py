@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from magistral_mlx.checkpoint.fp8 import FP8, check_scale
 from magistral_mlx.checkpoint.header import FLOATS, StoredTensor
 from magistral_mlx.checkpoint.names import expected_tensors
 from magistral_mlx.config import ModelConfig
@@ -12,7 +14,10 @@ from magistral_mlx.quantization import Quantization, infer
 
 
 def check_tensors(
-    tensors: dict[str, StoredTensor], config: ModelConfig, where: Path
+    tensors: dict[str, StoredTensor],
+    config: ModelConfig,
+    where: Path,
+    fp8_scales: Mapping[str, StoredTensor],
 ) -> dict[str, Quantization]:
     """Check that the tensors are those of the model, no more and no fewer, each of its shape.
 
@@ -34,6 +39,8 @@ def check_tensors(
         scales = tensors.get(_beside(name, "scales"))
         if scales is None:
             _check_plain(name, stored, shape)
+            if stored.dtype == FP8:
+                check_scale(stored, fp8_scales.get(name))
         else:
             biases = tensors.get(_beside(name, "biases"))
             quantized[name] = _check_quantized(name, stored, scales, biases, shape)
@@ -59,10 +66,11 @@ def _check_plain(name: str, stored: StoredTensor, shape: tuple[int, ...]) -> Non
         allowed.append((out, height, width, channels))
     if stored.shape not in allowed:
         raise _misshapen(stored, f"expected {list(shape)}")
-    if stored.dtype not in FLOATS:
+    if stored.dtype not in (*FLOATS, FP8):
         raise CheckpointError(
             f"{stored.name} in {stored.file} is stored as {stored.dtype}; this runtime reads "
-            f"{', '.join(FLOATS)} and MLX's quantized formats."
+            f"{', '.join(FLOATS)}, {FP8} and MLX's quantized formats. Take the checkpoint in one "
+            "of these."
         )
 
 
@@ -77,6 +85,7 @@ def _check_quantized(
         raise _misshapen(weight, "expected a matrix packed into U32")
     if biases is not None and biases.shape != scales.shape:
         raise _misshapen(biases, f"expected {list(scales.shape)}, the shape of its scales")
+    _check_scale_dtypes(scales, biases)
     found = infer((shape[0], shape[1]), weight.shape, scales.shape, has_biases=biases is not None)
     if found is None:
         raise _misshapen(
@@ -84,6 +93,19 @@ def _check_quantized(
             f"with scales {list(scales.shape)}: no quantization of {list(shape)} looks so",
         )
     return found
+
+
+def _check_scale_dtypes(scales: StoredTensor, biases: StoredTensor | None) -> None:
+    """Affine scales and biases are floats of one dtype; other modes have one byte a scale."""
+    expected = ("U8",) if biases is None else FLOATS if biases.dtype == scales.dtype else ()
+    if scales.dtype in expected:
+        return
+    stored = scales.dtype if biases is None else f"{scales.dtype} with biases of {biases.dtype}"
+    raise CheckpointError(
+        f"{scales.name} in {scales.file} is stored as {stored}; expected "
+        f"{'U8' if biases is None else 'F32, F16 or BF16 for both'}. The file is damaged, or its "
+        "biases are missing: fetch or convert the model again."
+    )
 
 
 def _beside(name: str, part: str) -> str:

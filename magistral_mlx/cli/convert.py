@@ -82,6 +82,8 @@ def convert(source: str, output: str | None, **asked: Any) -> int:
         return 0
     check(conversion)
     started = time.monotonic()
+    for note in conversion.source.checkpoint.notes:
+        report.note(f"Note: {note}")
     report.note(report.headline(conversion))
     target = _run(conversion, source)
     seconds = time.monotonic() - started

@@ -120,8 +120,8 @@ def _describe(folder: Path) -> dict[str, Any]:
     from magistral_mlx.chat.system import default_system
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.checkpoint.folder import Checkpoint
-    from magistral_mlx.checkpoint.support import stored_bits
     from magistral_mlx.hub import find_tokenizer
+    from magistral_mlx.hub.support import stored_bits
 
     checkpoint = Checkpoint.open(folder)
     tekken = find_tokenizer(folder, None)

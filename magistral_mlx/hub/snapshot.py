@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from magistral_mlx.checkpoint.gguf.files import is_gguf
-from magistral_mlx.checkpoint.support import check_supported
 from magistral_mlx.errors import CheckpointError, HubError, ModelNotFound, StorageError
 from magistral_mlx.files import user_path
 from magistral_mlx.hub.cache import (
@@ -28,6 +27,7 @@ from magistral_mlx.hub.gguf import GgufRef, cached_gguf, parse_gguf, remote_gguf
 from magistral_mlx.hub.partial import bytes_on_disk
 from magistral_mlx.hub.remote import RemoteFile, RemoteModel, list_files, remote_files
 from magistral_mlx.hub.repository import RepoRef, missing_weights, parse_repo
+from magistral_mlx.hub.support import check_supported, check_weight_format
 from magistral_mlx.hub.transfer import DownloadProgress, fetch
 
 _SPARE = 100 * 2**20  # bytes that stay free on the disk
@@ -50,6 +50,7 @@ def resolve(
     text = os.fspath(name)
     folder = user_path(text)
     if folder.is_dir():
+        check_weight_format(folder)
         return folder
     if folder.is_file():
         if is_gguf(folder):
@@ -67,6 +68,7 @@ def resolve(
         )
     cached = cached_snapshot(ref)
     if cached is not None and not update:
+        check_weight_format(cached)
         return cached
     try:
         return _download(ref, on_progress)

@@ -6,21 +6,17 @@ named in the card (`base_model`), in the configuration, or by the folder's name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from magistral_mlx.checkpoint.gguf.header import read_gguf
-from magistral_mlx.config_files import read_json
 from magistral_mlx.errors import (
-    CheckpointError,
     HubError,
     MagistralError,
     ModelNotFound,
     TokenizerError,
 )
 from magistral_mlx.files import user_path
+from magistral_mlx.hub.base_models import bases_in_card, local_base_models, small_files_folder
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.hub.repository import RepoRef, parse_repo
 from magistral_mlx.hub.snapshot import fetch_file
@@ -28,13 +24,7 @@ from magistral_mlx.hub.transfer import DownloadProgress
 
 TEKKEN = "tekken.json"
 SYSTEM_PROMPT = "SYSTEM_PROMPT.txt"
-_CONFIG_KEYS = ("base_model", "base_model_name_or_path", "_name_or_path")
 _DEPTH = 3  # a conversion of a conversion of the model
-_SMALL = re.compile(
-    r"(?P<model>(?:Magistral|Devstral|Mistral)-Small-(?:[0-9.]+-24B-(?:Instruct|Base)-)?\d{4})"
-    r"(?![0-9])",
-    re.IGNORECASE,
-)
 
 
 def find_tokenizer(
@@ -48,7 +38,7 @@ def find_tokenizer(
     """
     if override is not None:
         return _from_override(override, on_progress)
-    own = _place(folder) / TEKKEN
+    own = small_files_folder(folder) / TEKKEN
     if own.is_file():
         return own
     failures: list[MagistralError] = []
@@ -69,8 +59,8 @@ def find_system_prompt(folder: Path) -> Path | None:
 
     A conversion by others, one without tekken.json, takes it from where its tokenizer is taken.
     """
-    own = _place(folder) / SYSTEM_PROMPT
-    if own.is_file() or (_place(folder) / TEKKEN).is_file():
+    own = small_files_folder(folder) / SYSTEM_PROMPT
+    if own.is_file() or (small_files_folder(folder) / TEKKEN).is_file():
         return own if own.is_file() else None
     failures: list[MagistralError] = []
     for ref in _base_models(folder, failures):
@@ -100,52 +90,7 @@ def _base_models(folder: Path, failures: list[MagistralError]) -> Iterator[RepoR
         refused = bool(failures) and isinstance(failures[-1], HubError)
         if depth < _DEPTH and not refused:
             card = _try(ref, "README.md", failures)
-            queue += [(base, depth + 1) for base in _bases_in_card(card)] if card else []
-
-
-def local_base_models(folder: Path) -> list[str]:
-    """Return the base models named in a checkpoint's card, configuration and own name."""
-    place = _place(folder)
-    names = _bases_in_card(place / "README.md")
-    try:
-        config = read_json(place / "config.json")
-    except CheckpointError:
-        config = {}
-    names += [config[key] for key in _CONFIG_KEYS if isinstance(config.get(key), str)]
-    called = [repo_of_snapshot(folder) or place.resolve().name]
-    if folder.is_file():
-        called += _names_in_gguf(folder)
-    matches = (_SMALL.search(name) for name in called)
-    return names + [f"mistralai/{match['model']}" for match in matches if match]
-
-
-def _names_in_gguf(file: Path) -> list[str]:
-    """Return the names of a GGUF file and of its base model, from its path and metadata."""
-    try:
-        metadata = read_gguf(file).metadata
-    except CheckpointError:
-        metadata = {}
-    keys = ("general.base_model.0.repo_url", "general.name", "general.base_model.0.name")
-    told = [str(metadata[key]).strip().replace(" ", "-") for key in keys if key in metadata]
-    return [file.name, *told]
-
-
-def _place(folder: Path) -> Path:
-    """Return the folder of a checkpoint's small files; for a GGUF file, that it lies in."""
-    return folder.parent if folder.is_file() else folder
-
-
-def _bases_in_card(card: Path) -> list[str]:
-    """`base_model` of a model card's front matter: a name or a list of names."""
-    from huggingface_hub import metadata_load
-
-    try:
-        metadata: Any = metadata_load(card)
-    except Exception:  # no card, or one that no YAML parser reads: it names no base
-        return []
-    base = metadata.get("base_model") if isinstance(metadata, dict) else None
-    names = base if isinstance(base, list) else [base]
-    return [name for name in names if isinstance(name, str)]
+            queue += [(base, depth + 1) for base in bases_in_card(card)] if card else []
 
 
 def _try(

@@ -23,6 +23,7 @@ from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.quantized import PIECE, window_capacity
 from magistral_mlx.cache.scheme import RESERVED, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.fp8 import FP8
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, FLOATS
 from magistral_mlx.checkpoint.load import is_scale, keeps_scales
 from magistral_mlx.checkpoint.names import EMBEDDING, LANGUAGE
@@ -111,7 +112,7 @@ def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
     sizes = {}
     for name, tensor in checkpoint.tensors.items():
         sizes[name] = tensor.nbytes
-        if tensor.dtype in FLOATS and not (compact and is_scale(name)):
+        if tensor.dtype in (*FLOATS, FP8) and not (compact and is_scale(name)):
             sizes[name] = tensor.nbytes // DTYPE_BYTES[tensor.dtype] * float_bytes
     return sum_weights(sizes, checkpoint.config)
 

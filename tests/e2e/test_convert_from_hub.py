@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from magistral_convert import (
     ConversionProgress,
@@ -20,6 +22,7 @@ from magistral_mlx.errors import HubError, StorageError
 from magistral_mlx.hub import upload
 from tests.checkpoints import params_of, tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 from tests.fake_hub import FakeHub
+from tests.fp8_files import quantize_folder
 
 REPO = "mistralai/Magistral-Small-2509"
 SHARDS = 4
@@ -185,3 +188,43 @@ def test_the_result_can_be_uploaded(hub: FakeHub, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     upload(folder, "someone/magistral-4bit")
     assert hub.files("someone/magistral-4bit").keys() >= content(folder).keys()
+
+
+def test_scales_in_another_shard_than_their_weight_are_fetched_and_kept_as_long_as_needed(
+    hub: FakeHub, tmp_path: Path
+):
+    def move_scales(shards: list[dict[str, torch.Tensor]]) -> None:
+        first, *_, last = shards
+        for name in [name for name in first if name.endswith("scale_inv")][:2]:
+            last[name] = first.pop(name)
+        for name in [name for name in last if name.endswith("scale_inv")][-2:]:
+            first[name] = last.pop(name)
+
+    plain = write_hf_checkpoint(tmp_path / "plain", seed=6, shards=SHARDS)
+    folder = tmp_path / "fp8"
+    quantize_folder(plain, folder, granularity="block")
+    files = sorted(folder.glob("*.safetensors"))
+    shards = [load_file(file) for file in files]
+    move_scales(shards)
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, file)
+    hub.add("some/fp8", folder)
+    conversion = prepare("some/fp8", tmp_path / "a" / "out")
+    _, needed = conversion.source.space_needed()
+    most = 0
+
+    def measure(report: ConversionProgress) -> None:
+        nonlocal most
+        source = tmp_path / "a" / "out.partial" / "source"
+        most = max(most, sum(path.stat().st_size for path in source.glob("*.safetensors")))
+
+    convert("some/fp8", tmp_path / "a" / "out", on_progress=measure)
+    assert (
+        content(tmp_path / "a" / "out").keys()
+        == content(convert(folder, tmp_path / "b" / "out")).keys()
+    )
+    for name in ("model-00001-of-00001.safetensors", "config.json"):
+        assert (tmp_path / "a" / "out" / name).read_bytes() == (
+            tmp_path / "b" / "out" / name
+        ).read_bytes()
+    assert 0 < most <= needed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from magistral_convert import ConvertOptions, convert
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
@@ -298,3 +299,109 @@ def test_a_large_model_keeps_its_scales_small_and_computes_the_same(
             h = model(model.embed(part), caches)
         results.append(np.array(model.logits(h)))
     np.testing.assert_array_equal(results[0], results[1])
+
+
+# An output head that the configuration says is the embedding
+
+
+def tied_with_head(folder: Path, head: str, dtype: str = "bfloat16", shards: int = 2) -> Path:
+    """Write a tied model that stores a head as well: "same" as the embedding, or "other"."""
+    weights = random_weights(tiny_config(), seed=5)
+    embedding = weights["language_model.model.embed_tokens.weight"]
+    values = embedding.copy()
+    if head == "other":
+        values[-1, -1] += 1  # the last of all values
+    weights["language_model.lm_head.weight"] = values
+    write_hf_checkpoint(folder, weights=weights, dtype=dtype, shards=shards)
+    edit_config(folder, tie_word_embeddings=True, text_config__tie_word_embeddings=True)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_head_that_equals_the_tied_embedding_is_dropped(
+    tmp_path: Path, dtype: str, shards: int
+) -> None:
+    checkpoint = Checkpoint.open(tied_with_head(tmp_path, "same", dtype, shards))
+    assert checkpoint.config.text.tie_word_embeddings
+    assert "language_model.lm_head.weight" not in checkpoint.tensors
+    assert checkpoint.notes == ()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_head_that_differs_from_the_tied_embedding_is_used(tmp_path: Path, dtype: str) -> None:
+    checkpoint = Checkpoint.open(tied_with_head(tmp_path, "other", dtype))
+    assert not checkpoint.config.text.tie_word_embeddings
+    assert "language_model.lm_head.weight" in checkpoint.tensors
+    (note,) = checkpoint.notes
+    assert "the stored head is used" in note
+    untied = write_hf_checkpoint(
+        tmp_path / "untied", weights=stored_values(checkpoint), dtype="float32"
+    )
+    np.testing.assert_array_equal(logits_of(checkpoint), logits_of(Checkpoint.open(untied)))
+
+
+def test_a_tied_model_without_a_stored_head_is_as_it_was(tmp_path: Path) -> None:
+    config = tiny_config(tie_word_embeddings=True) | {"tie_word_embeddings": True}
+    checkpoint = Checkpoint.open(write_hf_checkpoint(tmp_path, config=config))
+    assert checkpoint.config.text.tie_word_embeddings
+    assert checkpoint.notes == ()
+
+
+@pytest.mark.parametrize("head", ["same", "other"])
+def test_the_conversion_of_a_tied_model_is_tied_if_its_head_is(tmp_path: Path, head: str) -> None:
+    source = tied_with_head(tmp_path / "source", head)
+    converted = Checkpoint.open(convert(source, tmp_path / "out", ConvertOptions(bits=8)))
+    tied = head == "same"
+    assert converted.config.text.tie_word_embeddings is tied
+    assert ("language_model.lm_head.weight" in converted.tensors) is not tied
+    assert converted.notes == ()
+    # A conversion by others keeps the head and the claim that it is the embedding.
+    edit_config(tmp_path / "out", tie_word_embeddings=True)
+    again = Checkpoint.open(tmp_path / "out")
+    assert again.config.text.tie_word_embeddings is tied
+
+
+def stored_values(checkpoint: Checkpoint) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    for file in checkpoint.files:
+        arrays |= mx.load(str(file))  # type: ignore[arg-type]
+    return {name: np.array(array.astype(mx.float32)) for name, array in arrays.items()}
+
+
+def logits_of(checkpoint: Checkpoint) -> Any:
+    model = load_model(checkpoint, mx.float32)
+    tokens = mx.array([[1, 1003, 1042, 1200]])
+    return np.array(model.logits(model(model.embed(tokens), model.make_caches())))
+
+
+# Scales of another dtype than a quantizer writes
+
+
+@pytest.mark.parametrize(
+    ("mode", "part", "dtype"),
+    [
+        ("affine", "scales", "I16"),
+        ("affine", "biases", "U16"),
+        ("affine", "biases", "F16"),
+        ("affine", "scales", "F16"),
+        ("mxfp4", "scales", "I8"),
+        ("nvfp4", "scales", "BOOL"),
+        ("mxfp8", "scales", "F8_E4M3"),
+    ],
+)
+def test_scales_of_a_wrong_dtype_are_refused(
+    folder: Path, tmp_path: Path, mode: str, part: str, dtype: str
+) -> None:
+    out = convert(folder, tmp_path / "out", ConvertOptions(mode=mode))
+    shard = out / "model-00001-of-00001.safetensors"
+    name = f"language_model.model.layers.0.mlp.up_proj.{part}"
+    content = shard.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header[name]["dtype"] = dtype
+    encoded = json.dumps(header).encode()
+    shard.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[8 + length :])
+    message = refusal(out)
+    assert "language_model.model.layers.0.mlp.up_proj.scales" in message
+    assert dtype in message

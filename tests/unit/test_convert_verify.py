@@ -87,7 +87,7 @@ def test_a_source_with_nans_ends_in_an_error_and_no_target(tmp_path: Path):
     with pytest.raises(CheckpointError) as error:
         convert(source, tmp_path / "out", ConvertOptions())
     assert name in str(error.value)
-    assert "infinities or NaNs" in str(error.value)
+    assert "infinities, NaNs" in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

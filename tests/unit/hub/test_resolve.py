@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,13 +225,54 @@ def test_another_architecture_is_refused_before_its_weights_come(hub: FakeHub, t
     assert not hub.downloads("model.safetensors")
 
 
-def test_weights_in_a_foreign_format_are_refused_before_they_come(hub: FakeHub, tmp_path: Path):
-    config = CONFIG | {"quantization_config": {"quant_method": "fp8"}}
+INT4 = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}}
+FP8_GROUPS = {"config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}}
+
+
+@pytest.mark.parametrize(
+    ("repo", "quantization", "instead"),
+    [
+        ("some/awq", {"quant_method": "awq"}, "mistralai/Magistral-Small-2509"),
+        (
+            "some/Devstral-Small-2507-GPTQ",
+            {"quant_method": "gptq", "bits": 4},
+            "mistralai/Devstral-Small-2507",
+        ),
+        (
+            "mistralai/Ministral-3-8B-Instruct-2512-NVFP4",
+            {"quant_method": "compressed-tensors"} | INT4,
+            "mistralai/Ministral-3-8B-Instruct-2512-BF16",
+        ),
+        (
+            "some/Ministral-3-14B-Reasoning-2512-bnb-4bit",
+            {"quant_method": "bitsandbytes"},
+            "mistralai/Ministral-3-14B-Reasoning-2512",
+        ),
+    ],
+)
+def test_a_foreign_format_is_refused_before_weights_come_and_one_in_bfloat16_is_named(
+    hub: FakeHub, tmp_path: Path, repo: str, quantization: dict[str, Any], instead: str
+):
+    config = CONFIG | {"quantization_config": quantization}
+    files = {"config.json": config, "model.safetensors": weights(1000)}
+    folder = write_repo(tmp_path / repo, files)
+    hub.add(repo, folder)
+    message = f"{quantization['quant_method']} format.* Take {instead} in bfloat16"
+    with pytest.raises(UnsupportedModel, match=message):
+        resolve(repo)
+    assert not hub.downloads("model.safetensors")
+    with pytest.raises(UnsupportedModel, match=message):
+        resolve(folder)
+
+
+@pytest.mark.parametrize(
+    "quantization", [{"quant_method": "fp8"}, {"quant_method": "compressed-tensors"} | FP8_GROUPS]
+)
+def test_fp8_is_no_foreign_format(hub: FakeHub, tmp_path: Path, quantization: dict[str, Any]):
+    config = CONFIG | {"quantization_config": quantization}
     files = {"config.json": config, "model.safetensors": weights(1000)}
     hub.add("some/fp8", write_repo(tmp_path / "fp8", files))
-    with pytest.raises(UnsupportedModel, match="weights in the fp8 format"):
-        resolve("some/fp8")
-    assert not hub.downloads("model.safetensors")
+    assert (resolve("some/fp8") / "model.safetensors").is_file()
 
 
 def test_a_repository_without_a_checkpoint(hub: FakeHub, tmp_path: Path):
