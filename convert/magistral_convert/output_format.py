@@ -15,6 +15,7 @@ from typing import Any
 
 from magistral_mlx.checkpoint.names import LANGUAGE, VISION
 from magistral_mlx.config import ModelConfig, TextConfig
+from magistral_mlx.quantization import Quantization
 
 DTYPE = "bfloat16"
 
@@ -63,6 +64,29 @@ def output_config(
         raw["quantization"] = quantization
         raw["quantization_config"] = quantization  # where the hub's pages look for it
     return dict(sorted(raw.items()))
+
+
+def quantization_entry(
+    base: Quantization | None, schemes: Mapping[str, Quantization | None], *, flat: bool
+) -> dict[str, Any]:
+    """Build config.json's `quantization`: the base scheme, then exceptions by module path.
+
+    Args:
+        base: None where nothing is quantized; the entry is empty then.
+        schemes: of each tensor that could be quantized, by canonical name.
+    """
+
+    def entry(scheme: Quantization) -> dict[str, Any]:
+        return {"group_size": scheme.group_size, "bits": scheme.bits, "mode": scheme.mode}
+
+    if base is None:
+        return {}
+    exceptions: dict[str, Any] = {}
+    for name, scheme in sorted(schemes.items()):
+        if scheme != base:
+            path = output_name(name.removesuffix(".weight"), flat=flat)
+            exceptions[path] = entry(scheme) if scheme else False
+    return entry(base) | exceptions
 
 
 def _fill_multimodal(raw: dict[str, Any], config: ModelConfig) -> None:

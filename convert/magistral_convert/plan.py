@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from magistral_convert.output_format import output_name
+from magistral_convert.output_format import output_name, quantization_entry
 from magistral_convert.recipe import Recipe
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.fp8 import FP8
@@ -165,7 +165,7 @@ def plan_conversion(
     recipe quantizes nothing.
 
     Args:
-        flat: names without `language_model.`, see `spelling`.
+        flat: names without `language_model.`, see `output_format`.
         shard_bytes: the largest size of an output file.
 
     Raises:
@@ -177,7 +177,19 @@ def plan_conversion(
     ]
     shards, tensors = _assign_shards(tensors, shard_bytes)
     tensors.sort(key=lambda tensor: (tensor.source.file.name, tensor.source.offset))
-    return ConversionPlan(tuple(shards), tuple(tensors), _quantization(tensors, recipe, flat=flat))
+    base = recipe.base
+    brought = Counter(tensor.scheme for tensor in tensors if tensor.is_laid_out)
+    if brought:  # a source's own, most of which is the base
+        base = brought.most_common(1)[0][0]
+    schemes = {tensor.name: tensor.scheme for tensor in tensors if _has_scheme(tensor)}
+    quantization = quantization_entry(base, schemes, flat=flat)
+    return ConversionPlan(tuple(shards), tuple(tensors), quantization)
+
+
+def _has_scheme(tensor: TensorConversion) -> bool:
+    """Whether config.json tells the scheme: of the decoder's matrices, and of laid out ones."""
+    is_matrix = tensor.name.startswith(LANGUAGE) and len(tensor.source.shape) == 2
+    return is_matrix or tensor.is_laid_out
 
 
 def _convert_tensor(
@@ -282,28 +294,3 @@ def _header(outputs: list[OutputTensor]) -> tuple[bytes, dict[str, int]]:
     raw = json.dumps(entries, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw, offsets
-
-
-def _quantization(tensors: list[TensorConversion], recipe: Recipe, *, flat: bool) -> dict[str, Any]:
-    """Build config.json's `quantization`: the base scheme, then exceptions by module path.
-
-    The base is the recipe's, or the commonest of a source that has brought its own. Empty where
-    nothing is quantized.
-    """
-
-    def entry(scheme: Quantization) -> dict[str, Any]:
-        return {"group_size": scheme.group_size, "bits": scheme.bits, "mode": scheme.mode}
-
-    base = recipe.base
-    brought = Counter(tensor.scheme for tensor in tensors if tensor.is_laid_out)
-    if brought:
-        base = brought.most_common(1)[0][0]
-    if base is None:
-        return {}
-    exceptions: dict[str, Any] = {}
-    for tensor in sorted(tensors, key=lambda tensor: tensor.name):
-        is_matrix = tensor.name.startswith(LANGUAGE) and len(tensor.source.shape) == 2
-        if (is_matrix or tensor.is_laid_out) and tensor.scheme != base:
-            path = output_name(tensor.name.removesuffix(".weight"), flat=flat)
-            exceptions[path] = entry(tensor.scheme) if tensor.scheme else False
-    return entry(base) | exceptions

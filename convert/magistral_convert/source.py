@@ -6,23 +6,20 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from magistral_convert.options import UNQUANTIZED, ConvertOptions, Downloading, OnConversionProgress
-from magistral_convert.remote_headers import read_remote_gguf, read_remote_header
-from magistral_mlx.checkpoint.folder import Checkpoint, Layout
-from magistral_mlx.checkpoint.gguf.checkpoint import gguf_model, open_gguf
+from magistral_convert.hub_source import open_remote, open_remote_gguf
+from magistral_convert.options import UNQUANTIZED, ConvertOptions, OnConversionProgress
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.gguf.checkpoint import open_gguf
 from magistral_mlx.checkpoint.gguf.files import gguf_of
 from magistral_mlx.checkpoint.header import FLOATS, StoredTensor
 from magistral_mlx.checkpoint.names import LANGUAGE
-from magistral_mlx.config_files import read_config, read_json
+from magistral_mlx.config_files import read_json
 from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.hub import (
-    RemoteFile,
-    RemoteModel,
-    download_file,
     parse_repo,
     remote_files,
     resolve,
@@ -30,12 +27,9 @@ from magistral_mlx.hub import (
 from magistral_mlx.hub.base_models import local_base_models
 from magistral_mlx.hub.cache import (
     cached_snapshot,
-    remember_commit,
     repo_of_snapshot,
-    snapshot_folder,
 )
-from magistral_mlx.hub.gguf import RemoteGguf, cached_gguf, parse_gguf, remote_gguf
-from magistral_mlx.hub.support import check_weight_format
+from magistral_mlx.hub.gguf import cached_gguf, parse_gguf, remote_gguf
 from magistral_mlx.library import find_by_name, locate
 from magistral_mlx.paths import DEMO, demo_dir
 
@@ -101,9 +95,9 @@ def open_source(
     cached = cached_snapshot(ref) if ref else None
     source: Source
     if wanted and not cached_gguf(wanted):
-        source = _open_remote_gguf(remote_gguf(wanted), downloads, keep=options.keep_source)
+        source = open_remote_gguf(remote_gguf(wanted), downloads, keep=options.keep_source)
     elif ref and not cached:
-        source = _open_remote(remote_files(ref), downloads, keep=options.keep_source)
+        source = open_remote(remote_files(ref), downloads, keep=options.keep_source)
     else:
         folder = resolve(text)
         gguf = gguf_of(folder)
@@ -174,104 +168,6 @@ class GgufSource(FolderSource):
         return next(iter(local_base_models(self.folder)), None)
 
 
-@dataclass(frozen=True)
-class HubSource:
-    """A checkpoint on the hub, whose shards are downloaded when they are converted."""
-
-    model: RemoteModel
-    folder: Path
-    checkpoint: Checkpoint
-    keep: bool
-    _files: dict[Path, RemoteFile] = field(repr=False)
-
-    @property
-    def base_model(self) -> str:
-        return self.model.ref.repo
-
-    @property
-    def identity(self) -> str:
-        return f"{self.model.ref.repo}@{self.model.commit}"
-
-    def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
-        def report(done: int, total: int) -> None:
-            if on_progress:
-                on_progress(Downloading(file.name, done, total))
-
-        remote = self._files[file]
-        depth = remote.name.count("/")  # of a GGUF model whose files have a folder of their own
-        directory = None if self.keep else file.parents[depth]
-        download_file(self.model, remote, directory, on_progress=report)
-
-    def release(self, file: Path) -> None:
-        if not self.keep:
-            file.unlink(missing_ok=True)
-        elif all(path.exists() for path in self._files):
-            remember_commit(self.model.ref, self.model.commit)  # so the cache finds it by name
-
-    def space_needed(self) -> tuple[Path, int]:
-        missing = {f: remote.size for f, remote in self._files.items() if not f.exists()}
-        place = next(iter(self._files)).parent
-        if self.keep:
-            return place, sum(missing.values())
-        # One shard at a time, and those that hold scales of weights in another one.
-        shared = sum(missing.get(file, 0) for file in _files_of_split_scales(self.checkpoint))
-        return place, min(max(missing.values(), default=0) + shared, sum(missing.values()))
-
-
-def _files_of_split_scales(checkpoint: Checkpoint) -> set[Path]:
-    """Return the files with scales or biases of a weight in another file."""
-    files = set()
-    for name, weight in checkpoint.tensors.items():
-        if not name.endswith(".weight"):
-            continue
-        module = name.removesuffix("weight")
-        parts = [checkpoint.tensors.get(module + part) for part in ("scales", "biases")]
-        for part in (checkpoint.fp8_scales.get(name), *parts):
-            if part is not None and part.file != weight.file:
-                files.add(part.file)
-    return files
-
-
-def _open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSource:
-    """Download the small files and read the headers of the shards, without their weights."""
-    weights = {file.name for file in model.weights}
-    for file in model.files:
-        if file.name not in weights:
-            download_file(model, file)
-    folder = snapshot_folder(model.ref.repo, model.commit)
-    place = folder if keep else downloads
-    files = {place / file.name: file for file in model.weights}
-    config = read_config(folder)
-    check_weight_format(folder)
-    stored = [
-        tensor
-        for path, file in files.items()
-        for tensor in read_remote_header(model, file, path).values()
-    ]
-    layout: Layout = "mistral" if model.weights[0].name.startswith("consolidated") else "hf"
-    checkpoint = Checkpoint.from_tensors(
-        Path(str(model.ref)), config, layout, stored, is_local=False
-    )
-    return HubSource(model, folder, checkpoint, keep, files)
-
-
-def _open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubSource:
-    """Download the small files and read the headers of a GGUF model, without its weights."""
-    model = found.model
-    towers = [found.mmproj] if found.mmproj else []
-    weights = [*found.parts, *towers]
-    for file in model.files:
-        if file not in weights:
-            download_file(model, file)
-    folder = snapshot_folder(model.ref.repo, model.commit)
-    place = folder if keep else downloads
-    headers = [read_remote_gguf(model, file, place / file.name) for file in weights]
-    parts, tower = headers[: len(found.parts)], headers[len(found.parts) :]
-    read = gguf_model(Path(str(model.ref)), parts, tower[0] if tower else None)
-    checkpoint = Checkpoint.from_gguf(read)
-    return HubSource(model, folder, checkpoint, keep, {place / file.name: file for file in weights})
-
-
 def read_headers(name: str) -> Checkpoint:
     """Read the headers of a model by any name that a user gives it, without its weights.
 
@@ -283,10 +179,10 @@ def read_headers(name: str) -> Checkpoint:
     ref, wanted = (None, None) if here else (parse_repo(name), parse_gguf(name))
     if wanted and not cached_gguf(wanted):
         with tempfile.TemporaryDirectory() as downloads:
-            return _open_remote_gguf(remote_gguf(wanted), Path(downloads), keep=False).checkpoint
+            return open_remote_gguf(remote_gguf(wanted), Path(downloads), keep=False).checkpoint
     if ref and not cached_snapshot(ref):
         with tempfile.TemporaryDirectory() as downloads:
-            return _open_remote(remote_files(ref), Path(downloads), keep=False).checkpoint
+            return open_remote(remote_files(ref), Path(downloads), keep=False).checkpoint
     return Checkpoint.open(locate(name))
 
 

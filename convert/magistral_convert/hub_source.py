@@ -1,0 +1,113 @@
+"""A source on the hub, whose shards are downloaded one by one while they are converted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from magistral_convert.options import Downloading, OnConversionProgress
+from magistral_convert.remote_headers import read_remote_gguf, read_remote_header
+from magistral_mlx.checkpoint.folder import Checkpoint, Layout
+from magistral_mlx.checkpoint.gguf.checkpoint import gguf_model
+from magistral_mlx.config_files import read_config
+from magistral_mlx.hub import RemoteFile, RemoteModel, download_file
+from magistral_mlx.hub.cache import remember_commit, snapshot_folder
+from magistral_mlx.hub.gguf import RemoteGguf
+from magistral_mlx.hub.support import check_weight_format
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A checkpoint on the hub, whose shards are downloaded when they are converted."""
+
+    model: RemoteModel
+    folder: Path
+    checkpoint: Checkpoint
+    keep: bool
+    _files: dict[Path, RemoteFile] = field(repr=False)
+
+    @property
+    def base_model(self) -> str:
+        return self.model.ref.repo
+
+    @property
+    def identity(self) -> str:
+        return f"{self.model.ref.repo}@{self.model.commit}"
+
+    def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
+        def report(done: int, total: int) -> None:
+            if on_progress:
+                on_progress(Downloading(file.name, done, total))
+
+        remote = self._files[file]
+        depth = remote.name.count("/")  # of a GGUF model whose files have a folder of their own
+        directory = None if self.keep else file.parents[depth]
+        download_file(self.model, remote, directory, on_progress=report)
+
+    def release(self, file: Path) -> None:
+        if not self.keep:
+            file.unlink(missing_ok=True)
+        elif all(path.exists() for path in self._files):
+            remember_commit(self.model.ref, self.model.commit)  # so the cache finds it by name
+
+    def space_needed(self) -> tuple[Path, int]:
+        missing = {f: remote.size for f, remote in self._files.items() if not f.exists()}
+        place = next(iter(self._files)).parent
+        if self.keep:
+            return place, sum(missing.values())
+        # One shard at a time, and those that hold scales of weights in another one.
+        shared = sum(missing.get(file, 0) for file in _files_of_split_scales(self.checkpoint))
+        return place, min(max(missing.values(), default=0) + shared, sum(missing.values()))
+
+
+def _files_of_split_scales(checkpoint: Checkpoint) -> set[Path]:
+    """Return the files with scales or biases of a weight in another file."""
+    files = set()
+    for name, weight in checkpoint.tensors.items():
+        if not name.endswith(".weight"):
+            continue
+        module = name.removesuffix("weight")
+        parts = [checkpoint.tensors.get(module + part) for part in ("scales", "biases")]
+        for part in (checkpoint.fp8_scales.get(name), *parts):
+            if part is not None and part.file != weight.file:
+                files.add(part.file)
+    return files
+
+
+def open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSource:
+    """Download the small files and read the headers of the shards, without their weights."""
+    weights = {file.name for file in model.weights}
+    for file in model.files:
+        if file.name not in weights:
+            download_file(model, file)
+    folder = snapshot_folder(model.ref.repo, model.commit)
+    place = folder if keep else downloads
+    files = {place / file.name: file for file in model.weights}
+    config = read_config(folder)
+    check_weight_format(folder)
+    stored = [
+        tensor
+        for path, file in files.items()
+        for tensor in read_remote_header(model, file, path).values()
+    ]
+    layout: Layout = "mistral" if model.weights[0].name.startswith("consolidated") else "hf"
+    checkpoint = Checkpoint.from_tensors(
+        Path(str(model.ref)), config, layout, stored, is_local=False
+    )
+    return HubSource(model, folder, checkpoint, keep, files)
+
+
+def open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubSource:
+    """Download the small files and read the headers of a GGUF model, without its weights."""
+    model = found.model
+    towers = [found.mmproj] if found.mmproj else []
+    weights = [*found.parts, *towers]
+    for file in model.files:
+        if file not in weights:
+            download_file(model, file)
+    folder = snapshot_folder(model.ref.repo, model.commit)
+    place = folder if keep else downloads
+    headers = [read_remote_gguf(model, file, place / file.name) for file in weights]
+    parts, tower = headers[: len(found.parts)], headers[len(found.parts) :]
+    checkpoint = gguf_model(Path(str(model.ref)), parts, tower[0] if tower else None)
+    return HubSource(model, folder, checkpoint, keep, {place / file.name: file for file in weights})
