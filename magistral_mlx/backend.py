@@ -14,6 +14,8 @@ such as virtual ones. Five things differ there:
   page by page: that takes longer than filling it, unless malloc is told to keep some.
 
 On Metal and CUDA the quantized and the fused kernels are the fast ones and are called directly.
+
+The file is longer than others because nothing else knows which backend computes.
 """
 
 from __future__ import annotations

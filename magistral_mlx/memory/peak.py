@@ -3,6 +3,8 @@
 The peak is weights + KV cache + temporary arrays of one prompt chunk or one image. The last part
 is an estimate; it is enforced by giving MLX the sum as its memory limit (`memory.limits`), above
 which MLX waits for running work before it allocates more.
+
+The file is longer than others because all terms of one sum stand in it.
 """
 
 from __future__ import annotations

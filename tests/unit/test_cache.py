@@ -185,7 +185,7 @@ def test_a_quantized_cache_is_as_small_as_its_scheme_says() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     scheme=st.sampled_from([SHORT, replace(SHORT, value_bits=4), *QUANTIZED]),
     chunks=st.lists(st.integers(1, 200), min_size=1, max_size=4),
@@ -205,7 +205,7 @@ def test_chunks_of_any_size_give_what_single_tokens_give(
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     scheme=st.sampled_from([KVScheme(), SHORT, *QUANTIZED]),
     ends=st.lists(st.integers(1, 150), min_size=2, max_size=7),
@@ -242,7 +242,7 @@ def test_a_cache_goes_on_from_where_it_is_trimmable_as_if_it_had_never_gone_furt
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scheme=st.sampled_from(
         [KVScheme(), SHORT, replace(SHORT, value_bits=4), FOUR, replace(FOUR, rotate=False)]
@@ -269,7 +269,7 @@ def test_a_trim_within_the_slack_leaves_no_trace(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scheme=st.sampled_from([SHORT, SHORT.without_window(), *QUANTIZED]),
     chunks=st.lists(st.integers(1, 200), min_size=2, max_size=5),

@@ -265,7 +265,7 @@ def test_a_malformed_list_of_calls_comes_back_as_it_was_written(calls: str):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(st.sampled_from(sorted(MARKS)), st.text(max_size=8)), max_size=12))
 def test_nothing_that_was_written_is_lost(pieces: list[str]):
     """Whatever the order of marks: all text arrives, in order, and every token is counted."""

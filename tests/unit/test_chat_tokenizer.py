@@ -91,7 +91,7 @@ def test_every_language_survives_token_by_token(name: str, tokenizer):
     assert not any(REPLACEMENT in piece for piece in pieces)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.characters(codec="utf-8", exclude_characters=REPLACEMENT)))
 def test_streaming_equals_the_whole_and_never_breaks_a_character(text: str):
     tokenizer = small_tokenizer()
@@ -100,7 +100,7 @@ def test_streaming_equals_the_whole_and_never_breaks_a_character(text: str):
     assert not any(REPLACEMENT in piece for piece in pieces)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=40))
 def test_streaming_any_bytes_equals_decoding_them_at_once(data: bytes):
     tokenizer = small_tokenizer()

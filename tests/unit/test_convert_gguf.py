@@ -117,6 +117,7 @@ def test_mlx_lm_reads_the_text_part_alike(tmp_path: Path):
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_plain_files_go_the_way_of_any_source(tmp_path: Path):
     path, stored = write(tmp_path / "gguf", everything("F16"))
     source = write_hf_checkpoint(tmp_path / "hf", config=CONFIG, weights=stored, dtype="float32")

@@ -142,7 +142,7 @@ GOOD = (GGUF / "small.Q4_K_M.gguf").read_bytes()[:4096]
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     cut=st.integers(0, 4096), flips=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)))
 )

@@ -126,7 +126,7 @@ def admitted(budget: Budget, wanted: list[tuple[int, int, bool]]) -> list[Reserv
     return running
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans, reservations)
 def test_caches_of_all_that_run_stay_within_the_plan(
     plan: Plan, wanted: list[tuple[int, int, bool]]
@@ -138,7 +138,7 @@ def test_caches_of_all_that_run_stay_within_the_plan(
     assert held + kept <= room(plan)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans, reservations, st.randoms(use_true_random=False))
 def test_everybody_comes_to_the_promised_end(
     plan: Plan, wanted: list[tuple[int, int, bool]], rng: object
@@ -162,7 +162,7 @@ def test_everybody_comes_to_the_promised_end(
         assert moved, "somebody must be able to go on"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans, reservations, st.integers(0, 11))
 def test_what_fits_still_does_when_one_has_ended(
     plan: Plan, wanted: list[tuple[int, int, bool]], gone: int

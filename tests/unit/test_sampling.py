@@ -181,7 +181,7 @@ def test_dry_does_not_look_past_breakers_or_its_range() -> None:
     st.integers(1, 4),
     st.frozensets(st.integers(0, 3), max_size=2),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_dry_finds_what_a_search_by_hand_finds(
     tokens: list[int], allowed: int, breakers: frozenset[int]
 ) -> None:

@@ -249,6 +249,7 @@ class TestLimits:
         assert "3 images" in body["error"]["message"]
         assert "--max-images" in body["error"]["message"]
 
+    @pytest.mark.slow
     def test_images_that_unfold_to_too_many_pixels_are_refused(self, server: Server):
         bomb = image_url((13_000, 13_000))
         assert len(bomb) < 300_000

@@ -86,6 +86,7 @@ def test_without_parallel_tool_calls_one_call_ends_the_answer(eager: Magistral):
     assert one.finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_tools_may_be_called_where_the_answer_has_a_schema(eager: Magistral, talker: Magistral):
     schema = {"type": "object", "properties": {"colour": {"enum": ["red"]}}}
     options = {

@@ -26,6 +26,7 @@ def test_text_that_repeats_itself_takes_fewer_passes_and_is_the_same(endless: Ma
     assert guessed.stats.as_dict()["tokens_per_pass"] == guessed.stats.tokens_per_pass
 
 
+@pytest.mark.slow
 def test_an_answer_that_a_text_ends_is_cut_there_however_far_the_guesses_went(
     endless: Magistral,
 ) -> None:

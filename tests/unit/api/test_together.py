@@ -31,6 +31,8 @@ from tests.serving import wait_until
 from tests.unit.api.conftest import ANSWER
 from tests.unit.api.together import PATIENCE, TimedRunner, Together, held, loaded, settled, told
 
+pytestmark = pytest.mark.slow
+
 GREEDY: dict[str, Any] = {"temperature": 0, "seed": 0}
 WORDS = (Text, Thinking)
 
@@ -175,7 +177,6 @@ def test_the_same_prompt_many_times_is_read_once(demo: Magistral):
     assert len({result.text for result in results}) == 1
 
 
-@pytest.mark.slow
 def test_a_system_prompt_that_requests_share_is_read_once(demo: Magistral):
     settled(demo)
     system = "You know numbers well. " * 100
@@ -196,7 +197,6 @@ def test_a_system_prompt_that_requests_share_is_read_once(demo: Magistral):
         assert told(again) == told(result)
 
 
-@pytest.mark.slow
 def test_answers_of_several_tasks_and_threads(demo: Magistral, alone: dict[str, Any]):
     requests = mixed()
 
@@ -218,9 +218,6 @@ def test_answers_of_several_tasks_and_threads(demo: Magistral, alone: dict[str, 
 
 
 # Turns
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("a_part", "passes"), [(10.0, 10), (0.5, 1), (0.0, 1)])
 def test_a_long_prompt_and_the_tokens_of_others_have_half_of_the_time_each(
     timed: tuple[Magistral, TimedRunner], a_part: float, passes: int
@@ -241,7 +238,6 @@ def test_a_long_prompt_and_the_tokens_of_others_have_half_of_the_time_each(
         assert [name for name, event in between if isinstance(event, Text)] == ["talking"] * passes
 
 
-@pytest.mark.slow
 def test_a_short_answer_that_joins_while_a_document_is_read_ends_long_before_it(
     timed: tuple[Magistral, TimedRunner],
 ):
@@ -275,7 +271,6 @@ def test_prompts_that_have_only_one_part_do_not_wait_for_those_who_decode(
     assert together.most_at_once() == 4
 
 
-@pytest.mark.slow
 def test_a_short_prompt_does_not_wait_for_a_long_one(endless: Magistral):
     settled(endless)
     together = Together(endless)
@@ -288,7 +283,6 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(endless: Magistral):
     assert first_parts.index("short") <= 2  # the long one had two events: its beginning, a part
 
 
-@pytest.mark.slow
 def test_two_long_prompts_are_read_in_turn(endless: Magistral):
     settled(endless)
     together = Together(endless)
@@ -324,7 +318,6 @@ def test_a_prompt_is_read_in_smaller_parts_as_long_as_others_are_there(
     assert sizes[2 : 2 + few] == [100] * few
 
 
-@pytest.mark.slow
 def test_one_after_the_other_if_the_load_says_so(talker_folder: Path):
     with Magistral.load(talker_folder, parallel=1) as magistral:
         together = Together(magistral)
@@ -430,7 +423,6 @@ def test_closing_ends_all(endless_folder: Path):
     assert magistral.activity.running == magistral.activity.waiting == 0
 
 
-@pytest.mark.slow
 def test_memory_is_released_while_several_answer(demo: Magistral, alone: dict[str, Any]):
     def release(name: str, event: Event) -> None:
         if isinstance(event, WORDS) and len(together.log) % 10 == 0:
