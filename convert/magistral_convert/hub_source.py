@@ -109,5 +109,6 @@ def open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubSo
     place = folder if keep else downloads
     headers = [read_remote_gguf(model, file, place / file.name) for file in weights]
     parts, tower = headers[: len(found.parts)], headers[len(found.parts) :]
-    checkpoint = gguf_model(Path(str(model.ref)), parts, tower[0] if tower else None)
+    read = gguf_model(Path(str(model.ref)), parts, tower[0] if tower else None)
+    checkpoint = Checkpoint.from_gguf(read)
     return HubSource(model, folder, checkpoint, keep, {place / file.name: file for file in weights})
