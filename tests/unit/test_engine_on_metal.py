@@ -1,0 +1,118 @@
+"""The engine as it runs on Metal: the same tokens as on the CPU, in its own dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from magistral_mlx.backend import mx
+from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.load import load_model
+from magistral_mlx.engine.decode import decode
+from magistral_mlx.engine.prefill import ComputedPrefix
+from magistral_mlx.engine.sampling import Sampling
+from magistral_mlx.engine.speculate.costs import PassCosts
+from magistral_mlx.engine.speculate.speculator import Speculation
+from tests.engine_models import ids_of, start, tiny_folder, tiny_model
+from tests.metal import use_metal
+
+WARM = Sampling(temperature=0.7, seed=3)
+SCHEMES = {
+    "full": KVScheme(),
+    "8/8": KVScheme.parse("8/8"),
+    "4/4": KVScheme.parse("4/4"),
+    "an early 8/4": replace(KVScheme.parse("8/4"), window=32, first=2),
+}
+FROM_TEXT = Speculation(PassCosts(((1, 1.0), (16, 1.0))))  # every draft token is worth checking
+EACH_SCHEME = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    """Random tokens of which a stretch comes again."""
+    fresh = np.random.default_rng(seed).integers(1000, 1280, length - 10).tolist()
+    return fresh + fresh[20:30]
+
+
+def together(requests: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """The tokens of requests that decode in the same passes."""
+    generations = [start(tiny_model(), **request) for request in requests]
+    for generation in generations:
+        while generation.prefilling:
+            generation.prefill()
+    ids: list[list[int]] = [[] for _ in generations]
+    while going := [n for n, generation in enumerate(generations) if not generation.ended]:
+        passed = decode(tiny_model(), [generations[n] for n in going])
+        for n, tokens in zip(going, passed, strict=True):
+            ids[n] += [token.id for token in tokens]
+    return ids
+
+
+@EACH_SCHEME
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"chunk": 64}, {"chunk": 50, "snapshots": 3}, {"speculation": FROM_TEXT}],
+    ids=["one chunk", "chunks", "snapshots", "speculation"],
+)
+def test_tokens_are_those_of_the_cpu(
+    scheme: KVScheme, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"prompt": prompt(300), "scheme": scheme, "sampling": WARM, "limit": 40} | options
+    expected = ids_of(start(tiny_model(), **given))
+    use_metal(monkeypatch)
+    assert ids_of(start(tiny_model(), **given)) == expected
+
+
+@EACH_SCHEME
+def test_rows_that_share_a_pass_get_the_tokens_of_the_cpu(
+    scheme: KVScheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[dict[str, Any]] = [
+        {"prompt": prompt(length, n), "scheme": scheme, "sampling": replace(WARM, seed=n)}
+        for n, length in enumerate((40, 210, 300))
+    ]
+    expected = [ids_of(start(tiny_model(), **request)) for request in requests]
+    use_metal(monkeypatch)
+    assert together(requests) == expected
+
+
+@EACH_SCHEME
+def test_a_prompt_that_begins_like_an_earlier_one_goes_on_from_its_caches(
+    scheme: KVScheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = prompt(240), [*prompt(240)[:230], *prompt(60, seed=1)]
+    expected = ids_of(start(tiny_model(), second, scheme=scheme, sampling=WARM))
+    use_metal(monkeypatch)
+    earlier = start(tiny_model(), first, scheme=scheme, sampling=WARM, limit=1)
+    ids_of(earlier)
+    prefix = ComputedPrefix(earlier.caches, earlier.caches[0].trimmable(230))
+    going_on = start(tiny_model(), second, scheme=scheme, sampling=WARM, prefix=prefix)
+    assert ids_of(going_on) == expected
+
+
+@EACH_SCHEME
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
+def test_nothing_leaves_the_compute_dtype(
+    scheme: KVScheme, dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float32 on the way would be carried through the rest of the model."""
+    use_metal(monkeypatch, dtype=dtype)
+    model = load_model(Checkpoint.open(tiny_folder()), dtype)
+    logits: list[mx.Dtype] = []
+    compute = type(model).logits
+
+    def record(self: Any, h: mx.array) -> mx.array:
+        y = compute(self, h)
+        logits.extend((h.dtype, y.dtype))
+        return y
+
+    monkeypatch.setattr(type(model), "logits", record)
+    generation = start(model, prompt(220), scheme=scheme, sampling=WARM, speculation=FROM_TEXT)
+    ids_of(generation)
+    assert set(logits) == {dtype}
+    held = {array.dtype for cache in generation.caches for array in cache.state}
+    assert held == {dtype, *([mx.uint32] if scheme.quantized else [])}
