@@ -9,6 +9,7 @@ from magistral_convert.options import UNQUANTIZED, ConvertOptions
 from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.files import gguf_of, read_parts
 from magistral_mlx.errors import InvalidOption, TargetExists
+from magistral_mlx.files import user_path
 from magistral_mlx.hub.gguf import parse_gguf
 from magistral_mlx.paths import conversion_dir
 
@@ -24,16 +25,19 @@ def target_path(
     if output is None:
         return conversion_dir(source, _label(source, options)).absolute()
     text = os.fspath(output)
-    target = Path(os.path.abspath(os.path.expanduser(text)))
+    # Where a link leads: the folder that is made here at the end takes the place of none.
+    target = Path(os.path.realpath(user_path(text)))
     if not text or not target.name:
         raise InvalidOption(f"-o {text!r} names no folder. Give the name of a new one.")
+    if any(place.is_symlink() for place in (target, *target.parents)):
+        raise InvalidOption(f"-o {text} is a link that leads back to itself. Give another folder.")
     return target
 
 
 def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
     """What tells this conversion from others of the same source; a GGUF file's name tells its
     type, and so it is empty where that is kept."""
-    place = Path(source).expanduser()
+    place = user_path(source)
     if not place.exists() and parse_gguf(os.fspath(source)):
         return options.label if options.mode == UNQUANTIZED or options.asks_to_quantize else ""
     gguf = gguf_of(place) if place.exists() else None

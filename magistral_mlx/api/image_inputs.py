@@ -42,6 +42,11 @@ def open_image(source: ImageSource) -> Image:
         return source
     if isinstance(source, str) and source[:5].lower() == "data:":
         return Image.open(data_of_url(source))
+    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        raise ImageError(
+            f"{source[:200]} is a web address, and nothing is downloaded here. Fetch the image "
+            "first, and name its file."
+        )
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
     if not (isinstance(source, str | bytes | PathLike) or _is_pil(source)):

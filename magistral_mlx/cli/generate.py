@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -121,9 +120,9 @@ def _read_prompt(prompt: str | None, file: str | None) -> str:
 
 def _open_image(name: str) -> Image:
     """Open an image before the model is loaded: a wrong path should not cost half a minute."""
-    from magistral_mlx.chat.messages import Image
+    from magistral_mlx.api.image_inputs import open_image
 
-    return Image.open(Path(name))
+    return open_image(name)
 
 
 def _user(text: str, images: list[Image]) -> User:

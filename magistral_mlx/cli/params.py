@@ -107,7 +107,9 @@ class Value(click.ParamType):  # type: ignore[type-arg]
             parsed = self._parse(value)
         except ValueError as error:
             raise InvalidOption(f"{shown} is {value!r}; it must be {error}.") from None
-        return self._kind.validate(shown, parsed) if self._kind else parsed
+        if self._kind is None or parsed is None:
+            return parsed
+        return self._kind.validate(shown, parsed)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -139,8 +141,8 @@ class ModelName(File):
         return known or [CompletionItem(incomplete, type="dir")]
 
 
-SIZE = Value(parse_size)
-DURATION = Value(parse_duration)
+SIZE = partial(Value, parse_size)
+DURATION = partial(Value, parse_duration)
 INTEGER = partial(Value, _parse_integer)
 NUMBER = partial(Value, _parse_number)
 FILE = File()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,8 +46,9 @@ def plan(**options: Any) -> None:
     request = PlanRequest(asked.context, asked.kv, asked.images, asked.memory_limit)
     if options["all_machines"]:
         described = _model(model, GPU)
+        machines = [named_machine(f"{size}GB") for size in APPLE_SIZES]
         rows = [
-            facts_of(described, named_machine(f"{size}GB"), GPU, request) for size in APPLE_SIZES
+            facts_of(described, machine, GPU, _within(request, machine)) for machine in machines
         ]
         click.echo(json.dumps(rows)) if options["as_json"] else report.show_machines(rows)
         return
@@ -56,6 +58,13 @@ def plan(**options: Any) -> None:
         machine, backend_profile = this_machine(), profile()
     facts = facts_of(_model(model, backend_profile), machine, backend_profile, request)
     click.echo(json.dumps(facts)) if options["as_json"] else report.show(facts)
+
+
+def _within(request: PlanRequest, machine: Machine) -> PlanRequest:
+    """The request on a machine that may have less memory than its limit."""
+    if request.memory_limit is None or request.memory_limit <= machine.limit:
+        return request
+    return replace(request, memory_limit=None)
 
 
 def facts_of(

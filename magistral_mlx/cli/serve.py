@@ -16,7 +16,7 @@ import click
 from magistral_mlx.cli.loading import load_bar, load_options, loading_options
 from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
 from magistral_mlx.cli.terminal import say
-from magistral_mlx.option_spec import Integer
+from magistral_mlx.option_spec import Integer, Number
 
 if TYPE_CHECKING:
     from magistral_mlx.server.model_registry import ModelRegistry
@@ -81,7 +81,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 )
 @option(
     "--keep-alive",
-    type=DURATION,
+    type=DURATION(Number(0)),
     default="never",
     metavar="TIME",
     section="Server",
@@ -99,7 +99,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 )
 @option(
     "--grace",
-    type=DURATION,
+    type=DURATION(Number(0)),
     default="30s",
     metavar="TIME",
     section="Server",
@@ -107,7 +107,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 )
 @option(
     "--max-body",
-    type=SIZE,
+    type=SIZE(Integer(1)),
     default="64MiB",
     metavar="SIZE",
     section="Limits",
@@ -130,7 +130,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 )
 @option(
     "--max-time",
-    type=DURATION,
+    type=DURATION(Number(above=0)),
     default="1h",
     metavar="TIME",
     section="Limits",

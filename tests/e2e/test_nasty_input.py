@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx import PromptError
+from magistral_convert import ConvertOptions
+from magistral_convert.target import target_path
+from magistral_mlx import InvalidOption, PromptError
 from magistral_mlx.api.transcript import read_transcript
 from magistral_mlx.paths import demo_dir
 from tests.checkpoints import write_hf_checkpoint
@@ -198,6 +200,19 @@ def test_more_images_than_any_context_holds_are_planned_for_at_once():
         for images in ("1", "1000000")
     )
     assert few <= many < 10 * few, "they share the context"
+
+
+def test_a_link_is_followed_where_a_conversion_goes(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    options = ConvertOptions()
+    for name, leads_to in (("link", "real"), ("dangling", "nowhere"), ("link/m", "real/m")):
+        assert target_path("demo", tmp_path / name, options) == (tmp_path / leads_to).resolve()
+    for name in ("circle", "circle/m"):
+        with pytest.raises(InvalidOption, match="leads back to itself"):
+            target_path("demo", tmp_path / name, options)
 
 
 # Control characters

@@ -116,6 +116,15 @@ def test_every_command_explains_itself(name: str):
         (("serve", "--parallel", "0"), "--parallel is 0; it must be 1 or more."),
         (("serve", "--max-queue", "0"), "--max-queue is 0; it must be 1 or more."),
         (("serve", "--keep-alive", "soon"), "--keep-alive is 'soon'; it must be a duration, as in"),
+        (("serve", "--max-body", "0"), "--max-body is 0; it must be 1 or more."),
+        (("serve", "--max-body", "64 sheep"), "--max-body is '64 sheep'; it must be a size, as in"),
+        (("serve", "--max-time", "0"), "--max-time is 0.0; it must be above 0."),
+        (("serve", "--grace", "-1s"), "--grace is '-1s'; it must be a duration, as in"),
+        (
+            ("generate", "Hi", "--image", "https://a.example/b.png"),
+            "https://a.example/b.png is a",
+        ),
+        (("generate", "Hi", "--image", "HTTP://x"), "HTTP://x is a web address, and nothing is"),
         (("plan", "demo", "--model", "x"), "give the model once, as MODEL or with --model."),
         (("plan", "a", "b"), "got unexpected extra argument (b)."),
         (("bench", "--rounds", "0"), "--rounds is 0; it must be 1 or more."),
@@ -133,6 +142,19 @@ def test_a_model_is_an_argument_or_an_option(words: tuple[str, ...]):
     done = run(*words)
     assert done.status == 0
     assert b'"model": "demo"' in done.stdout
+
+
+def test_a_table_of_machines_has_those_that_are_smaller_than_the_limit():
+    lines = run("plan", "--all-machines", "--memory-limit", "20gb").stdout.decode().splitlines()
+    rows = [line for line in lines if " Mac " in line]
+    assert [row.split(" GB")[0] for row in rows] == ["16", "24", "32", "48", "64", "128"]
+    assert rows[-1].split("  ")[1].strip() == "18.6 GiB"
+
+
+def test_figures_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for words in (("plan", "demo"), ("plan", "--all-machines"), ("models",)):
+        assert "…" not in run(*words, terminal=True).stdout.decode()
 
 
 def test_show_describes_a_model_without_loading_it():

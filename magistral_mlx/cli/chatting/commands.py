@@ -59,7 +59,7 @@ def _help(session: ChatSession, rest: str) -> None:
 
 
 def _image(session: ChatSession, rest: str) -> None:
-    from magistral_mlx.chat.messages import Image
+    from magistral_mlx.api.image_inputs import open_image
 
     if not rest:
         session.images.clear()
@@ -67,7 +67,7 @@ def _image(session: ChatSession, rest: str) -> None:
         return
     if not session.magistral.supports_images:
         raise InvalidOption("this model is text-only and cannot see images.")
-    opened = [Image.open(user_path(name)) for name in _words(rest)]
+    opened = [open_image(_expanded(name)) for name in _words(rest)]
     session.images += opened
     count = len(session.images)
     session.say(f"{count} image{'s' * (count > 1)} will go with your next message.")
@@ -186,6 +186,11 @@ def _path(text: str) -> Path:
     if len(words) != 1:
         raise InvalidOption("one file is expected, in quotes if its name holds blanks.")
     return user_path(words[0])
+
+
+def _expanded(name: str) -> str | Path:
+    """The path of an image with ~ expanded; an address as it is."""
+    return user_path(name) if name.startswith("~") else name
 
 
 def _words(text: str) -> list[str]:
