@@ -200,7 +200,8 @@ def _convert_tensor(
     stored = None if name in checkpoint.blocks else checkpoint.quantized.get(name)
     shape = source.shape if stored is None else expected_tensors(config)[name]
     if name in checkpoint.blocks:
-        scheme = None if recipe.base is None else form_of(source.dtype)
+        keeps = recipe.base is not None and name in checkpoint.quantized
+        scheme = form_of(source.dtype) if keeps else None
     else:
         scheme = recipe.scheme(name, shape)
     channels = None

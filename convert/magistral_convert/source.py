@@ -191,7 +191,8 @@ def _check_quantized(checkpoint: Checkpoint, name: str, options: ConvertOptions)
     if not checkpoint.quantized or options.mode == UNQUANTIZED:
         return
     if checkpoint.blocks:
-        plain = [t for n, t in checkpoint.tensors.items() if is_matrix(n, t, options)]
+        others = (n for n in checkpoint.tensors if n not in checkpoint.blocks)
+        plain = [n for n in others if is_matrix(n, checkpoint.tensors[n], options)]
         if options.asks_to_quantize and not plain:
             kinds = sorted({tensor.dtype for tensor in checkpoint.blocks.values()})
             raise InvalidOption(

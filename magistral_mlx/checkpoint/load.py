@@ -166,7 +166,7 @@ def _stored(
 ) -> dict[str, mx.array]:
     """Read lazy arrays by name, as stored; FP8 matrices are dequantized to `dtype`."""
     if checkpoint.layout == "gguf":
-        return read_arrays(checkpoint, names, compact=compact)
+        return read_arrays(checkpoint, names, dtype, compact=compact)
     tensors = {name: checkpoint.tensors[name] for name in names}
     scales = {
         name: checkpoint.fp8_scales[name] for name in tensors if name in checkpoint.fp8_scales

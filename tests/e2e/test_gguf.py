@@ -105,7 +105,12 @@ def test_a_dry_run_tells_what_becomes_of_each_type(tmp_path: Path):
     assert "fitted, 8 bits in groups of 128" in lines["Q6_K"]
     assert re.search(r"0\.0[5-9]%$", lines["Q4_K"])
     done = run("convert", str(path), "-o", str(target), "--dry-run", "--json")
-    assert [kind["kind"] for kind in json.loads(done.stdout)["types"]] == ["Q4_K", "Q6_K", "F32"]
+    assert [kind["kind"] for kind in json.loads(done.stdout)["types"]] == [
+        "Q4_K",
+        "Q6_K",
+        "Q6_K",
+        "F32",
+    ]
     assert not target.exists()
 
 

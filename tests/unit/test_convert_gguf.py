@@ -69,8 +69,11 @@ def arrays(path: Path, dtype: mx.Dtype = mx.float16) -> dict[str, NDArray[Any]]:
 
 
 def same(first: dict[str, NDArray[Any]], second: dict[str, NDArray[Any]]) -> bool:
+    """Whether two models are, but for a head that was rounded to bfloat16 in one of them."""
     assert first.keys() == second.keys()
-    return all(np.array_equal(first[name], second[name]) for name in first)
+    head = "language_model.lm_head.weight"
+    np.testing.assert_allclose(first[head], second[head], rtol=2**-8, atol=1e-6)
+    return all(np.array_equal(first[name], second[name]) for name in first if name != head)
 
 
 def test_a_conversion_holds_what_the_file_gives_when_it_is_run_itself(tmp_path: Path):
@@ -98,7 +101,8 @@ def test_the_configuration_says_how_each_matrix_is_stored(tmp_path: Path):
     assert (rule["bits"], rule["group_size"], rule["mode"]) == (4, 32, "affine")
     layer = "language_model.model.layers.0."
     assert rule[layer + "mlp.down_proj"]["bits"] == 5
-    assert rule["language_model.lm_head"] == {"group_size": 128, "bits": 8, "mode": "affine"}
+    assert rule[layer + "self_attn.v_proj"] == {"group_size": 128, "bits": 8, "mode": "affine"}
+    assert rule["language_model.lm_head"] is False  # Q6_K, which MLX does not have
     assert layer + "self_attn.q_proj" not in rule
     assert config["text_config"]["rope_theta"] == 1e6
     assert config["vision_config"]["image_size"] == 1540
@@ -201,7 +205,7 @@ def test_what_becomes_of_each_type_is_told_with_its_error(tmp_path: Path):
     assert found["Q5_1"].error == 0
     assert found["F16"].done == "bfloat16"
     plan = prepare(GGUF / "small.Q4_K_M.gguf", tmp_path / "out").plan
-    found = {outcome.kind: outcome for outcome in outcomes(plan)}
+    found = {outcome.kind: outcome for outcome in outcomes(plan) if "deq" not in outcome.done}
     assert found["Q6_K"].done == "fitted, 8 bits in groups of 128"
     assert 0.005 < found["Q6_K"].error < 0.01
     assert 0 < found["Q4_K"].error < 0.001

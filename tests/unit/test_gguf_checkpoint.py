@@ -57,6 +57,16 @@ def test_each_matrix_has_the_form_of_its_type():
     assert checkpoint.blocks[layer + "mlp.down_proj.weight"].dtype == "Q6_K"
 
 
+def test_a_head_that_mlx_has_no_form_for_stays_floating_point(tmp_path: Path):
+    head = "language_model.lm_head.weight"
+    checkpoint = Checkpoint.open(GGUF / "small.Q4_K_M.gguf")
+    assert head not in checkpoint.quantized
+    assert checkpoint.tensors[head].dtype == "F32"
+    assert checkpoint.blocks[head].dtype == "Q6_K"
+    exact = Checkpoint.open(write(tmp_path / "m.gguf", "Q8_0"))
+    assert exact.quantized[head] == Quantization(8, 32)
+
+
 def test_a_model_without_a_head_ties_it_to_the_embedding(tmp_path: Path):
     weights = {name: w for name, w in WEIGHTS.items() if "lm_head" not in name}
     write_text_gguf(tmp_path / "m.gguf", CONFIG, weights, everything("F16"))

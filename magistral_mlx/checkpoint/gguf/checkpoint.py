@@ -11,7 +11,7 @@ from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.config import model_config
 from magistral_mlx.checkpoint.gguf.files import find_mmproj, read_parts
 from magistral_mlx.checkpoint.gguf.header import GgufFile, read_gguf
-from magistral_mlx.checkpoint.gguf.layout import SCALES, form_of
+from magistral_mlx.checkpoint.gguf.layout import FITTED, SCALES, form_of
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, StoredTensor
 from magistral_mlx.checkpoint.names import canonical_name
 from magistral_mlx.config import ModelConfig
@@ -60,16 +60,20 @@ def gguf_model(path: Path, files: list[GgufFile], tower: GgufFile | None) -> Ggu
             raise CheckpointError(
                 f"{tensor.name} in {tensor.file} is quantized and no matrix. Fetch that file again."
             )
-    parts = tuple(part for tensor in stored for part in _parts(tensor))
+    head = "token_embd.weight" if config.text.tie_word_embeddings else "output.weight"
+    parts = tuple(part for tensor in stored for part in _parts(tensor, head))
     return GgufModel(path, config, parts, blocks)
 
 
-def _parts(tensor: StoredTensor) -> Iterator[StoredTensor]:
+def _parts(tensor: StoredTensor, head: str) -> Iterator[StoredTensor]:
     """A tensor as a checkpoint in MLX's format would hold it."""
     if not is_quantized(tensor.dtype):
         yield tensor
         return
     rows, columns = tensor.shape
+    if tensor.name == head and tensor.dtype in FITTED:
+        yield replace(tensor, dtype="F32", nbytes=rows * columns * DTYPE_BYTES["F32"])
+        return
     scheme, module = form_of(tensor.dtype), tensor.name.removesuffix("weight")
     sizes = (
         ("weight", "U32", scheme.weight_shape((rows, columns))),

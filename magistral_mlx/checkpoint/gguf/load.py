@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
 from magistral_mlx.backend import mx
-from magistral_mlx.checkpoint.gguf.blocks import Bytes
-from magistral_mlx.checkpoint.gguf.layout import form_of, lay_out
+from magistral_mlx.checkpoint.gguf.blocks import Bytes, dequantize
+from magistral_mlx.checkpoint.gguf.layout import bfloat16_bits, form_of, lay_out
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.errors import CheckpointError
+from magistral_mlx.quantization import Quantization
 
 _PIECE_WEIGHTS = 1 << 18  # that are laid out at once: few enough for a core's cache
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
@@ -30,13 +31,18 @@ class BlockStore(Protocol):
     def blocks(self) -> Mapping[str, StoredTensor]:
         """Quantized matrices by canonical name, as they are stored."""
 
+    @property
+    def quantized(self) -> Mapping[str, Quantization]:
+        """Schemes of the matrices that are laid out, by canonical name."""
+
 
 def read_arrays(
-    checkpoint: BlockStore, names: Iterable[str], *, compact: bool
+    checkpoint: BlockStore, names: Iterable[str], dtype: mx.Dtype, *, compact: bool
 ) -> dict[str, mx.array]:
     """Canonical name -> array, rows in the file's order.
 
-    Scales and biases are as computed, in float32, or `compact` in the dtype of `SCALES`.
+    Scales and biases are as computed, in float32, or `compact` in the dtype of `SCALES`. A matrix
+    of blocks that is not laid out is in `dtype`.
 
     Memory holds the arrays, and a few rows for each core.
 
@@ -50,6 +56,8 @@ def read_arrays(
         blocks = checkpoint.blocks.get(f"{module}.weight")
         if blocks is None:
             found[name] = _plain(checkpoint.tensors[name])
+        elif name not in checkpoint.quantized and name.endswith(".weight"):
+            found[name] = _dequantized(blocks, dtype)
         elif name not in found:
             weight, scales, biases = _laid_out(blocks, mx.float16 if compact else mx.float32)
             parts = {"weight": weight, "scales": scales, "biases": biases}
@@ -105,13 +113,35 @@ def _laid_out(tensor: StoredTensor, dtype: mx.Dtype) -> tuple[mx.array, mx.array
         for room, part in zip(rooms, (rows.weight, rows.scales, rows.biases), strict=True):
             room[start:stop] = part
 
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        list(workers.map(work, *zip(*_pieces(shape), strict=True)))
+    _in_pieces(shape, work)
     return weight, scales, biases
 
 
-def _pieces(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Runs of rows of about `_PIECE_WEIGHTS`."""
+def _dequantized(tensor: StoredTensor, dtype: mx.Dtype) -> mx.array:
+    """A quantized matrix as floats of `dtype`."""
+    shape = (tensor.shape[0], tensor.shape[1])
+    array = mx.zeros(shape, mx.uint16 if dtype == mx.bfloat16 else dtype)
+    mx.eval(array)
+    room = np.array(array, copy=False)
+
+    def work(start: int, stop: int) -> None:
+        weights = dequantize(tensor.dtype, read_rows(tensor, start, stop))
+        if not np.isfinite(weights).all():
+            raise CheckpointError(
+                f"{tensor.name} in {tensor.file} holds infinities or NaNs. Fetch that file again."
+            )
+        # NumPy has no bfloat16: its bits are the upper half of float32's.
+        rounded = bfloat16_bits(weights) if dtype == mx.bfloat16 else weights
+        room[start:stop] = rounded
+
+    _in_pieces(shape, work)
+    return array.view(dtype) if dtype == mx.bfloat16 else array
+
+
+def _in_pieces(shape: tuple[int, int], work: Callable[[int, int], None]) -> None:
+    """Call `work` with the first and last of every few rows, in threads."""
     step = max(1, _PIECE_WEIGHTS // shape[1])
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
+    starts = range(0, shape[0], step)
+    stops = (min(start + step, shape[0]) for start in starts)
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        list(workers.map(work, starts, stops))
