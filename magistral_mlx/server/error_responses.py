@@ -77,6 +77,7 @@ class AnthropicErrorDetail(BaseModel):
 
     type: str
     message: str
+    details: dict[str, Any] | None = None
 
 
 class AnthropicError(BaseModel):
@@ -112,6 +113,7 @@ class ErrorResponse:
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def openai(self) -> dict[str, Any]:
         """{"error": {message, type, param, code}}"""
@@ -119,10 +121,13 @@ class ErrorResponse:
         return {"error": detail | {"param": self.param, "code": self.code}}
 
     def anthropic(self) -> dict[str, Any]:
-        """{"type": "error", "error": {type, message}}"""
+        """{"type": "error", "error": {type, message}}, with details if there are any."""
         kind = _ANTHROPIC_TYPES.get(self.status)
         kind = kind or ("api_error" if self.status >= 500 else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        error: dict[str, Any] = {"type": kind, "message": self.message}
+        if self.details:
+            error["details"] = dict(self.details)
+        return {"type": "error", "error": error}
 
     def body(self, path: str) -> dict[str, Any]:
         """In the format of the API that `path` belongs to."""
@@ -147,7 +152,9 @@ def error_response(error: BaseException) -> ErrorResponse:
     """The response to an error. An unexpected one is logged, and reported without details."""
     match error:
         case APIError():
-            return ErrorResponse(error.status, str(error), error.param, error.code, error.headers)
+            return ErrorResponse(
+                error.status, str(error), error.param, error.code, error.headers, error.details
+            )
         case RequestValidationError():
             param, message = validation_error(error)
             return ErrorResponse(400, message, param=param)

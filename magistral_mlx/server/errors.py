@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from magistral_mlx.errors import MagistralError
 
 
 class APIError(MagistralError):
-    """Base of the server's errors. `param` names the wrong field, `code` is for programs."""
+    """Base of the server's errors. `param` names the wrong field, `code` is for programs.
+
+    details: facts for programs, in Anthropic's format.
+    """
 
     status: ClassVar[int] = 400
     code: ClassVar[str | None] = None
+    details: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
@@ -24,6 +28,15 @@ class APIError(MagistralError):
 
 class BadRequest(APIError):
     """An invalid request, or one for something unsupported."""
+
+
+class ThreadUnsupported(BadRequest):
+    """A message of a thread. Anthropic's SDK then sends the whole conversation by itself."""
+
+    details: ClassVar[Mapping[str, Any]] = {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
 
 
 class InvalidJSON(APIError):

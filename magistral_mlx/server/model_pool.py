@@ -175,6 +175,7 @@ class ModelPool:
         model, self._resident = self._resident, None
         if model is not None and model.magistral is not None:
             await model.magistral.aclose()
+            model.unloaded()
 
     def _start_idle_timer(self) -> None:
         """Unload the unused model after `keep_alive` seconds."""

@@ -52,6 +52,7 @@ class ServedModel:
         self.source = source
         self.plan = plan
         self._composer: Composer | None = composer
+        self._in_memory = False
         self._magistral: Magistral | None = None  # kept when closed: it still counts tokens
         self._folder = composer.folder
         folder = composer.folder
@@ -68,7 +69,12 @@ class ServedModel:
     @magistral.setter
     def magistral(self, loaded: Magistral) -> None:
         self._magistral = loaded
+        self._in_memory = True
         self._composer = None  # it brings a tokenizer of its own, which takes some 60 MB
+
+    def unloaded(self) -> None:
+        """Note that its memory has been given back."""
+        self._in_memory = False
 
     def public_message(self, error: Exception) -> str:
         """Return an error's message with the model's name in place of the path of its files."""
@@ -87,7 +93,7 @@ class ServedModel:
             magistral.context if magistral else self.plan.context,
             self._supports_images,
             self._thinks,
-            magistral is not None and not magistral.closed,
+            self._in_memory,
         )
 
     def prompt(self, prompt: list[Message] | RawPrompt, options: Options) -> Prompt:

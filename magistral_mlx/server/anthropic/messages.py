@@ -33,7 +33,7 @@ from magistral_mlx.server.anthropic.schemas import (
 )
 from magistral_mlx.server.blocks import read_samples
 from magistral_mlx.server.error_responses import ANTHROPIC_RESPONSES, AnthropicError, ErrorResponse
-from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.errors import BadRequest, ThreadUnsupported
 from magistral_mlx.server.openapi import error_responses, stream_response
 from magistral_mlx.server.openapi_examples import COUNT_EXAMPLES, MESSAGE_EXAMPLES
 from magistral_mlx.server.option_values import seed_option, stop_option, top_p_option
@@ -125,7 +125,13 @@ def conversation(request: CountRequest) -> list[dict[str, Any]]:
 
     Raises:
         BadRequest: a block in a message of the wrong role.
+        ThreadUnsupported: a message of a thread, whose other messages are not here.
     """
+    if request.thread is not None:
+        raise ThreadUnsupported(
+            "thread is not supported: this server keeps no threads. Send all messages.",
+            param="thread",
+        )
     builder = MessageBuilder()
     if request.system:
         builder.system(

@@ -185,6 +185,9 @@ class CountRequest(RequestBody):
         Field(description="By default the model does not think."),
     ] = None
     output_config: OutputConfig | None = None
+    thread: Annotated[
+        Any, Field(description="Refused: this server keeps no threads. Send all messages.")
+    ] = None
 
 
 class MessageRequest(CountRequest):

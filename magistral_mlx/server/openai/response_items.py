@@ -94,6 +94,13 @@ class CallOutputItem(RequestSchema):
     output: str | Many[Annotated[InputText | InputImage, Field(discriminator="type")]]
 
 
+class ItemReference(RequestSchema):
+    """An item of a stored response, by its id."""
+
+    type: Literal["item_reference"] | None = None
+    id: str
+
+
 class SkippedItem(RequestSchema):
     """What a vendor's own tool did: not part of the prompt."""
 
@@ -123,7 +130,13 @@ def _item_kind(item: Any) -> Any:
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     if kind in _CALL_OUTPUTS:
         return "output"
+    if isinstance(item, ItemReference) or (isinstance(item, dict) and _is_reference(item, kind)):
+        return "item_reference"
     return "message" if kind is None else "skipped" if kind in _SKIPPED else kind
+
+
+def _is_reference(item: dict[str, Any], kind: Any) -> bool:
+    return kind == "item_reference" or (kind is None and "id" in item and "role" not in item)
 
 
 Item = Annotated[
@@ -133,6 +146,7 @@ Item = Annotated[
     | Annotated[CustomCallItem, Tag("custom_tool_call")]
     | Annotated[LocalShellCallItem, Tag("local_shell_call")]
     | Annotated[CallOutputItem, Tag("output")]
+    | Annotated[ItemReference, Tag("item_reference")]
     | Annotated[SkippedItem, Tag("skipped")],
     Discriminator(_item_kind),
 ]

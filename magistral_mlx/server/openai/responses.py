@@ -1,24 +1,22 @@
-"""/v1/responses: the endpoints, and the store of earlier responses."""
+"""/v1/responses: the endpoints."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from magistral_mlx.api.options import Options
 from magistral_mlx.events import Event
 from magistral_mlx.server.blocks import read_blocks
-from magistral_mlx.server.errors import NotFound
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.openai.chat import ERRORS
 from magistral_mlx.server.openai.response_format import ResponseFormatter
-from magistral_mlx.server.openai.response_items import Item
+from magistral_mlx.server.openai.response_items import Item, ItemReference
 from magistral_mlx.server.openai.response_object import (
     OutputCall,
     OutputItem,
@@ -32,17 +30,20 @@ from magistral_mlx.server.openai.response_request import (
     response_options,
 )
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
+from magistral_mlx.server.openai.response_store import (
+    ResponseStore,
+    StoredResponse,
+    as_input,
+)
 from magistral_mlx.server.openai.response_tools import ResponseTools
 from magistral_mlx.server.openapi import stream_response
 from magistral_mlx.server.openapi_examples import RESPONSE_EXAMPLES
 from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.service import GenerationService
-from magistral_mlx.server.settings import MIB
 from magistral_mlx.server.shared_fields import new_id
 from magistral_mlx.server.sse import stream_of
 
 PATH = "/v1/responses"
-_ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
 router = APIRouter(tags=["OpenAI"], responses=ERRORS, route_class=JSONRoute)
 
@@ -129,61 +130,6 @@ async def _stream(
         yield event
 
 
-@dataclass(frozen=True)
-class StoredResponse:
-    """A conversation up to a response. `bytes` is the size of its JSON."""
-
-    items: tuple[Item, ...]
-    bytes: int
-    response: ResponseObject | None = None  # None before the first
-
-
-class ResponseStore:
-    """The newest responses in memory, within bounds; the least recently used go first."""
-
-    def __init__(self, most: int = 256, most_bytes: int = 64 * MIB) -> None:
-        """`most_bytes` counts shared items once for each response, so less is held than that."""
-        self._most = most
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        self._held: OrderedDict[str, StoredResponse] = OrderedDict()
-
-    def get(self, id: str, param: str = "previous_response_id") -> StoredResponse:
-        """Return the conversation up to the response of that id, given in the field `param`.
-
-        Raises:
-            NotFound: it was never stored, or has been dropped.
-        """
-        held = self._held.get(id)
-        if held is None:
-            raise NotFound(
-                f"there is no response {id[:100]!r}: it was not stored, or has been dropped. "
-                "Send the conversation as input instead.",
-                param=param,
-            )
-        self._held.move_to_end(id)
-        return held
-
-    def put(self, id: str, stored: StoredResponse) -> None:
-        """Store a response, dropping others beyond the bounds."""
-        self._held[id] = stored
-        self._bytes += stored.bytes
-        while len(self._held) > 1 and (
-            len(self._held) > self._most or self._bytes > self._most_bytes
-        ):
-            _, dropped = self._held.popitem(last=False)
-            self._bytes -= dropped.bytes
-
-    def remove(self, id: str) -> None:
-        """Drop a response, if it is stored. Later ones keep the whole conversation."""
-        held = self._held.pop(id, None)
-        if held is not None:
-            self._bytes -= held.bytes
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-
 class _Conversation:
     """The conversation of one request: its stored items and the new ones."""
 
@@ -191,12 +137,16 @@ class _Conversation:
         """`size`: bytes of the request.
 
         Raises:
-            NotFound: the previous response is not stored.
+            NotFound: the previous response, or an item that is referred to, is not stored.
         """
         before = StoredResponse((), 0)
         if body.previous_response_id is not None:
             before = store.get(body.previous_response_id)
-        self.items: Sequence[Item] = (*before.items, *input_items(body))
+        added = [
+            store.item(item.id) if isinstance(item, ItemReference) else item
+            for item in input_items(body)
+        ]
+        self.items: Sequence[Item] = (*before.items, *added)
         self._store = store if body.store is not False else None
         self._bytes = before.bytes + size
 
@@ -204,9 +154,9 @@ class _Conversation:
         """Store it with its response, unless the request says not to."""
         if self._store is None:
             return
-        said = [item.model_dump() for item in response.output if not _is_cut(item)]
+        said = as_input([item for item in response.output if not _is_cut(item)])
         size = self._bytes + sum(len(str(item)) for item in said)
-        items = (*self.items, *_ITEMS.validate_python(said))
+        items = (*self.items, *said)
         self._store.put(response.id, StoredResponse(items, size, response))
 
 

@@ -187,3 +187,15 @@ def test_the_models_are_listed(client: anthropic.Anthropic):
     [model] = client.models.list().data
     assert (model.id, model.type) == ("demo", "model") and model.created_at.year > 2000
     assert client.models.retrieve("demo").display_name == "demo"
+
+
+@pytest.mark.parametrize(
+    "thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}, "t"]
+)
+def test_threads_are_refused_so_that_the_sdk_falls_back(client: anthropic.Anthropic, thread: Any):
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        ask(client, extra_body={"thread": thread})
+    error = refused.value.body["error"]  # type: ignore[index]
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert error["type"] == "invalid_request_error" and error["details"] == details
+    assert ask(client, extra_body={"thread": None}).content

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from magistral_mlx.server.errors import NotFound
 from magistral_mlx.server.openai.response_items import InputMessage
-from magistral_mlx.server.openai.responses import ResponseStore, StoredResponse
+from magistral_mlx.server.openai.response_store import ResponseStore, StoredResponse
 from magistral_mlx.server.openapi_examples import RED_CIRCLE
 from tests.serving import Server
 
@@ -200,7 +200,6 @@ def test_what_is_not_supported_is_refused_in_words(client: openai.OpenAI):
     for options, param in (
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0]"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:
             respond(client, **options)
@@ -229,3 +228,28 @@ def test_a_response_can_be_had_again_and_be_forgotten(client: openai.OpenAI):
     assert respond(client, previous_response_id=second.id).status == "completed"
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(respond(client, store=False).id)
+
+
+@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}, {"type": None}])
+def test_items_of_stored_responses_can_be_referred_to(client: openai.OpenAI, kind: Any):
+    """As the Vercel AI SDK does at every second turn."""
+    first = respond(client)
+    question: Any = {"role": "user", "content": SUM}
+    follow: Any = {"role": "user", "content": "Sure?"}
+    references: Any = [kind | {"id": item.id} for item in first.output]
+    referred = respond(client, [question, *references, follow], store=False)
+    whole = respond(client, "Sure?", previous_response_id=first.id)
+    assert referred.usage.input_tokens == whole.usage.input_tokens
+    assert referred.output_text == whole.output_text
+
+
+@pytest.mark.parametrize("id", ["msg_unknown", "rs_0", "x" * 300])
+def test_an_item_that_is_not_stored_is_named(client: openai.OpenAI, id: str):
+    items: Any = [{"role": "user", "content": SUM}, {"type": "item_reference", "id": id}]
+    with pytest.raises(openai.NotFoundError, match=id[:50]) as missing:
+        respond(client, items)
+    assert missing.value.param == "input"
+    unstored = respond(client, store=False)
+    items[1] = {"type": "item_reference", "id": unstored.output[0].id}
+    with pytest.raises(openai.NotFoundError, match="Send the item itself"):
+        respond(client, items)
