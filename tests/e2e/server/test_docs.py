@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.cli.serve import serve
 from magistral_mlx.server.errors import Busy, NotAuthorized, TooLarge, Unavailable, UnknownModel
 from tests.serving import Server
@@ -85,7 +86,7 @@ def test_every_option_of_serve_that_is_named_there_exists():
 def test_defaults_are_as_said():
     defaults = {option.name: option.default for option in serve.params}
     for said in (
-        f"`--parallel` ({defaults['parallel']})",
+        f"`--parallel` ({LoadOptions().parallel})",
         f"`--max-queue` ({defaults['max_queue']})",
         f"`--max-images` ({defaults['max_images']})",
         "`--max-body` (64 MiB)",
