@@ -150,7 +150,7 @@ def _limits(plan: Plan | None) -> Finding:
 
 
 def _wired(limit: int | None) -> str:
-    """What holds for wired memory, and why."""
+    """Describe wired memory, and why it is used or not."""
     if limit is None:
         return "nothing wired"
     return (

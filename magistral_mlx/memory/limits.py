@@ -84,7 +84,11 @@ PROCESS = _Process()
 def limits_for(plans: Sequence[Plan]) -> DeviceLimits:
     """Compute MLX's limits while these plans are active."""
     planned = sum(plan.total for plan in plans)
-    cache = sum(plan.buffer_cache for plan in plans)
+    # Freed buffers of temporary arrays are kept for the next layer, which needs the same ones: with
+    # a lower limit Metal would release and wire buffers of 100 MB and more in every layer. What is
+    # cached is not in use, and above the memory limit MLX releases cached buffers first
+    # (`MetalAllocator::malloc` in mlx/backend/metal/allocator.cpp, line 135 of commit 846d176).
+    cache = sum(plan.buffer_cache + plan.peak.workspace for plan in plans)
     wired = None
     if backend().name == "metal" and _macos() >= _WIRING_MACOS:
         recommended = int(mx.device_info()["max_recommended_working_set_size"])

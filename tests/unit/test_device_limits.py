@@ -1,4 +1,4 @@
-"""Wired memory on a Mac: as much as is planned, for whoever asks for it."""
+"""MLX's limits on a Mac: freed buffers that it keeps, and memory that is wired on request."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(mx, "set_wired_limit", set_wired_limit)
     return set_to
+
+
+def test_freed_buffers_of_a_layer_are_kept_for_the_next_one(wired: list[int]) -> None:
+    """Gate, up and their product of 2,048 tokens, in bfloat16; the memory limit bounds the sum."""
+    here = plan(context=8192, images=0)
+    found = limits.limits_for([here])
+    text = here.model.config.text
+    assert here.chunk == 2048
+    assert found.cache >= 3 * here.chunk * text.intermediate_size * 2
+    assert found.memory == here.total
+    assert found.cache <= here.peak.workspace + (256 << 20)
+    two = limits.limits_for([here, here])
+    assert (two.cache, two.memory) == (2 * found.cache, 2 * found.memory)
 
 
 def test_the_planned_bytes_are_wired_while_a_model_is_loaded(wired: list[int]) -> None:
