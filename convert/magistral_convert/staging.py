@@ -6,6 +6,9 @@
     DIR.partial/source/       downloaded shards that are being converted
     DIR.partial/replaced/     an earlier result, while the new one is renamed
 
+The finished folder lists its files in MANIFEST. Only those go when it is replaced; what others have
+put there is moved into the new one.
+
 A killed process leaves it; the next one continues after the committed tensors.
 """
 
@@ -24,12 +27,22 @@ from magistral_convert.plan import ConversionPlan, OutputTensor, TensorConversio
 from magistral_mlx.errors import StorageError, TargetExists
 
 SUFFIX = ".partial"
+MANIFEST = ".magistral-mlx.json"
 _REPLACED = "replaced"
 
 
 def staging_path(target: Path) -> Path:
     """Return the staging folder of `target`."""
     return target.with_name(target.name + SUFFIX)
+
+
+def written_files(folder: Path) -> set[str]:
+    """Return the names of the files that a conversion wrote to a folder; empty if none did."""
+    try:
+        names = json.loads((folder / MANIFEST).read_bytes())["files"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 class StagingFolder:
@@ -92,9 +105,12 @@ class StagingFolder:
             write_file(self.path / "state.json", json.dumps(state).encode())
 
     def publish(self, *, force: bool) -> None:
-        """Rename the finished model to the target. `force` first moves an earlier one aside."""
+        """Rename the finished model to the target. `force` replaces an earlier conversion there."""
         self._close_files()
         with storage_errors(self.target):
+            names = sorted(path.name for path in self.model.iterdir())
+            manifest = json.dumps({"files": [*names, MANIFEST]}, indent=2)
+            write_file(self.model / MANIFEST, manifest.encode())
             if force and self.target.exists():
                 self.target.rename(self.path / _REPLACED)
             try:
@@ -106,6 +122,7 @@ class StagingFolder:
                         f"{self.model}: move it, or run the same command with --force."
                     ) from error
                 raise
+            self._keep_foreign_files()
             _sync_folder(self.target.parent)
             shutil.rmtree(self.path)
 
@@ -126,7 +143,21 @@ class StagingFolder:
         replaced = self.path / _REPLACED
         if replaced.exists() and not self.target.exists():
             replaced.rename(self.target)
+        self._keep_foreign_files()
         _remove(replaced)
+
+    def _keep_foreign_files(self) -> None:
+        """Move what no conversion wrote from the replaced folder into the target."""
+        replaced = self.path / _REPLACED
+        if not replaced.exists():
+            return
+        own = written_files(replaced)
+        for entry in list(replaced.iterdir()):
+            if entry.name not in own:
+                place = self.target / entry.name
+                while place.exists() or place.is_symlink():
+                    place = place.with_name(place.name + ".old")
+                entry.rename(place)
 
     def _resume(self) -> None:
         self._settle_replacement()
@@ -148,7 +179,7 @@ class StagingFolder:
         try:
             state = json.loads((self.path / "state.json").read_bytes())
             int(state["done"])
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return {}
         return dict(state)
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from magistral_convert.options import UNQUANTIZED, ConvertOptions
+from magistral_convert.staging import written_files
 from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.files import gguf_of, read_parts
 from magistral_mlx.errors import InvalidOption, TargetExists
@@ -19,13 +20,14 @@ def target_path(
 ) -> Path:
     """Return the absolute output folder; by default one in the user's cache.
 
+    A symbolic link stands for the folder that it leads to, so the link itself is never replaced.
+
     Raises:
         InvalidOption: `output` cannot be the name of a folder.
     """
     if output is None:
         return conversion_dir(source, _label(source, options)).absolute()
     text = os.fspath(output)
-    # Where a link leads: the folder that is made here at the end takes the place of none.
     target = Path(os.path.realpath(user_path(text)))
     if not text or not target.name:
         raise InvalidOption(f"-o {text!r} names no folder. Give the name of a new one.")
@@ -71,9 +73,9 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
             f"{target} exists already. Give --force to replace it, or choose another folder "
             "with -o."
         )
-    if "config.json" not in content or not any(n.endswith(".safetensors") for n in content):
+    if not written_files(target):
         raise TargetExists(
-            f"{target} holds something else than a checkpoint, and --force does not delete that. "
+            f"{target} does not hold an earlier conversion, and --force replaces nothing else. "
             "Choose another folder with -o."
         )
 

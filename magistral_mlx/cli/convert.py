@@ -44,7 +44,11 @@ def _choice(*values: object) -> click.Choice[str]:
 )
 @click.option("--quantize-vision", is_flag=True, help="Quantize vision tower and projector too.")
 @click.option("--dry-run", is_flag=True, help="Show sizes and the disk needed, and stop.")
-@click.option("--force", is_flag=True, help="Replace an earlier conversion, when the new is done.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the files of an earlier conversion, when the new is done.",
+)
 @click.option("--keep-source", is_flag=True, help="Keep what is downloaded, in the hub's cache.")
 @click.option("--tokenizer", metavar="PATH_OR_REPO", help="Where to take tekken.json from.")
 @click.option("--mmproj", metavar="FILE", help="The vision tower of a GGUF file.")

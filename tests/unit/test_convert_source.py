@@ -123,6 +123,7 @@ def test_everything_that_belongs_to_the_model_is_taken_along(tmp_path: Path):
     (source / "optimizer.pt").write_text("heavy")
     folder = convert(source, tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {
+        ".magistral-mlx.json",
         "README.md",
         "SYSTEM_PROMPT.txt",
         "config.json",

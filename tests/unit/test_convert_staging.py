@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from magistral_convert import Converting, ConvertOptions, convert, prepare
 from magistral_convert.conversion import run
 from magistral_convert.staging import StagingFolder
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption, StorageError, TargetExists
 from tests.checkpoints import write_hf_checkpoint, write_mistral_checkpoint
 
@@ -115,12 +117,82 @@ def test_an_empty_folder_is_a_fine_target(source: Path, tmp_path: Path):
     assert (convert(source, tmp_path / "out") / "config.json").is_file()
 
 
-def test_force_deletes_nothing_but_a_checkpoint(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("file", ["chapter-1.tex", "config.json", "model.safetensors", ".hidden"])
+def test_force_replaces_nothing_but_a_conversion(source: Path, tmp_path: Path, file: str):
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter-1.tex").write_text("Years of work")
-    with pytest.raises(TargetExists, match="holds something else than a checkpoint"):
+    (tmp_path / "thesis" / file).write_text("Years of work")
+    with pytest.raises(TargetExists, match="does not hold an earlier conversion"):
         convert(source, tmp_path / "thesis", ConvertOptions(force=True))
-    assert (tmp_path / "thesis" / "chapter-1.tex").read_text() == "Years of work"
+    assert (tmp_path / "thesis" / file).read_text() == "Years of work"
+
+
+def test_force_replaces_no_checkpoint_of_others(source: Path, tmp_path: Path):
+    theirs = write_hf_checkpoint(tmp_path / "theirs", seed=9)
+    before = content(theirs)
+    with pytest.raises(TargetExists, match="does not hold an earlier conversion"):
+        convert(source, theirs, ConvertOptions(force=True))
+    assert content(theirs) == before
+
+
+FOREIGN = ("notes.txt", "adapters.safetensors", ".gitignore", "evaluation/results.json")
+
+
+def test_force_keeps_what_others_have_put_beside_a_conversion(source: Path, tmp_path: Path):
+    target = convert(source, tmp_path / "out", ConvertOptions(bits=8))
+    for name in FOREIGN:
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_text(f"this is {name}")
+    convert(source, target, ConvertOptions(force=True))
+    for name in FOREIGN:
+        assert (target / name).read_text() == f"this is {name}"
+    once_more = convert(source, tmp_path / "fresh")
+    own = {path.name for path in once_more.iterdir()}
+    assert {path.name for path in target.iterdir()} == own | {
+        "notes.txt", "adapters.safetensors", ".gitignore", "evaluation"
+    }  # fmt: skip
+    assert Checkpoint.open(target)
+
+
+def test_force_keeps_them_though_the_process_dies_while_it_publishes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target = convert(source, tmp_path / "out", ConvertOptions(bits=8))
+    (target / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        # The earlier conversion has been moved aside, and the new one is in its place.
+        patch.setattr(
+            StagingFolder,
+            "_keep_foreign_files",
+            lambda self: sys.exit(9) if (self.path / "replaced").exists() else None,
+        )
+        with pytest.raises(SystemExit):
+            convert(source, target, ConvertOptions(force=True))
+    assert not (target / "notes.txt").exists()
+    convert(source, target, ConvertOptions(force=True, bits=6))
+    assert (target / "notes.txt").read_text() == "mine"
+
+
+def test_a_link_stands_for_the_folder_that_it_leads_to(source: Path, tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    for name, folder in (("link", "disk"), ("dangling", "new")):
+        assert convert(source, tmp_path / name) == tmp_path / folder
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / name / "config.json").is_file()
+        with pytest.raises(TargetExists):
+            convert(source, tmp_path / name)
+        convert(source, tmp_path / name, ConvertOptions(bits=8, force=True))
+        assert (tmp_path / name).is_symlink()
+
+
+@pytest.mark.parametrize("output", ["loop", "loop/inside", "one", "two"])
+def test_a_link_that_leads_back_to_itself_is_no_target(source: Path, tmp_path: Path, output: str):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    with pytest.raises(InvalidOption, match="leads back to itself"):
+        convert(source, tmp_path / output)
 
 
 def test_a_file_is_no_target(source: Path, tmp_path: Path):
