@@ -54,7 +54,7 @@ def test_a_body_that_is_not_marked_as_json_is_told_how_to_be(server: Server, kin
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [(CHAT, "web_search"), ("/v1/responses", "web_search"), ("/v1/messages", "bash_20250124")],
+    [(CHAT, "web_search"), ("/v1/messages", "bash_20250124")],
 )
 def test_a_tool_that_the_server_would_run_is_told_from_a_function(
     server: Server, path: str, kind: str
