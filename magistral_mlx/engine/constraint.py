@@ -21,6 +21,7 @@ from magistral_mlx.engine.json_schemas import (
     WHITESPACE,
     Schema,
     explain,
+    grammar_source,
     loosened,
     problem,
     reason,
@@ -61,14 +62,12 @@ class GrammarCompiler:
         Raises:
             InvalidOption: not a schema, or it has a keyword that cannot be followed, with its name.
         """
-        from llguidance import LLMatcher
-
-        what = "the JSON schema"
-        source = LLMatcher.grammar_from_json_schema(
-            _followed(schema, what),
-            overrides=WHITESPACE,  # type: ignore[arg-type]  # a part of the options is enough
-        )
-        return self._compile(source, what)
+        text, what = schema_text(schema), "the JSON schema"
+        try:
+            source = grammar_source(text)
+        except ValueError as error:
+            raise InvalidOption(f"{what} cannot be followed: {error}") from None
+        return self._compile(source, what, text)
 
     def json(self) -> Grammar:
         """Compile a grammar of any JSON object."""
@@ -126,7 +125,7 @@ class GrammarCompiler:
             schemas[name] = (
                 _inner_schema(_followed(schema, what))
                 if name in strict
-                else (_best_effort(schema, what))
+                else _best_effort(schema, what)
             )
         if required:
             rules = ["start: calls"]
@@ -147,12 +146,15 @@ class GrammarCompiler:
                 raise
             return self._compile(_call_rules(rules, schemas | loose, call, args), _CALLS)
 
-    def _compile(self, source: str, what: str) -> Grammar:
+    def _compile(self, source: str, what: str, schema: str | None = None) -> Grammar:
+        """Compile a grammar; `schema` is the text of the JSON schema that it was made from."""
         from llguidance import LLMatcher
 
         start = LLMatcher(self._tokenizer, source, log_level=0)
         if start.is_error():
-            raise InvalidOption(f"{what} cannot be followed: {reason(start.get_error())}")
+            error = start.get_error()
+            why = reason(error) if schema is None else explain(schema, error)
+            raise InvalidOption(f"{what} cannot be followed: {why}")
         return Grammar(start, self._vocab_size)
 
 

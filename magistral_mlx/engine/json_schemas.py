@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from magistral_mlx.errors import InvalidOption
@@ -53,23 +54,39 @@ def schema_text(schema: Schema | str, what: str = "the JSON schema") -> str:
     return text.replace("\x7f", "\\u007f")  # which a grammar cannot have as it is
 
 
-def problem(text: str, *, coerce_one_of: bool = False) -> str | None:
-    """Return llguidance's message if it cannot follow the schema `text`; else None."""
+def grammar_source(text: str, *, coerce_one_of: bool = False) -> str:
+    """Return llguidance's grammar of the schema `text`.
+
+    Raises:
+        ValueError: the schema is nested too deeply.
+    """
     from llguidance import LLMatcher
 
-    source = LLMatcher.grammar_from_json_schema(
-        text,
-        overrides=WHITESPACE | {"coerce_one_of": coerce_one_of},  # type: ignore[arg-type]
-    )
+    options = WHITESPACE | {"coerce_one_of": coerce_one_of}
+    try:
+        return LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]
+    except ValueError:
+        raise ValueError("it is nested too deeply. Make it flatter.") from None
+
+
+def problem(text: str, *, coerce_one_of: bool = False) -> str | None:
+    """Return the message on why the schema `text` cannot be followed; None if it can be."""
+    from llguidance import LLMatcher
+
+    try:
+        source = grammar_source(text, coerce_one_of=coerce_one_of)
+    except ValueError as error:
+        return str(error)
     return LLMatcher.validate_grammar(source) or None
 
 
 def explain(text: str, error: str) -> str:
     """Explain llguidance's `error` for the schema `text` with the keywords and their places."""
     loosening = _Loosening(json.loads(text), coerce_one_of=False)
-    loosening.loosen()
+    with suppress(RecursionError):
+        loosening.loosen()
     dropped = loosening.dropped
-    if not dropped:
+    if not dropped or "nested too deeply" in error:
         return reason(error)
     if keywords := [keyword for keyword, cause in dropped if _UNIMPLEMENTED.search(cause)]:
         return f"it uses {', '.join(keywords[:3])}, not supported here. Leave that out."
@@ -86,11 +103,12 @@ def loosened(text: str) -> str:
     names of the properties stay, and at last any JSON object is allowed.
     """
     loosening = _Loosening(json.loads(text), coerce_one_of=True)
-    for candidate in (loosening.loosen(), loosening.outline(), ANY_OBJECT):
-        found = schema_text(candidate)
-        if problem(found, coerce_one_of=True) is None:
-            break
-    return found
+    for make in (loosening.loosen, loosening.outline):
+        with suppress(RecursionError):
+            found = schema_text(make())
+            if problem(found, coerce_one_of=True) is None:
+                return found
+    return schema_text(ANY_OBJECT)
 
 
 def reason(error: str) -> str:
