@@ -21,7 +21,7 @@ from magistral_mlx.engine.sampler import (
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.speculator import Speculator
 from magistral_mlx.engine.thinking import ThinkingControl
-from magistral_mlx.errors import InvalidOption
+from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.events import Forced, Prefill, ThinkingEnd
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -185,6 +185,11 @@ class SequenceState:
             dispatch([self.pending])
         except Exception as error:
             self.error = error
+        if not self.error and not mx.all(mx.isfinite(self.prefilled.logits)).item():
+            self.error = CheckpointError(
+                "the model's first logits are not finite: its weights hold NaNs or infinities. "
+                "Fetch or convert the model again."
+            )
 
     def close(self, unused: int = 0) -> None:
         """Stop here. The caches hold what was given out and stay good to go on from.
