@@ -1,8 +1,17 @@
 """The public names, for type checkers and editors; `__init__.py` imports them when used."""
 
+from magistral_convert import Converting as Converting
+from magistral_convert import ConvertOptions as ConvertOptions
+from magistral_convert import Downloading as Downloading
+from magistral_convert import convert as convert
 from magistral_mlx.api.async_stream import AsyncStream as AsyncStream
 from magistral_mlx.api.conversation import Conversation as Conversation
+from magistral_mlx.api.load_options import LoadOptions as LoadOptions
 from magistral_mlx.api.magistral import Magistral as Magistral
+from magistral_mlx.api.models import delete_model as delete_model
+from magistral_mlx.api.models import download_model as download_model
+from magistral_mlx.api.models import list_models as list_models
+from magistral_mlx.api.models import plan_model as plan_model
 from magistral_mlx.api.options import DEFAULT as DEFAULT
 from magistral_mlx.api.options import Options as Options
 from magistral_mlx.api.stream import Stream as Stream
@@ -15,12 +24,17 @@ from magistral_mlx.chat.messages import Thought as Thought
 from magistral_mlx.chat.messages import Tool as Tool
 from magistral_mlx.chat.messages import ToolResult as ToolResult
 from magistral_mlx.chat.messages import User as User
+from magistral_mlx.chat.prompt import Prompt as Prompt
+from magistral_mlx.chat.tokenizer import Tokenizer as Tokenizer
+from magistral_mlx.errors import AnswerError as AnswerError
+from magistral_mlx.errors import BenchmarkError as BenchmarkError
 from magistral_mlx.errors import CheckpointError as CheckpointError
 from magistral_mlx.errors import ContextOverflow as ContextOverflow
 from magistral_mlx.errors import DeviceError as DeviceError
 from magistral_mlx.errors import HubError as HubError
 from magistral_mlx.errors import ImageError as ImageError
 from magistral_mlx.errors import InvalidOption as InvalidOption
+from magistral_mlx.errors import LoadAborted as LoadAborted
 from magistral_mlx.errors import MagistralError as MagistralError
 from magistral_mlx.errors import MissingExtra as MissingExtra
 from magistral_mlx.errors import ModelClosed as ModelClosed
@@ -28,7 +42,10 @@ from magistral_mlx.errors import ModelNotFound as ModelNotFound
 from magistral_mlx.errors import OutOfMemory as OutOfMemory
 from magistral_mlx.errors import PromptError as PromptError
 from magistral_mlx.errors import StorageError as StorageError
+from magistral_mlx.errors import StreamInUse as StreamInUse
+from magistral_mlx.errors import TargetExists as TargetExists
 from magistral_mlx.errors import TokenizerError as TokenizerError
+from magistral_mlx.errors import ToolRoundsExceeded as ToolRoundsExceeded
 from magistral_mlx.errors import UnsupportedModel as UnsupportedModel
 from magistral_mlx.errors import UnsupportedPlatform as UnsupportedPlatform
 from magistral_mlx.events import Event as Event
@@ -44,7 +61,15 @@ from magistral_mlx.events import TokenLogprob as TokenLogprob
 from magistral_mlx.events import ToolCall as ToolCall
 from magistral_mlx.events import ToolCallPart as ToolCallPart
 from magistral_mlx.events import TurnsDropped as TurnsDropped
+from magistral_mlx.library import FoundModel as FoundModel
+from magistral_mlx.memory.plan import Plan as Plan
+from magistral_mlx.runtime.activity import Activity as Activity
+from magistral_mlx.runtime.activity import MemoryUse as MemoryUse
 from magistral_mlx.runtime.progress import LoadProgress as LoadProgress
+from magistral_mlx.runtime.request import Request as Request
+from magistral_mlx.runtime.request import RequestEnd as RequestEnd
+from magistral_mlx.runtime.request import RequestStatus as RequestStatus
+from magistral_mlx.runtime.request import RequestTimes as RequestTimes
 from magistral_mlx.runtime.result import Result as Result
 from magistral_mlx.runtime.result import Timings as Timings
 from magistral_mlx.runtime.result import Usage as Usage

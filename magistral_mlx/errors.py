@@ -13,6 +13,22 @@ class InvalidOption(MagistralError):
     """An option or argument with an invalid value."""
 
 
+class LoadAborted(MagistralError):
+    """Loading was stopped before its end."""
+
+
+class StreamInUse(MagistralError):
+    """Another thread or task is reading the stream."""
+
+
+class ToolRoundsExceeded(MagistralError):
+    """The model goes on to call tools after the allowed number of rounds."""
+
+
+class AnswerError(MagistralError):
+    """An answer that is no instance of the class that was asked for."""
+
+
 class ModelClosed(MagistralError):
     """The model has been closed and takes no more requests."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "memory", "cancelled"]
+FinishReason = Literal["stop", "length", "memory", "time", "cancelled"]
 Forced = Literal["budget", "loop"]  # why the engine forced a token, to close the trace
 ThinkingEnd = Literal["model", "budget", "loop"]  # what ended the trace
 

@@ -10,8 +10,9 @@ from concurrent.futures import Executor
 from types import TracebackType
 
 from magistral_mlx.api.stream import Submit
+from magistral_mlx.errors import StreamInUse
 from magistral_mlx.events import Event
-from magistral_mlx.runtime.request import End, Request
+from magistral_mlx.runtime.request import Request, RequestEnd
 from magistral_mlx.runtime.result import Result
 
 
@@ -28,18 +29,24 @@ class AsyncStream(AsyncIterator[Event]):
         """Use `Magistral.astream`. `submit` may take a while: it runs in a helper thread."""
         self._owner = owner
         self._submit = submit
-        self._items: asyncio.Queue[Event | End] = asyncio.Queue()
+        self._items: asyncio.Queue[Event | RequestEnd] = asyncio.Queue()
         self.request: Request | None = None
-        self._ended = False
+        self._ended = self._reading = False
         self._cancelled = False
 
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event. Raises what `Stream` raises, and what makes no prompt."""
+        """The next event. Raises what `Stream.next` raises, and what makes no prompt."""
+        if self._reading:
+            raise StreamInUse(
+                "another task is reading this stream, and each event comes once. Read it in one "
+                "task, or let `request.subscribe` call a function with every event."
+            )
         if self._ended:
             raise StopAsyncIteration
+        self._reading = True
         try:
             if self.request is None:
                 await self._begin()
@@ -47,7 +54,9 @@ class AsyncStream(AsyncIterator[Event]):
         except asyncio.CancelledError:
             self.cancel()
             raise
-        if not isinstance(item, End):
+        finally:
+            self._reading = False
+        if not isinstance(item, RequestEnd):
             return item
         self._ended = True
         if item.error is not None:
@@ -110,11 +119,11 @@ class AsyncStream(AsyncIterator[Event]):
 
 
 def _into(
-    loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Event | End]
-) -> Callable[[Event | End], None]:
+    loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Event | RequestEnd]
+) -> Callable[[Event | RequestEnd], None]:
     """A sink that hands items over to an event loop."""
 
-    def sink(item: Event | End) -> None:
+    def sink(item: Event | RequestEnd) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
             loop.call_soon_threadsafe(items.put_nowait, item)
 

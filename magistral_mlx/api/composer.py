@@ -126,6 +126,8 @@ class Composer:
             limit,
             stop_tokens=frozenset({special.eos, *options.stop_token_ids}),
             n=options.n,
+            time_limit=options.time_limit,
+            answer_type=options.answer_type,
             limit_asked=options.max_tokens is not None,
             stop=tuple(options.stop),
             hidden_stops=frozenset(options.stop_token_ids) - {special.eos},
@@ -283,8 +285,8 @@ class Composer:
             return None
         with self._lock:  # building the compiler takes a second, once
             compiler = self.grammars
-        if options.json_schema is not None and not (options.offered_tools and self._calls):
-            return compiler.json_schema(options.json_schema)
+        if options.schema is not None and not (options.offered_tools and self._calls):
+            return compiler.json_schema(options.schema)
         if options.regex is not None:
             return compiler.regex(options.regex)
         if options.choice is not None:
@@ -307,7 +309,7 @@ class Composer:
             args=special.args,
             required=options.tool_choice == "required",
             parallel=options.parallel_tool_calls,
-            answer=options.json_schema,
+            answer=options.schema,
             strict=options.strict_tool_names,
         )
 

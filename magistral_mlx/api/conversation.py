@@ -7,7 +7,7 @@ asyncio, with its docstring.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,7 @@ from magistral_mlx.api.inputs import PromptLike, to_messages, with_images
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.stream import Stream
+from magistral_mlx.api.tool_loop import answer_with_tools, answer_with_tools_async
 from magistral_mlx.chat.messages import Assistant, Message, User
 from magistral_mlx.errors import PromptError
 from magistral_mlx.runtime.request import Observer, Request
@@ -34,7 +35,11 @@ from magistral_mlx.runtime.request import Observer, Request
 if TYPE_CHECKING:
     from magistral_mlx.api.async_stream import AsyncStream
     from magistral_mlx.chat.prompt import Prompt
+    from magistral_mlx.events import Event
     from magistral_mlx.runtime.result import Result
+
+
+MAX_ROUNDS = 10  # of tool calls
 
 
 class Model(Protocol):
@@ -60,7 +65,7 @@ class Model(Protocol):
     ) -> Prompt: ...
 
     @property
-    def folder(self) -> Path: ...
+    def name(self) -> str: ...
 
 
 class Conversation:
@@ -177,7 +182,7 @@ class Conversation:
         """
         from magistral_mlx.api.transcript import write_transcript
 
-        write_transcript(Path(path), self.messages, self.options.system, self._model.folder.name)
+        write_transcript(Path(path), self.messages, self.options.system, self._model.name)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with the conversation in a file that `save` wrote, in place of this one.
@@ -238,6 +243,65 @@ class Conversation:
         from magistral_mlx.api.async_stream import AsyncStream
 
         return AsyncStream(self._model, partial(self._submit, prompt, images, changes))
+
+    def ask(
+        self,
+        prompt: PromptLike | None = None,
+        images: Images = (),
+        *,
+        max_rounds: int = MAX_ROUNDS,
+        on_event: Callable[[Event], None] | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Result:
+        """`send`, calling the Python functions among the `tools` until the answer calls none.
+
+        Calls and results enter the history. What goes wrong in a function is told to the model. A
+        call of a tool that is no function ends the loop: the result holds it.
+
+        Args:
+            max_rounds: of calls, at most.
+            on_event: called in this thread with each event of all answers.
+
+        Raises:
+            ToolRoundsExceeded: the model still asks for calls after so many rounds.
+            MagistralError: what `send` raises.
+        """
+
+        options = Options.of(self.options, changes)
+        later = _after_required(changes, options)
+
+        def answer(first: bool) -> Result:
+            stream = self.stream(prompt, images, **changes) if first else self.stream(**later)
+            if on_event:
+                for event in stream:
+                    on_event(event)
+            return stream.result()
+
+        return answer_with_tools(answer, self.append, options.offered_tools, max_rounds)
+
+    async def aask(
+        self,
+        prompt: PromptLike | None = None,
+        images: Images = (),
+        *,
+        max_rounds: int = MAX_ROUNDS,
+        on_event: Callable[[Event], None] | None = None,
+        **changes: Unpack[OptionFields],
+    ) -> Result:
+        """`ask` for asyncio: functions may be coroutines, and others run in helper threads."""
+
+        options = Options.of(self.options, changes)
+        later = _after_required(changes, options)
+
+        async def answer(first: bool) -> Result:
+            stream = self.astream(prompt, images, **changes) if first else self.astream(**later)
+            async for event in stream:
+                if on_event:
+                    on_event(event)
+            return await stream.result()
+
+        tools = options.offered_tools
+        return await answer_with_tools_async(answer, self.append, tools, max_rounds)
 
     def resume(self, **changes: Unpack[OptionFields]) -> Stream:
         """Go on with the last answer, where it ended.
@@ -353,3 +417,8 @@ class Conversation:
         else:
             messages.append(answer)
         self._messages = tuple(messages)
+
+
+def _after_required(changes: OptionFields, options: Options) -> OptionFields:
+    """Options for the answers after a call that was required: no more of them is."""
+    return {**changes, "tool_choice": "auto"} if options.tool_choice == "required" else changes

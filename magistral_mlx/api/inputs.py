@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from magistral_mlx.errors import PromptError
 PromptLike: TypeAlias = (
     str | RawPrompt | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
 )
-ToolLike: TypeAlias = Tool | Mapping[str, Any]
+ToolLike: TypeAlias = Tool | Mapping[str, Any] | Callable[..., Any]
 
 _TYPED = (System, User, Assistant, ToolResult)
 
@@ -86,17 +86,24 @@ def with_images(messages: Sequence[Message], images: Sequence[Image]) -> list[Me
 
 
 def to_tools(tools: Iterable[ToolLike] | None) -> tuple[Tool, ...]:
-    """Typed tools, or dicts as in OpenAI's API, as typed ones.
+    """Typed tools, dicts as in OpenAI's API, or Python functions, as typed tools.
 
     Raises:
         PromptError: naming the tool and the field that is wrong.
     """
-    if isinstance(tools, Tool | Mapping):
+    if isinstance(tools, Tool | Mapping) or callable(tools):
         tools = (tools,)
-    return tuple(
-        tool if isinstance(tool, Tool) else parse_tool(tool, f"tools[{n}]")
-        for n, tool in enumerate(tools or ())
-    )
+    return tuple(_to_tool(tool, f"tools[{n}]") for n, tool in enumerate(tools or ()))
+
+
+def _to_tool(tool: ToolLike, where: str) -> Tool:
+    if isinstance(tool, Tool):
+        return tool
+    if isinstance(tool, Mapping) or not callable(tool):
+        return parse_tool(tool, where)
+    from magistral_mlx.api.functions import function_tool
+
+    return function_tool(tool)
 
 
 def _to_message(entry: Any, where: str, local_files: bool) -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from magistral_mlx.api.composer import Composer
 from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.api.load_options import LoadOptions
+from magistral_mlx.api.models import download_progress
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import TokenizerError
@@ -19,7 +19,7 @@ from magistral_mlx.library import locate
 from magistral_mlx.memory.here import hold_plan
 from magistral_mlx.memory.plan import PlanRequest
 from magistral_mlx.runtime.model_runner import ModelRunner
-from magistral_mlx.runtime.progress import LoadProgress, OnProgress
+from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.runtime.session import Session
 from magistral_mlx.runtime.speculation import check_vocabulary
 
@@ -43,8 +43,13 @@ class Loading:
             options.context, options.kv, options.images, options.memory_limit, options.wire
         )
         name = None if self.name is None else str(self.name)
-        checkpoint = Checkpoint.open(locate(name, on_progress=self._downloading()))
-        draft = None if options.draft is None else Checkpoint.open(locate(str(options.draft)))
+        downloading = download_progress(self.on_progress)
+        checkpoint = Checkpoint.open(locate(name, on_progress=downloading))
+        draft = (
+            None
+            if options.draft is None
+            else Checkpoint.open(locate(str(options.draft), on_progress=downloading))
+        )
         plan = hold_plan(checkpoint, name or str(checkpoint.folder), request, options.dtype, draft)
         disk = DiskCacheConfig.of(options)
         runner = ModelRunner(checkpoint, plan, options.dtype, disk.open if disk else None, draft)
@@ -81,15 +86,6 @@ class Loading:
         composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
         loaded(self.on_progress)
         return composer
-
-    def _downloading(self) -> Callable[[int, int], None] | None:
-        report = self.on_progress
-        if report is None:
-            return None
-        start = time.perf_counter()
-        return lambda done, total: report(
-            LoadProgress("download", done, total, time.perf_counter() - start)
-        )
 
 
 def _load_tokenizer(checkpoint: Checkpoint, tekken: Path) -> Tokenizer:

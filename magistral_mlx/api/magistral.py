@@ -22,8 +22,10 @@ from magistral_mlx.api.stream import Stream
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.chat.prompt import encode_raw
 from magistral_mlx.errors import PromptError
+from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.option_spec import with_changes
-from magistral_mlx.runtime.progress import LoadProgress, OnProgress
+from magistral_mlx.paths import DEMO, demo_dir
+from magistral_mlx.runtime.progress import OnProgress
 
 if TYPE_CHECKING:
     from magistral_mlx.api.async_stream import AsyncStream
@@ -83,7 +85,8 @@ class Magistral:
             on_plan: called in this thread with what was planned, before weights are read. Its
                 `warning`, which `plan.warning` of the loaded model gives as well, is a sentence
                 for a person where less memory is free than a full context needs, else None.
-            on_progress: called in this thread while files are downloaded and read.
+            on_progress: called in this thread while files are downloaded and read. What it raises
+                stops the load.
 
         Raises:
             MagistralError: no such model, or one that is damaged or of another architecture.
@@ -106,22 +109,17 @@ class Magistral:
     ) -> Magistral:
         """`load` without blocking the event loop; `on_progress` is called in the loop's thread.
 
-        `on_plan` is called in a helper thread.
+        Cancelling the task stops the download or the reading, and so does an exception that
+        `on_progress` raises. `on_plan` is called in a helper thread.
         """
-        import asyncio
+        from magistral_mlx.api.async_load import load_in_thread
 
-        loop = asyncio.get_running_loop()
-
-        def report(progress: LoadProgress) -> None:
-            if on_progress:
-                loop.call_soon_threadsafe(on_progress, progress)
-
-        def load() -> Magistral:
+        def load(report: OnProgress) -> Magistral:
             return cls.load(
                 name_or_dir, options=options, on_plan=on_plan, on_progress=report, **changes
             )
 
-        return await asyncio.to_thread(load)
+        return await load_in_thread(load, on_progress)
 
     def close(self) -> None:
         """Stop what is being generated and give the memory back. It cannot be asked afterwards."""
@@ -173,6 +171,14 @@ class Magistral:
     def folder(self) -> Path:
         """Where the checkpoint lies."""
         return self._checkpoint.folder
+
+    @property
+    def name(self) -> str:
+        """The model's name: "owner/name" of one from the hub, else the name of its folder."""
+        folder = self.folder
+        if folder == demo_dir():
+            return DEMO
+        return repo_of_snapshot(folder) or folder.resolve().name
 
     @property
     def context(self) -> int:
@@ -333,8 +339,8 @@ class Magistral:
         What streams stand on. Takes and raises what `stream` does.
 
         Args:
-            observer: called on the worker thread with each event, and with `End` after the last;
-                it must not block.
+            observer: called on the worker thread with each event, and with `RequestEnd` after the
+                last; it must not block.
         """
         return self._submit(prompt, images, options, changes, observer)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from magistral_mlx.api.inputs import ToolLike
     from magistral_mlx.api.option_kinds import Default
     from magistral_mlx.api.options import (
@@ -36,11 +38,12 @@ class OptionFields(TypedDict, total=False):
     dry: bool | Dry
     seed: int | None
     n: int
+    time_limit: float | None
     thinking: ThinkingOption
     ask_for_thinking: bool
     min_thinking: int
     keep_thinking: bool
-    json_schema: Mapping[str, Any] | str | bool | None
+    json_schema: Mapping[str, Any] | str | bool | type[BaseModel] | None
     regex: str | None
     choice: Sequence[str] | None
     tools: Iterable[ToolLike] | None

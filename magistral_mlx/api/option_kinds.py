@@ -71,15 +71,17 @@ class ThinkingMode(Kind):
 
 
 class JSONSchema(Kind):
-    """A JSON schema that allows something: an object or true, as JSON text or parsed."""
+    """A JSON schema that allows something, as JSON text or parsed, or a pydantic class."""
 
     metavar = "FILE"
-    words = "a JSON schema: an object or true"
+    words = "a JSON schema: an object or true, or a pydantic class"
 
     def validate(self, name: str, value: Any) -> Any:
         import json
 
         schema = value
+        if isinstance(value, type) and hasattr(value, "model_json_schema"):
+            return value
         if isinstance(value, str):
             try:
                 schema = json.loads(value)
@@ -98,7 +100,7 @@ class JSONSchema(Kind):
 
 
 class Tools(Kind):
-    """Functions that the model may call, as Tools or as in OpenAI's API."""
+    """Functions that the model may call: Tools, dicts as in OpenAI's API, or Python functions."""
 
     metavar = "FILE"
     words = "a list of tools"
@@ -107,7 +109,7 @@ class Tools(Kind):
         from magistral_mlx.api.inputs import to_tools
         from magistral_mlx.chat.messages import Tool
 
-        single = isinstance(value, Tool | Mapping)
+        single = isinstance(value, Tool | Mapping) or callable(value)
         return to_tools(value if single else several(name, value))
 
 

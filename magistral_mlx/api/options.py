@@ -35,6 +35,8 @@ from magistral_mlx.option_spec import (
 from magistral_mlx.runtime.generation_request import SEEDS, SpeculationOption, nth_seed
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from magistral_mlx.api.inputs import ToolLike
     from magistral_mlx.chat.messages import System, Tool
     from magistral_mlx.engine.dry import Dry
@@ -77,6 +79,13 @@ class Options:
     )
     n: int = option(
         1, Integer(1), "Answers to one prompt, with the seeds seed, seed + 1, …", section=_LENGTH
+    )
+    time_limit: float | None = option(
+        None,
+        Number(above=0),
+        "Seconds that an answer may take once its turn has come; it then ends as it is.",
+        unset="none",
+        section=_LENGTH,
     )
     temperature: float = option(
         0.7, Number(0, meanings={0: "greedy"}), "Sampling temperature.", section=_SAMPLING
@@ -155,8 +164,11 @@ class Options:
         "Keep the thinking of earlier turns in the prompt, as the model was trained.",
         section=_THINKING,
     )
-    json_schema: Mapping[str, Any] | str | bool | None = option(
-        None, JSONSchema(), "JSON schema that the answer follows.", section=_STRUCTURE
+    json_schema: Mapping[str, Any] | str | bool | type[BaseModel] | None = option(
+        None,
+        JSONSchema(),
+        "JSON schema that the answer follows; a pydantic class, to get an instance as `parsed`.",
+        section=_STRUCTURE,
     )
     regex: str | None = option(
         None, Kind(), "Regular expression that the answer matches.", section=_STRUCTURE
@@ -167,7 +179,7 @@ class Options:
     tools: Iterable[ToolLike] | None = option(
         None,
         Tools(),
-        "Functions that the model may call, as in OpenAI's API.",
+        "Functions that the model may call: Python functions, or as in OpenAI's API.",
         section=_STRUCTURE,
     )
     tool_choice: ToolChoice = option(
@@ -258,6 +270,17 @@ class Options:
     def offered_tools(self) -> tuple[Tool, ...]:
         """The tools that the prompt tells the model of."""
         return () if self.tool_choice == "none" else self.tools  # type: ignore[return-value]
+
+    @property
+    def answer_type(self) -> type[BaseModel] | None:
+        """The pydantic class that the answer is an instance of, if any."""
+        return self.json_schema if isinstance(self.json_schema, type) else None
+
+    @property
+    def schema(self) -> Mapping[str, Any] | str | bool | None:
+        """`json_schema` as a JSON schema."""
+        schema = self.json_schema
+        return schema.model_json_schema() if isinstance(schema, type) else schema
 
     @property
     def constrained(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
+from magistral_mlx.errors import StreamInUse
 from magistral_mlx.events import Event
-from magistral_mlx.runtime.request import End, Observer, Request
+from magistral_mlx.runtime.request import Observer, Request, RequestEnd
 from magistral_mlx.runtime.result import Result
 
 Submit = Callable[[Observer], Request]  # makes the prompt, and queues a request for the observer
@@ -28,36 +30,55 @@ class Stream(Iterator[Event]):
     def __init__(self, owner: object, submit: Submit) -> None:
         """Use `Magistral.stream`. Raises what `submit` does."""
         self._owner = owner  # a model is not collected while it is being read from
-        self._items: SimpleQueue[Event | End] = SimpleQueue()
+        self._items: SimpleQueue[Event | RequestEnd] = SimpleQueue()
         self.request = submit(self._items.put)
         self._ended = False
+        self._reading = threading.Lock()
         # A stream that nobody holds any more frees the worker.
         weakref.finalize(self, self.request.cancel).atexit = False
 
-    def __next__(self) -> Event:
-        """The next event.
+    def next(self, timeout: float | None = None) -> Event | None:
+        """The next event; None after the last.
+
+        Args:
+            timeout: seconds to wait for it; 0 takes one that is there, None waits for ever.
 
         Raises:
+            TimeoutError: none has come; the stream goes on.
+            StreamInUse: another thread is reading.
             MagistralError: what went wrong while the answer was generated.
         """
-        if self._ended:
-            raise StopIteration
-        item = self._items.get()
-        if not isinstance(item, End):
+        if not self._reading.acquire(blocking=False):
+            raise StreamInUse(
+                "another thread is reading this stream, and each event comes once. Read it in one "
+                "thread, or let `request.subscribe` call a function with every event."
+            )
+        try:
+            if self._ended:
+                return None
+            item = self._items.get(timeout=timeout) if timeout else self._items.get(timeout is None)
+        except Empty:
+            raise TimeoutError(f"no event has come within {timeout:g} s.") from None
+        finally:
+            self._reading.release()
+        if not isinstance(item, RequestEnd):
             return item
         self._ended = True
         if item.error is not None:
             raise item.error
-        raise StopIteration
+        return None
+
+    def __next__(self) -> Event:
+        """The next event. Raises what `next` raises."""
+        event = self.next()
+        if event is None:
+            raise StopIteration
+        return event
 
     def __iter__(self) -> Iterator[Event]:
         """The events from here on. Leaving a loop over them stops the answer."""
         try:
-            while True:
-                try:
-                    event = next(self)
-                except StopIteration:
-                    return
+            while (event := self.next()) is not None:
                 yield event
         finally:
             self.cancel()

@@ -137,6 +137,7 @@ def summary(stats: Stats, reason: str) -> str:
     """The figures of a generation, for a person."""
     ends = {
         "length": ", cut at the limit",
+        "time": ", cut at the time limit",
         "memory": ", cut as memory allows no longer context",
         "cancelled": ", stopped",
     }

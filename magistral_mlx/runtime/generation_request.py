@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from magistral_mlx.chat.prompt import Prompt
     from magistral_mlx.chat.tokenizer import Tokenizer
     from magistral_mlx.engine.constraint import Grammar
@@ -29,11 +31,13 @@ class GenerationRequest:
 
     tokenizer: made the prompt, and reads the answer. sampling: of the first sample; each later one
     draws with the next seed. n: samples. limit: tokens that each produces at most; limit_asked:
-    whether the caller asked for that number. stop_tokens: ids that end a sample; hidden_stops:
-    those of them that do not count as the model's own end. stop: texts that end it.
+    whether the caller asked for that number. time_limit: seconds from its start, for all samples.
+    stop_tokens: ids that end a sample; hidden_stops: those of them that do not count as the model's
+    own end. stop: texts that end it.
     logprobs: None for none, k to report the k likeliest tokens beside each one.
     parallel_calls: whether an answer may have more calls than one; surplus ones are dropped.
     speculation: where guesses come from. dropped: turns that did not fit into the context.
+    answer_type: pydantic class whose JSON each answer is.
     """
 
     prompt: Prompt
@@ -43,6 +47,7 @@ class GenerationRequest:
     stop_tokens: frozenset[int]
     n: int = 1
     limit_asked: bool = False
+    time_limit: float | None = None
     stop: tuple[str, ...] = ()
     hidden_stops: frozenset[int] = frozenset()
     logprobs: int | None = None
@@ -52,3 +57,4 @@ class GenerationRequest:
     parallel_calls: bool = True
     vocabulary: Vocabulary | None = None
     dropped: TurnsDropped | None = None
+    answer_type: type[BaseModel] | None = None

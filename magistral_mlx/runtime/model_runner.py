@@ -20,7 +20,7 @@ from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.prefix_cache import PrefixCache, PrefixCacheStats
 from magistral_mlx.engine.sequence import SequenceState, Token
-from magistral_mlx.errors import MagistralError, OutOfMemory
+from magistral_mlx.errors import LoadAborted, OutOfMemory
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.peak import Shape, predict
@@ -29,10 +29,6 @@ from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.runtime.activity import MemoryUse
 from magistral_mlx.runtime.generation_request import GenerationRequest, nth_seed
 from magistral_mlx.runtime.speculation import SpeculationPolicy, load_drafter
-
-
-class LoadAborted(MagistralError):
-    """Nobody waits for the model any more."""
 
 
 class ModelRunner:
@@ -95,7 +91,6 @@ class ModelRunner:
         self._model = self._prefixes = self._speculation = None
         mx.synchronize()
         free_memory()
-        mx.clear_streams()
         PROCESS.release(self.plan)
 
     def release(self) -> None:

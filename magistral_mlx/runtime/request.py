@@ -34,7 +34,7 @@ GOOD_CONTEXT = 40_000  # tokens, by the model's card
 _LONG = "Past {:,} tokens of context Magistral's answers may get worse."
 
 
-class Status(Enum):
+class RequestStatus(Enum):
     """Where a request stands."""
 
     WAITING = "waiting"
@@ -44,7 +44,7 @@ class Status(Enum):
 
 
 @dataclass
-class Times:
+class RequestTimes:
     """Moments of a request on one clock, in seconds; None for what has not happened."""
 
     queued: float
@@ -54,13 +54,13 @@ class Times:
 
 
 @dataclass(frozen=True)
-class End:
+class RequestEnd:
     """The last item that an observer gets: all events have come, or `error` came instead."""
 
     error: BaseException | None = None
 
 
-Observer = Callable[[Event | End], None]
+Observer = Callable[[Event | RequestEnd], None]
 
 
 class Request:
@@ -84,15 +84,15 @@ class Request:
 
         self.inputs, self.reservation = inputs, reservation
         self.seed = inputs.sampling.seed
-        self.times = Times(clock())
+        self.times = RequestTimes(clock())
         self.image_keys: Sequence[ImageKey] = ()
         self.token_keys: NDArray[np.int64] = np.zeros(0, np.int64)
         self.sample: RunningSample | None = None
         self.index = 0
         self._clock = clock
-        self._status = Status.WAITING
+        self._status = RequestStatus.WAITING
         self._observers: tuple[Observer, ...] = (observer,) if observer else ()
-        self._collector = Collector(self.seed)
+        self._collector = Collector(self.seed, inputs.answer_type)
         self._lock = threading.RLock()  # a dropped stream may cancel in the midst of it
         self._cancelled = False
         self._done = threading.Event()
@@ -102,7 +102,7 @@ class Request:
     # From any thread
 
     @property
-    def status(self) -> Status:
+    def status(self) -> RequestStatus:
         """Where it stands."""
         return self._status
 
@@ -141,7 +141,7 @@ class Request:
         return self.cancelled or len(self._collector.finished) >= self.inputs.n or self.finished
 
     def subscribe(self, observer: Observer) -> None:
-        """Pass every further event to `observer`, and `End` after the last.
+        """Pass every further event to `observer`, and `RequestEnd` after the last.
 
         It is called on the worker thread, and must neither block nor raise.
         """
@@ -149,15 +149,15 @@ class Request:
             self._observers = (*self._observers, observer)
             if not self.finished:
                 return
-        observer(End(self._error))
+        observer(RequestEnd(self._error))
 
     def cancel(self) -> None:
         """Stop it: at once if it waits, else after the current token or part of the prompt."""
         with self._lock:
             self._cancelled = True
-            if self._status is not Status.WAITING:
+            if self._status is not RequestStatus.WAITING:
                 return
-            self._status = Status.FINISHED
+            self._status = RequestStatus.FINISHED
         self.put(Finished("cancelled", NOTHING))
         self._end(None)
 
@@ -181,7 +181,7 @@ class Request:
     @property
     def prefilling(self) -> bool:
         """Whether more of its prompt is to go into the caches."""
-        return self._status is Status.PREFILLING
+        return self._status is RequestStatus.PREFILLING
 
     @property
     def sequence(self) -> SequenceState | None:
@@ -204,13 +204,19 @@ class Request:
     def start(self) -> bool:
         """Leave the queue -> whether to run it: not if it was cancelled while it waited."""
         with self._lock:
-            if self._status is not Status.WAITING:
+            if self._status is not RequestStatus.WAITING:
                 return False
-            self._status = Status.PREFILLING
+            self._status = RequestStatus.PREFILLING
         self.times.started = self._clock()
         if self.inputs.dropped:
             self.put(self.inputs.dropped)
         return True
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its time limit has passed."""
+        limit, started = self.inputs.time_limit, self.times.started
+        return limit is not None and started is not None and self._clock() - started >= limit
 
     def start_sample(self, sequence: SequenceState, plan: Plan) -> None:
         """Begin the sample `index`."""
@@ -218,7 +224,7 @@ class Request:
             self.put(Sample(self.index))
         seed = nth_seed(self.seed, self.index)
         self.sample = RunningSample(self.inputs, seed, sequence, plan, self._clock)
-        self._status = Status.PREFILLING
+        self._status = RequestStatus.PREFILLING
 
     def add_prefill(self, progress: Prefill, seconds: float) -> None:
         """Note that a part of the prompt went into the caches in so many seconds."""
@@ -226,7 +232,7 @@ class Request:
         self._warn_if_long()
         self.put(self.sample.add_prefill(progress, seconds))
         if not self.sample.sequence.prefilling:
-            self._status = Status.DECODING
+            self._status = RequestStatus.DECODING
 
     def add_tokens(self, tokens: Sequence[Token], seconds: float) -> None:
         """Take in the tokens of a pass that took so many seconds."""
@@ -238,7 +244,7 @@ class Request:
             self.put(event)
 
     def finish_sample(self, reason: FinishReason) -> None:
-        """End the present sample: what was incomplete, and its figures."""
+        """RequestEnd the present sample: what was incomplete, and its figures."""
         if self.sample is None:
             self.put(Finished(reason, NOTHING))
             return
@@ -252,11 +258,11 @@ class Request:
             observer(event)
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End it: all events have been put, or `error` came instead."""
+        """RequestEnd it: all events have been put, or `error` came instead."""
         with self._lock:
-            if self._status is Status.FINISHED:
+            if self._status is RequestStatus.FINISHED:
                 return
-            self._status = Status.FINISHED
+            self._status = RequestStatus.FINISHED
         self._end(error)
 
     def release(self) -> None:
@@ -272,7 +278,7 @@ class Request:
             self._done.set()
             observers = self._observers
         for observer in observers:
-            observer(End(error))
+            observer(RequestEnd(error))
 
     def _warn_if_long(self) -> None:
         if self.length > GOOD_CONTEXT and not self._warned:

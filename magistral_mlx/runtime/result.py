@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.chat.messages import Assistant
+from magistral_mlx.errors import AnswerError
 from magistral_mlx.events import (
     NOTHING,
     Event,
@@ -20,6 +22,9 @@ from magistral_mlx.events import (
     TurnsDropped,
 )
 from magistral_mlx.runtime.generation_request import nth_seed
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Result:
     `thinking` and `text` are "" where there is none. `tool_calls` are to be answered with
     `ToolResult`s; `malformed_calls` were meant as calls and are none. `dropped` tells which turns
     did not fit in the context, where overflow is "drop". `samples` holds all answers where several
-    were asked for; this is the first of them. `seed` gives the same answer again.
+    were asked for; this is the first of them. `seed` gives the same answer again. `answer_type` is
+    the pydantic class that was asked for.
     """
 
     thinking: str
@@ -72,6 +78,31 @@ class Result:
     dropped: TurnsDropped | None = None
     malformed_calls: tuple[MalformedCall, ...] = ()
     samples: tuple[Result, ...] = field(default=(), repr=False)
+    answer_type: type[BaseModel] | None = field(default=None, repr=False)
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as an instance of the pydantic class that `json_schema` was.
+
+        None where it was none, and where the model calls tools instead of answering.
+
+        Raises:
+            AnswerError: the answer was cut short, or a validator of the class refuses it.
+        """
+        if self.answer_type is None or self.tool_calls:
+            return None
+        from pydantic import ValidationError
+
+        try:
+            return self.answer_type.model_validate_json(self.text)
+        except ValidationError as error:
+            name, (first, *_) = self.answer_type.__name__, error.errors()
+            where = ".".join(map(str, first["loc"])) or "all of it"
+            cut = "" if self.finish_reason == "stop" else f" It was cut ({self.finish_reason})."
+            raise AnswerError(
+                f"the answer is no {name}: {first['msg']} ({where}).{cut} Ask again, perhaps with "
+                "more max_tokens."
+            ) from error
 
     @property
     def usage(self) -> Usage:
@@ -99,16 +130,18 @@ class Result:
         after it closes it. A malformed call stands in its text, so that the model can see it.
         """
         text = self.text + "".join(call.text for call in self.malformed_calls)
-        cut = self.finish_reason in ("length", "memory", "cancelled") and not self.tool_calls
+        cut = (
+            self.finish_reason in ("length", "memory", "time", "cancelled") and not self.tool_calls
+        )
         return Assistant(text, self.thinking or None, self.tool_calls, prefix=cut)
 
 
 class Collector:
     """Accumulates the events of one request into results, one for each sample."""
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, seed: int | None = None, answer_type: type[BaseModel] | None = None) -> None:
         """`seed`: of the first sample; each later one has the next."""
-        self._seed = seed
+        self._seed, self._answer_type = seed, answer_type
         self._finished: list[Result] = []
         self._dropped: TurnsDropped | None = None
         self._start()
@@ -174,4 +207,5 @@ class Collector:
             logprobs=tuple(self._logprobs),
             dropped=self._dropped,
             malformed_calls=tuple(self._malformed),
+            answer_type=self._answer_type,
         )

@@ -90,9 +90,9 @@ class Scheduler:
         """Go on with everybody by a token -> whether there is more to do."""
         try:
             self._admit()
-            self._end_cancelled()
+            self._end_stopped()
             self._prefill()
-            self._end_cancelled()
+            self._end_stopped()
             self._decode()
             self._keep_within_memory()
             return bool(self._running or self._waiting) or self._runner.keep_some()
@@ -101,9 +101,9 @@ class Scheduler:
             return bool(self._waiting)
 
     def close(self) -> None:
-        """End everything, all of which has been cancelled."""
+        """RequestEnd everything, all of which has been cancelled."""
         try:
-            self._end_cancelled()
+            self._end_stopped()
         except BaseException as error:
             self._fail(error)
         with self._lock:
@@ -231,12 +231,13 @@ class Scheduler:
             self._finish(request, sample.finish_reason)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
-        """End a sample, and begin the next one if there is to be one."""
+        """RequestEnd a sample, and begin the next one if there is to be one."""
         if request.sample is not None:
             request.sample.add_peak(mx.get_peak_memory())
         request.finish_sample(reason)
         request.index += 1
-        if request.sample is None or request.index >= request.inputs.n or request.cancelled:
+        stopped = request.cancelled or reason == "time"
+        if request.sample is None or request.index >= request.inputs.n or stopped:
             self._end(request)
             return
         prefilled = request.sample.sequence.prefilled
@@ -272,7 +273,7 @@ class Scheduler:
         self._short = False
 
     def _keep_within_memory(self) -> None:
-        """End the newest one if something else in this process has taken the memory."""
+        """RequestEnd the newest one if something else in this process has taken the memory."""
         begun = [request for request in self._running if request.sample is not None]
         if begun and self._runner.short_of_memory():
             self._for_one(begun[-1], self._finish, begun[-1], "memory")
@@ -287,9 +288,13 @@ class Scheduler:
 
     # Going
 
-    def _end_cancelled(self) -> None:
-        for request in [request for request in self._running if request.cancelled]:
-            self._for_one(request, self._finish, request, "cancelled")
+    def _end_stopped(self) -> None:
+        """RequestEnd those that were cancelled, and those whose time is over."""
+        for request in list(self._running):
+            if request.cancelled:
+                self._for_one(request, self._finish, request, "cancelled")
+            elif request.overdue:
+                self._for_one(request, self._finish, request, "time")
 
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """The answer is over: keep its caches for prompts to come."""

@@ -7,16 +7,19 @@ closing all happen here. What is asked for runs in order, between two steps of w
 from __future__ import annotations
 
 import atexit
-import threading
+import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
+from magistral_mlx.runtime.threads import run_in_thread
+
 T = TypeVar("T")
 
-_PATIENCE = 30.0  # seconds that leaving Python waits for what the device is at
+_EXIT_TIMEOUT = 30.0  # seconds that leaving Python waits for what the device is at
 
 
 class Worker:
@@ -36,10 +39,8 @@ class Worker:
         """
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._close = close
-        self._thread = threading.Thread(
-            target=_work, args=(self._jobs, step), name=name, daemon=True
-        )
-        self._thread.start()
+        self._process = os.getpid()  # a forked child does not have the thread
+        self._ended = run_in_thread(name, partial(_work, self._jobs, step))
         atexit.register(self._at_exit)
 
     def submit(self, job: Callable[[], None]) -> None:
@@ -68,19 +69,21 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        """End the thread after what queues now. Does not wait for it."""
+        """End after what queues now. Does not wait for it."""
         self._jobs.put(None)
 
     def join(self) -> None:
-        """Wait for the end of the thread."""
-        self._thread.join()
+        """Wait for the end."""
+        self._ended.wait()
         atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
+        if os.getpid() != self._process:
+            return
         close = self._close()
         if close is not None:
             close()
-        self._thread.join(_PATIENCE)
+        self._ended.wait(_EXIT_TIMEOUT)
 
 
 def _work(jobs: SimpleQueue[Callable[[], None] | None], step: Callable[[], bool]) -> None:

@@ -255,6 +255,8 @@ def note_of(event: Event) -> str | None:
             return f"What the model wrote as a tool call is none: {problem}."
         case Finished("memory"):
             return "The answer was ended: there is no memory for a longer one."
+        case Finished("time"):
+            return "The answer was ended: its time was over."
         case Finished("cancelled"):
             return "The answer was stopped by the server."
     return None

@@ -199,6 +199,8 @@ class ChatSession:
             self.say("Stopped. /continue goes on with it.")
         elif finished.reason == "length":
             self.say("Cut at the limit. /continue goes on with it.")
+        elif finished.reason == "time":
+            self.say("Cut at the time limit. /continue goes on with it.")
         elif finished.reason == "memory":
             self.say("Cut where the memory that was planned for ends. /plan shows it.")
         self._answers.append(finished)

@@ -271,6 +271,33 @@ def test_prompts_that_have_only_one_part_do_not_wait_for_those_who_decode(
     assert together.most_at_once() == 4
 
 
+@pytest.mark.parametrize(("limit", "tokens"), [(5.0, 5), (1.0, 1), (30.5, 31)])
+def test_an_answer_ends_when_its_time_is_over(
+    timed: tuple[Magistral, TimedRunner], limit: float, tokens: int
+):
+    endless, runner = timed
+    runner.a_pass = 1.0
+    stream = endless.stream("Hi", time_limit=limit, n=3, speculation="off")
+    result = stream.result()
+    assert (result.finish_reason, result.samples) == ("time", ())
+    assert result.stats.completion_tokens == tokens
+    assert result.message.prefix  # it can be gone on with
+    assert endless.generate("Hi", time_limit=1000, max_tokens=4).finish_reason == "length"
+
+
+def test_the_time_limit_counts_from_the_turn_and_holds_for_a_long_prompt(
+    timed: tuple[Magistral, TimedRunner],
+):
+    endless, runner = timed
+    runner.a_part = 10.0
+    result = endless.generate("word " * 5000, time_limit=25)
+    assert (result.finish_reason, result.stats.completion_tokens) == ("time", 0)
+    with held(endless):
+        waiting = endless.stream("Hi", time_limit=25, max_tokens=3)
+        runner.now += 1000
+    assert waiting.result().finish_reason == "length"
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one(endless: Magistral):
     settled(endless)
     together = Together(endless)

@@ -18,7 +18,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.here import hold_plan
 from magistral_mlx.memory.plan import PlanRequest
 from magistral_mlx.runtime.model_runner import ModelRunner
-from magistral_mlx.runtime.request import End, Request
+from magistral_mlx.runtime.request import Request, RequestEnd
 from magistral_mlx.runtime.session import Session
 
 PATIENCE = 300.0  # seconds after which something that should happen has not
@@ -41,8 +41,8 @@ class Together:
     _news: threading.Condition = field(default_factory=threading.Condition)
 
     def ask(self, name: str, prompt: Any, images: Any = (), **options: Any) -> None:
-        def observe(item: Event | End) -> None:
-            if isinstance(item, End):
+        def observe(item: Event | RequestEnd) -> None:
+            if isinstance(item, RequestEnd):
                 return
             with self._news:
                 self.log.append((name, item))
