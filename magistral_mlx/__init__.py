@@ -24,7 +24,6 @@ _HOMES = {
     "magistral_mlx.api.models": ("delete_model", "download_model", "list_models", "plan_model"),
     "magistral_mlx.api.options": ("DEFAULT", "Options"),
     "magistral_mlx.api.stream": ("Stream",),
-    "magistral_convert": ("ConvertOptions", "Converting", "Downloading", "convert"),
     "magistral_mlx.library": ("FoundModel",),
     "magistral_mlx.memory.plan": ("Plan",),
     "magistral_mlx.runtime.activity": ("Activity", "MemoryUse"),

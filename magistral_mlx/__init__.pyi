@@ -1,9 +1,5 @@
 """The public names, for type checkers and editors; `__init__.py` imports them when used."""
 
-from magistral_convert import Converting as Converting
-from magistral_convert import ConvertOptions as ConvertOptions
-from magistral_convert import Downloading as Downloading
-from magistral_convert import convert as convert
 from magistral_mlx.api.async_stream import AsyncStream as AsyncStream
 from magistral_mlx.api.conversation import Conversation as Conversation
 from magistral_mlx.api.load_options import LoadOptions as LoadOptions

@@ -16,13 +16,13 @@ _MOST_ERROR = 2000  # characters of an exception that the model gets
 
 
 @dataclass(frozen=True, slots=True)
-class FunctionTool(Tool):
+class CallableTool(Tool):
     """A tool that is a Python function, and can be called."""
 
     function: Callable[..., Any] | None = None
 
 
-def function_tool(function: Callable[..., Any]) -> FunctionTool:
+def function_tool(function: Callable[..., Any]) -> CallableTool:
     """The tool that a function is: its name, its docstring, and a JSON schema of its parameters.
 
     Types are those that pydantic knows; a parameter without one takes anything. The docstring's
@@ -50,7 +50,7 @@ def function_tool(function: Callable[..., Any]) -> FunctionTool:
         property.pop("title", None)
         if parameter in described:
             property.setdefault("description", described[parameter])
-    return FunctionTool(name, text, schema, function=function)
+    return CallableTool(name, text, schema, function=function)
 
 
 def _no_schema(name: str, reason: str) -> InvalidOption:
@@ -60,7 +60,7 @@ def _no_schema(name: str, reason: str) -> InvalidOption:
     )
 
 
-def call_tool(tool: FunctionTool, call: ToolCall) -> Any:
+def call_tool(tool: CallableTool, call: ToolCall) -> Any:
     """Call the function of a tool -> what it returns, a coroutine perhaps.
 
     Arguments are converted to the types of its parameters.

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from magistral_mlx.api.functions import FunctionTool, call_tool, result_of, result_of_error
+from magistral_mlx.api.functions import CallableTool, call_tool, result_of, result_of_error
 from magistral_mlx.chat.messages import Tool, ToolResult
 from magistral_mlx.errors import InvalidOption, ToolRoundsExceeded
 from magistral_mlx.events import ToolCall
@@ -97,7 +97,7 @@ async def _async_outcome(tools: Sequence[Tool], call: ToolCall) -> ToolResult:
         return result_of_error(call, error)
 
 
-def _tool_of(tools: Sequence[Tool], call: ToolCall) -> FunctionTool:
+def _tool_of(tools: Sequence[Tool], call: ToolCall) -> CallableTool:
     functions = dict(_functions(tools))
     if call.name not in functions:
         raise LookupError(f"there is no tool {call.name}; known are {', '.join(functions)}.")
@@ -112,8 +112,8 @@ def _callable(result: Result, tools: Sequence[Tool]) -> bool:
     return whole and bool(calls) and not any(call.name in others for call in calls)
 
 
-def _functions(tools: Sequence[Tool]) -> Iterator[tuple[str, FunctionTool]]:
-    return ((tool.name, tool) for tool in tools if isinstance(tool, FunctionTool))
+def _functions(tools: Sequence[Tool]) -> Iterator[tuple[str, CallableTool]]:
+    return ((tool.name, tool) for tool in tools if isinstance(tool, CallableTool))
 
 
 def _within(result: Result, tools: Sequence[Tool], rounds: int) -> Result:
