@@ -35,7 +35,7 @@ def test_an_exception_of_the_callback_stops_a_load(talker_folder: Path, on_progr
     before, planned = mx.get_active_memory(), PROCESS.planned
     with pytest.raises(Enough):
         Magistral.load(talker_folder, on_progress=on_progress)
-    assert (mx.get_active_memory(), PROCESS.planned) == (before, planned)
+    assert PROCESS.planned == planned and mx.get_active_memory() <= before
 
 
 @pytest.mark.parametrize("on_progress", [refuse, refuse_the_last])
@@ -45,7 +45,7 @@ def test_an_exception_of_the_callback_stops_a_load_of_asyncio(
     before, planned = mx.get_active_memory(), PROCESS.planned
     with pytest.raises(Enough):
         asyncio.run(Magistral.aload(talker_folder, on_progress=on_progress))
-    wait_until(lambda: (mx.get_active_memory(), PROCESS.planned) == (before, planned))
+    wait_until(lambda: PROCESS.planned == planned and mx.get_active_memory() <= before)
 
 
 def test_cancelling_a_task_stops_its_load(talker_folder: Path):
@@ -70,7 +70,7 @@ def test_cancelling_a_task_stops_its_load(talker_folder: Path):
     planned = threading.Event()
     before, memory = PROCESS.planned, mx.get_active_memory()
     asyncio.run(load())
-    wait_until(lambda: PROCESS.planned == before and mx.get_active_memory() == memory)
+    wait_until(lambda: PROCESS.planned == before and mx.get_active_memory() <= memory)
     assert reports == []
 
 
