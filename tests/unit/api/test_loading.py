@@ -1,8 +1,6 @@
-"""Loading: it can be stopped, leaves nothing behind, and does not survive a fork."""
+"""Loading: it can be stopped, and leaves nothing behind."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -97,35 +95,3 @@ def test_loading_and_closing_again_and_again_keeps_no_threads(talker_folder: Pat
 
     counts = [ask_once() for _ in range(12)]
     assert max(counts[6:]) <= max(counts[:6])
-
-
-FORKED = """
-import os, sys
-from magistral_mlx import Magistral, ModelClosed
-
-magistral = Magistral.load(sys.argv[1])
-magistral.generate("What?")
-child = os.fork()
-if child == 0:
-    for ask in (magistral.generate, magistral.stream, magistral.chat().send):
-        try:
-            ask("What?")
-        except ModelClosed as error:
-            print(error)
-    magistral.close()
-    sys.exit(0)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), magistral.generate("What?").text)
-"""
-
-
-def test_a_forked_child_is_told_that_it_has_no_model(talker_folder: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED, str(talker_folder)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    *refusals, parent = done.stdout.splitlines()
-    assert len(refusals) == 3 and all("Load it in this process" in line for line in refusals)
-    assert parent == f"0 {ANSWER}"
