@@ -106,7 +106,10 @@ ANTHROPIC_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """An error as a client gets it, as a response or as an event of a stream."""
+    """An error as a client gets it, as a response or as an event of a stream.
+
+    anthropic_message: the message in Anthropic's words, where they differ.
+    """
 
     status: int
     message: str
@@ -114,6 +117,7 @@ class ErrorResponse:
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    anthropic_message: str | None = None
 
     def openai(self) -> dict[str, Any]:
         """{"error": {message, type, param, code}}"""
@@ -124,7 +128,8 @@ class ErrorResponse:
         """{"type": "error", "error": {type, message}}, with details if there are any."""
         kind = _ANTHROPIC_TYPES.get(self.status)
         kind = kind or ("api_error" if self.status >= 500 else "invalid_request_error")
-        error: dict[str, Any] = {"type": kind, "message": self.message}
+        message = self.anthropic_message or self.message
+        error: dict[str, Any] = {"type": kind, "message": message}
         if self.details:
             error["details"] = dict(self.details)
         return {"type": "error", "error": error}
@@ -160,6 +165,8 @@ def error_response(error: BaseException) -> ErrorResponse:
             return ErrorResponse(400, message, param=param)
         case HTTPException():
             return _of_http(error)
+        case ContextOverflow() if error.context:
+            return _context_overflow(error)
         case MagistralError():
             for kind, status, code in _KINDS:
                 if isinstance(error, kind):
@@ -170,6 +177,18 @@ def error_response(error: BaseException) -> ErrorResponse:
         500,
         f"internal error of the server ({type(error).__name__}). See its log.",
         code="internal_error",
+    )
+
+
+def _context_overflow(error: ContextOverflow) -> ErrorResponse:
+    """The words by which clients recognise that they have to compact the conversation."""
+    openai = f"maximum context length is {error.context} tokens"
+    anthropic = f"prompt is too long: {error.prompt_tokens} tokens > {error.context} maximum"
+    return ErrorResponse(
+        400,
+        f"this model's {openai}: {error}",
+        code="context_length_exceeded",
+        anthropic_message=f"{anthropic}: {error}",
     )
 
 

@@ -1,5 +1,6 @@
 """Conversations as agents and other clients send them, on every API that takes one."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -201,3 +202,31 @@ def test_any_string_may_be_the_arguments_of_an_earlier_call(server: Server, argu
         "max_tokens": 1,
     }
     assert server.post(MESSAGES, body)[0] == 200
+
+
+# Conversations that are too long
+
+LONG = [("user", "1 + 1 " * 9000)]
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (chat, r"maximum context length is 8192 tokens"),
+        (response, r"maximum context length is 8192 tokens"),
+        (message, r"prompt is too long: \d{5} tokens > 8192 maximum"),
+    ],
+)
+def test_an_overflow_is_told_in_the_words_that_agents_look_for(
+    server: Server, ask: Ask, words: str
+):
+    status, body = ask(server, LONG)
+    assert status == 400 and re.search(words, body["error"]["message"])
+    if ask is not message:
+        assert body["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(("ask", "words"), [(chat, "maximum context"), (message, "too long")])
+def test_a_stream_that_overflows_is_told_so_too(server: Server, ask: Ask, words: str):
+    status, body = ask(server, LONG, stream=True)
+    assert status == 400 and words in body["error"]["message"]
