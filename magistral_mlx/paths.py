@@ -91,7 +91,7 @@ def _lmstudio_setting(home: Path) -> Path | None:
     """Return the models folder of LM Studio's settings, or None."""
     try:
         settings = json.loads((home / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     folder = settings.get("downloadsFolder") if isinstance(settings, dict) else None
     return user_path(folder) if isinstance(folder, str) and folder else None

@@ -64,7 +64,7 @@ def _special_tokens(path: Path, content: bytes) -> dict[str, int]:
         if not raw["vocab"]:
             raise ValueError("its vocabulary is empty")
         return {token["token_str"]: int(token["rank"]) for token in raw.get("special_tokens") or []}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise TokenizerError(
             f"{path} is not a Tekken tokenizer ({type(error).__name__}: {error}). Fetch it again, "
             "or name another one with --tokenizer."

@@ -172,6 +172,6 @@ def _places(raw: bytes, name: str, owner: str) -> dict[str, _Place]:
             nbytes = math.prod(shape) * np.dtype(_NUMPY[dtype]).itemsize
             places[array] = _Place(offset, nbytes, dtype, tuple(shape), known)
             offset += nbytes
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile("its header is invalid") from error
     return places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 FILE_NAME = "tekken.json"
+# Far above every model's, so that a damaged file can neither hang nor fill memory.
+_MOST_SPECIAL = 100_000
+_SPECIAL_COUNT = re.compile(rb'"default_num_special_tokens"\s*:\s*([0-9][0-9.]*)')
+_LARGEST_OF_IMAGE = {"image_patch_size": 1024, "spatial_merge_size": 64, "max_image_size": 1 << 15}
 _GET_ONE = (
     "Copy tekken.json from the original model's repository into that folder, or name a folder or "
     "file that has it as the tokenizer."
@@ -82,6 +87,7 @@ class Tokenizer:
         from mistral_common.tokens.tokenizers.tekken import is_tekkenizer
 
         try:
+            _check_special_count(file)
             mistral = MistralTokenizer.from_file(file)
         except OSError as error:
             raise TokenizerError(f"{file} cannot be read: {error.strerror or error}.") from error
@@ -90,6 +96,10 @@ class Tokenizer:
             raise TokenizerError(_describe_error(file, error)) from error
         tekken = mistral.instruct_tokenizer.tokenizer
         assert is_tekkenizer(tekken)
+        if (wrong := _wrong_number(tekken)) is not None:
+            raise TokenizerError(
+                f"{file} is not a Tekken vocabulary that can be used ({wrong}). {_GET_ONE}"
+            )
         for name in (_NAMES["bos"], _NAMES["eos"]):
             if not tekken.is_special(name):
                 raise TokenizerError(f"{file} has no {name} token. {_GET_ONE}")
@@ -173,6 +183,26 @@ def _find(path: Path) -> Path:
             + _GET_ONE
         )
     return file
+
+
+def _check_special_count(file: Path) -> None:
+    """Raise `ValueError` for more special tokens than mistral-common could list in memory."""
+    found = _SPECIAL_COUNT.search(file.read_bytes())
+    if found and not float(found[1]) <= _MOST_SPECIAL:
+        raise ValueError(f"default_num_special_tokens is {found[1].decode()}")
+
+
+def _wrong_number(tekken: Tekkenizer) -> str | None:
+    """Describe the first number that no model has, or return None."""
+    for name in _NAMES.values():
+        if tekken.is_special(name) and not 0 <= tekken.get_special_token(name) < tekken.n_words:
+            return f"{name} has the id {tekken.get_special_token(name)} of {tekken.n_words}"
+    image = tekken.image
+    for field, most in _LARGEST_OF_IMAGE.items():
+        value = getattr(image, field, None)
+        if image is not None and not (type(value) is int and 1 <= value <= most):
+            return f"{field} is {value}; expected 1 to {most}"
+    return None
 
 
 def _describe_error(file: Path, error: Exception) -> str:

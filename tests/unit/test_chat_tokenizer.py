@@ -200,3 +200,46 @@ def test_a_file_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("mistral_common.tokens.tokenizers.tekken.open", refuse, raising=False)
     assert "cannot be read: Permission denied" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("config", "default_num_special_tokens", 10**12),
+        ("config", "default_num_special_tokens", 10**30),
+        ("config", "default_num_special_tokens", 1e12),
+        ("config", "default_vocab_size", 10**12),
+        ("image", "image_patch_size", 10**9),
+        ("image", "image_patch_size", 0),
+        ("image", "image_patch_size", 14.5),
+        ("image", "spatial_merge_size", 10**9),
+        ("image", "spatial_merge_size", -2),
+        ("image", "spatial_merge_size", "2"),
+        ("image", "max_image_size", 10**9),
+        ("image", "max_image_size", None),
+    ],
+)
+def test_a_number_beyond_reason_is_refused_at_once(
+    tmp_path: Path, part: str, field: str, value: object
+):
+    content = tekken_content()
+    content[part] = dict(content[part]) | {field: value}
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    assert f"{tmp_path}/tekken.json is not a Tekken vocabulary" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [10**12, -1, 2**31])
+def test_a_control_token_outside_of_the_vocabulary_is_refused(tmp_path: Path, rank: int):
+    content = tekken_content()
+    content["special_tokens"] = [
+        dict(token, rank=rank) if token["token_str"] == "</s>" else token
+        for token in content["special_tokens"]
+    ]
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    assert f"</s> has the id {rank}" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize("nested", ['{"config":' * 100_000, "[" * 100_000])
+def test_a_file_nested_too_deeply_is_refused(tmp_path: Path, nested: str):
+    (tmp_path / "tekken.json").write_text(nested)
+    assert "damaged or cut short" in load_error(tmp_path)

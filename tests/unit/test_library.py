@@ -286,6 +286,15 @@ def test_a_folder_comes_before_a_conversion_of_that_name(
     assert locate("mine") == Path("mine")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"downloadsFolder": 3}', '{"a":' * 100_000, "\0"])
+def test_settings_of_lm_studios_that_make_no_sense_are_passed_over(
+    machine: Path, models: Any, content: str
+):
+    put(models(4), machine / ".lmstudio" / "models" / READY)
+    (machine / ".lmstudio" / "settings.json").write_text(content)
+    assert [model.name for model in find_models()] == [READY]
+
+
 def test_a_model_of_lm_studios_is_not_downloaded_again(machine: Path, models: Any):
     folder = put(models(4), machine / ".lmstudio" / "models" / READY)
     assert locate(READY) == folder

@@ -185,7 +185,7 @@ def _layers(manifest: Path) -> dict[str, Path]:
     try:
         layers = json.loads(manifest.read_bytes())["layers"]
         found = {str(layer["mediaType"]): str(layer["digest"]) for layer in layers}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     named = {kind: digest.replace(":", "-") for kind, digest in found.items()}
     return {kind: blobs / name for kind, name in named.items() if re.fullmatch(r"[\w-]+", name)}

@@ -64,7 +64,7 @@ def _read() -> dict[str, Any]:
     """Read the file; empty if it is missing or damaged."""
     try:
         values = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
