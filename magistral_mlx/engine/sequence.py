@@ -1,4 +1,7 @@
-"""One sequence in the engine: its caches, and what is drawn of it between two passes."""
+"""One sequence in the engine: its caches, and what is drawn of it between two passes.
+
+The file is longer than others because all of a sequence's state changes in it.
+"""
 
 from __future__ import annotations
 
