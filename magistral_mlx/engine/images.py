@@ -40,10 +40,10 @@ class ImageKey:
 def token_keys(
     tokens: NDArray[np.int32], images: Sequence[ImageKey], image_token: int
 ) -> NDArray[np.int64]:
-    """(L,) tokens, the image tokens replaced by negative numbers that tell their image.
+    """Replace image tokens in (L,) tokens by negative numbers that identify their image.
 
-    Two prompts begin alike as far as their keyed tokens do. The tokens may end before, or inside,
-    an image.
+    Two prompts have the common prefix that their token keys have. The tokens may end before, or
+    inside, an image.
     """
     found = tokens.astype(np.int64)
     places = np.flatnonzero(tokens == image_token)
