@@ -101,6 +101,25 @@ class ResponseDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class InputTokens(BaseModel):
+    """Tokens of a request's prompt."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
+@router.post(PATH + "/input_tokens", summary="Count the tokens of a request")
+async def count_input_tokens(
+    request: Request, body: Annotated[ResponseRequest, Body(openapi_examples=RESPONSE_EXAMPLES)]
+) -> InputTokens:
+    """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
+    service: GenerationService = request.app.state.service
+    conversation = _Conversation(_store(request), body, len(await request.body()))
+    messages = response_messages(conversation.items, body.instructions)
+    tokens = await service.count(request, body.model, messages, response_options(body))
+    return InputTokens(input_tokens=tokens)
+
+
 @router.get(PATH + "/{id}", summary="A stored response", response_model=ResponseObject)
 async def response(request: Request, id: _Id) -> Response:
     found = _store(request).get(id, "id").response

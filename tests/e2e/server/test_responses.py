@@ -253,3 +253,17 @@ def test_an_item_that_is_not_stored_is_named(client: openai.OpenAI, id: str):
     items[1] = {"type": "item_reference", "id": unstored.output[0].id}
     with pytest.raises(openai.NotFoundError, match="Send the item itself"):
         respond(client, items)
+
+
+def test_input_tokens_are_those_of_the_prompt(client: openai.OpenAI):
+    first = respond(client)
+    for fields in (
+        {"input": SUM},
+        {"input": [{"role": "user", "content": SUM}, {"role": "system", "content": "Be brief."}]},
+        {"input": "Sure?", "previous_response_id": first.id},
+        {"input": SUM, "tools": [{"type": "web_search"}], "instructions": "Add."},
+    ):
+        counted: Any = client.responses.input_tokens.count(model="demo", **fields)  # type: ignore[arg-type]
+        used = respond(client, fields.pop("input"), max_output_tokens=1, **fields).usage
+        assert counted.input_tokens == used.input_tokens
+        assert counted.object == "response.input_tokens"
