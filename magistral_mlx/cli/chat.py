@@ -55,6 +55,7 @@ def chat(**options: Any) -> None:
             conversation.load(user_path(options["file"]))
         session = ChatSession(magistral, conversation, history_file(), run_command, paths)
         if options["file"]:
+            session.file = user_path(options["file"]).resolve()
             session.show_history()
         with interrupts(lambda: None):  # between two inputs there is nothing to stop
             asyncio.run(session.run())

@@ -1,6 +1,7 @@
 """`magistral-mlx chat` on a real pseudo-terminal."""
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -142,6 +143,22 @@ def test_a_command_that_is_sent_during_an_answer_is_done_after_it(ponderer: Path
         terminal.wait_for("1 answers")
 
 
+PASTE = "first line\rsecond line\rthird"
+
+
+@pytest.mark.parametrize("paste", [f"\x1b[200~{PASTE}\x1b[201~", PASTE], ids=["marked", "plain"])
+def test_a_paste_during_an_answer_is_one_draft(ponderer: Path, home: Path, paste: str):
+    with start(ponderer, home) as terminal:
+        terminal.send("Ponder" + ENTER)
+        terminal.wait_for("ctrl-t shows it")
+        terminal.send(paste)
+        terminal.send(CTRL_C)
+        terminal.wait_for("third")
+        lines = [line.strip() for line in terminal.screen.splitlines()]
+        at = lines.index("❯ first line")
+        assert lines[at + 1 : at + 3] == ["second line", "third"]
+
+
 def test_an_interrupt_from_outside_stops_the_answer_alone(ponderer: Path, home: Path):
     import signal
 
@@ -275,6 +292,60 @@ def test_a_saved_conversation_goes_on_in_another_chat(talker: Path, home: Path, 
         type_command(terminal, "/undo", "there is nothing to take back")
         type_command(terminal, f'/load "{file}"', "❯ Where to?")
         type_command(terminal, "/load /no/such.json", "there is no conversation /no/such.json")
+
+
+def test_save_overwrites_only_its_own_file(chat: Terminal, tmp_path: Path):
+    other = tmp_path / "notes.txt"
+    other.write_text("mine")
+    ask(chat, "Where to?")
+    type_command(chat, f"/save {other}", "exists already.")
+    assert other.read_text() == "mine"
+    file = tmp_path / "chat.json"
+    type_command(chat, f"/save {file}", "Saved to")
+    type_command(chat, f"/save {file}", "Saved to")
+    type_command(chat, f"/save --force {other}", "Saved to")
+    assert json.loads(other.read_text())["messages"]
+
+
+def test_a_path_with_blanks_is_completed_as_one(chat: Terminal, tmp_path: Path):
+    (tmp_path / "my long name.json").write_text("{}")
+    chat.send(f"/load {tmp_path}/my")
+    chat.wait_for("my long name.json")
+    chat.send("\t")
+    chat.wait_for("my\\ long\\")
+    chat.send(ENTER)
+    chat.wait_for("is not a conversation that was saved")
+
+
+@pytest.mark.parametrize("word", ["/bye", "/exit", "exit", "quit"])
+def test_words_of_other_chats_leave(talker: Path, home: Path, word: str):
+    with start(talker, home) as terminal:
+        type_command(terminal, "/?", "Ctrl-D leaves")
+        type_command(terminal, "/clear", "A new conversation")
+        terminal.send(word + ENTER)
+        assert terminal.end() == 0
+
+
+def test_a_model_of_the_hub_has_the_name_of_its_repository(
+    talker: Path, home: Path, tmp_path: Path
+):
+    folder = tmp_path / "models--someone--talker" / "snapshots" / ("a" * 40)
+    shutil.copytree(talker, folder)
+    file = tmp_path / "chat.json"
+    with start(folder, home) as terminal:
+        terminal.wait_for("someone/talker · /help")
+        ask(terminal, "Where to?")
+        type_command(terminal, f"/save {file}", "Saved to")
+    assert json.loads(file.read_text())["model"] == "someone/talker"
+
+
+def test_the_demo_says_why_a_second_turn_makes_no_sense(home: Path):
+    with Terminal(
+        "chat", "demo", "--temperature", "0", env={"MAGISTRAL_MLX_HOME": str(home)}
+    ) as it:
+        it.wait_for("❯")
+        ask(it, "What is 1 + 2?", "3")
+        type_command(it, "What is 3 + 4?", "trained to answer single questions")
 
 
 def test_the_plan_is_shown(chat: Terminal):

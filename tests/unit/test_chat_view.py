@@ -2,13 +2,15 @@
 
 import io
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
-from magistral_mlx.cli.chatting.view import AnswerView, Tail, finished_length
+from magistral_mlx.cli.chatting.view import AnswerView, Unpadded, finished_length
 from magistral_mlx.events import (
     Event,
     Finished,
@@ -121,7 +123,7 @@ def test_a_block_higher_than_the_terminal_shows_its_end_and_is_whole_afterwards(
     for line in lines:
         assert line in shown
     console = Console(file=io.StringIO(), width=60, height=12)
-    console.print(Tail("\n".join(lines), 3))
+    console.print(Unpadded("\n".join(lines), 3))
     assert console.file.getvalue().split() == ["line", "37", "line", "38", "line", "39"]  # type: ignore[attr-defined]
 
 
@@ -130,3 +132,72 @@ def test_text_that_looks_like_markup_stays_text():
         show(Thinking("[red]"), Text("[bold]x[/bold] :smile:"), finished(), unfolded=True)
     )
     assert "[red]" in shown and "[bold]x[/bold]" in shown and ":smile:" in shown
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "नमस्ते दुनिया यह एक लंबी पंक्ति है जो चौड़ाई भर देती है",  # Hindi
+        "வணக்கம் உலகம் இது ஒரு நீண்ட வரி ஆகும் அகலத்தை நிரப்பும்",  # Tamil
+        "សួស្តីពិភពលោក នេះគឺជាបន្ទាត់វែងមួយដែលបំពេញទទឹង",  # Khmer
+        "హలో ప్రపంచం ఇది వెడల్పును నింపే పొడవైన పంక్తి",  # Telugu
+        "สวัสดีชาวโลก นี่คือบรรทัดยาวที่เต็มความกว้าง",  # Thai
+        "你好世界 这是一行很长的文字 它填满了整个宽度 一直到末尾",  # Chinese
+    ],
+)
+def test_lines_of_every_script_stand_on_the_screen_once(sentence: str):
+    """Drawn again while it grows, a line must not take more rows than are drawn over."""
+    screen = Screen(40)
+    console = Console(file=screen, force_terminal=True, width=40, height=20, color_system=None)
+    words = (f"{sentence}. " * 2).split(" ")
+    with AnswerView(console, unfolded=False) as view:
+        for word in words:
+            view.add(Text(f"{word} "))
+            view.draw()
+    rows = [row.strip() for row in screen.rows]
+    assert " ".join(filter(None, rows)) == " ".join(filter(None, words))
+    assert "" not in rows[: len(list(filter(None, rows)))], "a padded line has wrapped"
+
+
+class Screen(io.StringIO):
+    """A terminal of a width on which spacing marks take a cell, as on most, and no others do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rows, self._width, self._row, self._column = [""], width, 0, 0
+
+    def write(self, text: str) -> int:
+        for control, number, final, char in re.findall(r"(\x1b\[([?\d;]*)([A-Za-z]))|(.|\n)", text):
+            if control:
+                self._obey(final, int(number) if number.isdigit() else 1)
+            elif char == "\r":
+                self._column = 0
+            elif char == "\n":
+                self._go_down()
+            else:
+                self._put(char)
+        return len(text)
+
+    def _obey(self, final: str, number: int) -> None:
+        if final == "A":
+            self._row -= number
+        elif final == "K":
+            self.rows[self._row] = ""
+
+    def _go_down(self) -> None:
+        self._row, self._column = self._row + 1, 0
+        if self._row == len(self.rows):
+            self.rows.append("")
+
+    def _put(self, char: str) -> None:
+        width = cell_len(char) or int(unicodedata.category(char) == "Mc")
+        if self._column + width > self._width:
+            self._go_down()
+        self._column += width
+        self.rows[self._row] += char
+
+
+def test_control_characters_of_the_model_are_shown():
+    shown = show(Text("a\x1b]0;X\x07b\n"))
+    assert "␛]0;X␇" in shown
+    assert "\x07" not in shown

@@ -15,7 +15,7 @@ from magistral_mlx.api.options import DEFAULT
 from magistral_mlx.chat.messages import Assistant, Message, System, Thought, User
 from magistral_mlx.cli.chatting.session import ChatSession
 from magistral_mlx.cli.params import parse_thinking
-from magistral_mlx.errors import InvalidOption, PromptError
+from magistral_mlx.errors import InvalidOption, PromptError, TargetExists
 from magistral_mlx.files import user_path
 
 
@@ -36,7 +36,7 @@ def run_command(session: ChatSession, line: str) -> None:
         MagistralError: there is no such command, or it cannot be done.
     """
     name, _, rest = line[1:].partition(" ")
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(_ALIASES.get(name, name))
     if command is None:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean /{close[0]}?" if close else "/help lists them."
@@ -125,14 +125,19 @@ def _continue(session: ChatSession, rest: str) -> None:
 
 
 def _save(session: ChatSession, rest: str) -> None:
-    path = _path(rest)
+    forced = rest.startswith(_FORCE)
+    path = _path(rest.removeprefix(_FORCE))
+    if path.exists() and not forced and path.resolve() != session.file:
+        raise TargetExists(f"{path} exists already. /save {_FORCE}FILE overwrites it.")
     session.chat.save(path)
+    session.file = path.resolve()
     session.say(f"Saved to {path}.")
 
 
 def _load(session: ChatSession, rest: str) -> None:
     path = _path(rest)
     session.chat.load(path)
+    session.file = path.resolve()
     session.show_history()
 
 
@@ -156,6 +161,9 @@ def _quit(session: ChatSession, rest: str) -> None:
     session.leaving = True
 
 
+_FORCE = "--force "
+# Words of other chats.
+_ALIASES = {"bye": "quit", "exit": "quit", "clear": "new", "?": "help"}
 COMMANDS = {
     "help": Command("", "this list", _help),
     "image": Command("FILE…", "show images with the next message; alone: none", _image, True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import termios
@@ -44,6 +45,18 @@ def quiet_terminal() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+
+@contextmanager
+def bracketed_paste() -> Iterator[None]:
+    """Have the terminal mark pasted text, so that its line ends are no Enter keys."""
+    sys.stdout.write("\x1b[?2004h")
+    sys.stdout.flush()
+    try:
+        yield
+    finally:
+        sys.stdout.write("\x1b[?2004l")
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -152,4 +165,14 @@ class _Completer(Completer):
                 if command.startswith(name):
                     yield Completion(command, start_position=-len(name))
         elif self._commands.get(name):
-            yield from self._paths.get_completions(Document(rest), complete_event)
+            word = _last_word(rest)
+            plain = re.sub(r"\\(.)", r"\1", word.lstrip("'\""))
+            for found in self._paths.get_completions(Document(plain), complete_event):
+                path = re.sub(r"([\s'\"\\])", r"\\\1", plain + found.text)
+                yield Completion(path, start_position=-len(word), display=found.display)
+
+
+def _last_word(text: str) -> str:
+    """The file name that is being typed: what follows the last blank that stands for itself."""
+    words = re.findall(r"(?:\\.|'[^']*(?:'|$)|\"[^\"]*(?:\"|$)|[^\s'\"\\])+|\\$", text)
+    return words[-1] if words and text.endswith(words[-1]) else ""

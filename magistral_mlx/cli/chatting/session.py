@@ -19,12 +19,15 @@ from magistral_mlx.api.async_stream import AsyncStream
 from magistral_mlx.api.conversation import Conversation
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.chat.messages import Assistant, Image, User
-from magistral_mlx.cli.chatting.keys import interrupts, line_editor
-from magistral_mlx.cli.chatting.view import AnswerView
+from magistral_mlx.cli.chatting.keys import bracketed_paste, interrupts, line_editor
+from magistral_mlx.cli.chatting.view import AnswerView, Unpadded
 from magistral_mlx.cli.printing import summary
+from magistral_mlx.cli.terminal import visible
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.events import Finished
+from magistral_mlx.paths import demo_dir
 
+_LEAVING = ("exit", "quit", "bye")  # alone on a line
 _TICK = 0.1  # seconds between two drawings of the live line
 
 
@@ -50,6 +53,8 @@ class ChatSession:
         self.console = Console(highlight=False)
         self.images: list[Image] = []
         self.leaving = False
+        self.file: Path | None = None  # that this conversation was saved to or loaded from
+        self._warned = False
         self._unfolded = False
         self._draft = ""  # what stands in the input when it is shown next
         self._lines: list[str] = []  # what was typed and sent while an answer came
@@ -66,7 +71,7 @@ class ChatSession:
 
     async def run(self) -> None:
         """Talk until the user leaves."""
-        self.say(f"{self.magistral.folder.name} · /help for help")
+        self.say(f"{self.magistral.name} · /help for help")
         while not self.leaving:
             try:
                 line = await self._read()
@@ -77,13 +82,13 @@ class ChatSession:
             try:
                 await self._take(line)
             except MagistralError as error:
-                self.console.print(Styled(str(error), style="red"))
+                self.console.print(Styled(visible(str(error)), style="red"))
 
     # What commands do
 
     def say(self, text: str) -> None:
         """A line about the chat, not of it."""
-        self.console.print(Styled(text, style="dim"))
+        self.console.print(Styled(visible(text), style="dim"))
 
     def set_options(self, **changes: Any) -> None:
         """Change options of the conversation, from the next message on."""
@@ -92,7 +97,7 @@ class ChatSession:
     def show_thinking(self) -> None:
         """Show the last trace."""
         if self._last_thinking.strip():
-            self.console.print(Styled(self._last_thinking.strip(), style="dim"))
+            self.console.print(Styled(visible(self._last_thinking.strip()), style="dim"))
         else:
             self.say("There is no thinking to show.")
 
@@ -114,16 +119,17 @@ class ChatSession:
     def begin_anew(self) -> None:
         self.chat = self.magistral.chat(options=self.chat.options)
         self.images, self._used, self._last_thinking = [], 0, ""
+        self.file = None
 
     def show_history(self) -> None:
         """Show a conversation that was loaded."""
         for message in self.chat.messages:
             if isinstance(message, User):
                 texts = [part if isinstance(part, str) else "[image]" for part in _parts(message)]
-                self.console.print(Styled("❯ " + "\n  ".join(texts), style="bold"))
+                self.console.print(Styled(visible("❯ " + "\n  ".join(texts)), style="bold"))
             elif isinstance(message, Assistant):
                 self._last_thinking = message.thinking or ""
-                self.console.print(Markdown(message.text))
+                self.console.print(Unpadded(Markdown(visible(message.text))))
         self._used = self.chat.tokens
 
     def show_stats(self) -> None:
@@ -142,14 +148,16 @@ class ChatSession:
     async def _read(self) -> str:
         if self._lines:
             line = self._lines.pop(0)
-            self.console.print(Styled(f"❯ {line}", style="bold"))
+            self.console.print(Styled(visible(f"❯ {line}"), style="bold"))
             return line
         draft, self._draft = self._draft, ""
         return await self._editor.prompt_async(default=draft)
 
     async def _take(self, line: str) -> None:
         text = line.strip()
-        if text.startswith("/") and not text.startswith("//"):
+        if text.lower() in _LEAVING and not self.images:
+            self.leaving = True
+        elif text.startswith("/") and not text.startswith("//"):
             self._run_command(self, text)
         elif text or self.images:
             self._next = [self._message(text.removeprefix("/") if text[:2] == "//" else text)]
@@ -158,7 +166,17 @@ class ChatSession:
             await self._answer(self.chat.aresume(), [])
         elif self._next:
             asked, self._next = self._next, []
+            self._warn_of_the_demo()
             await self._answer(self.chat.astream(asked), asked)
+
+    def _warn_of_the_demo(self) -> None:
+        """Say once that the demo was trained for single questions."""
+        if self.chat.messages and not self._warned and self.magistral.folder == demo_dir():
+            self._warned = True
+            self.say(
+                "The demo model was trained to answer single questions: what it says in a second "
+                "turn makes no sense. /new begins a new conversation."
+            )
 
     def _message(self, text: str) -> User:
         images, self.images = self.images, []
@@ -211,11 +229,19 @@ class ChatSession:
         """Keys that are pressed during an answer; what is typed waits for the next input."""
 
         def pressed() -> None:
-            for key in self._input.read_keys():
+            keys = self._input.read_keys()
+            # A terminal without bracketed paste sends all lines of a paste at once.
+            typed = [key.key for key in keys if key.data.isprintable() or key.key == Keys.ControlM]
+            pasted = Keys.ControlM in typed[:-1]
+            for key in keys:
                 if key.key == Keys.ControlC:
                     stream.cancel()
                 elif key.key == Keys.ControlT:
                     view.toggle()
+                elif key.key == Keys.BracketedPaste:
+                    self._draft += key.data.replace("\r\n", "\n").replace("\r", "\n")
+                elif key.key == Keys.ControlJ or (pasted and key.key == Keys.ControlM):
+                    self._draft += "\n"
                 elif key.key == Keys.ControlM:
                     self._lines.append(self._draft)
                     self._draft = ""
@@ -226,6 +252,7 @@ class ChatSession:
 
         with (
             self._input.raw_mode(),
+            bracketed_paste(),
             self._input.attach(pressed),
             interrupts(stream.cancel),
         ):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text as Styled
 
+from magistral_mlx.cli.terminal import visible
 from magistral_mlx.events import (
     Event,
     Finished,
@@ -28,18 +31,50 @@ _THOUGHT_LINES = 10  # of an unfolded trace that is still growing
 _REDRAW = 0.08  # seconds between two drawings
 
 
-class Tail:
-    """The last lines of something that may be higher than the terminal."""
+class Unpadded:
+    """Something to print without blanks at the ends of its lines, even where Rich pads them.
 
-    def __init__(self, content: RenderableType, lines: int) -> None:
+    Terminals disagree on the width of Hindi, Tamil or Khmer: a line that Rich has padded to the
+    full width may take two, and what is drawn over it then begins too low. Spacing marks, which
+    Rich counts as nothing, count as one here.
+    """
+
+    def __init__(self, content: RenderableType, lines: int | None = None) -> None:
+        """`lines`: how many of the last lines are shown; None for all."""
         self._content = content
         self._lines = lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(self._content, options, pad=False)[-self._lines :]
-        for line in lines:
+        width = narrower = options.max_width
+        lines = self._rendered(console, options)
+        while (over := max(map(_widest, lines), default=0) - width) > 0 and narrower > width // 2:
+            narrower -= over
+            lines = self._rendered(console, options.update(width=narrower))
+        for line in lines[-self._lines :] if self._lines else lines:
             yield from line
             yield Segment.line()
+
+    def _rendered(self, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
+        return [_stripped(line) for line in console.render_lines(self._content, options, pad=False)]
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    """A line without the blanks at its end, those with a background aside."""
+    line = list(line)
+    while line and not line[-1].control and not (line[-1].style and line[-1].style.bgcolor):
+        last = line.pop()
+        text = last.text.rstrip(" ")
+        if text:
+            return [*line, Segment(text, last.style)]
+    return line
+
+
+def _widest(line: list[Segment]) -> int:
+    """Cells that a terminal may take for a line at most."""
+    text = "".join(segment.text for segment in line if not segment.control)
+    if text.isascii():
+        return len(text)
+    return max(cell_len(text), sum(cell_len(c) or unicodedata.category(c) == "Mc" for c in text))
 
 
 class AnswerView:
@@ -77,7 +112,7 @@ class AnswerView:
         self._live.update(Styled(""))
         self._live.stop()
         if self._text.strip():
-            self._console.print(Markdown(self._text))
+            self._console.print(Unpadded(Markdown(self._text)))
         self._text = ""
 
     def toggle(self) -> None:
@@ -95,22 +130,22 @@ class AnswerView:
             case Prefill():
                 self._status = _reading(event)
             case Thinking(text, tokens):
-                self._think(text, tokens)
+                self._think(visible(text), tokens)
             case Text(text):
                 self._end_thinking()
-                self._write(text)
+                self._write(visible(text))
             case ToolCall(name, arguments, _):
                 self._end_thinking()
-                self._print(Styled(f"calls {name}({arguments})", style="cyan"))
+                self._print(Styled(visible(f"calls {name}({arguments})"), style="cyan"))
             case MalformedCall(text, problem):
                 self._end_thinking()
-                self._print(Styled(f"{text}\nThis is no call: {problem}.", style="yellow"))
+                self._print(Styled(visible(f"{text}\nThis is no call: {problem}."), style="yellow"))
             case TurnsDropped(turns, _):
                 oldest = "turn is" if turns == 1 else f"{turns} turns are"
                 line = f"The oldest {oldest} left out: the conversation outgrew its context."
                 self._print(Styled(line, style="yellow"))
             case Notice(text):
-                self._print(Styled(text, style="yellow"))
+                self._print(Styled(visible(text), style="yellow"))
             case Finished():
                 self.finished = event
         self._draw_now_and_then()
@@ -150,7 +185,7 @@ class AnswerView:
         end = finished_length(self._text)
         if end:
             block, self._text = self._text[:end], self._text[end:]
-            self._print(Group(Markdown(block), Styled("")))
+            self._print(Group(Unpadded(Markdown(block)), Styled("")))
 
     def _print(self, content: RenderableType) -> None:
         """Print above the live part, for good."""
@@ -167,9 +202,9 @@ class AnswerView:
             if not self._unfolded:
                 return status
             trace = Styled(self._thinking.strip(), style="dim")
-            return Group(Tail(trace, min(_THOUGHT_LINES, height - 1)), status)
+            return Group(Unpadded(trace, min(_THOUGHT_LINES, height - 1)), status)
         if self._text:
-            return Tail(Markdown(self._text), height)
+            return Unpadded(Markdown(self._text), height)
         return Styled(self._status, style="dim italic", no_wrap=True, overflow="ellipsis")
 
 
