@@ -298,7 +298,7 @@ def test_save_overwrites_only_its_own_file(chat: Terminal, tmp_path: Path):
     other = tmp_path / "notes.txt"
     other.write_text("mine")
     ask(chat, "Where to?")
-    type_command(chat, f"/save {other}", "exists already.")
+    type_command(chat, f"/save {other}", "--force FILE overwrites")
     assert other.read_text() == "mine"
     file = tmp_path / "chat.json"
     type_command(chat, f"/save {file}", "Saved to")
