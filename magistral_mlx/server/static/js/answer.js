@@ -47,18 +47,18 @@ export class Answer extends EventTarget {
   }
 
   /** Ask, and read to the end. Never throws: what went wrong stands in the message. */
-  async run(messages) {
+  async run(messages, system = null) {
     const leaving = () => rescue.keep(this.message);
     addEventListener("pagehide", leaving);
     try {
-      for await (const chunk of api.chat(requestBody(messages), this.controller.signal)) {
+      for await (const chunk of api.chat(requestBody(messages, system), this.controller.signal)) {
         this.#take(meaning(chunk));
         this.dispatchEvent(new Event("grow"));
         this.#nowAndThen();
       }
       this.message.state = "done";
     } catch (error) {
-      this.#fail(error, messages);
+      this.#fail(error, messages, system);
     } finally {
       removeEventListener("pagehide", leaving);
       this.#endThinking();
@@ -112,14 +112,14 @@ export class Answer extends EventTarget {
     this.message.thinkingSeconds = this.thinkingSeconds;
   }
 
-  #fail(error, messages) {
+  #fail(error, messages, system) {
     if (error.name === "AbortError") {
       this.message.state = "stopped";
       return;
     }
     const { kind = "page", detail = error.message, wait = null } = error;
     this.message.state = "failed";
-    this.message.error = { kind, detail: named(detail, messages), wait };
+    this.message.error = { kind, detail: named(detail, messages, system), wait };
     if (kind === "page") console.error(error);
   }
 

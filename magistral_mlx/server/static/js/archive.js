@@ -1,5 +1,6 @@
 // Conversations as a JSON file, out and in.
 import { Failure } from "./api.js";
+import { t } from "./i18n.js";
 import * as store from "./store.js";
 import { blankAnswer, path } from "./tree.js";
 
@@ -16,6 +17,22 @@ export async function exported(conversations) {
   return new Blob([JSON.stringify({ format: FORMAT, version: 2, conversations: full }, null, 1)], {
     type: "application/json",
   });
+}
+
+/** A conversation as Markdown: what is on its path, thinking folded, images by their names. */
+export async function markdown(conversation) {
+  const messages = path(await store.messages(conversation.id), conversation.leaf);
+  const parts = messages.map(({ role, text, thinking, images = [] }) => {
+    if (role === "user") {
+      const names = images.map(({ name }) => `*${name}*`);
+      return [`## ${t("message.user")}`, ...names, text];
+    }
+    const summary = `<details><summary>${t("thinking.done")}</summary>`;
+    const trace = thinking ? [summary, thinking, "</details>"] : [];
+    return [`## ${t("message.assistant")}`, ...trace, text];
+  });
+  const whole = [`# ${conversation.title}`, ...parts.flat()].filter(Boolean).join("\n\n");
+  return new Blob([`${whole}\n`], { type: "text/markdown" });
 }
 
 /** Let the browser save a file. */

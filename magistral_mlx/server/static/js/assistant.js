@@ -3,8 +3,9 @@
 import { Blocks } from "./blocks.js";
 import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
+import { editor } from "./editor.js";
 import { onceAFrame } from "./frames.js";
-import { duration, number, say, t } from "./i18n.js";
+import { duration, moment, number, say, t } from "./i18n.js";
 import { later } from "./later.js";
 import { reachScrollers } from "./scrollers.js";
 import { announce, Speaker } from "./speech.js";
@@ -16,7 +17,7 @@ const TICK = 1000; // milliseconds: the seconds go on while no token comes
 
 export class AssistantView {
   /**
-   * `actions`: retry(message), resume(message), choose(message), fold(message); `following()` tells whether the
+   * `actions`: retry(message), resume(message), choose(message), fold(message), rewrite(message, text), remove(message); `following()` tells whether the
    * reader is at the end, `grown()` is called after each change of height, and `far` tells whether
    * it is far from where the reader is: its text is plain for a moment then.
    */
@@ -40,6 +41,8 @@ export class AssistantView {
       { class: "tools", hidden: true },
       copyButton("message.copy", () => message.text),
       iconButton("retry", "message.retry", () => actions.retry(message)),
+      iconButton("edit", "message.editAnswer", () => this.#edit()),
+      iconButton("trash", "message.delete", () => actions.remove(message)),
       versionSwitch(versions, actions.choose),
       this.facts,
     );
@@ -61,6 +64,7 @@ export class AssistantView {
 
   /** Whether it shows something else than its message holds. */
   get outdated() {
+    if (this.element.classList.contains("sent")) return true;
     if (this.answer) return false;
     const { text, thinking, state } = this.message;
     const [shown, thought, was] = this.shown;
@@ -155,9 +159,35 @@ export class AssistantView {
     this.facts.textContent = [
       tokens ? t("tokens", tokens, number(tokens)) : null,
       speed ? t("speed", number(speed, 1)) : null,
+      moment(message.created),
+      message.model,
     ]
       .filter(Boolean)
       .join(" · ");
+  }
+
+  #edit() {
+    const { message } = this;
+    const shown = [...this.element.children];
+    const close = () => {
+      this.element.classList.remove("editing");
+      this.element.replaceChildren(...shown);
+      this.tools.querySelector("button").focus();
+    };
+    const { form, begin } = editor(message.text, {
+      label: "message.editAnswer",
+      action: "presets.save",
+      lines: true,
+      close,
+      submit: (text) => {
+        if (!text.trim() || text === message.text) return close();
+        this.element.classList.add("sent");
+        this.actions.rewrite(message, text);
+      },
+    });
+    this.element.classList.add("editing");
+    this.element.replaceChildren(shown[0], form);
+    begin();
   }
 
   #ending() {

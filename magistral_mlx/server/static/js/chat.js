@@ -4,18 +4,19 @@ import { newId } from "./dom.js";
 import { Followed } from "./followed.js";
 import * as store from "./store.js";
 import * as sync from "./sync.js";
-import { blankAnswer, newestLeaf, path, versions } from "./tree.js";
+import { blankAnswer, newestLeaf, path, subtree, versions } from "./tree.js";
 
 const TITLE_LENGTH = 80;
 
 /**
  * Events: "show" when another path is on the screen, "begun" when a new conversation has its first
  * message, "list" when the list of conversations changes,
- * "key" when an answer needs an API key, "gone" when another tab has deleted the conversation,
+ * "ended" when an answer has, "key" when an answer needs an API key, "gone" when another tab has deleted the conversation,
  * "unstored" when the browser did not take something, "stored" when it took everything.
  */
 export class Chat extends EventTarget {
   conversation = null; // null for a new one, which is stored with its first message
+  system = null; // the system prompt of the next new conversation, null for that of the options
   messages = []; // all of the conversation, every branch
   answers = new Map(); // conversation id -> Answer, or Followed where another tab writes it
   #unsaved = new Map(); // conversation id -> messages that the browser did not take
@@ -47,6 +48,7 @@ export class Chat extends EventTarget {
   startNew() {
     this.#opening = null;
     this.conversation = null;
+    this.system = null;
     this.messages = [];
     this.dispatchEvent(new Event("show"));
   }
@@ -123,6 +125,8 @@ export class Chat extends EventTarget {
     if (this.answers.get(id) === answer) this.answers.delete(id);
     this.dispatchEvent(new Event("list"));
     await this.#merge(id);
+    const detail = { conversation: { id }, message: answer.message, elsewhere: true };
+    this.dispatchEvent(new CustomEvent("ended", { detail }));
   }
 
   // Another tab has changed the conversation on the screen: take what is stored of it.
@@ -160,10 +164,24 @@ export class Chat extends EventTarget {
     const now = Date.now();
     if (!this.conversation) {
       const title = titleOf(text, images);
-      this.conversation = { id: newId(), title, created: now, updated: now };
+      this.conversation = { id: newId(), title, created: now, updated: now, system: this.system };
       this.dispatchEvent(new Event("begun"));
     }
-    const { conversation, messages } = this;
+    await this.#put(this.conversation, this.messages, { text, images, parent });
+  }
+
+  /** Send it at the end of a conversation that need not be on the screen. */
+  async sendIn(id, text, images) {
+    if (this.conversation?.id === id) return this.send(text, images);
+    const [conversation, messages] = await Promise.all([
+      store.conversation(id),
+      store.messages(id),
+    ]);
+    if (!conversation) return null;
+    return this.#put(conversation, messages, { text, images, parent: conversation.leaf });
+  }
+
+  async #put(conversation, messages, { text, images, parent }) {
     const question = { ...blank(conversation, "user", parent), text, images };
     messages.push(question);
     conversation.leaf = question.id;
@@ -196,6 +214,42 @@ export class Chat extends EventTarget {
     this.conversation.leaf = newestLeaf(this.messages, message);
     await this.#save(this.conversation, this.messages);
     this.dispatchEvent(new Event("show"));
+  }
+
+  /** Store `text` as another version of an answer. */
+  async rewrite(message, text) {
+    const { conversation, messages } = this;
+    const fields = { text, state: "done", reason: null, error: null, notes: [] };
+    const edited = { ...message, ...fields, id: newId(), created: Date.now() };
+    messages.push(edited);
+    conversation.leaf = edited.id;
+    await this.#save(conversation, messages, [edited]);
+    this.dispatchEvent(new Event("show"));
+  }
+
+  /**
+   * Delete a message and all that follows it; what stands beside it, or came before it, takes its
+   * place. Resolves to { count, undo }.
+   */
+  async remove(message) {
+    const { conversation, messages } = this;
+    const { id, leaf } = conversation;
+    const lost = subtree(messages, message);
+    if (lost.includes(this.answer?.message)) await this.stop(id);
+    const left = messages.filter((other) => !lost.includes(other));
+    const beside = versions(left, message).at(-1);
+    const next = beside ? newestLeaf(left, beside) : message.parent;
+    messages.splice(0, messages.length, ...left);
+    conversation.leaf = next;
+    await store.removeMessages(id, lost.map((message) => message.id), { leaf: next });
+    this.dispatchEvent(new Event("show"));
+    const undo = async () => {
+      messages.push(...lost.filter((message) => !messages.includes(message)));
+      conversation.leaf = leaf;
+      await this.#save(conversation, messages, lost);
+      if (this.conversation === conversation) this.dispatchEvent(new Event("show"));
+    };
+    return { count: lost.length, undo };
   }
 
   // A browser that stores nothing can still talk; and what it does not take now may go in later.
@@ -243,10 +297,11 @@ export class Chat extends EventTarget {
         this.dispatchEvent(new CustomEvent("key", { detail: message }));
       }
       this.dispatchEvent(new Event("list"));
+      this.dispatchEvent(new CustomEvent("ended", { detail: { conversation, message } }));
     });
     sync.alone(id, () => {
       answer.tell();
-      return answer.run(messages);
+      return answer.run(messages, conversation.system);
     });
     this.dispatchEvent(new Event("list"));
     if (this.conversation === conversation) this.dispatchEvent(new Event("show"));

@@ -1,29 +1,51 @@
 // What the server is asked, and what its chunks mean.
 import { settings } from "./settings.js";
 
+// Options under their names in the API.
+const NAMES = {
+  model: "model",
+  temperature: "temperature",
+  topP: "top_p",
+  minP: "min_p",
+  topK: "top_k",
+  repetitionPenalty: "repetition_penalty",
+  presencePenalty: "presence_penalty",
+  frequencyPenalty: "frequency_penalty",
+  maxTokens: "max_tokens",
+  imageTokens: "image_tokens",
+  seed: "seed",
+};
+
 /**
  * The request for an answer to `messages`, a path of the conversation that ends with the user, or
- * with an answer that is to go on.
+ * with an answer that is to go on. `system` is the conversation's own system prompt, null for the
+ * one of the options.
  */
-export function requestBody(messages) {
+export function requestBody(messages, system = null) {
+  const prompt = systemPrompt(system);
   const body = {
     messages: [
-      ...(settings.system.trim() ? [{ role: "system", content: settings.system }] : []),
+      ...(prompt ? [{ role: "system", content: prompt }] : []),
       ...messages.filter(says).map((message) => wire(message, message === messages.at(-1))),
     ],
     stream: true,
     stream_options: { include_usage: true },
     thinking: settings.thinking === "budget" ? settings.budget : settings.thinking,
   };
-  const chosen = {
-    model: settings.model,
-    temperature: settings.temperature,
-    max_tokens: settings.maxTokens,
-    seed: settings.seed,
-  };
-  for (const [name, value] of Object.entries(chosen)) if (value !== null) body[name] = value;
+  for (const [option, name] of Object.entries(NAMES)) {
+    if (settings[option] !== null) body[name] = settings[option];
+  }
+  const stop = settings.stop.split("\n").filter(Boolean);
+  if (stop.length) body.stop = stop;
+  if (settings.schema) {
+    const schema = JSON.parse(settings.schema);
+    body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
+  }
+  if (!settings.keepThinking) body.keep_thinking = false;
   return body;
 }
+
+const systemPrompt = (own) => (own ?? settings.system).trim();
 
 // An answer that failed before its first word is no part of what the model reads.
 const says = (message) => message.role === "user" || message.text || message.thinking;
@@ -32,8 +54,8 @@ const says = (message) => message.role === "user" || message.text || message.thi
  * What the server said of a request with `messages`, with names for the places in its JSON:
  * "messages[0].content[0].image_url: The image is empty" is "circle.png is empty".
  */
-export function named(detail, messages) {
-  const sent = [...(settings.system.trim() ? [{}] : []), ...messages.filter(says)];
+export function named(detail, messages, system = null) {
+  const sent = [...(systemPrompt(system) ? [{}] : []), ...messages.filter(says)];
   return detail.replace(
     /\bmessages\[(\d+)\](?:\.content\[(\d+)\])?[\w.[\]]*:?\s*(The image\b)?/g,
     (_, message, part, subject = "") => sent[message]?.images?.[part]?.name ?? subject,

@@ -5,16 +5,17 @@ import * as drafts from "./drafts.js";
 import { onFiles } from "./drops.js";
 import { say } from "./i18n.js";
 import { sees } from "./models.js";
+import { Queue } from "./queue.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
 import { toast } from "./toast.js";
 import { Tray } from "./tray.js";
 
 export class Composer {
   /**
-   * `send(text, images)` and `stop()` are what the buttons do; `beside()` gives the images that
-   * are sent along.
+   * `send(text, images)` and `stop()` are what the buttons do, `sendIn(id, entry)` sends what has
+   * waited; `beside()` gives the images that are sent along.
    */
-  constructor({ send, stop, beside }) {
+  constructor({ send, stop, sendIn, beside }) {
     this.area = $("#message");
     this.id = "";
     this.busy = false;
@@ -25,7 +26,15 @@ export class Composer {
         this.#update();
       },
       failed: ({ kind, detail }) => toast(`error.${kind}`, { args: [detail] }),
-      beside,
+      beside: () => [...beside(), ...this.queue.entries.flatMap(({ images }) => images)],
+    });
+    this.queue = new Queue($("#queue"), {
+      send: sendIn,
+      edit: ({ text, images }) => {
+        this.write([text, this.area.value].filter(Boolean).join("\n\n"));
+        this.tray.show([...images, ...this.tray.images]);
+        this.focus();
+      },
     });
     autosize(this.area);
     sendsOnEnter(this.area, $("#composer"));
@@ -37,12 +46,14 @@ export class Composer {
       event.preventDefault();
       // What is being read belongs to the message.
       if (this.attaching) return this.attaching.then(() => event.target.requestSubmit());
-      if (!this.#sendable() || this.busy) return;
+      if (!this.#sendable()) return;
       const text = this.area.value.trim();
       const { images } = this.tray;
       this.write("");
       this.tray.show([]);
-      send(text, images);
+      // What is written while an answer is waits for its end.
+      if (this.busy) this.queue.add({ text, images });
+      else send(text, images);
     });
     $("#stop").addEventListener("click", stop);
     $("#files").accept = ACCEPT;
@@ -74,6 +85,7 @@ export class Composer {
   /** Take the draft of a conversation ("" for a new one). */
   async open(id) {
     this.id = id;
+    this.queue.open(id);
     this.write(drafts.text(id));
     const images = []; // not those of the draft before
     this.tray.images = images;
@@ -86,6 +98,7 @@ export class Composer {
   /** The new conversation has an identity: what is typed from now on is its draft. */
   become(id) {
     this.id = id;
+    this.queue.id = id;
   }
 
   /** Replace what is typed. */
@@ -102,7 +115,8 @@ export class Composer {
     const held = [$("#send"), $("#stop")].includes(document.activeElement);
     this.busy = busy;
     $("#stop").hidden = !busy;
-    $("#send").hidden = busy;
+    this.queue.draw(!busy);
+    this.#update();
     if (held) (busy ? $("#stop") : this.area).focus();
   }
 
@@ -116,6 +130,9 @@ export class Composer {
   }
 
   #update() {
-    $("#send").disabled = !this.#sendable();
+    const sendable = this.#sendable();
+    $("#send").disabled = !sendable;
+    $("#send").hidden = this.busy && !sendable;
+    say($("#send"), "label", this.busy ? "queue.add" : "composer.send");
   }
 }

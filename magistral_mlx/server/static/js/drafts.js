@@ -17,5 +17,9 @@ export const setText = (id, value) => session.set(TEXT + id, value || null);
 export const images = (id) => store.draft(key(id)).catch(() => []);
 export const setImages = (id, images) => store.saveDraft(key(id), images).catch(() => {});
 
+/** The messages that wait in a conversation. */
+export const queue = (id) => store.draft(`${key(id)}.queue`).catch(() => []);
+export const setQueue = (id, entries) => store.saveDraft(`${key(id)}.queue`, entries).catch(() => {});
+
 /** Forget the images of tabs that were closed long ago. */
 export const clear = () => store.clearDrafts(Date.now() - WEEK).catch(() => {});

@@ -71,5 +71,15 @@ export function duration(seconds, counting = true) {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")} min`;
 }
 
+export const percent = (share) => share.toLocaleString(language, { style: "percent" });
+
+/** A time as "14:05", with its date if that is not today's. */
+export function moment(time) {
+  const date = new Date(time);
+  const today = date.toDateString() === new Date().toDateString();
+  const day = today ? {} : { day: "numeric", month: "short", year: "numeric" };
+  return date.toLocaleString(language, { ...day, hour: "2-digit", minute: "2-digit" });
+}
+
 /** Bytes as "13.4 GB": GB is 10⁹, as the command line has it. */
 export const gigabytes = (bytes) => `${number(bytes / 1e9, bytes < 1e8 ? 2 : 1)} GB`;

@@ -15,6 +15,7 @@ const PATHS = {
   retry: "M19 12a7 7 0 1 1-2-5l2 2m0-4v4h-4",
   trash: "M5 7h14M10 7V4h4v3m3 0-1 13H8L7 7",
   export: "M12 4v11m-4-4 4 4 4-4M5 20h14",
+  more: "M6 12h.01M12 12h.01M18 12h.01",
   close: "m6 6 12 12M18 6 6 18",
   left: "m14 6-6 6 6 6",
   right: "m10 6 6 6-6 6",

@@ -15,19 +15,20 @@ import { buildOptions } from "./options.js";
 import { recover } from "./rescue.js";
 import { settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
+import { answerEnded, mark } from "./notify.js";
+import { keysOf, onShortcuts } from "./shortcuts.js";
 import * as store from "./store.js";
 import { Strip } from "./strip.js";
 import { hear } from "./sync.js";
-import { composing } from "./textarea.js";
+import { toast } from "./toast.js";
 
 const EXAMPLES = ["sum", "proof", "code"];
-const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
 
 for (const element of document.querySelectorAll("[data-icon]")) {
   element.prepend(icon(element.dataset.icon));
 }
 adopt();
-$("#new-chat kbd").textContent = isMac ? "⌘K" : "Ctrl K";
+$("#new-chat kbd").textContent = keysOf("new");
 setLanguage(settings.language);
 if (matchMedia("(hover: none)").matches) {
   sayAt($("#message"), "placeholder", "composer.placeholder.touch");
@@ -50,6 +51,7 @@ const strip = new Strip(chat);
 const composer = new Composer({
   send: (text, images) => say(text, images),
   stop: () => chat.answer?.stop(),
+  sendIn: (id, { text, images }) => attempt(() => chat.sendIn(id, text, images)),
   beside: () => chat.path.flatMap(({ images = [] }) => images),
 });
 const messages = new Messages(chat, {
@@ -57,6 +59,8 @@ const messages = new Messages(chat, {
   resume: (message) => again("resume", message),
   edit: (message, text, images) => say(text, images, message.parent),
   choose: (message) => attempt(() => chat.choose(message)),
+  rewrite: (message, text) => attempt(() => chat.rewrite(message, text)),
+  remove,
   fold: (message) => attempt(() => store.patchMessage(message.id, { open: message.open })),
 });
 const sidebar = new Sidebar(chat, (id) => go(id));
@@ -65,6 +69,18 @@ async function say(text, images, parent) {
   navigator.storage?.persist?.().catch(() => {}); // ask the browser not to clear this away
   messages.atEnd = true;
   await attempt(() => chat.send(text, images, parent));
+}
+
+// The last message takes its conversation along.
+async function remove(message) {
+  if (!message.parent && chat.versionsOf(message).all.length === 1) {
+    return sidebar.delete(chat.conversation);
+  }
+  await attempt(async () => {
+    const { count, undo } = await chat.remove(message);
+    composer.focus(); // the button that had the focus is gone
+    toast("messages.deleted", { args: [count], undo: () => attempt(undo) });
+  });
 }
 
 async function again(how, message) {
@@ -126,6 +142,7 @@ function showTitle() {
   const title = chat.conversation?.title ?? "";
   $("#title").textContent = title || t("chat.new");
   document.title = title ? `${title} · Magistral` : "Magistral";
+  mark();
 }
 
 let shown = null; // the answer whose progress the strip follows
@@ -153,6 +170,13 @@ chat.addEventListener("list", () => {
   composer.setBusy(chat.answer);
   sidebar.refresh();
 });
+chat.addEventListener("ended", ({ detail: { conversation, message, elsewhere } }) => {
+  if (message.state === "done") composer.queue.next(conversation.id);
+  if (message.state === "stopped" || elsewhere) return;
+  const { title } = conversation;
+  const { text, state } = message;
+  answerEnded({ title, text, failed: state === "failed" }, () => go(conversation.id));
+});
 // A key is missing or wrong: ask for it, then ask the model again.
 chat.addEventListener("key", async ({ detail: message }) => {
   if (!(await askForKey())) return;
@@ -171,15 +195,13 @@ chat.addEventListener("gone", () => go(""));
 hear(({ type }) => type === "changed" && sidebar.refresh());
 
 for (const id of ["#new-chat", "#new-chat-top"]) $(id).addEventListener("click", () => go(""));
-addEventListener("keydown", (event) => {
-  if (document.querySelector("dialog[open]") || composing(event)) return;
-  // On a Mac, Ctrl+K deletes the rest of a line.
-  const [wanted, other] = isMac ? ["metaKey", "ctrlKey"] : ["ctrlKey", "metaKey"];
-  const plain = event[wanted] && !event[other] && !event.shiftKey && !event.altKey;
-  if (plain && event.key.toLowerCase() === "k") {
-    event.preventDefault();
-    go("");
-  } else if (event.key === "Escape" && chat.answer) chat.answer.stop();
+onShortcuts({
+  new: () => go(""),
+  search: () => sidebar.search(),
+  sidebar: () => sidebar.toggle(),
+  rename: () => chat.conversation && sidebar.rename(chat.conversation.id),
+  delete: () => chat.conversation && sidebar.delete(chat.conversation),
+  stop: () => chat.answer?.stop(),
 });
 
 async function connect() {
@@ -211,7 +233,7 @@ $("#examples").append(
     }),
   ),
 );
-buildOptions(() => sidebar.refresh());
+buildOptions(chat, () => sidebar.refresh());
 connect();
 await attempt(async () => {
   await recover();

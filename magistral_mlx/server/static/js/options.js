@@ -2,16 +2,20 @@
 import { download, exported, importFrom } from "./archive.js";
 import { key } from "./api.js";
 import { $, h, iconButton } from "./dom.js";
+import { checkField, choice, numberField, textField } from "./fields.js";
 import { languages, setLanguage } from "./i18n.js";
+import { canNotify } from "./notify.js";
 import { settings } from "./settings.js";
+import { showShortcuts } from "./shortcuts.js";
 import * as store from "./store.js";
+import { systemPrompt } from "./system.js";
 import { toast } from "./toast.js";
 
 // The same server by another name has other histories.
 const OTHER = { "localhost": "127.0.0.1", "127.0.0.1": "localhost" };
 
 /** Build the drawer once. `imported()` is called when conversations have come in. */
-export function buildOptions(imported) {
+export function buildOptions(chat, imported) {
   const dialog = $("#options");
   dialog.replaceChildren(
     h(
@@ -25,7 +29,22 @@ export function buildOptions(imported) {
     numberField("temperature", { min: 0, max: 2, step: 0.05 }),
     numberField("maxTokens", { min: 1, step: 1 }),
     numberField("seed", { min: 0, max: 2 ** 32 - 1, step: 1 }),
-    systemPrompt(),
+    h(
+      "details",
+      { class: "more-options" },
+      h("summary", { t: "options.more" }),
+      numberField("topP", { min: 0.01, max: 1, step: 0.05 }),
+      numberField("minP", { min: 0, max: 1, step: 0.05 }),
+      numberField("topK", { min: 0, max: 1_000_000, step: 1 }),
+      numberField("repetitionPenalty", { min: 0.01, max: 10, step: 0.05 }),
+      numberField("presencePenalty", { min: -2, max: 2, step: 0.1 }),
+      numberField("frequencyPenalty", { min: -2, max: 2, step: 0.1 }),
+      textField("stop", { problem: (text) => (stops(text) > 16 ? "options.stop.many" : null) }),
+      textField("schema", { mono: true, problem: schemaProblem }),
+      numberField("imageTokens", { min: 1, max: 1_000_000, step: 1 }),
+      checkField("keepThinking", { inverted: true }),
+    ),
+    systemPrompt(chat),
     h("h3", { t: "options.page" }),
     choice(
       "theme",
@@ -33,6 +52,8 @@ export function buildOptions(imported) {
       showTheme,
     ),
     languageField(),
+    checkField("notify", { changed: canNotify }),
+    h("button", { type: "button", t: "shortcuts.title", on: { click: showShortcuts } }),
     h("h3", { t: "options.data" }),
     h("p", { class: "hint", t: ["options.kept", location.host, OTHER[location.hostname]] }),
     archive(imported),
@@ -46,41 +67,23 @@ export function buildOptions(imported) {
   });
 }
 
+const stops = (text) => text.split("\n").filter(Boolean).length;
+
+function schemaProblem(text) {
+  if (!text.trim()) return null;
+  try {
+    const schema = JSON.parse(text);
+    return schema && typeof schema === "object" && !Array.isArray(schema)
+      ? null
+      : "options.schema.wrong";
+  } catch {
+    return "options.schema.wrong";
+  }
+}
+
 function showTheme() {
   if (settings.theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = settings.theme;
-}
-
-// Radio buttons in a row.
-function choice(name, labels, changed) {
-  return h(
-    "fieldset",
-    { class: "choice" },
-    h("legend", { t: `options.${name}` }),
-    h(
-      "div",
-      { class: "segments" },
-      ...Object.entries(labels).map(([value, label]) =>
-        h(
-          "label",
-          {},
-          h("input", {
-            type: "radio",
-            name,
-            value,
-            checked: settings[name] === value,
-            on: {
-              change: () => {
-                settings[name] = value;
-                changed();
-              },
-            },
-          }),
-          h("span", { t: label }),
-        ),
-      ),
-    ),
-  );
 }
 
 function thinking() {
@@ -106,50 +109,6 @@ function thinking() {
     {},
     choice("thinking", { on: "thinking.on", budget: "thinking.budget", off: "thinking.off" }, show),
     row,
-  );
-}
-
-function numberField(name, { min, max, step }) {
-  const field = h("input", {
-    type: "number",
-    min,
-    max,
-    step,
-    id: `option-${name}`,
-    placeholder: `options.${name}.default`,
-    value: settings[name] === null ? "" : String(settings[name]),
-  });
-  field.addEventListener("change", () => {
-    const { valid, stepMismatch } = field.validity;
-    // Between two steps is fine where steps are parts of one.
-    if (!valid && !(stepMismatch && step < 1)) return field.reportValidity();
-    settings[name] = field.value === "" ? null : field.valueAsNumber;
-  });
-  return h(
-    "label",
-    { class: "field" },
-    h("span", { t: `options.${name}` }),
-    field,
-    h("small", { t: `options.${name}.hint` }),
-  );
-}
-
-function systemPrompt() {
-  const area = h("textarea", {
-    rows: "5",
-    dir: "auto",
-    placeholder: "options.system.default",
-    value: settings.system,
-  });
-  area.addEventListener("input", () => {
-    settings.system = area.value;
-  });
-  return h(
-    "label",
-    { class: "field" },
-    h("span", { t: "options.system" }),
-    area,
-    h("small", { t: "options.system.hint" }),
   );
 }
 

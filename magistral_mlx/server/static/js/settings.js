@@ -10,7 +10,19 @@ const DEFAULTS = {
   temperature: null, // null: as the server has it; likewise below
   maxTokens: null,
   seed: null,
+  topP: null,
+  minP: null,
+  topK: null,
+  repetitionPenalty: null,
+  presencePenalty: null,
+  frequencyPenalty: null,
+  imageTokens: null,
+  stop: "", // a text a line
+  schema: "", // JSON
+  keepThinking: true, // earlier traces are part of the prompt
+  notify: false, // when an answer ends out of sight
   system: "",
+  presets: [], // system prompts as { name, text }
   model: null,
 };
 

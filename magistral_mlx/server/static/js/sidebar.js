@@ -1,7 +1,8 @@
 // The list of conversations: open, search, rename, export, delete with a way back.
-import { download, exported } from "./archive.js";
+import { download, exported, markdown } from "./archive.js";
 import { $, h, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
+import { openMenu } from "./menu.js";
 import { settings } from "./settings.js";
 import * as store from "./store.js";
 import { composing } from "./textarea.js";
@@ -43,6 +44,26 @@ export class Sidebar {
     if (NARROW.matches) this.#show(false);
   }
 
+  /** Bring up the search field. */
+  search() {
+    this.#show(true, true);
+    $("#search").select();
+    $("#search").focus();
+  }
+
+  toggle() {
+    this.#show(!document.body.classList.contains("with-sidebar"), true);
+  }
+
+  /** Let the user rename a conversation of the list. */
+  rename(id) {
+    this.#show(true);
+    $("#search").value = "";
+    this.found = null;
+    this.draw();
+    $(`.conversation[data-id="${id}"]`)?.querySelector("[data-tool=rename]").click();
+  }
+
   #show(shown, byUser = false) {
     const sidebar = $("#sidebar");
     sidebar.inert = !shown;
@@ -71,9 +92,9 @@ export class Sidebar {
       ({ id, title }) =>
         !this.found || this.found.has(id) || title.toLocaleLowerCase().includes(needle),
     );
-    const groups = new Map();
+    const groups = new Map(shown.some(({ pinned }) => pinned) ? [["age.pinned", []]] : []);
     for (const conversation of shown) {
-      const name = age(conversation.updated);
+      const name = conversation.pinned ? "age.pinned" : age(conversation.updated);
       groups.set(name, [...(groups.get(name) ?? []), conversation]);
     }
     $("#conversations").replaceChildren(
@@ -111,11 +132,20 @@ export class Sidebar {
       h(
         "span",
         { class: "item-tools" },
-        iconButton("edit", "chat.rename", () => this.#rename(item, conversation)),
-        iconButton("export", "chat.export", async () =>
-          download(await exported([conversation]), fileName(conversation.title)),
+        iconButton("edit", "chat.rename", () => this.#rename(item, conversation), {
+          "data-tool": "rename",
+        }),
+        iconButton("more", "chat.more", ({ currentTarget }) =>
+          openMenu(currentTarget, [
+            [conversation.pinned ? "chat.unpin" : "chat.pin", () => this.#pin(conversation)],
+            ["chat.markdown", () => this.#export(conversation, markdown, "md")],
+            [
+              "chat.export",
+              () => this.#export(conversation, () => exported([conversation]), "json"),
+            ],
+          ]),
         ),
-        iconButton("trash", "chat.delete", () => this.#delete(conversation)),
+        iconButton("trash", "chat.delete", () => this.delete(conversation)),
       ),
     );
     return item;
@@ -150,7 +180,17 @@ export class Sidebar {
     this.chat.dispatchEvent(new Event("title"));
   }
 
-  async #delete(conversation) {
+  async #export(conversation, file, ending) {
+    download(await file(conversation), fileName(conversation.title, ending));
+  }
+
+  async #pin(conversation) {
+    await this.#store(conversation.id, { pinned: !conversation.pinned });
+    await this.refresh(); // the focus stays with it
+  }
+
+  /** Delete a conversation, with a way back. */
+  async delete(conversation) {
     const { id } = conversation;
     await this.chat.stop(id);
     const messages = await store.remove(id);
@@ -174,4 +214,5 @@ function age(time) {
   return time >= today - 7 * DAY ? "age.week" : "age.older";
 }
 
-const fileName = (title) => `${title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "chat"}.json`;
+const fileName = (title, ending) =>
+  `${title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "chat"}.${ending}`;

@@ -157,14 +157,28 @@ export const patchMessage = (id, fields) =>
     };
   });
 
-/** The images of a draft. */
-export const draft = async (id) =>
-  (await read("drafts", (store) => store.get(id)))?.images ?? [];
+/** Delete messages of a conversation, and change `fields` of itself. */
+export async function removeMessages(conversation, ids, fields) {
+  await write((conversations, all, images) => {
+    conversations.get(conversation).onsuccess = ({ target: { result: stored } }) => {
+      if (stored) conversations.put({ ...stored, ...fields });
+      for (const id of ids) {
+        all.delete(id);
+        images.delete(id);
+      }
+    };
+  });
+  changed(conversation);
+}
 
-/** Keep the images of a draft; none forgets it. */
-export const saveDraft = (id, images) =>
+/** What is kept of a draft: its images, or messages that wait. */
+export const draft = async (id) =>
+  (await read("drafts", (store) => store.get(id)))?.items ?? [];
+
+/** Keep them; none forgets the draft. */
+export const saveDraft = (id, items) =>
   write(
-    (drafts) => (images.length ? drafts.put({ id, images, at: Date.now() }) : drafts.delete(id)),
+    (drafts) => (items.length ? drafts.put({ id, items, at: Date.now() }) : drafts.delete(id)),
     ["drafts"],
   );
 

@@ -1,7 +1,7 @@
 // The fold with the thinking trace: how long it is, how long it took, and the trace when open.
 import { Blocks } from "./blocks.js";
 import { h } from "./dom.js";
-import { duration, number, say, t } from "./i18n.js";
+import { duration, number, percent, say, t } from "./i18n.js";
 import { reachScrollers } from "./scrollers.js";
 import { settings } from "./settings.js";
 
@@ -29,7 +29,7 @@ export class ThinkingFold {
 
   /** Show what there is; `seconds` counts while `thinks`. */
   update({ thinks, seconds }) {
-    const { thinking, thinkingTokens } = this.message;
+    const { thinking, thinkingTokens, answerTokens } = this.message;
     if (!thinking) return;
     if (this.element.hidden) {
       this.element.hidden = false;
@@ -41,6 +41,7 @@ export class ThinkingFold {
     this.figures.textContent = [
       t("tokens", thinkingTokens, number(thinkingTokens)),
       seconds < LEAST ? null : duration(seconds, thinks),
+      answerTokens ? percent(thinkingTokens / (thinkingTokens + answerTokens)) : null,
     ]
       .filter(Boolean)
       .join(" · ");

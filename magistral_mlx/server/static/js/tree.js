@@ -40,3 +40,10 @@ export function newestLeaf(messages, message) {
   for (let next = [at]; next.length; next = children(messages, at.id)) at = next.at(-1);
   return at.id;
 }
+
+/** A message and all that follows it, on every branch. */
+export function subtree(messages, message) {
+  const found = [message];
+  for (const { id } of found) found.push(...children(messages, id));
+  return found;
+}

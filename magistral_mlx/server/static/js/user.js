@@ -1,7 +1,7 @@
 // A message of the user on the screen: text, images, and editing in place.
 import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
-import { autosize, composing, sendsOnEnter } from "./textarea.js";
+import { editor } from "./editor.js";
 import { say } from "./i18n.js";
 import { imageButton, tile } from "./images.js";
 import { Tray } from "./tray.js";
@@ -11,7 +11,7 @@ const LINES = 12; // of a question before it is folded
 const LINE = 64; // characters, about
 
 export class UserView {
-  /** `actions`: edit(message, text, images), choose(message). */
+  /** `actions`: edit(message, text, images), choose(message), remove(message). */
   constructor(message, { versions, actions }) {
     this.message = message;
     this.actions = actions;
@@ -22,6 +22,7 @@ export class UserView {
       { class: "tools" },
       versionSwitch(versions, actions.choose),
       copyButton("message.copy", () => message.text),
+      iconButton("trash", "message.delete", () => actions.remove(message)),
       iconButton("edit", "message.edit", () => this.#edit()),
     );
     this.heading = h("h2", { class: "hidden", t: "message.user" });
@@ -78,43 +79,23 @@ export class UserView {
   }
 
   #edit() {
-    const area = h("textarea", {
-      dir: "auto",
-      label: "message.edit",
-      value: this.message.text,
-      rows: "1",
-    });
     const list = h("ul", { class: "tray", label: "images.attached" });
     const tray = new Tray(list, { changed() {}, failed() {}, beside: () => [] });
     tray.show([...(this.message.images ?? [])]);
-    const form = h(
-      "form",
-      { class: "editor" },
-      list,
-      area,
-      h(
-        "div",
-        { class: "editor-row" },
-        h("button", { type: "button", t: "cancel", on: { click: () => this.#close() } }),
-        h("button", { type: "submit", class: "primary", t: "composer.send" }),
-      ),
-    );
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (!area.value.trim() && !tray.images.length) return;
-      this.element.classList.add("sent");
-      this.actions.edit(this.message, area.value, tray.images);
+    const { form, begin } = editor(this.message.text, {
+      label: "message.edit",
+      action: "composer.send",
+      above: list,
+      close: () => this.#close(),
+      submit: (text) => {
+        if (!text.trim() && !tray.images.length) return;
+        this.element.classList.add("sent");
+        this.actions.edit(this.message, text, tray.images);
+      },
     });
-    form.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || composing(event)) return;
-      event.stopPropagation(); // or it would stop an answer as well
-      this.#close();
-    });
-    sendsOnEnter(area, form);
     this.element.classList.add("editing");
     this.element.replaceChildren(this.heading, form);
-    autosize(area);
-    area.focus();
+    begin();
   }
 
   #close() {

@@ -1,0 +1,70 @@
+// Messages that were written while an answer was: each is sent when the one before is answered.
+import { h, iconButton } from "./dom.js";
+import * as drafts from "./drafts.js";
+
+export class Queue {
+  entries = []; // of the conversation on the screen: { text, images }
+  idle = true;
+
+  /** `send(id, entry)` and `edit(entry)` are what happens to an entry. */
+  constructor(element, { send, edit }) {
+    Object.assign(this, { element, send, edit, id: "" });
+  }
+
+  async open(id) {
+    this.id = id;
+    this.entries = [];
+    this.draw();
+    const entries = await drafts.queue(id);
+    if (this.id !== id) return;
+    this.entries = [...entries, ...this.entries];
+    this.draw();
+  }
+
+  add(entry) {
+    this.entries.push(entry);
+    this.#changed();
+  }
+
+  /** An answer of a conversation is complete: send what waits for it. */
+  async next(id) {
+    const here = id === this.id;
+    const entries = here ? this.entries : await drafts.queue(id);
+    const entry = entries.shift();
+    if (!entry) return;
+    if (here) this.#changed();
+    else await drafts.setQueue(id, entries);
+    this.send(id, entry);
+  }
+
+  /** `idle`: nothing is being answered, so that what is left waits for the user. */
+  draw(idle = this.idle) {
+    this.idle = idle;
+    this.element.hidden = !this.entries.length;
+    this.element.replaceChildren(...this.entries.map((entry) => this.#item(entry)));
+  }
+
+  #item(entry) {
+    const names = entry.images.map(({ name }) => name).join(", ");
+    const take = () => {
+      this.entries.splice(this.entries.indexOf(entry), 1);
+      this.#changed();
+      return entry;
+    };
+    return h(
+      "li",
+      {},
+      h("span", { dir: "auto" }, entry.text || names),
+      this.idle
+        ? iconButton("send", "queue.send", () => this.send(this.id, take()))
+        : null,
+      iconButton("edit", "queue.edit", () => this.edit(take())),
+      iconButton("close", "queue.remove", take),
+    );
+  }
+
+  #changed() {
+    drafts.setQueue(this.id, this.entries);
+    this.draw();
+  }
+}
