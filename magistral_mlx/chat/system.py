@@ -76,6 +76,16 @@ def system_from_file(path: str | PathLike[str], *, thinking: bool) -> System | N
     return system_from_text(text, thinking=thinking)
 
 
+def marked_text(system: System) -> str:
+    """The text of a system prompt, its thinking between `[THINK]` and `[/THINK]`."""
+    if isinstance(system.content, str):
+        return system.content
+    return "".join(
+        f"{OPEN}{part.text}{CLOSE}" if isinstance(part, Thought) else part
+        for part in system.content
+    )
+
+
 def split_thinking(text: str) -> System:
     """`text` with each `[THINK]…[/THINK]` part as a `Thought`.
 

@@ -11,6 +11,7 @@ from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.options import Options
 from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.chat.prompt import Prompt, encode_raw
+from magistral_mlx.chat.system import marked_text
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption
@@ -30,7 +31,7 @@ class ModelInfo:
     """A model as clients see it.
 
     created: when its files were written, seconds since 1970. context: tokens of prompt and answer
-    together. loaded: whether it is in memory now.
+    together. loaded: whether it is in memory now. system_prompt: its own, None for none.
     """
 
     id: str
@@ -39,6 +40,7 @@ class ModelInfo:
     supports_images: bool
     thinks: bool
     loaded: bool
+    system_prompt: str | None
 
 
 class ServedModel:
@@ -60,6 +62,8 @@ class ServedModel:
         self._created = int(dated.stat().st_mtime)
         self._supports_images = has_vision and composer.tokenizer.has_image_tokens
         self._thinks = composer.tokenizer.has_thinking_tokens
+        own = composer.default_system
+        self._system_prompt = None if own is None else marked_text(own)
 
     @property
     def magistral(self) -> Magistral | None:
@@ -94,6 +98,7 @@ class ServedModel:
             self._supports_images,
             self._thinks,
             self._in_memory,
+            self._system_prompt,
         )
 
     def prompt(self, prompt: list[Message] | RawPrompt, options: Options) -> Prompt:

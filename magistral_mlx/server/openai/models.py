@@ -35,6 +35,9 @@ class ModelCard(BaseModel):
     vision: Annotated[bool, Field(description="Whether it supports images.")]
     thinking: Annotated[bool, Field(description="Whether it thinks before it answers.")]
     loaded: Annotated[bool, Field(description="Whether it is in memory now.")]
+    system_prompt: Annotated[
+        str | None, Field(description="Its own, which asks it to think; null for none.")
+    ]
 
 
 class RequestLimits(BaseModel):
@@ -88,4 +91,5 @@ def _model(info: ModelInfo) -> ModelCard:
         vision=info.supports_images,
         thinking=info.thinks,
         loaded=info.loaded,
+        system_prompt=info.system_prompt,
     )

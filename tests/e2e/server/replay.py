@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from magistral_mlx.server.page import mount_page
 
+OWN_PROMPT = "First draft your thinking process."
 MODEL = "magistral-small-2509-4bit"
 METRICS = """\
 # TYPE magistral_memory_bytes gauge
@@ -123,7 +124,12 @@ class Replay:
         return app
 
     async def _models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models]})
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [{"id": name, "system_prompt": OWN_PROMPT} for name in self.models],
+            }
+        )
 
     async def _metrics(self, _request: Request) -> Response:
         return PlainTextResponse(METRICS)

@@ -156,6 +156,39 @@ class Camera:
             page.locator("#key-field").wait_for()
             self.shoot(page, f"{prefix}key")
 
+    def more(self, prefix: str = "", **context: object) -> None:
+        """Long questions, waiting messages, scripts from right to left, the sheet, a full tray."""
+        with visiting(self.browser, self.replay.url, **context) as visit:
+            page = visit.page
+            arabic = (
+                "جذر العدد $\\sqrt{2} \\approx 1.414$ غير نسبي.\n\n- أول\n- ثان\n\n```\nx = 1\n```"
+            )
+            self.ask(page, "\n".join(f"Line {n} of a long question" for n in range(30)),
+                     Said("- [x] done\n- [ ] open\n\n```\nno language\n```"), Ended())  # fmt: skip
+            page.locator(".assistant .tools").wait_for()
+            self.ask(page, "لماذا جذر 2 غير نسبي؟", Said(arabic), Ended())
+            page.locator(".assistant .tools").nth(1).wait_for()
+            self.ask(page, "Count", Said("One, two, "), Gate())
+            page.locator(".answer").nth(2).wait_for()
+            for text in ("And then count backwards", "In French too"):
+                page.locator("#message").fill(text)
+                page.keyboard.press("Enter")
+            page.locator("#queue li").nth(1).wait_for()
+            self.shoot(page, f"{prefix}queue")
+            page.keyboard.press("Escape")
+            page.locator(".note").last.wait_for()
+            page.locator("#reading").evaluate("(element) => element.scrollTo(0, 0)")
+            self.shoot(page, f"{prefix}folded")
+            page.locator("#files").set_input_files([IMAGE] * 24)
+            page.locator("#tray li").nth(23).wait_for()
+            self.shoot(page, f"{prefix}tray")
+            page.keyboard.press("Control+/")
+            self.shoot(page, f"{prefix}sheet")
+            page.keyboard.press("Escape")
+            page.locator("#options-open").click()
+            page.locator(".more-options summary").click()
+            self.shoot(page, f"{prefix}more-options")
+
     def list(self) -> None:
         with visiting(self.browser, self.replay.url) as visit:
             page = visit.page
@@ -209,7 +242,8 @@ def main(folder: Path) -> None:
         camera.states()
         camera.states("dark-", color_scheme="dark")
         camera.states("german-", locale="de-DE")
-        narrow = {"width": 360, "height": 740}
+        narrow = {"width": 375, "height": 740}
+        narrowest = {"width": 320, "height": 560}
         camera.states("narrow-", viewport=narrow, has_touch=True)
         camera.images()
         camera.images("narrow-dark-", viewport=narrow, color_scheme="dark", has_touch=True)
@@ -217,6 +251,11 @@ def main(folder: Path) -> None:
         camera.ends("german-dark-", locale="de-DE", color_scheme="dark")
         camera.dialogs()
         camera.dialogs("german-narrow-", locale="de-DE", viewport=narrow)
+        camera.more(viewport={"width": 1280, "height": 800})
+        camera.more("dark-", viewport={"width": 1280, "height": 800}, color_scheme="dark")
+        camera.more("narrow-", viewport=narrow, has_touch=True)
+        camera.more("narrowest-dark-", viewport=narrowest, has_touch=True, color_scheme="dark")
+        camera.states("narrowest-", viewport=narrowest, has_touch=True)
         camera.list()
         cover(browser, folder / "cover.png")
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, expect
 
 from magistral_mlx.server.page import STATIC
 from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
-from tests.e2e.server.replay import Ended, Gate, Replay, Said, Thought, replaying
+from tests.e2e.server.replay import OWN_PROMPT, Ended, Gate, Replay, Said, Thought, replaying
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,8 @@ def test_a_system_prompt_is_every_chats_or_one_chats_and_can_be_saved(
         return first["content"] if first["role"] == "system" else None
 
     page.locator("#options-open").click()
+    page.get_by_text("The model’s own", exact=True).click()
+    expect(page.locator(".own-prompt")).to_have_text(OWN_PROMPT)
     field.fill("Be brief.")
     page.get_by_label("Name to save it under").fill("Brief")
     page.get_by_role("button", name="Save", exact=True).click()
@@ -253,6 +255,14 @@ def test_answers_are_changed_messages_removed_and_chats_pinned_and_exported(
     expect(page.locator("#conversations h2").first).to_have_text("Pinned")
     page.reload()
     expect(names).to_have_text(["One", "Newer"])
+
+    # A search goes into the traces, and opens the one that it found.
+    page.locator("#search").fill("thinking of one")
+    expect(names).to_have_text(["One"])
+    page.locator(".conversation .open").click()
+    expect(page.locator("details[open] .thinking-body")).to_have_text("Thinking of One.")
+    assert page.evaluate("String(getSelection())") == "Thinking of One"
+    page.locator("#search").fill("")
     chat.hover()
     chat.get_by_role("button", name="More").click()
     page.get_by_role("menuitem", name="Unpin").click()

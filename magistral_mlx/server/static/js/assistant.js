@@ -134,11 +134,17 @@ export class AssistantView {
     this.#words();
     if (far && message.text) {
       this.body.replaceChildren(h("p", { class: "plain", dir: "auto" }, message.text));
-      this.forget = later(() => {
-        this.body.replaceChildren();
-        this.#render();
-      });
+      this.forget = later(() => this.dress());
     } else this.#render();
+  }
+
+  /** Render the Markdown of a text that is still plain. */
+  dress() {
+    if (!this.forget) return;
+    this.forget();
+    this.forget = null;
+    this.body.replaceChildren();
+    this.#render();
   }
 
   #render() {

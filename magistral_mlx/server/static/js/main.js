@@ -63,7 +63,11 @@ const messages = new Messages(chat, {
   remove,
   fold: (message) => attempt(() => store.patchMessage(message.id, { open: message.open })),
 });
-const sidebar = new Sidebar(chat, (id) => go(id));
+const sidebar = new Sidebar(chat, async (id) => {
+  await go(id);
+  const needle = $("#search").value.trim();
+  if (id && needle) messages.find(needle);
+});
 
 async function say(text, images, parent) {
   navigator.storage?.persist?.().catch(() => {}); // ask the browser not to clear this away

@@ -54,6 +54,23 @@ export class Messages {
     for (const { element } of this.views) reachScrollers(element);
   }
 
+  /** Show where `needle` stands first, in a text or in a trace, which is unfolded for it. */
+  find(needle) {
+    const wanted = needle.toLocaleLowerCase();
+    const has = (text = "") => text.toLocaleLowerCase().includes(wanted);
+    const view = this.views.find(({ message }) => has(message.text) || has(message.thinking));
+    if (!view) return;
+    this.atEnd = false;
+    view.dress?.();
+    if (!has(view.message.text)) view.fold.reveal();
+    const range = rangeOf(view.element, wanted);
+    (range?.startContainer.parentElement ?? view.element).scrollIntoView({ block: "center" });
+    this.#look();
+    if (!range) return;
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+  }
+
   // What stays is not moved: it would lose the focus and what is selected in it.
   #place(elements) {
     elements.forEach((element, index) => {
@@ -133,4 +150,18 @@ export class Messages {
     if (this.atEnd) this.toEnd();
     else this.#look();
   }
+}
+
+// Where a text stands below `element`; null where signs of Markdown come in between.
+function rangeOf(element, wanted) {
+  const words = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  while (words.nextNode()) {
+    const at = words.currentNode.data.toLocaleLowerCase().indexOf(wanted);
+    if (at < 0 || words.currentNode.parentElement.closest("h2, .tools")) continue;
+    const range = document.createRange();
+    range.setStart(words.currentNode, at);
+    range.setEnd(words.currentNode, Math.min(at + wanted.length, words.currentNode.length));
+    return range;
+  }
+  return null;
 }

@@ -16,9 +16,13 @@ let told = {};
 /** What a request may hold: images, pixels of one and of all, bytes. */
 export const limits = () => ({ ...LIMITS, ...told });
 
+const answering = () => found.find(({ id }) => id === settings.model) ?? found[0];
+
+/** The own system prompt of the model that answers; null for none, or before the server tells. */
+export const ownPrompt = () => answering()?.system_prompt ?? null;
+
 /** Whether the model that answers can be shown images; so it is until the server tells. */
-export const sees = () =>
-  (found.find(({ id }) => id === settings.model) ?? found[0])?.vision ?? true;
+export const sees = () => answering()?.vision ?? true;
 
 /** Ask the server for its models and show them. Throws Failure. */
 export async function showModels() {

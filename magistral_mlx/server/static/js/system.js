@@ -1,5 +1,7 @@
 // The system prompt of the options: for every chat or for this one, and presets of it.
 import { h, iconButton } from "./dom.js";
+import { t } from "./i18n.js";
+import { ownPrompt } from "./models.js";
 import { settings } from "./settings.js";
 import * as store from "./store.js";
 
@@ -12,6 +14,12 @@ export function systemPrompt(chat) {
   const remove = iconButton("trash", "presets.remove", () => {
     settings.presets = settings.presets.filter((preset) => preset.name !== presets.value);
     list();
+  });
+
+  const text = h("div", { class: "own-prompt", dir: "auto" });
+  const models = h("details", {}, h("summary", { t: "options.system.models" }), text);
+  models.addEventListener("toggle", () => {
+    text.textContent = ownPrompt() ?? t("options.system.none");
   });
 
   const keep = () => {
@@ -66,6 +74,7 @@ export function systemPrompt(chat) {
     h("label", { t: "options.system", for: "option-system" }),
     area,
     h("small", { t: "options.system.hint" }),
+    models,
     h("label", { class: "check" }, own, h("span", { t: "options.system.own" })),
     h("div", { class: "presets" }, presets, remove),
     h(

@@ -48,6 +48,12 @@ export class ThinkingFold {
     this.#render();
   }
 
+  /** Show the trace at once. */
+  reveal() {
+    this.element.open = true;
+    this.#render();
+  }
+
   /** The answer begins: the trace makes room. */
   collapse() {
     this.element.open = false;

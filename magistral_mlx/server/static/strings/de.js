@@ -120,6 +120,8 @@ export default {
   "options.seed.hint": "Der gleiche Startwert gibt die gleiche Antwort.",
   "options.system": "Systemprompt",
   "options.system.hint": "Ergänzt den des Modells, der es zuerst nachdenken lässt.",
+  "options.system.models": "Der des Modells",
+  "options.system.none": "Es hat keinen.",
   "options.system.own": "Nur für diesen Chat",
   "presets": "Gespeicherte Prompts",
   "presets.choose": "Gespeicherten Prompt wählen",

@@ -118,6 +118,8 @@ export default {
   "options.seed.hint": "The same seed gives the same answer.",
   "options.system": "System prompt",
   "options.system.hint": "Added to the model’s own, which asks it to think first.",
+  "options.system.models": "The model’s own",
+  "options.system.none": "It has none.",
   "options.system.own": "For this chat only",
   "presets": "Saved prompts",
   "presets.choose": "Choose a saved prompt",
