@@ -73,7 +73,7 @@ def test_each_block_has_the_direction_of_its_words(visit: Visit, replay: Replay)
     visit.ask(ARABIC)
     visit.answered()
     expect(page.locator(".answer .katex").first).to_be_visible()
-    page.locator("summary").click()
+    page.locator("details.thinking summary").click()
     for _ in range(2):
         for selector, expected in {
             ".user-text": ["rtl"],
@@ -101,7 +101,7 @@ def test_each_block_has_the_direction_of_its_words(visit: Visit, replay: Replay)
         page.reload()
         visit.answered()
         expect(page.locator(".answer .katex").first).to_be_visible()
-        page.locator("details[open]").wait_for()
+        page.locator("details.thinking[open]").wait_for()
 
 
 def test_keys_of_an_input_method_do_nothing_else(visit: Visit, replay: Replay) -> None:
@@ -158,24 +158,24 @@ def test_scrolling_up_slowly_lets_go_and_the_end_takes_hold(visit: Visit, replay
         expect(page.locator(".answer p", has_text="Piece.")).to_have_count(pieces)
 
     grow(1)
-    wait_until(lambda: page.evaluate(left) <= 2)
+    wait_until(lambda: page.evaluate(left) <= 8)
     reading.hover()
     page.mouse.wheel(0, -12)
-    wait_until(lambda: page.evaluate(left) > 2)
+    wait_until(lambda: page.evaluate(left) > 8)
     grow(2)
     assert page.evaluate(left) > 200  # it was let go of, though by a few pixels alone
     expect(page.locator("#jump")).to_be_visible()
     page.mouse.wheel(0, 100_000)
-    wait_until(lambda: page.evaluate(left) <= 2)
+    wait_until(lambda: page.evaluate(left) <= 8)
     grow(3)
-    wait_until(lambda: page.evaluate(left) <= 2)
+    wait_until(lambda: page.evaluate(left) <= 8)
     reading.focus()
     page.keyboard.press("ArrowUp")
     grow(4)
     assert page.evaluate(left) > 200
     page.locator("#jump").click()
     visit.answered()
-    wait_until(lambda: page.evaluate(left) <= 2)
+    wait_until(lambda: page.evaluate(left) <= 8)
 
 
 def test_what_is_selected_stays_and_formulas_are_copied_as_tex(

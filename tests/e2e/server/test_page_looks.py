@@ -111,12 +111,12 @@ def test_the_language_is_the_browsers_until_another_is_chosen(
         expect(page.locator("#message")).to_have_attribute(
             "placeholder", "Etwas fragen oder ein Bild ablegen"
         )
-        expect(page.locator("summary")).to_contain_text("Nachgedacht")
+        expect(page.locator("details.thinking summary")).to_contain_text("Nachgedacht")
         expect(page.locator("#strip")).to_contain_text("14,0 GB von 22,9 GB")
         page.locator("#options-open").click()
         page.get_by_label("Sprache").select_option("en")
         expect(page.locator("#options-title")).to_have_text("Options")
-        expect(page.locator("summary")).to_contain_text("Thought")
+        expect(page.locator("details.thinking summary")).to_contain_text("Thought")
         page.reload()
         expect(page.locator("html")).to_have_attribute("lang", "en")
         expect(page.locator("#strip")).to_contain_text("14.0 GB of 22.9 GB")

@@ -5,7 +5,7 @@ import { onceAFrame } from "./frames.js";
 import { reachScrollers } from "./scrollers.js";
 import { UserView } from "./user.js";
 
-const END = 2; // pixels from the end that count as the end
+const END = 8; // pixels from the end that count as the end: sizes are rounded
 const NEAR = 60; // pixels from the end that need no button
 const CLOSE = 8; // messages at the end that are dressed at once
 
@@ -22,8 +22,9 @@ export class Messages {
     this.#watchGestures();
     this.frame.addEventListener("scroll", () => this.#look(), { passive: true });
     $("#jump").addEventListener("click", () => this.toEnd());
-    // Formulas and images change their height after they are put in.
-    new ResizeObserver(() => this.#grown()).observe(this.element);
+    // Formulas and images change their height after they are put in; what is typed takes room.
+    const observer = new ResizeObserver(() => this.#grown());
+    for (const element of [this.element, this.frame]) observer.observe(element);
     const fit = () => this.#fit();
     addEventListener("resize", onceAFrame(fit));
     fit();
