@@ -72,7 +72,22 @@ def test_axe_has_nothing_to_say(
         expect(page.get_by_text("Never")).to_be_visible()
         page.keyboard.press("Escape")
         visit.answered(2)
+        replay.next(Said("Forever"), Gate())
+        visit.ask("Wait for it")
+        visit.ask("Then this")
+        expect(page.locator("#queue li")).to_have_count(1)
+        assert complaints(page) == []
+        page.keyboard.press("Escape")
+        visit.answered(3)
+        page.locator(".user-images button").click()
+        assert complaints(page) == []
+        page.keyboard.press("Escape")
+        page.keyboard.press("Control+/")
+        assert complaints(page) == []
+        page.keyboard.press("Escape")
         page.locator("#options-open").click()
+        page.locator(".more-options summary").click()
+        page.get_by_text("The model’s own", exact=True).click()
         assert complaints(page) == []
         page.keyboard.press("Escape")
         if viewport is NARROW:
