@@ -57,7 +57,7 @@ const says = (message) => message.role === "user" || message.text || message.thi
 export function named(detail, messages, system = null) {
   const sent = [...(systemPrompt(system) ? [{}] : []), ...messages.filter(says)];
   return detail.replace(
-    /\bmessages\[(\d+)\](?:\.content\[(\d+)\])?[\w.[\]]*:?\s*(The image\b)?/g,
+    /\bmessages\[(\d+)\](?:\.content\[(\d+)\])?[\w.[\]]*:?\s*([Tt]he image\b)?/g,
     (_, message, part, subject = "") => sent[message]?.images?.[part]?.name ?? subject,
   );
 }
