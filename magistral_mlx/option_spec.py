@@ -188,7 +188,7 @@ class Texts(Kind):
 
 
 class Spec:
-    """What is declared of an option besides its name, type and default.
+    """Declaration of an option besides its name, type and default.
 
     unset: what None stands for. section: its heading in lists.
     """

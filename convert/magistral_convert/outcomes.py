@@ -1,4 +1,4 @@
-"""What becomes of the tensors of each stored type, and the error that it makes, on a sample."""
+"""Converted form of each stored tensor type, and its error on a sample."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def outcomes(plan: ConversionPlan) -> list[Outcome]:
-    """What becomes of each type, largest first. Reads some rows of each, which must be here.
+    """Return the converted form of each type, largest first, judged by some rows of each.
 
     Raises:
         CheckpointError: a source file cannot be read.

@@ -37,8 +37,10 @@ def target_path(
 
 
 def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
-    """What tells this conversion from others of the same source; a GGUF file's name tells its
-    type, and so it is empty where that is kept."""
+    """Suffix that tells this conversion from others of the same source.
+
+    Empty where a GGUF keeps its type, as its name tells that already.
+    """
     place = user_path(source)
     if not place.exists() and parse_gguf(os.fspath(source)):
         return options.label if options.mode == UNQUANTIZED or options.asks_to_quantize else ""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Composer:
-    """What is known of a loaded model without its weights; safe to use from several threads."""
+    """Tokenizer, context and prompt format of a loaded model; safe to use from several threads."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Composer:
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
-        """What compiles grammars, made when first needed; that takes a second."""
+        """Grammar compiler, built on first use, which takes a second."""
         from magistral_mlx.engine.constraint import GrammarCompiler
 
         return GrammarCompiler(self.vocabulary)

@@ -1,4 +1,4 @@
-"""What becomes of a conversation's messages before they are sent. Pure functions."""
+"""Rewriting of a conversation's messages before they are sent. Pure functions."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def image_of_url(url: str, where: str, *, local_files: bool) -> Image:
 
 
 def data_of_url(url: str) -> bytes:
-    """What a data URL holds.
+    """Decode the bytes in a data URL.
 
     Raises:
         ImageError: it is malformed.

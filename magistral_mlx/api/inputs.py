@@ -1,4 +1,4 @@
-"""What a caller may pass as a prompt, as typed messages: text, typed messages, or dicts."""
+"""Conversion of prompts to typed messages: from text, typed messages, or dicts."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ class Magistral:
 
     @property
     def activity(self) -> Activity:
-        """What it is at: answers that run and wait, prompts so far, memory by kind.
+        """Live statistics: answers that run and wait, prompts so far, memory by kind.
 
         It is cheap, and does not wait for the model: for a status line, or a server's metrics.
         """
@@ -313,7 +313,7 @@ class Magistral:
         options: Options | None = None,
         **changes: Unpack[OptionFields],
     ) -> Prompt:
-        """What the model would be fed: token ids and pixels. `len` of it is the token count.
+        """Return the model's input: token ids and pixels; its `len` is the token count.
 
         Raises:
             PromptError: messages that make no prompt.

@@ -114,7 +114,7 @@ def plan_model(
 
 
 def download_progress(on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
-    """What reports bytes of a download as `LoadProgress`."""
+    """Return a callback that reports bytes of a download as `LoadProgress`."""
     if on_progress is None:
         return None
     start = time.perf_counter()

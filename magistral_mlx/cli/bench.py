@@ -153,7 +153,7 @@ def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Workload:
 
 
 def _programs(against: str, scheme: str) -> tuple[list[Program], dict[str, str]]:
-    """What to run, ours first, and what is not installed, with what to do about it."""
+    """Return the runtimes to measure, ours first, and those not installed, with advice."""
     from magistral_mlx.bench.process import ours, peer, version
 
     programs, missing = [ours(scheme)], {}

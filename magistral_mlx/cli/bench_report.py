@@ -1,4 +1,4 @@
-"""What `magistral-mlx bench` measured, for a person."""
+"""Report of `magistral-mlx bench` on a terminal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def show(facts: dict[str, Any]) -> None:
 
 
 def remarks(facts: dict[str, Any]) -> list[str]:
-    """What a reader has to know before believing the figures."""
+    """Return the caveats that the figures need."""
     peers = {speed["label"] for speed in facts["speeds"]} - {OURS}
     found = [f"Left out: {name}: {why}" for name, why in facts["left_out"].items()]
     found += [

@@ -1,4 +1,4 @@
-"""What `convert` tells about a conversion before and after it."""
+"""Report of a conversion, before and after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def note(line: str) -> None:
 
 
 def headline(conversion: Conversion) -> str:
-    """What goes where, in one line."""
+    """Name source and target in one line."""
     plan = conversion.plan
     return (
         f"{_gb(plan.source_bytes)} -> {_gb(plan.output_bytes)} "
@@ -72,7 +72,7 @@ def shows_types(conversion: Conversion) -> bool:
 
 
 def _types(plan: ConversionPlan) -> Table:
-    """What becomes of the tensors of each type, and what it costs."""
+    """Return a table of the stored form of each tensor type, its error and size."""
     table = Table("type", "what is done", box=None, pad_edge=False)
     for heading in ("tensors", "before", "after", "error"):
         table.add_column(heading, justify="right")

@@ -220,7 +220,7 @@ def given(options: dict[str, Any], cls: type[Any], prefix: str = "") -> dict[str
 
 
 def _attributes(field: Any, section: str | None, own_default: str | None) -> dict[str, Any]:
-    """What click has to know of a declared option."""
+    """Return the arguments of `click.option` for a declared option."""
     spec, default = spec_of(field), field.default
     assert spec
     usual = own_default or default_text(field)

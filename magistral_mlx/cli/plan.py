@@ -133,7 +133,7 @@ def _caches(model: PlannedModel, profile: BackendProfile, context: int | None) -
 
 
 def _chosen(best: Plan, why: str) -> dict[str, Any]:
-    """What was planned, and the times that follow from it."""
+    """Describe the plan, and the times that follow from it."""
     from magistral_mlx.memory import estimate
 
     peak = best.peak
@@ -163,7 +163,7 @@ def _chosen(best: Plan, why: str) -> dict[str, Any]:
 
 
 def _why(best: Plan, profile: BackendProfile, request: PlanRequest) -> str:
-    """What made the plan choose so, in a sentence."""
+    """Return the reason for the plan's choice, in a sentence."""
     from magistral_mlx.cache.scheme import SCHEMES
     from magistral_mlx.memory.plan import fit, gib
 

@@ -239,7 +239,7 @@ def _tell(urls: list[str], registry: ModelRegistry, settings: Settings) -> None:
 
 
 def _reach(settings: Settings) -> str:
-    """Who else reaches it, and with what."""
+    """Describe which other machines reach the server."""
     if settings.host in ("0.0.0.0", "::"):
         return ", for other machines too, with the key"
     return ", with the key" if settings.api_key else ""

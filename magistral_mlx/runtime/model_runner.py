@@ -113,13 +113,13 @@ class ModelRunner:
 
     @property
     def prefixes(self) -> PrefixCache:
-        """What is kept of earlier prompts."""
+        """Prefix cache of earlier prompts."""
         assert self._prefixes is not None, "it is loaded first"
         return self._prefixes
 
     @property
     def memory(self) -> MemoryUse:
-        """What it holds, the caches of what runs apart; any thread may ask."""
+        """Memory in use, without the caches of running requests; any thread may ask."""
         model, prefixes = self._model, self._prefixes
         if model is None or prefixes is None:
             return MemoryUse()
@@ -135,7 +135,7 @@ class ModelRunner:
 
     @property
     def counts(self) -> PrefixCacheStats:
-        """What became of the prompts so far; any thread may ask."""
+        """Counts of prefix reuse so far; any thread may ask."""
         prefixes = self._prefixes
         return PrefixCacheStats() if prefixes is None else prefixes.counts
 
@@ -188,7 +188,7 @@ class ModelRunner:
         return decode(self.model, sequences)
 
     def keys_of(self, prompt: Prompt) -> tuple[tuple[ImageKey, ...], NDArray[np.int64]]:
-        """What tells a prompt's images, and its tokens, (L,), from those of others."""
+        """Return the keys of a prompt's images and of its tokens, (L,)."""
         config = self.model.config
         images = image_keys(config, prompt.images)
         return images, token_keys(prompt.tokens, images, config.image_token_id)

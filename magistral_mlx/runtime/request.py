@@ -119,7 +119,7 @@ class Request:
 
     @property
     def error(self) -> BaseException | None:
-        """What ended it, if something went wrong."""
+        """Error that ended it; None without one."""
         return self._error
 
     @property

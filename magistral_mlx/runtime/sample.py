@@ -48,7 +48,7 @@ class RunningSample:
 
     @property
     def error(self) -> Exception | None:
-        """What ended the sequence, if something went wrong with this one alone."""
+        """Error that ended this sequence alone; None without one."""
         return None if self.stopped else self.sequence.error
 
     @property

@@ -340,7 +340,7 @@ class Scheduler:
 
 
 def as_device_error(error: BaseException | None) -> BaseException | None:
-    """What MLX raised as a `DeviceError`; any other error as it is."""
+    """Turn an error of MLX into a `DeviceError`; return any other as it is."""
     if not isinstance(error, RuntimeError):
         return error
     # The traceback of the first one would keep the caches alive in whoever holds the error.

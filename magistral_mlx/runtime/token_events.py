@@ -46,7 +46,7 @@ class TokenEvents:
         return self._stops.matched
 
     def feed(self, token: Token) -> list[Event]:
-        """What the token completes."""
+        """Return the events that the token completes."""
         before = self._parser.thinking
         if token.id in self._hidden_stops:
             # It ends the answer and is no part of it, so only its count is kept.
@@ -59,7 +59,7 @@ class TokenEvents:
         return events
 
     def finish(self) -> list[Event]:
-        """What was still incomplete when the sequence ended."""
+        """Return the events of text that was still incomplete at the end."""
         events = self._shown(self._parser.finish())
         waiting = self._stops.finish()
         return [*events, Text(waiting)] if waiting else events

@@ -185,7 +185,7 @@ COMMANDS = {
 
 
 def _asked(turn: Sequence[Message]) -> list[User]:
-    """What the user said at the beginning of a turn; an answer may have failed in between."""
+    """Return the user's message that began a turn; an answer may have failed in between."""
     return [message for message in turn if isinstance(message, User)]
 
 

@@ -41,7 +41,7 @@ class ModelCard(BaseModel):
 
 
 class RequestLimits(BaseModel):
-    """What one request may hold."""
+    """Limits of one request."""
 
     body_bytes: Annotated[int, Field(description="Bytes of its body.")]
     images: Annotated[int, Field(description="Images in all its messages.")]

@@ -102,7 +102,7 @@ class ItemReference(RequestSchema):
 
 
 class SkippedItem(RequestSchema):
-    """What a vendor's own tool did: not part of the prompt."""
+    """Record of a tool that ran at the vendor's: left out of the prompt."""
 
     type: str
 
