@@ -9,58 +9,92 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.cli.params import FILE, MODEL, Value, command, option
+from magistral_mlx.option_spec import Choice
+
 if TYPE_CHECKING:
     from magistral_convert import Conversion
 
 
-def _choice(*values: object) -> click.Choice[str]:
-    return click.Choice([str(value) for value in values])
+def _choice(*values: object) -> Value:
+    return Value(str, Choice(*map(str, values)), words=[str(value) for value in values])
 
 
-@click.command()
-@click.argument("source")
-@click.option(
+@command()
+@click.argument("source", required=False, type=MODEL)
+@option(
+    "-m",
+    "--model",
+    "named",
+    type=MODEL,
+    metavar="SOURCE",
+    help="Checkpoint to convert, in place of the argument.",
+)
+@option(
     "-o",
     "--output",
+    type=FILE,
     metavar="DIR",
-    help="The folder to make. Default: one in your cache, which `generate` finds.",
+    help="Folder to make.  [default: one in your cache, which `generate` finds]",
 )
-@click.option("--bits", type=_choice(2, 3, 4, 5, 6, 8), help="Bits a weight. Default: 4.")
-@click.option(
-    "--group-size", type=_choice(32, 64, 128), help="Weights that share a scale. Default: 64."
+@option(
+    "--bits",
+    type=_choice(2, 3, 4, 5, 6, 8),
+    metavar="2|3|4|5|6|8",
+    section="Quantization",
+    help="Bits of a weight.  [default: 4]",
 )
-@click.option(
+@option(
+    "--group-size",
+    type=_choice(32, 64, 128),
+    metavar="32|64|128",
+    section="Quantization",
+    help="Weights that share a scale.  [default: 64]",
+)
+@option(
     "--mode",
     type=_choice("affine", "mxfp4", "nvfp4", "mxfp8", "none"),
     default="affine",
-    show_default=True,
-    help="How a group is quantized. mxfp4, nvfp4 and mxfp8 fix bits and group size; none writes "
-    "bfloat16, also from what is quantized.",
+    metavar="MODE",
+    section="Quantization",
+    help="Format of a group: affine, mxfp4, nvfp4, mxfp8 (the last three fix bits and group size), "
+    "or none for bfloat16, also from what is quantized.  [default: affine]",
 )
-@click.option(
+@option(
     "--recipe",
     type=_choice("4bit", "4bit-plus"),
+    metavar="4bit|4bit-plus",
+    section="Quantization",
     help="4bit-plus keeps the most sensitive matrices at 6 bits.",
 )
-@click.option("--quantize-vision", is_flag=True, help="Quantize vision tower and projector too.")
-@click.option("--dry-run", is_flag=True, help="Show sizes and the disk needed, and stop.")
-@click.option(
-    "--force",
+@option(
+    "--quantize-vision",
     is_flag=True,
-    help="Replace the files of an earlier conversion, when the new is done.",
+    section="Quantization",
+    help="Quantize vision tower and projector too.",
 )
-@click.option("--keep-source", is_flag=True, help="Keep what is downloaded, in the hub's cache.")
-@click.option("--tokenizer", metavar="PATH_OR_REPO", help="Where to take tekken.json from.")
-@click.option("--mmproj", metavar="FILE", help="The vision tower of a GGUF file.")
-@click.option("--upload", metavar="REPO", help="Upload the result to this repository.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
-def convert(source: str, output: str | None, **asked: Any) -> int:
+@option("--dry-run", is_flag=True, help="Show sizes and the disk needed, and stop.")
+@option("--force", is_flag=True, help="Replace an earlier conversion, when the new is done.")
+@option("--keep-source", is_flag=True, help="Keep what is downloaded, in the hub's cache.")
+@option(
+    "--tokenizer",
+    type=FILE,
+    metavar="PATH_OR_REPO",
+    help="A tekken.json, or a folder or repository that has one.",
+)
+@option("--mmproj", type=FILE, metavar="FILE", help="Vision tower of a GGUF file.")
+@option("--upload", metavar="REPO", help="Repository to upload the result to.")
+@option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
+def convert(source: str | None, named: str | None, output: str | None, **asked: Any) -> int:
     """Quantize SOURCE, a folder, a GGUF file or a name on the hub, to MLX format.
 
     What a GGUF file has quantized is laid out for MLX, not quantized again.
 
     An interrupted conversion goes on where it was when the same command is run again.
     """
+    source = source or named
+    if source is None or (named is not None and named != source):
+        raise click.UsageError("name one checkpoint to convert, as SOURCE or with --model.")
     from magistral_convert import ConvertOptions, check, prepare
     from magistral_mlx.cli import convert_report as report
     from magistral_mlx.hub import require_repo

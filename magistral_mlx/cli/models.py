@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.loading import chosen_model, model_argument
+from magistral_mlx.cli.loading import chosen_model, load_bar, model_argument
 from magistral_mlx.cli.params import command, option
 from magistral_mlx.cli.terminal import say, visible, write
 
@@ -73,46 +72,30 @@ def pull(**options: Any) -> None:
 @option("-y", "--yes", is_flag=True, help="Delete without asking.")
 def rm(yes: bool, **options: Any) -> None:
     """Delete MODEL, a conversion or a download of the hub, from this machine."""
-    from magistral_mlx.errors import InvalidOption, ModelNotFound
+    from magistral_mlx.api.models import delete_model
     from magistral_mlx.library import find_models
 
     name = chosen_model(options)
     if name is None:
         raise click.UsageError("name the model to delete, as `magistral-mlx models` lists it.")
-    known = find_models()
-    found = [model for model in known if name in (model.name, str(model.path))]
-    if not found:
-        names = ", ".join(model.name for model in known) or "none"
-        raise ModelNotFound(f"{name} is not among the models here, which are: {names}.")
-    model = found[0]
-    if model.source == "lmstudio":
-        raise InvalidOption(f"{name} belongs to LM Studio: delete it there, or {model.path}.")
-    folder = model.path.parent.parent if model.source == "hub" else model.path
-    size = f"{_size_of(folder) / 1e9:.2f} GB"
-    if not yes:
+    found = [model for model in find_models() if name.lower() == model.name.lower()]
+    if found and found[0].source != "lmstudio" and not yes:
+        about = f"{found[0].path} ({found[0].size_bytes / 1e9:.2f} GB)"
         if not sys.stdin.isatty():
-            raise click.UsageError(f"give --yes to delete {folder} ({size}) without being asked.")
-        click.confirm(visible(f"Delete {folder} ({size})?"), abort=True, err=True)
-    shutil.rmtree(folder)
-    say(f"{name} is deleted; {size} are free again.")
+            raise click.UsageError(f"give --yes to delete {about} without being asked.")
+        click.confirm(visible(f"Delete {about}?"), abort=True, err=True)
+    say(f"{name} is deleted; {delete_model(name) / 1e9:.2f} GB are free again.")
 
 
 def _locate(name: str | None) -> Path:
     """The folder of a model, downloaded if need be, with a progress bar."""
-    import time
+    from magistral_mlx.api.models import download_model
+    from magistral_mlx.library import default_model
 
-    from magistral_mlx.cli.loading import load_bar
-    from magistral_mlx.library import locate
-    from magistral_mlx.runtime.progress import LoadProgress
-
-    start = time.perf_counter()
-    with load_bar() as bar:
-
-        def report(done: int, total: int) -> None:
-            if bar is not None:
-                bar(LoadProgress("download", done, total, time.perf_counter() - start))
-
-        return locate(name, on_progress=report)
+    if name is None:
+        return default_model()
+    with load_bar() as on_progress:
+        return download_model(name, on_progress=on_progress)
 
 
 def _describe(folder: Path) -> dict[str, Any]:
@@ -156,10 +139,6 @@ def _first_line(content: Any) -> str:
     text = content if isinstance(content, str) else str(content[0])
     line = text.strip().splitlines()[0] if text.strip() else ""
     return line if len(line) <= 60 else f"{line[:59]}…"
-
-
-def _size_of(folder: Path) -> int:
-    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
 
 
 def _show(found: list[FoundModel]) -> None:

@@ -119,7 +119,7 @@ def test_a_mistake_is_one_line_and_status_2(run, source, tmp_path, arguments, me
 def test_an_option_outside_its_choices_is_refused(run, source: Path):
     result = run(source, "--bits", 7)
     assert result.returncode == 2
-    assert "'7' is not one of '2', '3', '4', '5', '6', '8'" in result.stderr
+    assert "--bits is '7'; it must be one of 2, 3, 4, 5, 6, 8." in result.stderr
 
 
 def test_an_existing_target_needs_force(run, source: Path, tmp_path: Path):

@@ -129,7 +129,7 @@ def test_every_command_explains_itself(name: str):
         (("plan", "a", "b"), "got unexpected extra argument (b)."),
         (("bench", "--rounds", "0"), "--rounds is 0; it must be 1 or more."),
         (("rm",), "name the model to delete"),
-        (("rm", "no-such-model"), "no-such-model is not among the models here"),
+        (("rm", "no-such-model"), "there is no model no-such-model on this machine"),
         (("pull",), "name a model, as in pull"),
     ],
 )
@@ -210,3 +210,33 @@ def test_rm_leaves_models_of_others_alone(home: Path):
 def test_pull_prints_the_folder_of_a_model_that_is_here(home: Path):
     shutil.copytree(demo_dir(), home / "home" / "models" / "mine-4bit")
     assert run("pull", "mine-4bit").stdout.decode().strip().endswith("models/mine-4bit")
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("generate --kv ", ["full", "8/8", "8/4", "4/4"]),
+        ("serve --kv 8", ["8/8", "8/4"]),
+        ("convert x --recipe 4bit-", ["4bit-plus"]),
+        ("chat --thinking o", ["on", "off"]),
+        ("plan --model dem", ["demo"]),
+        ("bench dem", ["demo"]),
+        ("pu", ["pull"]),
+        ("generate --repetition-", ["--repetition-penalty", "--repetition-window"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(
+    words: str, completions: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    typed = f"magistral-mlx {words}"
+    monkeypatch.setenv("_MAGISTRAL_MLX_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split(" ")) - 1))
+    found = [line.split(",")[1] for line in run().stdout.decode().splitlines()]
+    assert found == completions
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("_MAGISTRAL_MLX_COMPLETE", f"{shell}_source")
+    assert b"_MAGISTRAL_MLX_COMPLETE" in run().stdout
