@@ -108,8 +108,10 @@ class StagingFolder:
         """Rename the finished model to the target. `force` replaces an earlier conversion there."""
         self._close_files()
         with storage_errors(self.target):
-            names = sorted(path.name for path in self.model.iterdir())
-            manifest = json.dumps({"files": [*names, MANIFEST]}, indent=2)
+            # A process that was killed here may have left the manifest and its temporary file.
+            found = (path.name for path in self.model.iterdir() if path.suffix != ".tmp")
+            names = {MANIFEST, *found}
+            manifest = json.dumps({"files": sorted(names)}, indent=2)
             write_file(self.model / MANIFEST, manifest.encode())
             if force and self.target.exists():
                 self.target.rename(self.path / _REPLACED)

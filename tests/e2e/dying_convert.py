@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 
-from magistral_convert import ConvertOptions, convert, stream
+from magistral_convert import ConvertOptions, convert, pipeline
 
 OPERATIONS = ("pwrite", "fsync", "ftruncate", "rename", "replace")
 
@@ -36,8 +36,8 @@ def die_before(number: int) -> "itertools.count[int]":
 
 
 def main(source: str, target: str, number: str, *rest: str) -> None:
-    stream.BLOCK_BYTES = 64 << 10
-    stream.COMMIT_BYTES = 100 << 10
+    pipeline.BLOCK_BYTES = 64 << 10
+    pipeline.COMMIT_BYTES = 100 << 10
     counter = die_before(int(number))
     convert(source, target, ConvertOptions(force="force" in rest))
     sys.stdout.write(str(next(counter) - 1))
