@@ -256,11 +256,10 @@ class Composer:
             return None
         from magistral_mlx.engine.thinking import CLOSING_PHRASE, ThinkingRules
 
-        exits = {special.eos, special.tool_calls} - {None}
         return ThinkingRules(
             open=special.think,
             close=special.end_think,
-            exits=frozenset(exits),  # type: ignore[arg-type]
+            exits=special.thinking_marks.exits,
             enabled=options.thinks,
             inside=prompt.inside_thinking,
             budget=options.budget,

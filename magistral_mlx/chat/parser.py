@@ -23,6 +23,7 @@ class Parser:
         self._tokenizer = tokenizer
         self._special = tokenizer.special
         self._characters = Detokenizer(tokenizer)
+        self._marks = tokenizer.special.thinking_marks
         self._thinking = thinking
         self._call: ToolCallText | None = None
         self._calls_ended = 0
@@ -42,7 +43,7 @@ class Parser:
 
     def count(self, token: int) -> None:
         """Count `token` on its side of the mark, and do nothing else with it."""
-        if self._counts_as_thinking(token):
+        if self._marks.counts(token, self._thinking):
             self.thinking_tokens += 1
         else:
             self.answer_tokens += 1
@@ -51,24 +52,13 @@ class Parser:
         """End the generation; return the events of what was still incomplete."""
         return self._text(self._characters.flush()) + self._end_call()
 
-    def _counts_as_thinking(self, token: int) -> bool:
-        special = self._special
-        if token in (special.think, special.end_think):
-            return True
-        return self._thinking and token not in (special.eos, special.tool_calls)
-
     def _control(self, token: int) -> list[ParserEvent]:
         """A control token ends the character before it, and is never text itself."""
         special = self._special
         events = self._text(self._characters.flush())
-        if token == special.think:
+        self._thinking = self._marks.inside_after(token, self._thinking)
+        if token in (special.think, special.eos, special.tool_calls):
             events += self._end_call()
-            self._thinking = True
-        elif token == special.end_think:
-            self._thinking = False
-        elif token in (special.eos, special.tool_calls):
-            events += self._end_call()
-            self._thinking = False
             if token == special.tool_calls:
                 self._call = ToolCallText(self._tokenizer.control_name(token))
         elif self._call and token == special.call_id:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.errors import TokenizerError
+from magistral_mlx.thinking_marks import ThinkingMarks
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -41,6 +42,12 @@ class SpecialIds:
     image: int | None
     image_break: int | None
     image_end: int | None
+
+    @property
+    def thinking_marks(self) -> ThinkingMarks:
+        """The tokens that open and end a thinking trace."""
+        exits = (self.eos,) if self.tool_calls is None else (self.eos, self.tool_calls)
+        return ThinkingMarks(self.think, self.end_think, frozenset(exits))
 
 
 _NAMES = {

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from magistral_mlx.engine.loops import LoopDetector, LoopRule
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.events import Forced, ThinkingEnd
+from magistral_mlx.thinking_marks import ThinkingMarks
 
 CLOSING_PHRASE = "\n\nI have thought about this for long enough. I will give my answer now.\n"
 _PATIENCE = 64  # last tokens of a budget, in which the end of a sentence closes the trace
 
 
 @dataclass(frozen=True)
-class ThinkingRules:
+class ThinkingRules(ThinkingMarks):
     """Rules for the thinking trace. They do not make a model open one.
 
-    open, close: ids of [THINK] and [/THINK].
-    exits: other ids that would end the trace: end of turn and [TOOL_CALLS].
     enabled: whether a trace may be opened at all.
     inside: whether the prompt ends in an open trace.
     budget: largest number of tokens between the marks, in all traces of the answer together,
@@ -31,7 +30,6 @@ class ThinkingRules:
 
     open: int
     close: int
-    exits: frozenset[int] = frozenset()
     enabled: bool = True
     inside: bool = False
     budget: int | None = None
@@ -96,11 +94,11 @@ class ThinkingControl:
     def observe(self, token: int) -> None:
         """Update the state with the next token, sampled or forced."""
         thinking = self._thinking
-        if not self.inside:
-            if token == thinking.open:
-                self.inside, self.end = True, None
-        elif token == thinking.close or token in thinking.exits:
-            self.inside = False
+        was_inside, self.inside = self.inside, thinking.inside_after(token, self.inside)
+        if not was_inside:
+            if self.inside:
+                self.end = None
+        elif not self.inside:
             self.end = self._reason or "model"
             self._forced.clear()
         elif self._forced:
