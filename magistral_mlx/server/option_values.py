@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from magistral_mlx.api.options import Options, nth_seed
 from magistral_mlx.option_spec import Number, declarations, default_text, spec_of
@@ -42,6 +42,12 @@ def option_field(name: str, *notes: str, of: type[Any] = Options, **bounds: floa
     return Field(
         description=description, ge=bounds.get("ge"), gt=bounds.get("gt"), le=bounds.get("le")
     )
+
+
+# -1, as some clients send it, is no limit.
+MaxTokens = Annotated[
+    int | None, option_field("max_tokens"), BeforeValidator(lambda n: None if n == -1 else n)
+]
 
 
 def seed_option(seed: int | None) -> int | None:

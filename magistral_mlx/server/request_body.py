@@ -35,8 +35,6 @@ def _small(value: Any) -> Any:
 
 
 JSONObject = dict[str, Any]
-# Tokens to produce at most; -1, as some clients send it, is no limit.
-MaxTokens = Annotated[int | None, Field(ge=1), BeforeValidator(lambda n: None if n == -1 else n)]
 # They fail at the first wrong entry: a list of a million wrong ones must not cost much.
 Many = Annotated[list[_T], Field(max_length=_LIST, fail_fast=True)]
 Some = Annotated[Many[_T], Field(min_length=1)]

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
+from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import (
     JSONObject,
     Many,
-    MaxTokens,
     RequestBody,
     RequestSchema,
     Some,
@@ -193,15 +193,12 @@ class CountRequest(RequestBody):
 class MessageRequest(CountRequest):
     """A conversation to answer. The fields that Anthropic's API lacks say so."""
 
-    max_tokens: Annotated[
-        MaxTokens,
-        Field(description="Tokens to produce at most, thinking included."),
-    ] = None
+    max_tokens: MaxTokens = None
     stop_sequences: Annotated[Many[str] | None, Field(max_length=16)] = None
     stream: bool | None = None
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
+    temperature: Annotated[float | None, option_field("temperature", le=2)] = None
+    top_p: Annotated[float | None, option_field("top_p", "0 is greedy.", ge=0)] = None
+    top_k: Annotated[int | None, option_field("top_k", le=1_000_000)] = None
     metadata: Annotated[Any, Field(description="Accepted and ignored.")] = None
     seed: Annotated[
         int | None,

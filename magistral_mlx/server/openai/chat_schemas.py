@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from magistral_mlx.server.openai.sampling_schemas import SamplingFields
-from magistral_mlx.server.request_body import JSONObject, Many, MaxTokens, RequestSchema, Some
+from magistral_mlx.server.openai.sampling_schemas import EXTENSION, SamplingFields
+from magistral_mlx.server.option_values import MaxTokens, option_field
+from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema, Some
 from magistral_mlx.server.request_translation import (
     EFFORT_DESCRIPTION,
     Effort,
@@ -229,22 +230,17 @@ class ChatRequest(SamplingFields):
     messages: Some[ChatMessage]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_completion_tokens: Annotated[
-        MaxTokens,
-        Field(description="Tokens to produce at most, thinking included."),
-    ] = None
+    max_completion_tokens: MaxTokens = None
     max_tokens: Annotated[
         MaxTokens, Field(description="The old name of max_completion_tokens.")
     ] = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    top_logprobs: Annotated[int | None, option_field("top_logprobs")] = None
     tools: Many[Annotated[ChatTool, FunctionOnly]] | None = None
     tool_choice: ToolChoice | None = None
     functions: Annotated[Any, Field(description="Refused: the old name of tools.")] = None
     function_call: Annotated[Any, Field(description="Refused: old name of tool_choice.")] = None
-    parallel_tool_calls: Annotated[
-        bool | None, Field(description="False allows one call at most.")
-    ] = None
+    parallel_tool_calls: Annotated[bool | None, option_field("parallel_tool_calls")] = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Annotated[Effort | None, Field(description=EFFORT_DESCRIPTION)] = None
     thinking: Annotated[
@@ -254,34 +250,13 @@ class ChatRequest(SamplingFields):
             "reasoning_effort. Not in OpenAI's API."
         ),
     ] = None
-    min_thinking: Annotated[
-        int | None,
-        Field(ge=0, description="Tokens before which thinking cannot end. Not in OpenAI's API."),
-    ] = None
-    keep_thinking: Annotated[
-        bool | None,
-        Field(
-            description="False leaves the thinking of earlier turns out of the prompt. Not in "
-            "OpenAI's API."
-        ),
-    ] = None
-    image_tokens: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1_000_000,
-            description="The most tokens an image may take; larger ones are scaled down. Not in "
-            "OpenAI's API.",
-        ),
-    ] = None
-    regex: Annotated[
-        str | None,
-        Field(description="A pattern that the whole answer matches. Not in OpenAI's API."),
-    ] = None
-    choice: Annotated[
-        Many[str] | None,
-        Field(description="Texts, one of which is the answer. Not in OpenAI's API."),
-    ] = None
+    min_thinking: Annotated[int | None, option_field("min_thinking", EXTENSION)] = None
+    keep_thinking: Annotated[bool | None, option_field("keep_thinking", EXTENSION)] = None
+    image_tokens: Annotated[int | None, option_field("image_tokens", EXTENSION, le=1_000_000)] = (
+        None
+    )
+    regex: Annotated[str | None, option_field("regex", EXTENSION)] = None
+    choice: Annotated[Many[str] | None, option_field("choice", EXTENSION)] = None
     reasoning_format: Annotated[
         Literal["separate", "mistral"] | None,
         Field(

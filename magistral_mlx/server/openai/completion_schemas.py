@@ -10,7 +10,7 @@ from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.server.openai.chat_schemas import StreamOptions
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 from magistral_mlx.server.openai.usage import ChatUsage
-from magistral_mlx.server.request_body import MaxTokens
+from magistral_mlx.server.option_values import MaxTokens
 from magistral_mlx.server.shared_fields import GenerationTimings, Notes, PromptProgress
 
 Ids = Annotated[list[int], Field(min_length=1, max_length=500_000, fail_fast=True)]

@@ -8,10 +8,10 @@ from pydantic import Discriminator, Field, Tag
 
 from magistral_mlx.server.openai.chat_schemas import JSONFormat, TextFormat, ThinkingField
 from magistral_mlx.server.openai.response_items import Item
+from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import (
     JSONObject,
     Many,
-    MaxTokens,
     RequestBody,
     RequestSchema,
     Some,
@@ -167,12 +167,10 @@ class ResponseRequest(RequestBody):
         Field(description="Store it, so that another may follow. In memory, the last few 100."),
     ] = None
     stream: bool | None = None
-    max_output_tokens: Annotated[
-        MaxTokens, Field(description="Tokens to produce at most, thinking included.")
-    ] = None
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    max_output_tokens: MaxTokens = None
+    temperature: Annotated[float | None, option_field("temperature", le=2)] = None
+    top_p: Annotated[float | None, option_field("top_p", "0 is greedy.", ge=0)] = None
+    top_logprobs: Annotated[int | None, option_field("top_logprobs")] = None
     include: Annotated[
         Many[str] | None,
         Field(
@@ -192,7 +190,7 @@ class ResponseRequest(RequestBody):
         ]
         | None
     ) = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Annotated[bool | None, option_field("parallel_tool_calls")] = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
         Field(description="auto leaves out the oldest turns where the context is too small."),

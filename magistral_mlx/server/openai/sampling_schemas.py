@@ -16,7 +16,7 @@ from magistral_mlx.server.option_values import (
 )
 from magistral_mlx.server.request_body import RequestBody, RequestSchema, Table
 
-_EXTENSION = "Not in OpenAI's API."
+EXTENSION = "Not in OpenAI's API."
 
 
 class DryFields(RequestSchema):
@@ -34,9 +34,9 @@ class SamplingFields(RequestBody):
     temperature: Annotated[float | None, option_field("temperature", le=2)] = None
     top_p: Annotated[float | None, option_field("top_p", "0 is greedy.", ge=0)] = None
     top_k: Annotated[
-        int | None, option_field("top_k", "-1 is off as well.", _EXTENSION, ge=-1, le=1_000_000)
+        int | None, option_field("top_k", "-1 is off as well.", EXTENSION, ge=-1, le=1_000_000)
     ] = None
-    min_p: Annotated[float | None, option_field("min_p", _EXTENSION)] = None
+    min_p: Annotated[float | None, option_field("min_p", EXTENSION)] = None
     seed: Annotated[
         int | None, Field(description="The same one gives the same tokens, whatever else runs.")
     ] = None
@@ -48,10 +48,10 @@ class SamplingFields(RequestBody):
     presence_penalty: Annotated[float | None, option_field("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, option_field("frequency_penalty")] = None
     repetition_penalty: Annotated[
-        float | None, option_field("repetition_penalty", _EXTENSION, le=10)
+        float | None, option_field("repetition_penalty", EXTENSION, le=10)
     ] = None
     logit_bias: Annotated[Table[float] | None, option_field("logit_bias")] = None
-    dry: Annotated[bool | DryFields | None, option_field("dry", _EXTENSION)] = None
+    dry: Annotated[bool | DryFields | None, option_field("dry", EXTENSION)] = None
     user: Annotated[Any, Field(description="Accepted and ignored.")] = None
 
 
