@@ -16,7 +16,7 @@ from magistral_convert import Conversion
 from magistral_convert.outcomes import outcomes
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.summary import summarize
-from magistral_mlx.cli.terminal import write
+from magistral_mlx.cli.terminal import print_wide, write
 
 
 def note(line: str) -> None:
@@ -55,11 +55,11 @@ def print_plan(conversion: Conversion) -> None:
         _gb(plan.output_bytes),
         f"{plan.bits_per_weight:.2f}",
     )
+    print_wide(table)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
     if shows_types(conversion):
         console.print()
-        console.print(_types(plan))
+        print_wide(_types(plan))
     console.print(f"\nOutput: {conversion.target}, {len(plan.shards)} file(s)")
     for place, needed, free in _room(conversion):
         console.print(f"Disk:   {_gb(needed)} needed, {_gb(free)} free at {place}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,6 @@ from magistral_mlx.files import user_path
 if TYPE_CHECKING:
     from rich.table import Table
 
-_PIPE_WIDTH = 120
 # Label of a row, key of its percentiles, and format of its values.
 _ROWS = (
     ("prompt tokens", "prompt_tokens", "{:,.0f}"),
@@ -50,14 +48,12 @@ def traces(folder: str, as_json: bool, plot: str | None) -> None:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from rich.console import Console
+    from magistral_mlx.cli.terminal import print_wide
 
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    console = Console(width=width, highlight=False, markup=False)
     for line in _lines(facts):
-        console.print(line, soft_wrap=True)
+        click.echo(line)
     if facts["answers"]:
-        console.print(_table(facts["percentiles"]))
+        print_wide(_table(facts["percentiles"]))
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

@@ -151,10 +151,13 @@ def test_a_table_of_machines_has_those_that_are_smaller_than_the_limit():
     assert rows[-1].split("  ")[1].strip() == "18.6 GiB"
 
 
-def test_figures_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch):
+def test_figures_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("COLUMNS", "40")
     for words in (("plan", "demo"), ("plan", "--all-machines"), ("models",)):
         assert "…" not in run(*words, terminal=True).stdout.decode()
+    sizes = run("convert", "demo", "-o", str(tmp_path / "out"), "--dry-run", terminal=True)
+    rows = [line.split() for line in sizes.stdout.decode().splitlines()]
+    assert ["embedding", "388,608", "0.8", "MB", "0.2", "MB", "4.50"] in rows
 
 
 def test_show_describes_a_model_without_loading_it():
