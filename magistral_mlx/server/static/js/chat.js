@@ -1,4 +1,5 @@
-// The conversation on the screen, and the answers that are being written in any of them.
+// The conversation on the screen, and the running answers of all of them. The file is longer than
+// others because every change of a conversation goes through it, so that none is lost between tabs.
 import { Answer } from "./answer.js";
 import { newId } from "./dom.js";
 import { Followed } from "./followed.js";
