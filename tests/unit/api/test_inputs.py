@@ -111,7 +111,7 @@ def test_images_without_a_users_message_are_refused():
         ("data:image/png;base64", "no comma"),
         ("data:image/png;base64,@@@", "not valid base64"),
         ("data:image/png;base64,aGVsbG8=", "not an image that can be opened"),
-        ("https://example.org/a.png", "Download it first"),
+        ("https://example.org/a.png", "Fetch the image first"),
     ],
 )
 def test_a_url_that_is_no_image_says_why(url: str, message: str):
