@@ -102,7 +102,8 @@ class Value(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value  # a default
-        shown = param.opts[0] if param and param.opts else self.name
+        # The longest spelling, as -n and the like tell less.
+        shown = max(param.opts, key=len) if param and param.opts else self.name
         try:
             parsed = self._parse(value)
         except ValueError as error:
