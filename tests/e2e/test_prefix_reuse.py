@@ -74,7 +74,8 @@ def test_an_image_in_a_conversation_is_looked_at_once() -> None:
         second = chat.send("And what colour is it?")
         assert second.stats.cached_tokens > 16
         assert (magistral.activity.images, magistral.activity.reused_images) == (1, 0)
-        magistral.generate("Say the colour.", [image], max_tokens=1)
+        # Behind another system prompt it is in no cached prefix, but its features are at hand.
+        magistral.generate("Say the colour.", [image], system="Be brief.", max_tokens=1)
         assert (magistral.activity.images, magistral.activity.reused_images) == (2, 1)
         assert second.message == magistral.generate(list(chat.messages[:-1]), temperature=0).message
 
