@@ -8,7 +8,7 @@ DEMO := build/demo-4bit
 
 help:
 	@echo "make demo    convert the embedded model to 4 bits and ask it, with text and an image"
-	@echo "make check   run the linters and the quick tests, in under two minutes"
+	@echo "make check   run the linters and the quick tests"
 	@echo "make test    run all tests"
 	@echo "make lint    run ruff, mypy and import-linter"
 	@echo "make docs    build the guides and the reference into build/site"

@@ -1,6 +1,10 @@
 """Set-up that every test shares."""
 
-# First, before any reference loads MLX by itself: it finds a fast BLAS on Linux.
+from pathlib import Path
+
+import pytest
+
+# Before any reference loads MLX by itself: it finds a fast BLAS on Linux.
 import magistral_mlx.backend  # noqa: F401
 
 from hypothesis import HealthCheck, settings  # isort: skip
@@ -14,3 +18,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what starts processes, servers or references: all of e2e/ and parity/."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in ("e2e", "parity"):
+            item.add_marker(pytest.mark.slow)
