@@ -30,6 +30,7 @@ _HOMES = {
     "magistral_mlx.runtime.progress": ("LoadProgress",),
     "magistral_mlx.runtime.request": ("Request", "RequestEnd", "RequestStatus", "RequestTimes"),
     "magistral_mlx.runtime.result": ("Result", "Timings", "Usage"),
+    "magistral_mlx.chat.documents": ("read_document",),
     "magistral_mlx.chat.prompt": ("Prompt",),
     "magistral_mlx.chat.tokenizer": ("Tokenizer",),
     "magistral_mlx.chat.messages": (
@@ -49,6 +50,7 @@ _HOMES = {
         "CheckpointError",
         "ContextOverflow",
         "DeviceError",
+        "DocumentError",
         "HubError",
         "InvalidOption",
         "LoadAborted",

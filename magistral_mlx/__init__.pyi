@@ -11,6 +11,7 @@ from magistral_mlx.api.models import plan_model as plan_model
 from magistral_mlx.api.options import DEFAULT as DEFAULT
 from magistral_mlx.api.options import Options as Options
 from magistral_mlx.api.stream import Stream as Stream
+from magistral_mlx.chat.documents import read_document as read_document
 from magistral_mlx.chat.messages import Assistant as Assistant
 from magistral_mlx.chat.messages import Image as Image
 from magistral_mlx.chat.messages import Message as Message
@@ -27,6 +28,7 @@ from magistral_mlx.errors import BenchmarkError as BenchmarkError
 from magistral_mlx.errors import CheckpointError as CheckpointError
 from magistral_mlx.errors import ContextOverflow as ContextOverflow
 from magistral_mlx.errors import DeviceError as DeviceError
+from magistral_mlx.errors import DocumentError as DocumentError
 from magistral_mlx.errors import HubError as HubError
 from magistral_mlx.errors import ImageError as ImageError
 from magistral_mlx.errors import InvalidOption as InvalidOption

@@ -69,6 +69,10 @@ class ImageError(MagistralError):
     """An image that cannot be opened, or images for a text-only model."""
 
 
+class DocumentError(MagistralError):
+    """A file that cannot be read into a prompt."""
+
+
 class PromptError(MagistralError):
     """Messages that cannot be turned into a prompt."""
 

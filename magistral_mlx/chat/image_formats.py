@@ -51,7 +51,7 @@ def describe_unknown(head: bytes, file: IO[bytes]) -> str:
         if magic in (head[: len(magic)].lower(), start[: len(magic)].lower()):
             return f" ({kind})"
     for format in allowed_formats(head):
-        if _begins_like(format, head):
+        if begins_like(format, head):
             return f" (it begins like {format}, but is damaged or cut short)"
     if head[4:8] == b"ftyp":
         return " (it is a video or a camera's raw file)"
@@ -59,7 +59,8 @@ def describe_unknown(head: bytes, file: IO[bytes]) -> str:
     return f" (it is {known}, which is not supported)" if known else ""
 
 
-def _begins_like(format: str, head: bytes) -> bool:
+def begins_like(format: str, head: bytes) -> bool:
+    """Whether a file that begins with `head` says that it is of that format."""
     import PIL.Image
 
     accept = PIL.Image.OPEN[format][1]
