@@ -22,7 +22,7 @@ from benchmarks.common import Record, arguments, console, peers, show
 
 LAYERS, ALL, CHUNK, DECODED = 2, 40, 16, 3
 CONTEXTS = (4_096, 16_384, 40_960, 131_072)
-OURS = ("full", "8/8", "8/4", "4/4")
+OURS = ("full", "8/8", "6/6", "6/4", "5/4", "4/4")
 THEIRS = ("full", "8-bit")
 SHADES = ("#7f1d1d", "#d9480f", "#fd7e14", "#ffc078", "#1864ab", "#4dabf7")
 MAC = 64 / 3 * 2**30  # what Metal allows of 32 GB

@@ -56,7 +56,7 @@ def main() -> None:
         full=True,
         model={"default": "demo", "help": "demo or a folder"},
         cases={"type": int, "help": "of each kind; default 20, 200 with --full"},
-        kv={"default": "8/8", "help": "8/8, 8/4 or 4/4; default 8/8"},
+        kv={"default": "8/8", "help": "bits of keys and values; default 8/8"},
     )
     count = given.cases or (200 if given.full else 20)
     record = Record("kv_answers")

@@ -128,7 +128,7 @@ def main() -> None:
     given = arguments(
         __doc__ or "",
         context={"type": int, "default": 131_072, "help": "tokens; default 131072"},
-        kv={"default": "4/4", "help": "full, 8/8, 8/4 or 4/4; default 4/4"},
+        kv={"default": "4/4", "help": "full, or bits of keys and values, as in 6/4; default 4/4"},
         chunk={"type": int, "default": 64, "help": "tokens of the prefill chunk; default 64"},
         layers={"type": int, "default": 40, "help": "fewer than 40 make it quicker"},
     )

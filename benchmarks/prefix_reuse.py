@@ -164,7 +164,7 @@ def main() -> None:
     given = options(
         __doc__ or "",
         model={"default": "demo", "help": "demo, midsize (0.36B, random; 10 minutes) or a folder"},
-        kv={"help": "KV cache: full, 8/8, 8/4 or 4/4"},
+        kv={"help": "KV cache: full, or bits of keys and values, as in 6/4"},
         process={"help": "for its own use"},
     )
     if given.process:

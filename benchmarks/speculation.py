@@ -188,7 +188,7 @@ def settings(job: Any, tokenizer: Tokenizer) -> Iterator[tuple[str, SequenceInpu
     special = tokenizer.special
     assert special.think is not None and special.end_think is not None
     for temperature in (0.0, 0.7, 1.2):
-        for scheme in ("full", "8/8", "8/4", "4/4"):
+        for scheme in ("full", "8/8", "6/4", "4/4"):
             for budget in (None, 12):
                 kv = replace(KVScheme.parse(scheme), window=32, first=2)  # ages within the answer
                 yield (

@@ -41,9 +41,11 @@ def use_metal(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Backend:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of a quantized product, and the keys that each of its threadgroups walks through."""
+    """A kernel of a quantized product, its rows, and the keys that each of its threadgroups walks
+    through."""
 
     name: str
+    rows: int
     threadgroups: int
     keys: int
 
@@ -55,13 +57,13 @@ def quantized_kernel(x: Sequence[int], out: Sequence[int], *, transpose: bool) -
     limit = (14 if keys <= 2048 and width <= 2048 else 6) if transpose else 4  # lines 108 to 117
     if rows >= limit:  # line 1807
         tiles = -(-width // 32) * -(-rows // 32)  # lines 1062 to 1067
-        return Kernel("qmm_t" if transpose else "qmm_n", tiles * batch, keys)
+        return Kernel("qmm_t" if transpose else "qmm_n", rows, tiles * batch, keys)
     if transpose:
-        return Kernel("qmv", rows * -(-width // 8) * batch, keys)
+        return Kernel("qmv", rows, rows * -(-width // 8) * batch, keys)
     if keys < 1024:  # line 1850
-        return Kernel("qvm", rows * -(-width // 64) * batch, keys)
+        return Kernel("qvm", rows, rows * -(-width // 64) * batch, keys)
     parts = 32 if keys > 8192 else 8  # line 643
-    return Kernel("qvm_split_k", rows * -(-width // 64) * batch * parts, -(-keys // parts))
+    return Kernel("qvm_split_k", rows, rows * -(-width // 64) * batch * parts, -(-keys // parts))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def main() -> None:
     """Print the share of right answers of each kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a folder, or demo")
-    parser.add_argument("--kv", help="full, 8/8, 8/4 or 4/4")
+    parser.add_argument("--kv", help="full, or bits of keys and values, as in 6/4")
     parser.add_argument("--cases", type=int, default=200)
     options = parser.parse_args()
     with Magistral.load(options.model, kv=options.kv) as magistral:

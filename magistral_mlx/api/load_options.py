@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
+from magistral_mlx.api.option_kinds import CacheScheme
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.option_spec import Choice, Flag, Integer, Name, Size, option, validate_options
 
 DTypeName = Literal["float32", "float16", "bfloat16"]
-KVName = Literal["full", "8/8", "8/4", "4/4"]
 _DEFAULT_CACHE_SIZE = 10**10  # bytes: 60,000 tokens of Magistral in full precision
 
 
@@ -18,7 +18,7 @@ class LoadFields(TypedDict, total=False):
     """The fields of `LoadOptions`, for type checkers: what may be passed by keyword."""
 
     context: int | None
-    kv: KVName | None
+    kv: str | None
     images: int
     dtype: DTypeName | None
     memory_limit: int | None
@@ -40,10 +40,10 @@ class LoadOptions:
         "Tokens that prompt and answer may have together.",
         unset="up to 40,960, as far as memory allows",
     )
-    kv: KVName | None = option(
+    kv: str | None = option(
         None,
-        Choice(*get_args(KVName)),
-        "Bits of keys and values in the KV cache.",
+        CacheScheme(),
+        "Bits of keys and values in the KV cache, 2 to 8 each.",
         unset="the most that memory allows",
     )
     images: int = option(1, Integer(0), "Images of the largest size to keep memory for.")

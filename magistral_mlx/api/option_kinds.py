@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from magistral_mlx.cache.scheme import NAMES, SCHEMES, KVScheme
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.option_spec import Kind, check_unicode, several
 
@@ -24,6 +25,20 @@ class Default:
 
 DEFAULT = Default()
 """The checkpoint's own system prompt, as the value of `system`."""
+
+
+class CacheScheme(Kind):
+    """Name of a KV cache scheme. values: those that a plan chooses from."""
+
+    metavar = "full|KEYS/VALUES"
+    words = NAMES
+    values = SCHEMES
+
+    def validate(self, name: str, value: Any) -> str:
+        try:
+            return KVScheme.parse(value).name
+        except (InvalidOption, TypeError):
+            self._refuse(name, value)
 
 
 class TokenIds(Kind):

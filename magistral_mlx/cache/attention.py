@@ -31,6 +31,11 @@ QUERY_BLOCK = 512  # queries of a block
 # threadgroups walk through all keys (`QuantizedMatmul::eval_gpu`, mlx/backend/metal/quantized.cpp,
 # lines 1804 to 1872 of commit 846d176).
 _MATRIX_ROWS = 4
+# A transposed one with keys of 64 or 128 channels has a kernel of its own, `qmv_quad`, for 2, 4 and
+# 8 bits. For other bits a product of 2 to 12 rows may be given to `qmv_wide`, which divides the
+# groups of a row among 8 lanes: of two groups of 64 channels, 6 lanes get none. A product of one
+# row is given to `qmv`, which divides the channels among 32 (`dispatch_qmv`, lines 1739 to 1780).
+_WIDE_ROWS = 12
 SPLIT_KEYS = 1024  # keys of a part where `qmm_n` is used
 _FEWEST_KEYS = 16  # keys of a block, at least
 
@@ -157,7 +162,7 @@ def _attend_stored(
     batch, heads, length, head_dim = q.shape
     kv_heads = segments[0].kv_heads
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
-    scores = [segment.scores(rows) for segment in segments]  # (B, H_kv, rows, S)
+    scores = [_scores(rows, segment) for segment in segments]  # (B, H_kv, rows, S)
     if causal:
         scores[-1] = _hide_later(scores[-1], length, segments[-1].length, 0)
     weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
@@ -170,6 +175,17 @@ def _attend_stored(
     for part in parts[1:]:
         y = y + part
     return y.reshape(batch, heads, length, head_dim)
+
+
+def _scores(rows: mx.array, segment: Segment) -> mx.array:
+    """rows @ keys.T: (B, H_kv, rows, D) -> (B, H_kv, rows, length)."""
+    keys = segment.keys
+    if not isinstance(keys, Packed):
+        return rows @ keys.swapaxes(-1, -2)
+    has_kernel = keys.bits in (2, 4, 8)
+    if backend().name == "metal" and not has_kernel and 1 < rows.shape[2] <= _WIDE_ROWS:
+        return keys.unsqueezed().matmul(rows[:, :, :, None], transpose=True).squeeze(3)
+    return keys.matmul(rows, transpose=True)
 
 
 def _weighted(weights: mx.array, values: mx.array | Packed, length: int) -> mx.array:

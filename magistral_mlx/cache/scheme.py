@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 from magistral_mlx.errors import InvalidOption
 
-SCHEMES = ("full", "8/8", "8/4", "4/4")
+BITS = (8, 6, 5, 4, 3, 2)  # of keys and of values: those that `mx.quantize` has
+# The schemes that a plan chooses from, largest first: each has less error than any other pair of
+# bits that takes no more memory (`benchmarks/kv_quality.py`).
+SCHEMES = ("full", "8/8", "6/6", "6/4", "5/4", "4/4")
+_PAIRS = {f"{keys}/{values}": (keys, values) for keys, values in product(BITS, repeat=2)}
+NAMES = "full, or bits of keys and values of 2, 3, 4, 5, 6 or 8 each, as in 6/4"
 SLACK = 64  # tokens that can be trimmed and written again exactly
 RESERVED = 1024  # tokens allocated beyond a prompt, so that a short output never grows the cache
 # Tokens that leave the window together. Prefill reads the quantized tokens once per block: larger
@@ -26,9 +32,9 @@ class KVScheme:
         (QuaRot, arXiv 2404.00456).
 
     Largest error, held by tests with everything quantized (`without_window`): an attended value
-    differs from that of a full-precision cache by 2 % of the largest value with 8/8, 15 % with
-    8/4, 35 % with 4/4. With 8/8 the demo model's logits differ by 2 % of the largest one, and no
-    answer changes.
+    differs from that of a full-precision cache by 2 % of the largest value with 8/8, 6 % with
+    6/6, 17 % with 6/4, 20 % with 5/4, 35 % with 4/4. With 8/8 the demo model's logits differ by
+    2 % of the largest one, and no answer changes.
     """
 
     key_bits: int | None = None
@@ -40,20 +46,16 @@ class KVScheme:
 
     @classmethod
     def parse(cls, name: str) -> KVScheme:
-        """Parse "full", "8/8", "8/4" or "4/4" (bits of keys / bits of values).
+        """Parse "full", or bits of keys / bits of values, as in "6/4".
 
         Raises:
             InvalidOption: any other name.
         """
         if name == "full":
             return cls()
-        if name not in SCHEMES:
-            raise InvalidOption(
-                f"the KV cache scheme is {name!r}; it must be one of {', '.join(SCHEMES)} "
-                "(bits of keys / bits of values)."
-            )
-        keys, values = name.split("/")
-        return cls(int(keys), int(values))
+        if name not in _PAIRS:
+            raise InvalidOption(f"the KV cache scheme is {name!r}; it must be {NAMES}.")
+        return cls(*_PAIRS[name])
 
     @property
     def name(self) -> str:
@@ -62,6 +64,11 @@ class KVScheme:
     @property
     def quantized(self) -> bool:
         return self.key_bits is not None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a key and a value together without scales, to compare sizes; 32 if full."""
+        return self.key_bits + self.value_bits if self.key_bits and self.value_bits else 32
 
     @property
     def block(self) -> int:
@@ -88,3 +95,17 @@ class KVScheme:
 
 
 FULL = KVScheme()
+
+
+def smaller_schemes(name: str) -> tuple[str, ...]:
+    """The schemes of `SCHEMES` that take less memory than the scheme `name`, largest first."""
+    bits = KVScheme.parse(name).bits
+    return tuple(other for other in SCHEMES if KVScheme.parse(other).bits < bits)
+
+
+def schemes_with(name: str | None) -> tuple[str, ...]:
+    """`SCHEMES`, largest first, with the scheme `name` at its place."""
+    if name is None or name in SCHEMES:
+        return SCHEMES
+    smaller = smaller_schemes(name)
+    return (*SCHEMES[: len(SCHEMES) - len(smaller)], name, *smaller)

@@ -107,9 +107,3 @@ class Segment(NamedTuple):
     def plain_values(self, dtype: mx.Dtype) -> mx.array:
         """Values as a plain array, dequantized to `dtype` if they are packed."""
         return self.values.dequantize(dtype) if isinstance(self.values, Packed) else self.values
-
-    def scores(self, rows: mx.array) -> mx.array:
-        """rows @ keys.T: (B, H_kv, rows, D) -> (B, H_kv, rows, length)."""
-        if isinstance(self.keys, Packed):
-            return self.keys.matmul(rows, transpose=True)
-        return rows @ self.keys.swapaxes(-1, -2)

@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from magistral_mlx.api.option_kinds import (
+    CacheScheme,
     JSONSchema,
     LogitBias,
     ThinkingMode,
@@ -249,7 +250,7 @@ def _type(kind: Kind) -> Any:
             return Value(_parse_integer, kind)
         case Number():
             return Value(_parse_number, kind)
-        case Choice():
+        case Choice() | CacheScheme():
             return Value(str, kind, words=kind.values)
         case ThinkingMode():
             return Value(parse_thinking, kind, words=("on", "off"))

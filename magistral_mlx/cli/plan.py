@@ -78,10 +78,10 @@ def facts_of(
     try:
         best = make_plan(model, machine, profile, request)
     except OutOfMemory as error:
-        return facts | _caches(model, profile, request.context) | {"fits": False, "why": str(error)}
-    return (
-        facts | _caches(model, profile, best.context) | _chosen(best, _why(best, profile, request))
-    )
+        caches = _caches(model, profile, request.context, request.kv)
+        return facts | caches | {"fits": False, "why": str(error)}
+    caches = _caches(model, profile, best.context, request.kv)
+    return facts | caches | _chosen(best, _why(best, profile, request))
 
 
 def facts_of_plan(plan: Plan, why: str) -> dict[str, Any]:
@@ -89,17 +89,17 @@ def facts_of_plan(plan: Plan, why: str) -> dict[str, Any]:
     from magistral_mlx.memory.plan import PlanRequest
 
     model, profile = plan.model, plan.profile
-    facts = _machine(
-        model, plan.machine, profile, PlanRequest(images=plan.images, memory_limit=plan.limit)
-    )
-    return facts | _caches(model, profile, plan.context) | _chosen(plan, why)
+    kv = plan.scheme.name
+    request = PlanRequest(kv=kv, images=plan.images, memory_limit=plan.limit)
+    facts = _machine(model, plan.machine, profile, request)
+    return facts | _caches(model, profile, plan.context, kv) | _chosen(plan, why)
 
 
 def _machine(
     model: PlannedModel, machine: Machine, profile: BackendProfile, request: PlanRequest
 ) -> dict[str, Any]:
     """The machine, and the longest context there with each cache."""
-    from magistral_mlx.cache.scheme import SCHEMES
+    from magistral_mlx.cache.scheme import schemes_with
     from magistral_mlx.memory.plan import longest_context
 
     return {
@@ -112,14 +112,16 @@ def _machine(
         },
         "longest_context": {
             scheme: longest_context(model, machine, profile, request, scheme, model.longest_context)
-            for scheme in SCHEMES
+            for scheme in schemes_with(request.kv)
         },
     }
 
 
-def _caches(model: PlannedModel, profile: BackendProfile, context: int | None) -> dict[str, Any]:
-    """Bytes of the KV cache under each scheme, at the context in question."""
-    from magistral_mlx.cache.scheme import SCHEMES, KVScheme
+def _caches(
+    model: PlannedModel, profile: BackendProfile, context: int | None, kv: str | None
+) -> dict[str, Any]:
+    """Bytes of the KV cache under each scheme, `kv` among them, at the context in question."""
+    from magistral_mlx.cache.scheme import KVScheme, schemes_with
     from magistral_mlx.memory.peak import cache_bytes
     from magistral_mlx.memory.plan import DEFAULT_CONTEXT
 
@@ -127,7 +129,7 @@ def _caches(model: PlannedModel, profile: BackendProfile, context: int | None) -
     text = model.config.text
     sizes = {
         scheme: cache_bytes(text, KVScheme.parse(scheme), context, profile.float_bytes)
-        for scheme in SCHEMES
+        for scheme in schemes_with(kv)
     }
     return {"kv_bytes": sizes, "kv_bytes_context": context}
 

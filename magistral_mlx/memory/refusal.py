@@ -9,7 +9,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from magistral_mlx.cache.scheme import SCHEMES
+from magistral_mlx.cache.scheme import smaller_schemes
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
 from magistral_mlx.memory.chips import GIB, working_set
 from magistral_mlx.memory.known import quantized_weights
@@ -147,7 +147,7 @@ def _worded(choice: _Choice, plan: Plan) -> str:
 
 
 def _smaller_caches(case: _Case) -> Iterator[_Change]:
-    for name in SCHEMES[SCHEMES.index(case.scheme) + 1 :]:
+    for name in smaller_schemes(case.scheme):
         yield _Change(1, f"--kv {name}", partial(replace, scheme=name))
 
 

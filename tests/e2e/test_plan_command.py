@@ -49,12 +49,13 @@ def test_a_figure_that_cannot_be_computed_is_missed_with_a_reason() -> None:
 def test_the_bytes_of_the_cache_stand_under_each_scheme() -> None:
     facts = json.loads(plan("--machine", "32GB", "--context", "131072", "--json"))
     sizes = facts["kv_bytes"]
-    assert list(sizes) == ["full", "8/8", "8/4", "4/4"]
+    assert list(sizes) == ["full", "8/8", "6/6", "6/4", "5/4", "4/4"]
     assert sizes["full"] == 131_072 * 40 * 2 * 8 * 128 * 2
-    assert sizes["full"] > sizes["8/8"] > sizes["8/4"] > sizes["4/4"] == facts["bytes"]["cache"]
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert sizes["6/4"] == facts["bytes"]["cache"]
     seen = plan("--machine", "32GB", "--context", "131072")
     assert "131,072 tokens take" in seen
-    assert all(size in seen for size in ("20.0 GiB", "5.7 GiB"))
+    assert all(size in seen for size in ("20.0 GiB", "7.0 GiB", "5.7 GiB"))
 
 
 def test_the_cache_is_shown_whatever_needs_most() -> None:
@@ -65,8 +66,18 @@ def test_the_cache_is_shown_whatever_needs_most() -> None:
 
 def test_it_says_why_precision_was_given_up() -> None:
     seen = " ".join(plan("--machine", "32GB", "--context", "131072").split())
-    assert "131,072 tokens of context, KV cache 4/4" in seen
-    assert "the highest precision that fits: 8/4 needs" in seen
+    assert "131,072 tokens of context, KV cache 6/4" in seen
+    assert "the highest precision that fits: 6/6 needs" in seen
+
+
+def test_a_scheme_that_was_asked_for_stands_among_the_others() -> None:
+    words = ("--machine", "24GB", "--context", "41000", "--kv", "8/3")
+    facts = json.loads(plan(*words, "--json"))
+    assert (facts["kv"], facts["why"]) == ("8/3", "a 8/3 cache was asked for")
+    sizes = facts["kv_bytes"]
+    assert list(sizes) == ["full", "8/8", "6/6", "8/3", "6/4", "5/4", "4/4"]
+    assert sizes["6/6"] > sizes["8/3"] == facts["bytes"]["cache"] > sizes["6/4"]
+    assert "8/3 bits" in plan(*words)
 
 
 def test_json_holds_every_figure() -> None:
@@ -81,7 +92,7 @@ def test_json_holds_every_figure() -> None:
 def test_what_does_not_fit_says_what_would() -> None:
     seen = " ".join(plan("--machine", "32GB", "--context", "131072", "--kv", "full").split())
     assert "does not fit" in seen
-    assert "Any of these makes it fit: --kv 4/4" in seen
+    assert "Any of these makes it fit: --kv 6/4" in seen
 
 
 def test_all_machines_stand_in_one_table_of_a_line_each() -> None:

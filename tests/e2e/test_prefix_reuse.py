@@ -47,7 +47,7 @@ def read(stdout: str) -> tuple[str, int]:
 # A conversation
 
 
-@pytest.mark.parametrize("kv", ["full", "8/8", "4/4"])
+@pytest.mark.parametrize("kv", ["full", "6/4", "4/4"])
 def test_a_turn_reads_what_is_new_in_it_and_nothing_else(kv: str) -> None:
     with Magistral.load("demo", kv=kv, images=0) as magistral:  # type: ignore[arg-type]
         chat, afresh = magistral.chat(temperature=0), magistral.chat(temperature=0)

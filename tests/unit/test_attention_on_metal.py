@@ -46,7 +46,7 @@ def cache_of(keys: int, window: int, bits: tuple[int, int]) -> list[Segment]:
     ]
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 4)], ids=str)
+@pytest.mark.parametrize("bits", [(8, 8), (6, 4), (5, 3)], ids=str)
 @pytest.mark.parametrize("keys", [1024, 2112, 5184], ids=str)
 @pytest.mark.parametrize("length", [1, 2, 5, 8])
 def test_attention_over_packed_values_is_that_of_the_cpu(
@@ -83,6 +83,19 @@ def test_verified_draft_tokens_split_the_keys_over_threadgroups(
     values = [kernel for kernel in kernels if kernel.name in ("qmm_n", "qvm", "qvm_split_k")]
     assert max(kernel.keys for kernel in values) <= attention.SPLIT_KEYS
     assert max(kernel.threadgroups for kernel in values) >= 128
+
+
+@pytest.mark.parametrize(("key_bits", "rows"), [(8, 4), (6, 1), (5, 1), (4, 4), (3, 1)])
+def test_keys_of_other_bits_are_multiplied_by_a_row_at_a_time(
+    key_bits: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`qmv_wide`, which MLX has for several rows of them from M3 on, would use 2 lanes of 8."""
+    use_metal(monkeypatch)
+    with recorded_kernels() as kernels:
+        segments = cache_of(2048, 128, (key_bits, 4))
+        attend(random((1, HEADS, 1, HEAD_DIM), 5), segments, scale=SCALE)
+    scores = kernels[0]
+    assert (scores.name, scores.rows) == ("qmv", rows)
 
 
 def test_the_parts_of_packed_values_are_views_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +213,7 @@ def test_dequantized_heads_keep_to_the_workspace(
     np.testing.assert_allclose(np.array(y), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("bits", ["8/8", "8/4", "4/4"])
+@pytest.mark.parametrize("bits", ["8/8", "6/6", "5/4"])
 @pytest.mark.parametrize("context", [8192, 40_960, 131_072])
 def test_a_plan_for_metal_counts_arrays_that_the_device_still_holds(
     context: int, bits: str

@@ -102,8 +102,8 @@ def test_every_command_explains_itself(name: str):
             "--memory-limit is 1000; it must be 64 MB or",
         ),
         (
-            ("generate", "Hi", "--kv", "3/3"),
-            "--kv is '3/3'; it must be one of full, 8/8, 8/4, 4/4.",
+            ("generate", "Hi", "--kv", "7/4"),
+            "--kv is '7/4'; it must be full, or bits of keys and values of 2, 3, 4, 5, 6 or 8 each",
         ),
         (("generate", "Hi", "--logit-bias", "5"), "--logit-bias is '5'; it must be a token id and"),
         (("generate", "Hi", "--dry-base", "0"), "--dry-base is 0.0; it must be 1 or more."),
@@ -218,8 +218,8 @@ def test_pull_prints_the_folder_of_a_model_that_is_here(home: Path):
 @pytest.mark.parametrize(
     ("words", "completions"),
     [
-        ("generate --kv ", ["full", "8/8", "8/4", "4/4"]),
-        ("serve --kv 8", ["8/8", "8/4"]),
+        ("generate --kv ", ["full", "8/8", "6/6", "6/4", "5/4", "4/4"]),
+        ("serve --kv 6", ["6/6", "6/4"]),
         ("convert x --recipe 4bit-", ["4bit-plus"]),
         ("chat --thinking o", ["on", "off"]),
         ("plan --model dem", ["demo"]),

@@ -21,7 +21,7 @@ from tests.unit.test_prefix_cache import IMAGE, PLENTY, answer, image, seeing_mo
 
 pytestmark = pytest.mark.slow
 
-SCHEMES = ["full", "8/8", "4/4"]
+SCHEMES = ["full", "6/4", "4/4"]
 LIMIT = 1 << 30
 DOCUMENT = some_tokens(700, seed=1)
 QUESTIONS = [some_tokens(40, seed=2), some_tokens(60, seed=3)]

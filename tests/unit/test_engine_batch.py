@@ -27,7 +27,7 @@ from magistral_mlx.events import Prefill
 from tests.engine_models import GREEDY, start, tiny_model, tiny_vocabulary, tokens_of
 
 WARM = Sampling(temperature=1.0, seed=3)
-SHORT = replace(KVScheme.parse("8/4"), window=16, first=2)  # ages early, so that tests stay small
+SHORT = replace(KVScheme.parse("6/4"), window=16, first=2)  # ages early, so that tests stay small
 VOCABULARY = tiny_vocabulary()
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 

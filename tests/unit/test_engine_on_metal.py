@@ -26,7 +26,7 @@ SCHEMES = {
     "full": KVScheme(),
     "8/8": KVScheme.parse("8/8"),
     "4/4": KVScheme.parse("4/4"),
-    "an early 8/4": replace(KVScheme.parse("8/4"), window=32, first=2),
+    "an early 6/4": replace(KVScheme.parse("6/4"), window=32, first=2),
 }
 FROM_TEXT = Speculation(PassCosts(((1, 1.0), (16, 1.0))))  # every draft token is worth checking
 EACH_SCHEME = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)

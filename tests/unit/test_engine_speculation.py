@@ -30,7 +30,7 @@ from tests.engine_models import GREEDY, TableModel, ids_of, start, tiny_model, t
 from tests.engine_models import tiny_vocabulary as vocabulary
 
 WARM = Sampling(temperature=0.7, seed=3)
-SHORT = replace(KVScheme.parse("8/4"), window=32, first=2)  # ages early, so that tests stay small
+SHORT = replace(KVScheme.parse("6/4"), window=32, first=2)  # ages early, so that tests stay small
 FREE_ROWS = PassCosts(((1, 1.0), (16, 1.0)))  # every guess is worth checking
 FROM_TEXT = Speculation(FREE_ROWS)
 SCHEMA = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 6, "maxItems": 9}
@@ -67,8 +67,8 @@ CASES: dict[str, dict[str, Any]] = {
     "hot": {"sampling": Sampling(temperature=1.2, top_p=1.0, seed=9)},
     "filtered": {"sampling": Sampling(temperature=1, top_p=0.8, top_k=40, min_p=0.01, seed=2)},
     "8/8": {"scheme": KVScheme.parse("8/8"), "sampling": WARM},
-    "an early 8/4": {"scheme": SHORT, "sampling": WARM},
-    "an early 8/4, greedy": {"scheme": SHORT},
+    "an early 6/4": {"scheme": SHORT, "sampling": WARM},
+    "an early 6/4, greedy": {"scheme": SHORT},
     "marks, and a prompt in pieces": {
         "scheme": SHORT,
         "snapshots": 3,
@@ -163,7 +163,7 @@ def test_guessing_stops_where_checking_costs_more_than_it_gives() -> None:
     assert cheap.drafted > 100
 
 
-@pytest.mark.parametrize("scheme", ["full", "8/4"])
+@pytest.mark.parametrize("scheme", ["full", "5/4"])
 def test_a_draft_model_that_is_right_leaves_few_passes(scheme: str) -> None:
     caches = tiny_model().make_caches(KVScheme.parse(scheme))
     speculation = Speculation(

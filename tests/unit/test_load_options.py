@@ -4,9 +4,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from magistral_mlx.api.load_options import DTypeName, KVName, LoadFields, LoadOptions
+from magistral_mlx.api.load_options import DTypeName, LoadFields, LoadOptions
 from magistral_mlx.backend import DTYPES
-from magistral_mlx.cache.scheme import SCHEMES
+from magistral_mlx.cache.scheme import NAMES, SCHEMES
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.option_spec import with_changes
 
@@ -17,7 +17,8 @@ def test_keywords_of_type_checkers_are_the_options():
 
 def test_every_dtype_of_the_backend_and_every_cache_scheme_can_be_asked_for():
     assert set(get_args(DTypeName)) == set(DTYPES)
-    assert get_args(KVName) == SCHEMES
+    for name in (*SCHEMES, "8/4", "3/2", "2/8"):
+        assert LoadOptions(kv=name).kv == name
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_every_dtype_of_the_backend_and_every_cache_scheme_can_be_asked_for():
         ({"images": -1}, "images is -1; it must be 0 or more."),
         ({"images": None}, "images is None; it must be a whole number."),
         ({"parallel": 0}, "parallel is 0; it must be 1 or more."),
-        ({"kv": "3/3"}, "kv is '3/3'; it must be one of full, 8/8, 8/4, 4/4."),
+        *(({"kv": wrong}, f"kv is {wrong!r}; it must be {NAMES}.") for wrong in ("7/4", "6", 6)),
         ({"dtype": "int8"}, "dtype is 'int8'; it must be one of float32, float16, bfloat16."),
         ({"memory_limit": 10}, "memory_limit is 10; it must be 64 MB or more, in bytes."),
         ({"cache_dir": ""}, "cache_dir is ''; it must be a name, not empty."),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from magistral_mlx.cache.scheme import SCHEMES, KVScheme, schemes_with, smaller_schemes
 from magistral_mlx.cli.params import parse_size
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.choose import make_plan
@@ -41,16 +42,42 @@ def test_a_32_gb_mac_gets_the_default_context_in_full_precision() -> None:
     assert 19 * GIB < best.peak.total <= best.limit
 
 
-def test_a_32_gb_mac_holds_the_whole_context_at_4_bits() -> None:
-    best = plan(context=131_072)
-    assert (best.context, best.scheme.name) == (131_072, "4/4")
+@pytest.mark.parametrize(
+    ("machine", "asked", "context", "scheme"),
+    [
+        ("32GB", {"context": 131_072}, 131_072, "6/4"),
+        ("32GB", {"context": 115_000}, 115_000, "6/6"),
+        ("24GB", {}, 40_960, "6/4"),
+        ("24GB", {"context": 50_000}, 50_000, "5/4"),
+        ("24GB", {"context": 55_000}, 55_000, "4/4"),
+        ("24GB", {"context": 38_000}, 38_000, "6/6"),
+        ("24GB", {"context": 41_000, "kv": "8/3"}, 41_000, "8/3"),
+    ],
+    ids=str,
+)
+def test_less_precision_is_given_rather_than_less_context(
+    machine: str, asked: dict[str, Any], context: int, scheme: str
+) -> None:
+    best = plan(named_machine(machine), **asked)
+    assert (best.context, best.scheme.name) == (context, scheme)
     assert best.peak.total <= best.limit
 
 
-def test_a_24_gb_mac_gets_less_precision_rather_than_less_context() -> None:
-    best = plan(named_machine("24GB"))
-    assert best.headroom >= 0
-    assert best.scheme.name != "full"
+def test_the_schemes_of_the_planner_take_less_memory_one_after_another() -> None:
+    text, names = MAGISTRAL.config.text, schemes_with("3/2")
+    sizes = [cache_bytes(text, KVScheme.parse(name), 40_960, 2) for name in names]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert names == (*SCHEMES, "3/2")
+
+
+@pytest.mark.parametrize(
+    ("name", "smaller"),
+    [("full", SCHEMES[1:]), ("8/4", SCHEMES[3:]), ("5/4", ("4/4",)), ("3/8", SCHEMES[3:])],
+)
+def test_the_smaller_schemes_are_those_that_take_less_memory(
+    name: str, smaller: tuple[str, ...]
+) -> None:
+    assert smaller_schemes(name) == smaller
 
 
 def test_a_16_gb_mac_is_told_that_the_model_does_not_fit() -> None:
@@ -63,7 +90,7 @@ def test_an_override_that_cannot_fit_is_refused_with_three_ways_out() -> None:
         plan(context=131_072, kv="full")
     message = str(error.value)
     assert "131,072 tokens of context and a full KV cache needs" in message
-    assert "are missing. Any of these makes it fit: --kv 4/4; --context " in message
+    assert "are missing. Any of these makes it fit: --kv 6/4; --context " in message
     assert "iogpu.wired_limit_mb=" not in message  # 34 GiB cannot be wired on 32 GB
     assert "\n" not in message
 
@@ -166,11 +193,10 @@ def test_the_cache_is_shown_also_where_an_image_needs_most() -> None:
 
 def test_the_longest_context_grows_as_precision_falls() -> None:
     longest = [
-        longest_context(MAGISTRAL, MAC, GPU, PlanRequest(), scheme, 131_072)
-        for scheme in ("full", "8/8", "8/4", "4/4")
+        longest_context(MAGISTRAL, MAC, GPU, PlanRequest(), scheme, 131_072) for scheme in SCHEMES
     ]
     assert longest == sorted(longest)
-    assert longest[0] < longest[1] < longest[2] < longest[3] == 131_072
+    assert longest[0] < longest[1] < longest[2] < longest[3] == 131_072 == longest[-1]
 
 
 def test_a_context_beyond_the_models_is_refused() -> None:
@@ -178,7 +204,7 @@ def test_a_context_beyond_the_models_is_refused() -> None:
         plan(context=200_000)
 
 
-@pytest.mark.parametrize("asked", [{"context": 0}, {"images": -1}, {"kv": "3/3"}])
+@pytest.mark.parametrize("asked", [{"context": 0}, {"images": -1}, {"kv": "7/7"}])
 def test_a_plan_request_out_of_range_is_named(asked: dict[str, object]) -> None:
     with pytest.raises(InvalidOption):
         PlanRequest(**asked)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from tests.engine_models import GREEDY, tiny_model
 
 pytestmark = pytest.mark.slow
 
-SCHEMES = ["full", "8/8", "4/4"]
+SCHEMES = ["full", "8/8", "5/4"]
 PLENTY = 1 << 30
 IMAGE = 10  # the id of an image token
 SIDE = 28  # pixels of an image token
