@@ -8,6 +8,7 @@ options that one object knows.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -131,6 +132,8 @@ class Composer:
             limit_asked=options.max_tokens is not None,
             stop=tuple(options.stop),
             hidden_stops=frozenset(options.stop_token_ids) - {special.eos},
+            include_stop=options.include_stop,
+            minimum=options.min_tokens,
             logprobs=options.reported_logprobs,
             speculation=options.speculation,
             thinking=self._thinking(options, prompt),
@@ -269,6 +272,9 @@ class Composer:
 
     def _sampling(self, options: Options) -> Sampling:
         sampling = options.sampling(0)
+        if options.ignore_eos:
+            banned = {self.tokenizer.special.eos: -math.inf}
+            sampling = replace(sampling, logit_bias={**sampling.logit_bias, **banned})
         if sampling.dry is None or sampling.dry.breakers is not None:
             return sampling
         return replace(sampling, dry=replace(sampling.dry, breakers=self._breakers))
@@ -290,6 +296,8 @@ class Composer:
             return compiler.regex(options.regex)
         if options.choice is not None:
             return compiler.choice(options.choice)
+        if options.grammar is not None:
+            return compiler.grammar(options.grammar)
         return self._call_grammar(compiler, options)
 
     def _call_grammar(self, compiler: GrammarCompiler, options: Options) -> Grammar | None:

@@ -26,6 +26,9 @@ class OptionFields(TypedDict, total=False):
     max_tokens: int | None
     stop: str | Sequence[str]
     stop_token_ids: Iterable[int]
+    include_stop: bool
+    min_tokens: int
+    ignore_eos: bool
     temperature: float
     top_p: float
     top_k: int
@@ -45,6 +48,7 @@ class OptionFields(TypedDict, total=False):
     keep_thinking: bool
     json_schema: Mapping[str, Any] | str | bool | type[BaseModel] | None
     regex: str | None
+    grammar: str | None
     choice: Sequence[str] | None
     tools: Iterable[ToolLike] | None
     tool_choice: ToolChoice

@@ -77,6 +77,24 @@ class Options:
     stop_token_ids: Iterable[int] = option(
         (), TokenIds(), "Tokens that end the generation.", section=_LENGTH
     )
+    include_stop: bool = option(
+        False,
+        Flag(),
+        "Keep the stop text or token that ended the answer as its end.",
+        section=_LENGTH,
+    )
+    min_tokens: int = option(
+        0,
+        Integer(0),
+        "Tokens, thinking included, before which no stop token may come.",
+        section=_LENGTH,
+    )
+    ignore_eos: bool = option(
+        False,
+        Flag(),
+        "Never end the turn: the answer goes on to its limit, or to a stop text or token.",
+        section=_LENGTH,
+    )
     n: int = option(
         1, Integer(1), "Answers to one prompt, with the seeds seed, seed + 1, …", section=_LENGTH
     )
@@ -176,6 +194,12 @@ class Options:
     choice: Sequence[str] | None = option(
         None, Texts(1), "Texts of which the answer is one.", section=_STRUCTURE
     )
+    grammar: str | None = option(
+        None,
+        Kind(),
+        "Grammar that the answer follows, in llama.cpp's GBNF or as llguidance takes Lark.",
+        section=_STRUCTURE,
+    )
     tools: Iterable[ToolLike] | None = option(
         None,
         Tools(),
@@ -246,6 +270,7 @@ class Options:
             object.__setattr__(self, "tools", ())
         self._check_thinking()
         self._check_structure()
+        self._check_length()
 
     @classmethod
     def of(cls, base: Options | None, changes: Mapping[str, Any]) -> Options:
@@ -285,8 +310,7 @@ class Options:
     @property
     def constrained(self) -> bool:
         """Whether a grammar holds for the answer."""
-        answer = (self.json_schema, self.regex, self.choice)
-        return any(value is not None for value in answer) or self.constrains_calls
+        return bool(self._answer_forms) or self.constrains_calls
 
     @property
     def constrains_calls(self) -> bool:
@@ -331,6 +355,24 @@ class Options:
             dry=Dry() if self.dry is True else self.dry or None,
         )
 
+    @property
+    def _answer_forms(self) -> list[str]:
+        """Names of the given options that hold the answer to a form."""
+        names = ("json_schema", "regex", "choice", "grammar")
+        return [name for name in names if getattr(self, name) is not None]
+
+    def _check_length(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidOption(
+                f"min_tokens is {self.min_tokens}, more than the {self.max_tokens} of max_tokens."
+            )
+        for name in ("min_tokens", "ignore_eos"):
+            if getattr(self, name) and self.constrained:
+                form = [*self._answer_forms, "tools whose calls are held to a form"][0]
+                raise InvalidOption(
+                    f"{name} and {form} exclude each other: where the form ends, the answer ends."
+                )
+
     def _check_thinking(self) -> None:
         if isinstance(self.thinking, int) and self.min_thinking > self.thinking:
             raise InvalidOption(
@@ -343,7 +385,7 @@ class Options:
     def _check_structure(self) -> None:
         if self.tool_choice == "required" and not self.tools:
             raise InvalidOption("tool_choice is 'required', but there are no tools.")
-        given = [n for n in ("json_schema", "regex", "choice") if getattr(self, n) is not None]
+        given = self._answer_forms
         if len(given) > 1:
             raise InvalidOption(f"{' and '.join(given)} exclude each other: give one.")
         if given and self.tool_choice == "required":

@@ -12,8 +12,10 @@ class StopStrings:
     that was found; from then on nothing comes through.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        """`include`: whether the stop string that is found comes through as well."""
         self._stops = tuple(stops)
+        self._include = include
         self._waiting = ""
         self.matched: str | None = None
 
@@ -26,7 +28,7 @@ class StopStrings:
         if found:
             place, _, self.matched = min(found)
             self._waiting = ""
-            return text[:place]
+            return text[: place + len(self.matched)] if self._include else text[:place]
         waits = max((_beginning(stop, text) for stop in self._stops), default=0)
         self._waiting = text[len(text) - waits :]
         return text[: len(text) - waits]

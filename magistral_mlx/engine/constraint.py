@@ -90,6 +90,22 @@ class GrammarCompiler:
             _check_unicode(option, "the choice")
         return self._compile("start: " + " | ".join(map(_literal, options)), "the choice")
 
+    def grammar(self, text: str) -> Grammar:
+        """Compile a grammar in llama.cpp's GBNF, or in Lark as llguidance takes it.
+
+        Raises:
+            InvalidOption: it is neither.
+        """
+        from llguidance.gbnf_to_lark import any_to_lark
+
+        what = "the grammar"
+        _check_unicode(text, what)
+        try:
+            source = any_to_lark(text)
+        except Exception as error:  # it raises kinds of its own, and plain ones
+            raise InvalidOption(f"{what} cannot be followed: {error}.") from None
+        return self._compile(source, what)
+
     def tool_calls(
         self,
         tools: Mapping[str, Schema],

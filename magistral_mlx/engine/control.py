@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,14 @@ from magistral_mlx.engine.constraint import GrammarMask
 from magistral_mlx.engine.dry import Dry, dry_penalties
 from magistral_mlx.engine.sampler import DrawConstraints
 from magistral_mlx.engine.thinking import ThinkingControl
+
+
+@dataclass(frozen=True)
+class EarlyStops:
+    """Stop tokens, and the number of tokens before which none of them may come."""
+
+    tokens: frozenset[int]
+    minimum: int
 
 
 class Control:
@@ -27,10 +36,13 @@ class Control:
         thinking: ThinkingControl | None = None,
         mask: GrammarMask | None = None,
         dry: Dry | None = None,
+        early: EarlyStops | None = None,
     ) -> None:
         self.thinking = thinking
         self.mask = mask
         self._dry = dry
+        self._early = early
+        self._produced = 0  # tokens
         self._answering = False  # whether a token outside of the trace has come
         self._tokens = np.array(prompt, np.int32) if dry else np.empty(0, np.int32)
         self._length = len(self._tokens)
@@ -46,6 +58,7 @@ class Control:
     def observe(self, token: int) -> None:
         """The token that came."""
         was_inside = self._inside
+        self._produced += 1
         if self.thinking:
             self.thinking.observe(token)
         if not was_inside and not self._inside:
@@ -64,6 +77,8 @@ class Control:
         if self._dry:
             history = self._tokens[: self._length]
             bias |= {token: -loss for token, loss in dry_penalties(history, self._dry).items()}
+        if self._early and self._produced < self._early.minimum:
+            bias |= dict.fromkeys(self._early.tokens, -math.inf)
         if thinking:
             bias |= dict.fromkeys(thinking.banned, -math.inf)
             if self.mask and thinking.inside:

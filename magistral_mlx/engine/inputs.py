@@ -27,6 +27,7 @@ class SequenceInputs:
     scheme: how the caches store keys and values. chunk: prompt tokens at once; None is the
         backend's choice. workspace: bytes that attention may take at once.
     stop_tokens: ids that end the sequence, the end of the turn among them.
+    minimum: tokens before which none of those is drawn; not together with a grammar.
     thinking: rules for the trace. grammar: constrains the answer, after the trace or from the
         start if there is none.
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
@@ -44,6 +45,7 @@ class SequenceInputs:
     chunk: int | None = None
     workspace: int = WORKSPACE
     stop_tokens: frozenset[int] = frozenset()
+    minimum: int = 0
     thinking: ThinkingRules | None = None
     grammar: Grammar | None = None
     logprobs: int | None = None

@@ -11,7 +11,7 @@ from typing import Literal
 
 from magistral_mlx.backend import mx
 from magistral_mlx.engine.constraint import GrammarMask
-from magistral_mlx.engine.control import Control
+from magistral_mlx.engine.control import Control, EarlyStops
 from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.prefill import ComputedPrefix, prefill_sequence
 from magistral_mlx.engine.sampler import (
@@ -178,8 +178,9 @@ class SequenceState:
             self.speculator = self._make_speculator()
             self.sampler = self._make_sampler(inputs.sampling, inputs.logprobs)
             dry = inputs.sampling.dry
-            if self._thinking or self._mask or dry:
-                self.control = Control(inputs.tokens, self._thinking, self._mask, dry)
+            if self._thinking or self._mask or dry or inputs.minimum:
+                early = EarlyStops(inputs.stop_tokens, inputs.minimum)
+                self.control = Control(inputs.tokens, self._thinking, self._mask, dry, early)
                 self._constraints = self.control.constraints()
             self.position = self.caches[0].length
             self.pending = self.sampler.draw(

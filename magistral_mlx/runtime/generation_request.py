@@ -33,7 +33,8 @@ class GenerationRequest:
     draws with the next seed. n: samples. limit: tokens that each produces at most; limit_asked:
     whether the caller asked for that number. time_limit: seconds from its start, for all samples.
     stop_tokens: ids that end a sample; hidden_stops: those of them that do not count as the model's
-    own end. stop: texts that end it.
+    own end. stop: texts that end it; include_stop: whether what ended it is a part of it.
+    minimum: tokens before which no stop token may come.
     logprobs: None for none, k to report the k likeliest tokens beside each one.
     parallel_calls: whether an answer may have more calls than one; surplus ones are dropped.
     speculation: where guesses come from. dropped: turns that did not fit into the context.
@@ -49,6 +50,8 @@ class GenerationRequest:
     limit_asked: bool = False
     time_limit: float | None = None
     stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    minimum: int = 0
     hidden_stops: frozenset[int] = frozenset()
     logprobs: int | None = None
     speculation: SpeculationOption = "auto"

@@ -168,6 +168,7 @@ class ModelRunner:
                 snapshots=plan.snapshots,
                 workspace=plan.profile.workspace,
                 stop_tokens=inputs.stop_tokens,
+                minimum=inputs.minimum,
                 thinking=inputs.thinking,
                 grammar=inputs.grammar,
                 logprobs=inputs.logprobs,

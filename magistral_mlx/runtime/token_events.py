@@ -23,8 +23,8 @@ class TokenEvents:
         """`seed`: of the sample, from which ids of calls are made."""
         self._tokenizer = inputs.tokenizer
         self._parser = Parser(inputs.tokenizer, thinking=inputs.prompt.inside_thinking)
-        self._stops = StopStrings(inputs.stop)
-        self._hidden_stops = inputs.hidden_stops
+        self._stops = StopStrings(inputs.stop, include=inputs.include_stop)
+        self._hidden_stops = frozenset() if inputs.include_stop else inputs.hidden_stops
         self._seed = seed
         self._prompt_tokens = len(inputs.prompt)
         self._calls = 0

@@ -213,6 +213,28 @@ def events_of(ids: list[int]) -> list[Any]:
     return [event for event in events if not isinstance(event, ToolCallPart)]
 
 
+@pytest.mark.parametrize(
+    ("grammar", "texts"),
+    [
+        ('root ::= "cat" | "dog"', {"cat", "dog"}),
+        ('start: "cat" | "dog"', {"cat", "dog"}),
+        ('root ::= [xy] end\nend ::= "!" | "?"', {"x!", "x?", "y!", "y?"}),
+        ("start: LETTER\nLETTER: /[pq]/", {"p", "q"}),
+    ],
+)
+def test_a_grammar_in_either_notation_is_followed(
+    compiler: GrammarCompiler, grammar: str, texts: set[str]
+) -> None:
+    compiled = compiler.grammar(grammar)
+    assert {text_of(written(compiled, seed)[:-1]) for seed in range(3)} <= texts
+
+
+@pytest.mark.parametrize("grammar", ["", "cat", "root ::= cat", "start: cat", "root ::= ("])
+def test_a_grammar_that_is_none_is_refused(compiler: GrammarCompiler, grammar: str) -> None:
+    with pytest.raises(InvalidOption, match="the grammar cannot be followed: "):
+        compiler.grammar(grammar)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_required_call_has_a_known_name_and_valid_arguments(
     seed: int, compiler: GrammarCompiler

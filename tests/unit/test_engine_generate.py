@@ -35,6 +35,15 @@ def test_a_stop_token_is_the_last_one() -> None:
     assert generation.finish == "stop"
 
 
+@pytest.mark.parametrize("minimum", [1, 2, 3])
+def test_no_stop_token_comes_before_the_minimum(minimum: int) -> None:
+    # 62 and 0 are followed by EOS; where that is banned, by 0, the first of all others.
+    model = TableModel.successors({0: EOS})
+    generation = start(model, [61], stop_tokens={EOS}, minimum=minimum)
+    assert ids_of(generation) == [62, *[0] * (minimum - 1), EOS]
+    assert generation.finish == "stop"
+
+
 def test_the_limit_is_kept() -> None:
     generation = start(TableModel.successors({}), [0], limit=5)
     assert ids_of(generation) == [1, 2, 3, 4, 5]

@@ -39,6 +39,13 @@ def test_of_two_that_begin_at_once_the_longer_is_named() -> None:
     assert shown(["ab", "abc"], ["xabcd"]) == ("x", "abc")
 
 
+def test_the_stop_string_is_shown_if_that_is_asked_for() -> None:
+    scanner = StopStrings(["</a>", "END"], include=True)
+    assert scanner.feed("four <") == "four "
+    assert scanner.feed("/a> more") == "</a>"
+    assert (scanner.feed("END"), scanner.finish(), scanner.matched) == ("", "", "</a>")
+
+
 @given(
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
     st.lists(st.text("ab", max_size=3), max_size=12),

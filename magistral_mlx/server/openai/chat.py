@@ -24,10 +24,12 @@ from magistral_mlx.server.openai.chat_schemas import (
     message_dict,
 )
 from magistral_mlx.server.openai.sampling_schemas import sampling_options
+from magistral_mlx.server.openai.structure_fields import ANY_OBJECT, structure_options
+from magistral_mlx.server.openai.thinking_fields import thinking_options
 from magistral_mlx.server.openapi import error_responses, stream_response
 from magistral_mlx.server.openapi_examples import CHAT_EXAMPLES
 from magistral_mlx.server.request_body import JSONRoute
-from magistral_mlx.server.request_translation import continue_last, thinking_of, tool_options
+from magistral_mlx.server.request_translation import continue_last, tool_options
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
 
@@ -75,6 +77,7 @@ async def chat_completions(
             exchange.seed,
             logprobs=options.reported_logprobs is not None,
             mistral=body.reasoning_format == "mistral",
+            thinking=body.shows_thinking,
             usage=bool(body.stream_options and body.stream_options.include_usage),
         )
 
@@ -116,18 +119,19 @@ def chat_options(request: ChatRequest) -> Options:
         InvalidOption, BadRequest: values that are out of range or exclude each other.
     """
     _check_legacy(request)
-    thinking = request.thinking
-    options = sampling_options(request) | {
-        "max_tokens": request.max_completion_tokens or request.max_tokens,
-        "thinking": thinking_of(request.reasoning_effort) if thinking is None else thinking,
-        "ask_for_thinking": thinking is not None or request.reasoning_effort is not None,
-        "min_thinking": request.min_thinking,
-        "keep_thinking": request.keep_thinking,
-        "image_tokens": request.image_tokens,
-        "logprobs": request.logprobs,
-        "top_logprobs": request.top_logprobs,
-        "parallel_tool_calls": request.parallel_tool_calls,
-    }
+    options = (
+        sampling_options(request)
+        | thinking_options(request)
+        | {
+            "max_tokens": request.max_completion_tokens or request.max_tokens,
+            "min_thinking": request.min_thinking,
+            "keep_thinking": request.keep_thinking,
+            "image_tokens": request.image_tokens,
+            "logprobs": request.logprobs,
+            "top_logprobs": request.top_logprobs,
+            "parallel_tool_calls": request.parallel_tool_calls,
+        }
+    )
     options |= _tool_options(request)
     if options.get("tool_choice") != "required":  # then the answer holds calls only
         options |= _answer_options(request)
@@ -157,10 +161,10 @@ def _tool_options(request: ChatRequest) -> dict[str, Any]:
 
 
 def _answer_options(request: ChatRequest) -> dict[str, Any]:
-    schema: Any = None
+    schema: dict[str, Any] | None = None
     match request.response_format:
-        case JSONFormat():
-            schema = {"type": "object"}
+        case JSONFormat(schema_=given):
+            schema = ANY_OBJECT if given is None else given
         case SchemaFormat(json_schema=named):
             if named.schema_ is None:
                 raise BadRequest(
@@ -168,4 +172,4 @@ def _answer_options(request: ChatRequest) -> dict[str, Any]:
                     param="response_format",
                 )
             schema = named.schema_
-    return {"json_schema": schema, "regex": request.regex, "choice": request.choice}
+    return structure_options(request, schema)

@@ -43,7 +43,8 @@ class ChatFormatter:
     """Formats the answers to one request.
 
     seed: of the first answer. logprobs: whether they are reported. mistral: thinking goes into the
-    content, in Mistral's style. usage: a stream ends with a chunk of usage.
+    content, in Mistral's style. thinking: whether it is shown. usage: a stream
+    ends with a chunk of usage.
     """
 
     model: str
@@ -51,6 +52,7 @@ class ChatFormatter:
     seed: int
     logprobs: bool = False
     mistral: bool = False
+    thinking: bool = True
     usage: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class ChatFormatter:
                 yield self._call_delta(id=id, type="function", function=function)
             case BlockDelta(OutputBlock("tool_call"), text, logprobs):
                 yield self._call_delta(logprobs, function=FunctionCallDelta(arguments=text))
+            case BlockDelta(OutputBlock("thinking")) if not self.thinking:
+                return
             case BlockDelta(OutputBlock("thinking"), text, logprobs) if self.mistral:
                 yield self._delta(ChatDelta(content=[_thinking_chunk(text)]), logprobs)
             case BlockDelta(OutputBlock("thinking"), text, logprobs):
@@ -101,8 +105,10 @@ class ChatFormatter:
         )
 
     def _whole_choice(self, sample: SampleOutput) -> ChatChoice:
-        logprobs = logprobs_of(sample.logprobs) if self.logprobs else None
-        message = _message(sample, mistral=self.mistral)
+        shown = [token for token in sample.logprobs if self.thinking or not token.thinking]
+        logprobs = logprobs_of(shown) if self.logprobs else None
+        thinking = sample.thinking if self.thinking else ""
+        message = _message(sample, thinking, mistral=self.mistral)
         return ChatChoice(
             index=sample.index, message=message, logprobs=logprobs, **self._end(sample)
         )
@@ -143,8 +149,8 @@ def finish_reason(end: Finished, *, called: bool) -> FinishReason:
     return "tool_calls" if called else "stop"
 
 
-def _message(sample: SampleOutput, *, mistral: bool) -> ChatMessageOut:
-    thinking, text, calls = sample.thinking, sample.text, sample.calls
+def _message(sample: SampleOutput, thinking: str, *, mistral: bool) -> ChatMessageOut:
+    text, calls = sample.text, sample.calls
     content: ChatContent = text or (None if calls else "")
     if mistral and thinking:
         content = [_thinking_chunk(thinking)]

@@ -7,16 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from magistral_mlx.server.openai.sampling_schemas import EXTENSION, SamplingFields
+from magistral_mlx.server.openai.structure_fields import StructureFields
+from magistral_mlx.server.openai.thinking_fields import ThinkingFields
 from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema, Some
-from magistral_mlx.server.request_translation import (
-    EFFORT_DESCRIPTION,
-    Effort,
-    FunctionOnly,
-    FunctionSchema,
-)
-
-ThinkingField = Literal["on", "off"] | bool | Annotated[int, Field(ge=1)]
+from magistral_mlx.server.request_translation import FunctionOnly, FunctionSchema
 
 
 class TextPart(RequestSchema):
@@ -188,9 +183,10 @@ class TextFormat(RequestSchema):
 
 
 class JSONFormat(RequestSchema):
-    """Any JSON object."""
+    """Any JSON object, or one that `schema` describes."""
 
     type: Literal["json_object"]
+    schema_: Annotated[JSONObject | None, Field(alias="schema")] = None
 
 
 class NamedSchema(RequestSchema):
@@ -220,7 +216,7 @@ class StreamOptions(RequestSchema):
     ] = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, ThinkingFields, StructureFields):
     """A conversation to answer. The fields that OpenAI's API lacks say so."""
 
     model: Annotated[
@@ -242,21 +238,11 @@ class ChatRequest(SamplingFields):
     function_call: Annotated[Any, Field(description="Refused: old name of tool_choice.")] = None
     parallel_tool_calls: Annotated[bool | None, option_field("parallel_tool_calls")] = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Annotated[Effort | None, Field(description=EFFORT_DESCRIPTION)] = None
-    thinking: Annotated[
-        ThinkingField | None,
-        Field(
-            description='"on", "off", or the most tokens of thinking. It overrides '
-            "reasoning_effort. Not in OpenAI's API."
-        ),
-    ] = None
     min_thinking: Annotated[int | None, option_field("min_thinking", EXTENSION)] = None
     keep_thinking: Annotated[bool | None, option_field("keep_thinking", EXTENSION)] = None
     image_tokens: Annotated[int | None, option_field("image_tokens", EXTENSION, le=1_000_000)] = (
         None
     )
-    regex: Annotated[str | None, option_field("regex", EXTENSION)] = None
-    choice: Annotated[Many[str] | None, option_field("choice", EXTENSION)] = None
     reasoning_format: Annotated[
         Literal["separate", "mistral"] | None,
         Field(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.server.openai.chat_schemas import StreamOptions
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
+from magistral_mlx.server.openai.structure_fields import StructureFields
 from magistral_mlx.server.openai.usage import ChatUsage
 from magistral_mlx.server.option_values import MaxTokens
 from magistral_mlx.server.shared_fields import GenerationTimings, Notes, PromptProgress
@@ -22,7 +23,7 @@ Prompts = (
 )
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, StructureFields):
     """Text to continue, without the template of a chat and without thinking."""
 
     model: Annotated[

@@ -21,6 +21,7 @@ from magistral_mlx.server.openai.completion_schemas import (
     CompletionRequest,
 )
 from magistral_mlx.server.openai.sampling_schemas import sampling_options
+from magistral_mlx.server.openai.structure_fields import structure_options
 from magistral_mlx.server.openai.usage import usage_of
 from magistral_mlx.server.openapi import stream_response
 from magistral_mlx.server.openapi_examples import COMPLETION_EXAMPLES
@@ -85,6 +86,7 @@ class _CompletionJob:
             logprobs=body.logprobs is not None,
             top_logprobs=body.logprobs or 0,
             **sampling_options(body),
+            **structure_options(body),
         ).seeded()
 
     def exchange(self, prompt: RawPrompt) -> Exchange:

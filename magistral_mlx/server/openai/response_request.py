@@ -29,6 +29,7 @@ from magistral_mlx.server.openai.response_tools import (
     custom_arguments,
     function_name,
 )
+from magistral_mlx.server.openai.structure_fields import ANY_OBJECT
 from magistral_mlx.server.option_values import seed_option, top_p_option
 from magistral_mlx.server.request_translation import (
     MessageBuilder,
@@ -161,8 +162,8 @@ def _check_unsupported(request: ResponseRequest) -> None:
 
 def _schema(request: ResponseRequest) -> dict[str, Any] | None:
     match request.text.format if request.text else None:
-        case JSONFormat():
-            return {"type": "object"}
+        case JSONFormat(schema_=schema):
+            return ANY_OBJECT if schema is None else schema
         case ResponseSchemaFormat(schema_=schema):
             return schema
     return None

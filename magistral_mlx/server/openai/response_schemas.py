@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from magistral_mlx.server.openai.chat_schemas import JSONFormat, TextFormat, ThinkingField
+from magistral_mlx.server.openai.chat_schemas import JSONFormat, TextFormat
 from magistral_mlx.server.openai.response_items import Item
+from magistral_mlx.server.openai.thinking_fields import ThinkingField
 from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import (
     JSONObject,
