@@ -22,7 +22,7 @@ from magistral_mlx.server.middleware import (
     UnhandledErrors,
 )
 from magistral_mlx.server.model_pool import Load
-from magistral_mlx.server.openai import chat, completions, models, responses
+from magistral_mlx.server.openai import chat, completions, mistral, models, responses
 from magistral_mlx.server.openai.chat_response_schemas import ChatChunk
 from magistral_mlx.server.openai.response_object import ResponseEvent
 from magistral_mlx.server.openapi import describe
@@ -31,7 +31,7 @@ from magistral_mlx.server.page import mount_page
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 
-_PROTOCOLS = (chat, completions, responses, models, messages)
+_PROTOCOLS = (chat, completions, responses, mistral, models, messages)
 _STREAMED = (ChatChunk, ResponseEvent, MessageEvent)  # events of the protocols' streams
 
 

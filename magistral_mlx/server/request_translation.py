@@ -74,15 +74,28 @@ class MessageBuilder:
         call = {"id": id, "function": {"name": name, "arguments": arguments}}
         self._assistant().setdefault("tool_calls", []).append(call)
 
-    def result(self, content: list[Part], id: str | None) -> None:
+    def result(self, content: str | list[Part], id: str | None) -> None:
         """Add a tool's result."""
         self._close(images=False)
-        texts = [part for part in content if part["type"] == "text"]
-        images = [part for part in content if part["type"] != "text"]
-        if images and not texts:
-            texts = [text_part("(see the image)")]
-        self._images += images
-        self._messages.append({"role": "tool", "tool_call_id": id, "content": texts})
+        if not isinstance(content, str):
+            images = [part for part in content if part["type"] != "text"]
+            self._images += images
+            content = [part for part in content if part["type"] == "text"]
+            if images and not content:
+                content = [text_part("(see the image)")]
+        self._messages.append({"role": "tool", "tool_call_id": id, "content": content})
+
+    def add(self, message: dict[str, Any]) -> None:
+        """Add a whole message as a dict."""
+        content = message.get("content")
+        match message["role"]:
+            case "tool" | "function":
+                self.result(content or "", message.get("tool_call_id"))
+            case "user":
+                self.user("" if content is None else content)
+            case _:
+                self._close()
+                self._messages.append(message)
 
     def messages(self) -> list[dict[str, Any]]:
         """Return all messages, as dicts for `to_messages`."""

@@ -19,6 +19,8 @@ from magistral_mlx.server.openai.response_schemas import ResponseRequest
 HELLO = {"role": "user", "content": "Hello"}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
 OTHER = {"type": "function", "function": {"name": "g"}}
+TEXT: dict[str, Any] = {"type": "text"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
 
 
@@ -53,6 +55,10 @@ def response(**fields: Any) -> Options:
         ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
         ({"dry": True}, {"dry": True}),
         ({"dry": {"base": 2}}, {"dry": Dry(base=2)}),
+        ({"random_seed": 4}, {"seed": 4}),
+        ({"random_seed": 4, "seed": 5}, {"seed": 5}),
+        ({"prompt_mode": "reasoning"}, {"ask_for_thinking": True}),
+        ({"prompt_mode": None, "safe_prompt": False, "guardrails": []}, {}),
         ({"min_thinking": 9, "keep_thinking": False}, {"min_thinking": 9, "keep_thinking": False}),
         ({"image_tokens": 40}, {"image_tokens": 40}),
         ({"regex": "a+"}, {"regex": "a+"}),
@@ -304,9 +310,39 @@ def test_legacy_functions_are_refused_by_name(fields: dict[str, Any]):
     assert chat(functions=None, function_call=None)
 
 
-def test_a_legacy_call_in_the_conversation_is_refused():
-    turn = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
-    body = {"messages": [HELLO, turn, HELLO]}
-    with pytest.raises(BadRequest, match="send tool_calls") as refused:
-        chat_messages(ChatRequest.model_validate(body))
-    assert refused.value.param == "messages[1].function_call"
+def test_the_old_form_of_a_call_and_its_result_is_read():
+    call = {"name": "f", "arguments": '{"a": 1}'}
+    turn = {"role": "assistant", "content": None, "function_call": call}
+    result = {"role": "function", "name": "f", "content": None}
+    messages = ChatRequest.model_validate({"messages": [HELLO, turn, result]})
+    said, answered = chat_messages(messages)[1:]
+    assert said["tool_calls"] == [{"function": call}] and "function_call" not in said
+    assert answered == {"role": "tool", "tool_call_id": None, "content": ""}
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_a_result_may_hold_nothing(content: Any):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turn = {"role": "assistant", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "a", "content": content}
+    [*_, answered] = chat_messages(ChatRequest.model_validate({"messages": [HELLO, turn, result]}))
+    assert answered == {"role": "tool", "tool_call_id": "a", "content": ""}
+
+
+def test_images_of_results_follow_as_a_user_turn():
+    calls = [
+        {"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}} for id in "ab"
+    ]
+    shown = [TEXT | {"text": "a chart"}, IMAGE]
+    messages = [
+        HELLO,
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "a", "content": [IMAGE]},
+        {"role": "tool", "tool_call_id": "b", "content": shown},
+        {"role": "user", "content": "So?"},
+    ]
+    found = chat_messages(ChatRequest.model_validate({"messages": messages}))
+    assert [message["role"] for message in found] == ["user", "assistant", "tool", "tool", "user"]
+    assert found[2]["content"] == [TEXT | {"text": "(see the image)"}]
+    assert found[3]["content"] == shown[:1]
+    assert found[4]["content"] == [IMAGE, IMAGE, TEXT | {"text": "So?"}]

@@ -16,20 +16,25 @@ from magistral_mlx.server.openai.chat_format import ChatFormatter
 from magistral_mlx.server.openai.chat_response_schemas import ChatChunk, ChatCompletion
 from magistral_mlx.server.openai.chat_schemas import (
     AllowedToolsChoice,
-    AssistantMessage,
     ChatRequest,
     JSONFormat,
     NamedToolChoice,
     SchemaFormat,
     message_dict,
 )
+from magistral_mlx.server.openai.mistral import (
+    check_mistral_fields,
+    speaks_mistral,
+    wants_whole_calls,
+)
 from magistral_mlx.server.openai.sampling_schemas import sampling_options
 from magistral_mlx.server.openai.structure_fields import ANY_OBJECT, structure_options
 from magistral_mlx.server.openai.thinking_fields import thinking_options
 from magistral_mlx.server.openapi import error_responses, stream_response
 from magistral_mlx.server.openapi_examples import CHAT_EXAMPLES
+from magistral_mlx.server.option_values import seed_option
 from magistral_mlx.server.request_body import JSONRoute
-from magistral_mlx.server.request_translation import continue_last, tool_options
+from magistral_mlx.server.request_translation import MessageBuilder, continue_last, tool_options
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
 
@@ -61,13 +66,17 @@ async def chat_completions(
     """
     service: GenerationService = request.app.state.service
     options = chat_options(body)
+    sent = await request.json()
+    mistral = body.reasoning_format == "mistral" or (
+        body.reasoning_format is None and speaks_mistral(request.headers, sent)
+    )
     exchange = service.answer(
         request,
         body.model,
         chat_messages(body),
         options,
         endpoint=PATH,
-        body=await request.json(),
+        body=sent,
     )
 
     def formatter() -> ChatFormatter:
@@ -76,8 +85,9 @@ async def chat_completions(
             exchange.created,
             exchange.seed,
             logprobs=options.reported_logprobs is not None,
-            mistral=body.reasoning_format == "mistral",
+            mistral=mistral,
             thinking=body.shows_thinking,
+            whole_calls=mistral or wants_whole_calls(request.headers),
             usage=bool(body.stream_options and body.stream_options.include_usage),
         )
 
@@ -100,16 +110,11 @@ def error_events(error: ErrorResponse) -> list[BaseModel]:
 
 
 def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """The messages as dicts for `to_messages`.
-
-    Raises:
-        BadRequest: a call in the legacy field.
-    """
-    for n, message in enumerate(request.messages):
-        if isinstance(message, AssistantMessage) and message.function_call is not None:
-            param = f"messages[{n}].function_call"
-            raise BadRequest(f"{param} is the old form of calls: send tool_calls.", param=param)
-    return continue_last([message_dict(message) for message in request.messages])
+    """The messages as dicts for `to_messages`."""
+    builder = MessageBuilder()
+    for message in request.messages:
+        builder.add(message_dict(message))
+    return continue_last(builder.messages())
 
 
 def chat_options(request: ChatRequest) -> Options:
@@ -119,6 +124,7 @@ def chat_options(request: ChatRequest) -> Options:
         InvalidOption, BadRequest: values that are out of range or exclude each other.
     """
     _check_legacy(request)
+    check_mistral_fields(request)
     options = (
         sampling_options(request)
         | thinking_options(request)
@@ -132,6 +138,10 @@ def chat_options(request: ChatRequest) -> Options:
             "parallel_tool_calls": request.parallel_tool_calls,
         }
     )
+    if request.seed is None:
+        options["seed"] = seed_option(request.random_seed)
+    if request.prompt_mode == "reasoning":
+        options["ask_for_thinking"] = True
     options |= _tool_options(request)
     if options.get("tool_choice") != "required":  # then the answer holds calls only
         options |= _answer_options(request)

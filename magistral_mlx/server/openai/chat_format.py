@@ -10,6 +10,7 @@ from magistral_mlx.api.options import nth_seed
 from magistral_mlx.events import Event, Finished, Prefill, Stats, TokenLogprob
 from magistral_mlx.server.blocks import (
     BlockDelta,
+    BlockEnd,
     BlockEvent,
     BlockStart,
     OutputBlock,
@@ -42,9 +43,10 @@ from magistral_mlx.server.shared_fields import fingerprint, new_id, progress_of,
 class ChatFormatter:
     """Formats the answers to one request.
 
-    seed: of the first answer. logprobs: whether they are reported. mistral: thinking goes into the
-    content, in Mistral's style. thinking: whether it is shown. usage: a stream
-    ends with a chunk of usage.
+    seed: of the first answer. logprobs: whether they are reported. mistral: in Mistral's dialect:
+    thinking goes into the content, and a stream has usage with its last chunk. thinking: whether
+    it is shown. usage: a stream ends with a chunk of usage alone. whole_calls: it has each call
+    whole in one delta.
     """
 
     model: str
@@ -54,19 +56,21 @@ class ChatFormatter:
     mistral: bool = False
     thinking: bool = True
     usage: bool = False
+    whole_calls: bool = False
 
     def __post_init__(self) -> None:
         self._id = new_id("chatcmpl-")
         self._sample = 0
         self._calls = 0  # of the current answer
         self._stats: list[Stats] = []
+        self._held: list[TokenLogprob] = []  # of a call that is sent once it is whole
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[ChatChunk]:
         """All chunks of a stream."""
         async for event in read_blocks(events):
             for chunk in self.write(event):
                 yield chunk
-        if self.usage:
+        if self.usage and not self.mistral:
             yield self._chunk([], usage=usage_of(self._stats))
 
     def write(self, event: BlockEvent) -> Iterator[ChatChunk]:
@@ -77,6 +81,13 @@ class ChatFormatter:
                 yield self._delta(ChatDelta(role="assistant", content=""))
             case Prefill(done, total) if done < total:
                 yield self._chunk([self._choice(ChatDelta())], progress=progress_of(event))
+            case BlockStart(OutputBlock("tool_call")) if self.whole_calls:
+                self._calls, self._held = self._calls + 1, []
+            case BlockDelta(OutputBlock("tool_call"), _, logprobs) if self.whole_calls:
+                self._held += logprobs
+            case BlockEnd(OutputBlock("tool_call", name=name, id=id) as block) if self.whole_calls:
+                function = FunctionCallDelta(name=name, arguments=block.text)
+                yield self._call_delta(self._held, id=id, type="function", function=function)
             case BlockStart(OutputBlock("tool_call", name=name, id=id)):
                 self._calls += 1
                 function = FunctionCallDelta(name=name, arguments="")
@@ -93,8 +104,11 @@ class ChatFormatter:
                 yield self._delta(ChatDelta(content=text), logprobs)
             case SampleEnd(sample, logprobs):
                 self._stats.append(sample.stats)
-                choice = self._choice(ChatDelta(), logprobs)
-                yield self._chunk([choice.model_copy(update=self._end(sample))])
+                choice = self._choice(
+                    ChatDelta(content="") if self.mistral else ChatDelta(), logprobs
+                )
+                more = {"usage": usage_of(self._stats)} if self.mistral else {}
+                yield self._chunk([choice.model_copy(update=self._end(sample))], **more)
 
     def whole(self, samples: list[SampleOutput]) -> ChatCompletion:
         """All answers as one completion."""

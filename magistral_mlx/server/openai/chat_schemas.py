@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
+from magistral_mlx.server.openai.mistral import MistralFields
 from magistral_mlx.server.openai.sampling_schemas import EXTENSION, SamplingFields
 from magistral_mlx.server.openai.structure_fields import StructureFields
 from magistral_mlx.server.openai.thinking_fields import ThinkingFields
@@ -99,7 +100,9 @@ class AssistantMessage(RequestSchema):
     reasoning_content: str | None = None
     reasoning: Annotated[str | None, Field(description="Another name of reasoning_content.")] = None
     tool_calls: Many[EarlierToolCall] | None = None
-    function_call: Annotated[Any, Field(description="Refused: use tool_calls.")] = None
+    function_call: Annotated[
+        EarlierFunctionCall | None, Field(description="The old form of one call.")
+    ] = None
     prefix: Annotated[
         bool | None,
         Field(
@@ -110,10 +113,13 @@ class AssistantMessage(RequestSchema):
 
 
 class ToolMessage(RequestSchema):
-    """A tool's result."""
+    """A tool's result. Its images follow as a user's turn, as the model was trained.
 
-    role: Literal["tool"]
-    content: str | Many[TextPart]
+    function is the old name of the role.
+    """
+
+    role: Literal["tool", "function"]
+    content: str | Many[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
     tool_call_id: str | None = None
 
 
@@ -125,6 +131,8 @@ ChatMessage = Annotated[
 def message_dict(message: RequestSchema) -> dict[str, Any]:
     """The message as a dict for `to_messages`."""
     found = message.model_dump(exclude_none=True)
+    if old_call := found.pop("function_call", None):
+        found["tool_calls"] = [*found.get("tool_calls", ()), {"function": old_call}]
     content = found.get("content")
     if isinstance(content, list):
         found["content"] = [_readable(part) for part in content]
@@ -216,7 +224,7 @@ class StreamOptions(RequestSchema):
     ] = None
 
 
-class ChatRequest(SamplingFields, ThinkingFields, StructureFields):
+class ChatRequest(SamplingFields, ThinkingFields, StructureFields, MistralFields):
     """A conversation to answer. The fields that OpenAI's API lacks say so."""
 
     model: Annotated[
@@ -246,9 +254,10 @@ class ChatRequest(SamplingFields, ThinkingFields, StructureFields):
     reasoning_format: Annotated[
         Literal["separate", "mistral"] | None,
         Field(
-            description="Place of the thinking: separate puts it in reasoning_content; mistral "
-            "makes content a list of thinking and text chunks, as Mistral's API does, of which a "
-            "stream sends the text as plain strings. Not in OpenAI's API."
+            description="Form of the answer: separate puts the thinking in reasoning_content; "
+            "mistral makes content a list of thinking and text chunks, as Mistral's API does, of "
+            "which a stream sends the text as plain strings and each call whole. The default is "
+            "mistral for Mistral's own clients, and separate for others. Not in OpenAI's API."
         ),
     ] = None
     metadata: Annotated[Any, Field(description="Accepted and ignored.")] = None

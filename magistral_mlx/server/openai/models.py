@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: as OpenAI's and as Anthropic's clients read them."""
+"""GET /v1/models and /v1/models/{id}: as OpenAI's, Anthropic's and Mistral's clients read them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from magistral_mlx.server.error_responses import OPENAI_RESPONSES, OpenAIError
 from magistral_mlx.server.model_registry import ModelInfo
+from magistral_mlx.server.openai.mistral import is_mistral_client
 from magistral_mlx.server.openapi import error_responses
 from magistral_mlx.server.preprocessing import MAX_IMAGE_PIXELS, MAX_PROMPT_PIXELS
 from magistral_mlx.server.service import GenerationService
@@ -21,6 +22,17 @@ router = APIRouter(
 _404 = error_responses(OpenAIError, 404, rest={})
 
 
+class ModelCapabilities(BaseModel):
+    """Capabilities, as Mistral's API names them."""
+
+    completion_chat: Literal[True] = True
+    function_calling: Literal[True] = True
+    completion_fim: Literal[False] = False
+    fine_tuning: Literal[False] = False
+    vision: bool
+    reasoning: bool
+
+
 class ModelCard(BaseModel):
     """A model that requests may name."""
 
@@ -28,10 +40,18 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: Annotated[int, Field(description="When its files were written, seconds since 1970.")]
     owned_by: Literal["magistral-mlx"] = "magistral-mlx"
-    type: Literal["model"] = "model"
-    display_name: str
+    type: Annotated[
+        Literal["model", "base"],
+        Field(description="model, as Anthropic's API has it; base for Mistral's clients."),
+    ]
+    name: Annotated[str, Field(description="The id once more, for Mistral's API.")]
+    display_name: Annotated[str, Field(description="The id once more, for Anthropic's API.")]
     created_at: Annotated[datetime, Field(description="`created` once more, for Anthropic's API.")]
     context_length: Annotated[int, Field(description="Tokens of prompt and answer together.")]
+    max_context_length: Annotated[
+        int, Field(description="`context_length` once more, for Mistral's API.")
+    ]
+    capabilities: ModelCapabilities
     vision: Annotated[bool, Field(description="Whether it supports images.")]
     thinking: Annotated[bool, Field(description="Whether it thinks before it answers.")]
     loaded: Annotated[bool, Field(description="Whether it is in memory now.")]
@@ -63,7 +83,7 @@ class ModelList(BaseModel):
 @router.get("/v1/models", summary="The models that requests may name")
 async def models(request: Request) -> ModelList:
     service: GenerationService = request.app.state.service
-    found = [_model(info) for info in service.models()]
+    found = [_model(info, request) for info in service.models()]
     limits = RequestLimits(
         body_bytes=service.settings.limits.body_bytes,
         images=service.settings.limits.images,
@@ -78,16 +98,20 @@ async def model(
     request: Request, id: Annotated[str, Path(description="As /v1/models lists it.")]
 ) -> ModelCard:
     service: GenerationService = request.app.state.service
-    return _model(service.registry.find(id).info)
+    return _model(service.registry.find(id).info, request)
 
 
-def _model(info: ModelInfo) -> ModelCard:
+def _model(info: ModelInfo, request: Request) -> ModelCard:
     return ModelCard(
         id=info.id,
         created=info.created,
+        type="base" if is_mistral_client(request.headers) else "model",
+        name=info.id,
         display_name=info.id,
         created_at=datetime.fromtimestamp(info.created, UTC),
         context_length=info.context,
+        max_context_length=info.context,
+        capabilities=ModelCapabilities(vision=info.supports_images, reasoning=info.thinks),
         vision=info.supports_images,
         thinking=info.thinks,
         loaded=info.loaded,
