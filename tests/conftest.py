@@ -1,13 +1,22 @@
 """Set-up that every test shares."""
 
+import itertools
+import os
 from pathlib import Path
 
 import pytest
 
-# Before any reference loads MLX by itself: it finds a fast BLAS on Linux.
-import magistral_mlx.backend  # noqa: F401
+# What a machine's proxies, hub settings and folders are must not decide a test.
+for _name in list(os.environ):
+    if _name.upper().endswith("_PROXY") or _name.startswith(
+        ("HF_", "HUGGING", "TRANSFORMERS_", "MAGISTRAL_MLX_", "OLLAMA_", "XDG_")
+    ):
+        del os.environ[_name]
 
-from hypothesis import HealthCheck, settings  # isort: skip
+# Before any reference loads MLX by itself: it finds a fast BLAS on Linux.
+import magistral_mlx.backend  # noqa: E402, F401
+
+from hypothesis import HealthCheck, settings  # noqa: E402  # isort: skip
 
 # The same examples in every run: a change is judged by itself, not by the luck of the draw. No
 # bound on time: the machine may be busy.
@@ -18,6 +27,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def _seeds_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests without a seed draw 1, 2, 3, … in each test, not what the system's chance gives."""
+    seeds = itertools.count(1)
+    monkeypatch.setattr("secrets.randbelow", lambda bound: next(seeds) % bound)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
