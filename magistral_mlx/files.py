@@ -35,6 +35,16 @@ def is_endless(file: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def refuse_named_pipe(name: str, mode: int, what: str = "") -> None:
+    """Check that a file that may have no end is one that the shell made for this command.
+
+    Raises:
+        InvalidOption: a named pipe, which nobody may ever write to.
+    """
+    if stat.S_ISFIFO(mode) and not name.startswith(_INHERITED):
+        raise InvalidOption(f"{what} {name} is a named pipe; a file is expected.".strip())
+
+
 def read_text_file(path: str | Path, what: str) -> str:
     """The text of a UTF-8 file: no byte order mark, and lines that end in a newline alone.
 
@@ -47,9 +57,7 @@ def read_text_file(path: str | Path, what: str) -> str:
     name = os.fspath(path)
     file = user_path(path)
     try:
-        mode = file.stat().st_mode
-        if stat.S_ISFIFO(mode) and not name.startswith(_INHERITED):
-            raise InvalidOption(f"{what} {name} is a named pipe; a file is expected.")
+        refuse_named_pipe(name, file.stat().st_mode, what)
         with file.open("rb") as opened:
             data = opened.read(LARGEST + 1)
     except OSError as error:

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Unpack
 
 from magistral_mlx.api.history import (
+    attached_to,
     continued,
-    images_of,
     open_ended,
     turn_starts,
     without_oldest,
 )
 from magistral_mlx.api.image_inputs import Images, to_images
-from magistral_mlx.api.inputs import PromptLike, to_messages, with_images
+from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.option_fields import OptionFields
 from magistral_mlx.api.options import Options
 from magistral_mlx.api.stream import Stream
@@ -146,7 +146,7 @@ class Conversation:
         `send()` without a prompt then answers anew.
 
         Args:
-            images: None keeps the images of that message.
+            images: in place of what is attached to that message; None keeps its images and files.
             turn: which turn, counted from 0, or from the end with -1.
 
         Raises:
@@ -159,9 +159,9 @@ class Conversation:
             start = starts[turn]
             user = self._messages[start]
             assert isinstance(user, User)
-            images = images_of(user) if images is None else to_images(images)
-            edited = with_images([User(text)], images) if images else [User(text)]
-            self._messages = (*self._messages[:start], *edited)
+            attached = attached_to(user) if images is None else to_images(images)
+            edited = User((*attached, text) if attached else text)
+            self._messages = (*self._messages[:start], edited)
             self._forget_dropped()
 
     def fork(self) -> Conversation:

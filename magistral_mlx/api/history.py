@@ -105,10 +105,17 @@ def continued(first: Assistant, rest: Assistant) -> Assistant:
     return Assistant(first.text + rest.text, thinking or None, rest.tool_calls, prefix=rest.prefix)
 
 
-def images_of(user: User) -> list[Image]:
-    """The images of a user's message."""
-    content = () if isinstance(user.content, str) else user.content
-    return [part for part in content if isinstance(part, Image)]
+def attached_to(user: User) -> list[str | Image]:
+    """The images of a user's message, and the texts before its last one, such as documents."""
+    parts = (user.content,) if isinstance(user.content, str) else user.content
+    texts = [n for n, part in enumerate(parts) if isinstance(part, str)]
+    return [part for n, part in enumerate(parts) if not texts or n != texts[-1]]
+
+
+def typed_in(user: User) -> str:
+    """The last text of a user's message: what is not attached to it."""
+    parts = (user.content,) if isinstance(user.content, str) else user.content
+    return next((part for part in reversed(parts) if isinstance(part, str)), "")
 
 
 def _asks_for_thinking(message: Message) -> bool:

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from magistral_mlx.chat.image_formats import allowed_formats, begins_like, describe_unknown
 from magistral_mlx.chat.messages import Image
 from magistral_mlx.errors import DocumentError, ImageError, InvalidOption
-from magistral_mlx.files import user_path
+from magistral_mlx.files import refuse_named_pipe, user_path
 
 PDFMode = Literal["text", "images"]
 PDF_MODES: tuple[PDFMode, ...] = get_args(PDFMode)
@@ -177,12 +177,12 @@ def _read_file(source: str | PathLike[str]) -> bytes:
     name = os.fspath(source)
     try:
         path = user_path(source)
-        if not path.is_fifo():  # such as a shell's <(command)
-            mode = path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise DocumentError(f"{name} is a folder. Name the files in it one by one.")
-            if not stat.S_ISREG(mode):
-                raise DocumentError(f"{name} is a device or socket, not a file.")
+        mode = path.stat().st_mode
+        refuse_named_pipe(name, mode)
+        if stat.S_ISDIR(mode):
+            raise DocumentError(f"{name} is a folder. Name the files in it one by one.")
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise DocumentError(f"{name} is a device or socket, not a file.")
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:

@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.cli.attachments import count_images, open_images, read_files, tokens_of
 from magistral_mlx.cli.generation import generation_options, options_of, system_text, with_system
 from magistral_mlx.cli.loading import load_options, loading_options, model_option, open_model
-from magistral_mlx.cli.params import FILE, command, option
+from magistral_mlx.cli.params import FILE, Value, command, option
 from magistral_mlx.cli.process import quick_imports
-from magistral_mlx.cli.terminal import write
+from magistral_mlx.cli.terminal import say, write
 from magistral_mlx.files import decode_text, read_text_file, without_final_newlines
-from magistral_mlx.option_spec import check_unicode
+from magistral_mlx.option_spec import Choice, check_unicode
 
 if TYPE_CHECKING:
     from magistral_mlx.api.stream import Stream
-    from magistral_mlx.chat.messages import Image, User
+    from magistral_mlx.chat.messages import User
+    from magistral_mlx.cli.attachments import Parts
     from magistral_mlx.cli.printing import Printer
+
+_PDF_MODES = ("text", "images")
 
 
 @command()
@@ -27,13 +31,29 @@ if TYPE_CHECKING:
 # What has no effect on a single turn is left out.
 @generation_options(without=("keep_thinking", "overflow"))
 @option(
-    "-f",
-    "--file",
-    "prompt_file",
+    "--prompt-file",
     type=FILE,
     metavar="FILE",
     section="Prompt",
     help="Prompt from a file, in place of PROMPT.",
+)
+@option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    section="Prompt",
+    help="Text, code, PDF or image, put before the text. Give it again for more, in order.",
+)
+@option(
+    "--pdf",
+    type=Value(str, Choice(*_PDF_MODES), words=_PDF_MODES),
+    metavar="text|images",
+    default="text",
+    section="Prompt",
+    help="Whether the model reads the text of a PDF or sees its pages.  [default: text]",
 )
 @option(
     "--image",
@@ -54,7 +74,9 @@ if TYPE_CHECKING:
 )
 @model_option
 @loading_options(without=("images", "parallel"))
-def generate(prompt: str | None, images: tuple[str, ...], **options: Any) -> int:
+def generate(
+    prompt: str | None, images: tuple[str, ...], files: tuple[str, ...], **options: Any
+) -> int:
     """Answer PROMPT ('-' reads it from stdin), thinking first.
 
     The answer goes to stdout and everything else to stderr, unless stdout is a terminal.
@@ -65,12 +87,16 @@ def generate(prompt: str | None, images: tuple[str, ...], **options: Any) -> int
     with quick_imports():
         settings = options_of(options)
         system = system_text(options)
-        opened = [_open_image(image) for image in images]
-        loading = load_options(options, images=len(opened))
-        user = _user(_read_prompt(prompt, options["prompt_file"]), opened)
+        # Before the model is loaded: a wrong path should not cost half a minute.
+        parts = [*open_images(images), *read_files(files, options["pdf"])]
+        loading = load_options(options, images=count_images(parts))
+        user = _user(_read_prompt(prompt, options["prompt_file"]), parts)
         printer = _printer(options)
     with open_model(options["model"], loading) as magistral:
         settings = with_system(settings, system, magistral)
+        if options["stats"] and not options["as_json"]:
+            for name, of_file in zip(files, parts[len(images) :], strict=True):
+                say(f"{name}: {tokens_of(of_file, magistral, settings.image_tokens):,} tokens.")
         return _show(magistral.stream(user, options=settings), printer)
 
 
@@ -105,7 +131,7 @@ def _show(stream: Stream, printer: Printer) -> int:
 def _read_prompt(prompt: str | None, file: str | None) -> str:
     """The text of the prompt, from the command line, a file or stdin."""
     if prompt is not None and file is not None:
-        raise click.UsageError("give the prompt as PROMPT or with --file, not both.")
+        raise click.UsageError("give the prompt as PROMPT or with --prompt-file, not both.")
     if "-" in (prompt, file):
         text = without_final_newlines(decode_text(sys.stdin.buffer.read(), "the prompt on stdin"))
     elif file is not None:
@@ -113,19 +139,15 @@ def _read_prompt(prompt: str | None, file: str | None) -> str:
     else:
         text = prompt or ""
     if not text.strip():
-        raise click.UsageError("the prompt is empty. Give a text, or - to read it from stdin.")
+        raise click.UsageError(
+            "the prompt is empty. Give a text, - to read it from stdin, or --prompt-file FILE."
+        )
     check_unicode("the prompt", text)
     return text
 
 
-def _open_image(name: str) -> Image:
-    """Open an image before the model is loaded: a wrong path should not cost half a minute."""
-    from magistral_mlx.api.image_inputs import open_image
-
-    return open_image(name)
-
-
-def _user(text: str, images: list[Image]) -> User:
+def _user(text: str, files: list[Parts]) -> User:
     from magistral_mlx.chat.messages import User
 
-    return User((*images, text) if images else text)
+    attached = [part for parts in files for part in parts]
+    return User((*attached, text) if attached else text)

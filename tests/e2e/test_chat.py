@@ -11,6 +11,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from tests.pdf_files import pdf_of
 from tests.scripted import RANKS, separable_tokens, write_scripted_checkpoint
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
 from training.tekken import write_tekken
@@ -242,6 +243,26 @@ def test_images_go_with_the_next_message(chat: Terminal, tmp_path: Path):
     kinds = [part["type"] for part in json.loads(file.read_text())["messages"][0]["content"]]
     assert kinds == ["image_url", "text"]
     type_command(chat, "/image /no/such.png", "there is no image /no/such.png")
+
+
+def test_files_go_with_the_next_message(chat: Terminal, tmp_path: Path):
+    notes, report, saved = tmp_path / "notes.py", tmp_path / "a b.pdf", tmp_path / "chat.json"
+    notes.write_text("x = 1\n")
+    report.write_bytes(pdf_of(["Page one"]))
+    type_command(chat, f"/file --images '{report}'", "· 1 image · 1 file")
+    type_command(chat, "/file", "Nothing goes with your next message.")
+    type_command(chat, f"/file {notes} '{report}'", "· 2 files")
+    type_command(chat, "/file /no/such.pdf", "there is no file /no/such.pdf")
+    ask(chat, "What is x?")
+    type_command(chat, "/undo", "is taken back")
+    chat.wait_for("· 2 files")
+    ask(chat, " Tell.")
+    assert "❯ What is x? Tell." in chat.everything
+    type_command(chat, f"/save {saved}", "Saved to")
+    content = json.loads(saved.read_text())["messages"][0]["content"]
+    kinds = [part["type"] for part in content]
+    assert kinds == ["text", "text", "text"]
+    assert content[0]["text"].endswith("notes.py\n```py\nx = 1\n```")
 
 
 def test_the_system_prompt_is_shown_and_changed(chat: Terminal):

@@ -18,6 +18,7 @@ import pytest
 from magistral_mlx.paths import demo_dir
 from tests.checkpoints import write_hf_checkpoint
 from tests.fake_hub import FakeHub
+from tests.pdf_files import pdf_of
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,21 @@ def run(*words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess
 
 def generate(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return run("generate", *words, "--model", "demo", "--temperature", "0", stdin=stdin)
+
+
+def test_files_go_before_the_prompt_and_their_tokens_are_told(tmp_path: Path):
+    notes, report = tmp_path / "notes.py", tmp_path / "report.pdf"
+    notes.write_text("x = 1\n")
+    report.write_bytes(pdf_of(["Revenue grew."]))
+    done = generate(ASK, "-f", str(notes), "--file", str(report), "-n", "1")
+    assert done.returncode == 0
+    told = re.findall(r"^magistral-mlx: (.*): (\d+) tokens\.$", done.stderr, re.M)
+    assert [name for name, _ in told] == [str(notes), str(report)]
+    prompt = re.search(r"prompt (\d+) tokens", done.stderr)
+    alone = re.search(r"prompt (\d+) tokens", generate(ASK, "-n", "1").stderr)
+    assert prompt and alone
+    added = int(prompt[1]) - int(alone[1])
+    assert abs(added - sum(int(tokens) for _, tokens in told)) <= 4  # blank lines in between
 
 
 def in_terminal(*words: str) -> str:

@@ -38,8 +38,8 @@ def test_ends_of_lines_and_byte_order_marks_are_no_part_of_a_prompt(
 ):
     file = tmp_path / "prompt.txt"
     file.write_bytes(text.encode())
-    words = ("generate", "-", *GREEDY) if way == "stdin" else ("generate", "-f", str(file), *GREEDY)
-    assert run(*words, stdin=text.encode()).stdout == b"3\n"
+    prompt = ("-",) if way == "stdin" else ("--prompt-file", str(file))
+    assert run("generate", *prompt, *GREEDY, stdin=text.encode()).stdout == b"3\n"
 
 
 def prompt_tokens(*words: str, stdin: bytes = b"") -> int:
@@ -117,9 +117,11 @@ def no_text(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield str(path)
 
 
-@pytest.mark.parametrize("option", ["--system-file", "--json-schema", "--tools", "-f"])
+@pytest.mark.parametrize(
+    "option", ["--system-file", "--json-schema", "--tools", "--prompt-file", "-f"]
+)
 def test_a_file_that_is_no_text_is_refused_at_once(option: str, no_text: str):
-    prompt = () if option == "-f" else (ASK,)
+    prompt = () if option == "--prompt-file" else (ASK,)
     refusal = run("generate", *prompt, option, no_text, *GREEDY).refusal
     assert no_text in refusal
 

@@ -109,7 +109,15 @@ def test_every_command_explains_itself(name: str):
         (("generate", "Hi", "--dry-base", "0"), "--dry-base is 0.0; it must be 1 or more."),
         (("generate", "Hi", "--logprobs"), "--logprobs and --top-logprobs need --json."),
         (("generate", "Hi", "--system", "x", "--no-system"), "give only one of --system"),
-        (("generate", "Hi", "-f", "x"), "give the prompt as PROMPT or with --file, not both."),
+        (
+            ("generate", "Hi", "--prompt-file", "x"),
+            "give the prompt as PROMPT or with --prompt-file",
+        ),
+        (
+            ("generate", "Hi", "-f", "/no/such.txt"),
+            "there is no file /no/such.txt. Check the path.",
+        ),
+        (("generate", "Hi", "--pdf", "pages"), "--pdf is 'pages'; it must be 'text' or 'images'."),
         (("generate",), "the prompt is empty."),
         (("generate", "  "), "the prompt is empty."),
         (("serve", "--port", "70000"), "--port is 70000; it must be from 0 to 65535."),

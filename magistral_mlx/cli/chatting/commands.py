@@ -13,6 +13,7 @@ from rich.text import Text as Styled
 
 from magistral_mlx.api.options import DEFAULT
 from magistral_mlx.chat.messages import Assistant, Message, System, Thought, User
+from magistral_mlx.cli.attachments import open_images, read_files, tokens_of
 from magistral_mlx.cli.chatting.session import ChatSession
 from magistral_mlx.cli.params import parse_thinking
 from magistral_mlx.errors import InvalidOption, PromptError, TargetExists
@@ -59,18 +60,30 @@ def _help(session: ChatSession, rest: str) -> None:
 
 
 def _image(session: ChatSession, rest: str) -> None:
-    from magistral_mlx.api.image_inputs import open_image
-
     if not rest:
-        session.images.clear()
-        session.say("No images go with your next message.")
+        session.attached.clear()
+        session.say("Nothing goes with your next message.")
         return
     if not session.magistral.supports_images:
         raise InvalidOption("this model is text-only and cannot see images.")
-    opened = [open_image(_expanded(name)) for name in _words(rest)]
-    session.images += opened
-    count = len(session.images)
+    opened = open_images([_expanded(name) for name in _words(rest)])
+    session.attached += [part for parts in opened for part in parts]
+    count = sum(not isinstance(part, str) for part in session.attached)
     session.say(f"{count} image{'s' * (count > 1)} will go with your next message.")
+
+
+def _file(session: ChatSession, rest: str) -> None:
+    if not rest:
+        _image(session, "")
+        return
+    as_images = rest.startswith(_PAGES)
+    names = _words(rest.removeprefix(_PAGES))
+    limit = session.chat.options.image_tokens
+    read = read_files([_expanded(name) for name in names], "images" if as_images else "text")
+    tokens = [tokens_of(parts, session.magistral, limit) for parts in read]
+    session.attached += [part for parts in read for part in parts]
+    for name, count in zip(names, tokens, strict=True):
+        session.say(f"{count:,} tokens go with your next message: {name}")
 
 
 def _system(session: ChatSession, rest: str) -> None:
@@ -161,12 +174,18 @@ def _quit(session: ChatSession, rest: str) -> None:
     session.leaving = True
 
 
-_FORCE = "--force "
+_FORCE, _PAGES = "--force ", "--images "
 # Words of other chats.
 _ALIASES = {"bye": "quit", "exit": "quit", "clear": "new", "?": "help"}
 COMMANDS = {
     "help": Command("", "this list", _help),
     "image": Command("FILE…", "show images with the next message; alone: none", _image, True),
+    "file": Command(
+        "[--images] FILE…",
+        "send text, code, a PDF (--images: its pages)",
+        _file,
+        True,
+    ),
     "system": Command("TEXT|none|default", "set or show the system prompt", _system),
     "think": Command("", "show the last thinking", _think),
     "thinking": Command(
@@ -196,9 +215,9 @@ def _path(text: str) -> Path:
     return user_path(words[0])
 
 
-def _expanded(name: str) -> str | Path:
-    """The path of an image with ~ expanded; an address as it is."""
-    return user_path(name) if name.startswith("~") else name
+def _expanded(name: str) -> str:
+    """A path with ~ expanded; an address as it is."""
+    return str(user_path(name)) if name.startswith("~") else name
 
 
 def _words(text: str) -> list[str]:

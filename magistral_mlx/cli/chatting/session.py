@@ -17,6 +17,7 @@ from rich.text import Text as Styled
 
 from magistral_mlx.api.async_stream import AsyncStream
 from magistral_mlx.api.conversation import Conversation
+from magistral_mlx.api.history import attached_to, typed_in
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.chat.messages import Assistant, Image, User
 from magistral_mlx.cli.chatting.keys import bracketed_paste, interrupts, line_editor
@@ -32,7 +33,7 @@ _TICK = 0.1  # seconds between two drawings of the live line
 
 
 class ChatSession:
-    """A conversation on a terminal: its images, its draft, its figures."""
+    """A conversation on a terminal: what is attached, its draft, its figures."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class ChatSession:
         self.magistral = magistral
         self.chat = chat
         self.console = Console(highlight=False)
-        self.images: list[Image] = []
+        self.attached: list[str | Image] = []  # goes with the next message, before its text
         self.leaving = False
         self.file: Path | None = None  # that this conversation was saved to or loaded from
         self._warned = False
@@ -102,10 +103,9 @@ class ChatSession:
             self.say("There is no thinking to show.")
 
     def take_up(self, messages: list[User]) -> None:
-        """Put messages back into the input, and their images beside it."""
-        parts = [part for message in messages for part in _parts(message)]
-        self._draft = "\n\n".join(part for part in parts if isinstance(part, str))
-        self.images = [part for part in parts if isinstance(part, Image)]
+        """Put messages back into the input, and what was attached beside it."""
+        self._draft = "\n\n".join(filter(None, map(typed_in, messages)))
+        self.attached = [part for message in messages for part in attached_to(message)]
         self._used = self.chat.tokens
 
     def ask_next(self, messages: list[User]) -> None:
@@ -118,15 +118,15 @@ class ChatSession:
 
     def begin_anew(self) -> None:
         self.chat = self.magistral.chat(options=self.chat.options)
-        self.images, self._used, self._last_thinking = [], 0, ""
+        self.attached, self._used, self._last_thinking = [], 0, ""
         self.file = None
 
     def show_history(self) -> None:
         """Show a conversation that was loaded."""
         for message in self.chat.messages:
             if isinstance(message, User):
-                texts = [part if isinstance(part, str) else "[image]" for part in _parts(message)]
-                self.console.print(Styled(visible("❯ " + "\n  ".join(texts)), style="bold"))
+                lines = [*map(_label, attached_to(message)), typed_in(message)]
+                self.console.print(Styled(visible("❯ " + "\n  ".join(lines)), style="bold"))
             elif isinstance(message, Assistant):
                 self._last_thinking = message.thinking or ""
                 self.console.print(Unpadded(Markdown(visible(message.text))))
@@ -155,11 +155,11 @@ class ChatSession:
 
     async def _take(self, line: str) -> None:
         text = line.strip()
-        if text.lower() in _LEAVING and not self.images:
+        if text.lower() in _LEAVING and not self.attached:
             self.leaving = True
         elif text.startswith("/") and not text.startswith("//"):
             self._run_command(self, text)
-        elif text or self.images:
+        elif text or self.attached:
             self._next = [self._message(text.removeprefix("/") if text[:2] == "//" else text)]
         if self._resume:
             self._resume = False
@@ -179,8 +179,8 @@ class ChatSession:
             )
 
     def _message(self, text: str) -> User:
-        images, self.images = self.images, []
-        return User((*images, text) if text else tuple(images)) if images else User(text)
+        attached, self.attached = self.attached, []
+        return User((*attached, text)) if attached else User(text)
 
     async def _answer(self, stream: AsyncStream, asked: list[User]) -> None:
         """Show an answer as it comes; Ctrl-C stops it, Ctrl-T folds and unfolds the thinking."""
@@ -260,16 +260,19 @@ class ChatSession:
 
     def _toolbar(self) -> str:
         parts = [f"{self._used:,} of {self.magistral.context:,} tokens"]
-        if self.images:
-            parts.append(f"{len(self.images)} image{'s' * (len(self.images) > 1)}")
+        files = sum(isinstance(part, str) for part in self.attached)
+        for count, kind in ((len(self.attached) - files, "image"), (files, "file")):
+            if count:
+                parts.append(f"{count} {kind}{'s' * (count > 1)}")
         thinking = self.chat.options.thinking
         if thinking != "on":
             parts.append(f"thinking {thinking}")
         return " · ".join(parts)
 
 
-def _parts(user: User) -> tuple[str | Image, ...]:
-    return (user.content,) if isinstance(user.content, str) else user.content
+def _label(part: str | Image) -> str:
+    """One line that stands for what is attached; a file's text begins with its name."""
+    return f"[{part.partition(chr(10))[0]}]" if isinstance(part, str) else "[image]"
 
 
 async def _tick(view: AnswerView) -> None:

@@ -26,6 +26,7 @@ from magistral_mlx import (
     ToolCall,
     ToolResult,
     User,
+    read_document,
 )
 from tests.unit.api.conftest import ANSWER, THOUGHT
 
@@ -219,6 +220,13 @@ def test_editing_forgets_what_followed(chat: Conversation):
     for turn in (1, -2):
         with pytest.raises(PromptError, match="the conversation has 1"):
             chat.edit("?", turn=turn)
+
+
+def test_editing_keeps_the_files_that_stand_before_the_text(chat: Conversation):
+    (document,) = read_document(b"x = 1", "a.py")
+    chat.append(User((document, "What is x?")))
+    chat.edit("What is a.py?")
+    assert chat.messages == (User((document, "What is a.py?")),)
 
 
 def test_editing_keeps_the_images_unless_there_are_others(chat: Conversation):
