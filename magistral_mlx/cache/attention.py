@@ -86,7 +86,7 @@ def _fused(q: mx.array, segment: Segment, scale: float, causal: bool) -> mx.arra
     assert isinstance(k, mx.array) and isinstance(v, mx.array)
     mask = "causal" if causal else None
     attention = partial(mx.fast.scaled_dot_product_attention, scale=scale, mask=mask)
-    length, step = q.shape[2], _queries_per_call(q, segment.length)
+    length, step = q.shape[2], queries_per_call(q, segment.length)
     if step >= length:
         return attention(q, k, v)
     parts = []
@@ -98,7 +98,7 @@ def _fused(q: mx.array, segment: Segment, scale: float, causal: bool) -> mx.arra
     return mx.concatenate(parts, axis=2)
 
 
-def _queries_per_call(q: mx.array, keys: int) -> int:
+def queries_per_call(q: mx.array, keys: int) -> int:
     """Number of queries that may attend to `keys` in one call, a multiple of 64 if it can be."""
     limit = backend().dispatch_flops
     if limit is None:

@@ -1,8 +1,9 @@
-"""An array that grows along its token axis, written in place."""
+"""Arrays that grow along their token axis, written in place: plain and quantized."""
 
 from __future__ import annotations
 
 from magistral_mlx.backend import mx
+from magistral_mlx.cache.segments import Packed
 
 GRANULE = 256  # tokens of capacity are a multiple of this
 
@@ -67,3 +68,32 @@ class Buffer:
         kept = self._array[:, :, start : start + count]
         spare = mx.zeros_like(self._array[:, :, count:])
         self._array = mx.concatenate([kept, spare], axis=2)
+
+
+class PackedBuffer:
+    """Quantized tokens in growing buffers, one for each part that `mx.quantize` returns."""
+
+    def __init__(self, bits: int, group_size: int) -> None:
+        self._bits, self._group_size = bits, group_size
+        self._parts = (Buffer(), Buffer(), Buffer())
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [array for part in self._parts for array in part.state]
+
+    def reserve(self, tokens: int, most: int = 0) -> None:
+        for part in self._parts:
+            part.reserve(tokens, most)
+
+    def write(self, start: int, x: mx.array) -> None:
+        """Quantize x, (B, H_kv, L, D), and write it to the tokens from `start` on."""
+        quantized = mx.quantize(x, group_size=self._group_size, bits=self._bits)
+        self.write_parts(start, quantized)
+
+    def write_parts(self, start: int, parts: tuple[mx.array, ...]) -> None:
+        for buffer, part in zip(self._parts, parts, strict=True):
+            buffer.write(start, part)
+
+    def read(self, end: int) -> Packed:
+        weight, scales, biases = (part.read(0, end) for part in self._parts)
+        return Packed(weight, scales, biases, self._bits, self._group_size)

@@ -12,46 +12,18 @@ nothing; neither does trimming back to a snapshot, which holds the window of its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from magistral_mlx.backend import mx
-from magistral_mlx.cache.attention import WORKSPACE, attend
-from magistral_mlx.cache.buffer import Buffer
+from magistral_mlx.backend import backend, mx
+from magistral_mlx.cache.attention import FEW_QUERIES, WORKSPACE, attend
+from magistral_mlx.cache.buffer import Buffer, PackedBuffer
+from magistral_mlx.cache.chunk import ChunkKeys, Piece, attend_chunk
 from magistral_mlx.cache.scheme import SLACK, KVScheme
-from magistral_mlx.cache.segments import Packed, Segment
+from magistral_mlx.cache.segments import Segment
 from magistral_mlx.cache.snapshots import Snapshot, Snapshots
 
-PIECE = 64  # new tokens that enter the window at once, at most
+PIECE = 64  # new tokens that are written to the window's buffers, at most; more pass through
 PARTS = ("weight", "scales", "biases")
-
-
-class PackedBuffer:
-    """Quantized tokens in growing buffers, one for each part that `mx.quantize` returns."""
-
-    def __init__(self, bits: int, group_size: int) -> None:
-        self._bits, self._group_size = bits, group_size
-        self._parts = (Buffer(), Buffer(), Buffer())
-
-    @property
-    def state(self) -> list[mx.array]:
-        return [array for part in self._parts for array in part.state]
-
-    def reserve(self, tokens: int, most: int = 0) -> None:
-        for part in self._parts:
-            part.reserve(tokens, most)
-
-    def write(self, start: int, x: mx.array) -> None:
-        """Quantize x, (B, H_kv, L, D), and write it to the tokens from `start` on."""
-        quantized = mx.quantize(x, group_size=self._group_size, bits=self._bits)
-        self.write_parts(start, quantized)
-
-    def write_parts(self, start: int, parts: tuple[mx.array, ...]) -> None:
-        for buffer, part in zip(self._parts, parts, strict=True):
-            buffer.write(start, part)
-
-    def read(self, end: int) -> Packed:
-        weight, scales, biases = (part.read(0, end) for part in self._parts)
-        return Packed(weight, scales, biases, self._bits, self._group_size)
 
 
 class QuantizedKVCache:
@@ -138,69 +110,143 @@ class QuantizedKVCache:
     def append(self, k: mx.array, v: mx.array) -> None:
         if self.scheme.rotate:
             k, v = (mx.hadamard_transform(x) for x in (k, v))
-        for part in self._pieces(k.shape[2]):
-            self._write(k[:, :, part], v[:, :, part])
-            self._age()
+        self._write(k, v)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        """Write new tokens to the window piece by piece, attend, and quantize what leaves it."""
+        """Write new tokens, quantize what leaves the window, and attend.
+
+        What is quantized is written first: an array is written in place only if nothing else
+        refers to it, and on Metal a command buffer that is not done does (`gpu::eval` in
+        mlx/backend/metal/eval.cpp, line 48 of commit 846d176). Attention reads the packed arrays,
+        so writing after it would copy them.
+        """
         if self.scheme.rotate:
             q, k, v = (mx.hadamard_transform(x) for x in (q, k, v))
-        parts = []
-        for part in self._pieces(k.shape[2]):
-            self._write(k[:, :, part], v[:, :, part])
-            segments = list(self._segments().values())
-            y = attend(q[:, :, part], segments, scale=scale, workspace=self._workspace)
-            parts.append(y)
-            self._age()
-        y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+        pieces, position, before = self._pieces(k.shape[2]), self.length, self._packed
+        plain = self._write(k, v)
+        y = None
+        if backend().fused_attention and q.shape[2] > FEW_QUERIES:
+            if pieces[0].packed == pieces[-1].packed:
+                pieces = [Piece(position, self.length, before)]
+            else:
+                y = self._attend_chunk(q, plain, pieces, before, scale)
+        if y is None:
+            parts = [
+                attend(
+                    q[:, :, piece.start - position : piece.end - position],
+                    self._segments(piece, plain, before),
+                    scale=scale,
+                    workspace=self._workspace,
+                )
+                for piece in pieces
+            ]
+            y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
         return mx.hadamard_transform(y) if self.scheme.rotate else y
 
-    def _pieces(self, count: int) -> Iterator[slice]:
-        """Split `count` new tokens into pieces that end where a block leaves the window."""
-        start = 0
-        while start < count:
-            end = min(count, start + self._tokens_to_next_block())
-            yield slice(start, end)
-            start = end
+    def _pieces(self, count: int) -> list[Piece]:
+        """Split `count` new tokens into pieces that end where a block leaves the window.
 
-    def _tokens_to_next_block(self) -> int:
-        """Number of new tokens until the next block leaves the window.
-
-        All of them attend to the same quantized tokens, so results do not depend on how a
+        All tokens of a piece attend to the same quantized tokens, so results do not depend on how a
         sequence is cut into chunks.
         """
+        pieces, start = [], self.length
+        while start < self.length + count:
+            end = min(self.length + count, start + self._tokens_to_next_block(start))
+            pieces.append(Piece(start, end, max(self._packed, self.scheme.packed(start))))
+            start = end
+        return pieces
+
+    def _tokens_to_next_block(self, length: int) -> int:
+        """Number of tokens after `length` until the next block leaves the window."""
         if not self.scheme.window:
             return PIECE
-        aged = self.length - self.scheme.first - self.scheme.window
+        aged = length - self.scheme.first - self.scheme.window
         return self.scheme.block - aged % self.scheme.block
 
-    def _write(self, k: mx.array, v: mx.array) -> None:
-        """Write new tokens to the window, and the first tokens of the sequence to their buffer."""
-        self._append_first(k, v)
-        skip = max(0, min(k.shape[2], self.scheme.first - self.length))
-        if skip < k.shape[2]:
-            place = self.length + skip - self._start
-            for buffer, new in zip(self._window, (k, v), strict=True):
-                buffer.write(place, new[:, :, skip:])
-        self.length += k.shape[2]
+    def _write(self, k: mx.array, v: mx.array) -> Segment | None:
+        """Write new tokens, and quantize what leaves the window.
 
-    def _segments(self) -> dict[str, Segment]:
-        """The segments of the cache by name, the newest tokens last."""
-        first = min(self.length, self.scheme.first)
-        packed = self._packed
-        start, end = self.scheme.first + packed - self._start, self.length - self._start
-        segments = {}
-        if first:
-            keys, values = (buffer.read(0, first) for buffer in self._first)
-            segments["first"] = Segment(keys, values, first)
-        if packed:
-            packed_keys, packed_values = (buffer.read(packed) for buffer in self._quantized)
-            segments["packed"] = Segment(packed_keys, packed_values, packed)
-        if end > start:
-            keys, values = (buffer.read(start, end) for buffer in self._window)
-            segments["window"] = Segment(keys, values, end - start)
+        Returns:
+            The tokens that were not quantized before, but for the first of the sequence.
+        """
+        self._drop_spent()
+        self._append_first(k, v)
+        place, before = self.scheme.first + self._packed, self._packed
+        skip = max(0, min(k.shape[2], self.scheme.first - self.length))
+        held, self.length = max(self.length, self.scheme.first), self.length + k.shape[2]
+        if skip == k.shape[2]:
+            return None
+        few = k.shape[2] <= PIECE
+        keys, values = (
+            self._enter(window, new[:, :, skip:], held, place, few)
+            for window, new in zip(self._window, (k, v), strict=True)
+        )
+        target = self.scheme.packed(self.length)
+        if target > before:
+            for packed, plain in zip(self._quantized, (keys, values), strict=True):
+                packed.write(before, plain[:, :, : target - before])
+            self._packed = target
+        if not few:
+            kept = self.scheme.first + self.scheme.packed(self.length - self.scheme.slack)
+            self._start = max(place, min(kept, self.scheme.first + self._packed))
+            if self._start < self.length:
+                for window, plain in zip(self._window, (keys, values), strict=True):
+                    window.write(0, plain[:, :, self._start - place :])
+        return Segment(keys, values, self.length - place)
+
+    def _enter(self, window: Buffer, new: mx.array, held: int, place: int, few: bool) -> mx.array:
+        """Write new tokens from position `held` on, if they are few.
+
+        Returns:
+            The plain tokens from position `place` on.
+        """
+        start = self._start
+        if few:
+            window.write(held - start, new)
+            return window.read(place - start, held - start + new.shape[2])
+        if held == place:
+            return new
+        return mx.concatenate([window.read(place - start, held - start), new], axis=2)
+
+    def _segments(self, piece: Piece, plain: Segment | None, before: int) -> list[Segment]:
+        """The tokens that a piece sees, its own last; `before` were quantized before it came."""
+        segments = []
+        if first := self._first_tokens(piece.end):
+            segments.append(first)
+        if piece.packed:
+            segments.append(self._packed_tokens(piece.packed))
+        end = piece.end - self.scheme.first - before
+        if plain and end > piece.packed - before:
+            segments.append(plain.tokens(piece.packed - before, end))
         return segments
+
+    def _attend_chunk(
+        self,
+        q: mx.array,
+        plain: Segment | None,
+        pieces: Sequence[Piece],
+        before: int,
+        scale: float,
+    ) -> mx.array | None:
+        assert plain, "tokens leave the window only after the first ones"
+        keys = ChunkKeys(
+            plain,
+            self._first_tokens(self.length),
+            self._packed_tokens(pieces[-1].packed),
+            before,
+        )
+        return attend_chunk(q, keys, pieces, scale=scale, workspace=self._workspace)
+
+    def _first_tokens(self, length: int) -> Segment | None:
+        first = min(length, self.scheme.first)
+        if not first:
+            return None
+        keys, values = (buffer.read(0, first) for buffer in self._first)
+        return Segment(keys, values, first)
+
+    def _packed_tokens(self, count: int) -> Segment:
+        keys, values = (buffer.read(count) for buffer in self._quantized)
+        return Segment(keys, values, count)
 
     def _append_first(self, k: mx.array, v: mx.array) -> None:
         missing = self.scheme.first - self.length
@@ -208,15 +254,9 @@ class QuantizedKVCache:
             for buffer, new in zip(self._first, (k, v), strict=True):
                 buffer.write(self.length, new[:, :, :missing])
 
-    def _age(self) -> None:
-        """Quantize blocks that have left the window, and drop tokens no trim needs any more."""
+    def _drop_spent(self) -> None:
+        """Drop tokens of the window that no trim needs any more, once they are many."""
         first = self.scheme.first
-        target = self.scheme.packed(self.length)
-        if target > self._packed:
-            start, end = first + self._packed - self._start, first + target - self._start
-            for packed, window in zip(self._quantized, self._window, strict=True):
-                packed.write(self._packed, window.read(start, end))
-            self._packed = target
         kept_from = first + self.scheme.packed(self.length - self.scheme.slack)
         spent = min(kept_from, first + self._packed) - self._start
         if spent >= max(self.scheme.block, self.scheme.slack):

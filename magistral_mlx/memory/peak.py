@@ -22,6 +22,7 @@ from magistral_mlx.cache.attention import (
     score_bytes,
 )
 from magistral_mlx.cache.buffer import rounded
+from magistral_mlx.cache.chunk import mask_bytes
 from magistral_mlx.cache.quantized import PIECE, window_capacity
 from magistral_mlx.cache.scheme import RESERVED, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -271,20 +272,11 @@ def _attention(
     if profile.fused_attention:
         token = heads * dequantized_bytes(1, width, profile.float_bytes)
         token += packed_token_bytes(text, scheme, profile.float_bytes)
-        copied = _aging(text, scheme, keys, profile)
-        return min(profile.workspace, keys * token) + copied
+        seen = keys + rows  # those of the chunk twice: plain, and as they are after quantization
+        return min(profile.workspace, seen * token + mask_bytes(rows, seen))
     queries = text.num_attention_heads * min(rows, scheme.block if scheme.window else PIECE)
     token = queries * score_bytes(profile.float_bytes) + heads * width * 4 * DEQUANTIZED_COPIES
     return min(profile.workspace, keys * token)
-
-
-def _aging(text: TextConfig, scheme: KVScheme, tokens: int, profile: BackendProfile) -> int:
-    """Bytes of the copy of one layer's packed arrays when a block of tokens is quantized.
-
-    MLX writes into an array in place only if nothing else refers to it, and on Metal a command
-    buffer that is not done does (`gpu::eval` in mlx/backend/metal/eval.cpp, commit 846d176).
-    """
-    return rounded(scheme.packed(tokens)) * packed_token_bytes(text, scheme, profile.float_bytes)
 
 
 def _scores(heads: int, rows: int, keys: int, workspace: int, profile: BackendProfile) -> int:
@@ -313,7 +305,6 @@ def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendPr
         attention = 2 * _attention(text, scheme, 1, shape.context, profile)
     elif scheme.quantized:
         attention = max(12 * scores, min(profile.workspace, FEW_QUERIES * 3 * scores))
-        attention += _aging(text, scheme, shape.context, profile)
     else:
         attention = 12 * scores
     return 10 * text.vocab_size * 4 + attention
