@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from magistral_mlx import __version__
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.runtime.progress import OnProgress
+from magistral_mlx.server import documents
 from magistral_mlx.server.anthropic import messages
 from magistral_mlx.server.anthropic.response_schemas import MessageEvent
 from magistral_mlx.server.error_responses import install_handlers
@@ -31,7 +32,7 @@ from magistral_mlx.server.page import mount_page
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 
-_PROTOCOLS = (chat, completions, responses, mistral, models, messages)
+_PROTOCOLS = (chat, completions, responses, mistral, models, messages, documents)
 _STREAMED = (ChatChunk, ResponseEvent, MessageEvent)  # events of the protocols' streams
 
 

@@ -243,3 +243,12 @@ COUNT_EXAMPLES: dict[str, Example] = {
     "text": {"summary": "A question", "value": {"messages": [_CHAT_SUM], "tools": [_MESSAGE_TOOL]}},
     "image": {"summary": "An image", "value": {"messages": [_MESSAGE_IMAGE]}},
 }
+
+# Documents
+
+DOCUMENT_EXAMPLES: dict[str, Example] = {
+    "code": Example(
+        summary="A file of code",
+        value={"name": "sum.py", "data": "dG90YWwgPSAzNyArIDg1Cg=="},
+    ),
+}

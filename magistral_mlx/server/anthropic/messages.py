@@ -152,6 +152,7 @@ def message_options(request: CountRequest) -> Options:
     options: dict[str, Any] = _tool_options(request) | {
         "thinking": _thinking(request),
         "ask_for_thinking": True,  # as clients always send a system prompt
+        "image_tokens": request.image_tokens,
         "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
     }
     wanted = request.output_config.format if request.output_config else None

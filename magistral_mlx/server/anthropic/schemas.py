@@ -185,6 +185,9 @@ class CountRequest(RequestBody):
         Field(description="By default the model does not think."),
     ] = None
     output_config: OutputConfig | None = None
+    image_tokens: Annotated[
+        int | None, option_field("image_tokens", "Not in Anthropic's API.", le=1_000_000)
+    ] = None
     thread: Annotated[
         Any, Field(description="Refused: this server keeps no threads. Send all messages.")
     ] = None
