@@ -318,6 +318,7 @@ class Composer:
             parallel=options.parallel_tool_calls,
             answer=options.schema,
             strict=options.strict_tool_names,
+            texts={tool.name: tool.text_grammar for tool in options.offered_tools},
         )
 
     @property

@@ -320,9 +320,11 @@ class Options:
 
     @property
     def strict_tool_names(self) -> frozenset[str]:
-        """Names of the offered tools whose calls are held to their schemas exactly."""
+        """Names of the offered tools whose calls are held to their schema or grammar exactly."""
         return frozenset(
-            tool.name for tool in self.offered_tools if tool.strict or self.strict_tools
+            tool.name
+            for tool in self.offered_tools
+            if tool.strict or tool.text_grammar or self.strict_tools
         )
 
     @property

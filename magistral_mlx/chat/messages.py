@@ -112,7 +112,8 @@ class Tool:
     """A function that the model may call.
 
     parameters: JSON schema of its arguments. strict: hold calls to the schema exactly, or fail if
-    it cannot be followed; otherwise arguments follow it as well as they can.
+    it cannot be followed; otherwise arguments follow it as well as they can. text_grammar: Lark
+    grammar of the text that a tool takes as its one argument, `input`; "" for other tools.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Tool:
         default_factory=lambda: {"type": "object", "properties": {}}
     )
     strict: bool = False
+    text_grammar: str = ""
 
 
 Message = System | User | Assistant | ToolResult

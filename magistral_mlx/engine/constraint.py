@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from magistral_mlx.engine.escaped_grammar import escaped_lark
 from magistral_mlx.engine.json_schemas import (
     ANY_OBJECT,
     WHITESPACE,
@@ -116,6 +117,7 @@ class GrammarCompiler:
         parallel: bool = True,
         answer: Schema | str | None = None,
         strict: Collection[str] = (),
+        texts: Mapping[str, str] | None = None,
     ) -> Grammar:
         """Compile a grammar of text, or calls to `tools`, or text followed by calls.
 
@@ -127,10 +129,12 @@ class GrammarCompiler:
             answer: schema of an answer without calls; there is no text before a call then.
             strict: names of the tools whose arguments must be valid. Arguments of the others
                 follow their schema as far as it can be followed.
+            texts: Lark grammars by tool name, of the text in a tool's one argument, `input`; "" for
+                none.
 
         Raises:
             InvalidOption: no tools, a schema that is none, or one that a strict tool or the answer
-                cannot follow, with the tool's name and the keyword.
+                cannot follow, with the tool's name and the keyword; a grammar that cannot be.
         """
         if not tools:
             raise InvalidOption("no tools are given; a grammar for calls needs one or more.")
@@ -138,6 +142,9 @@ class GrammarCompiler:
         for name, schema in tools.items():
             _check_unicode(name, "the name of a tool")
             what = f"the JSON schema of the tool {name!r}"
+            if texts and texts.get(name):
+                schemas[name] = self._text_argument(texts[name], name)
+                continue
             schemas[name] = (
                 _inner_schema(_followed(schema, what))
                 if name in strict
@@ -161,6 +168,17 @@ class GrammarCompiler:
             if not loose:
                 raise
             return self._compile(_call_rules(rules, schemas | loose, call, args), _CALLS)
+
+    def _text_argument(self, grammar: str, tool: str) -> str:
+        """The arguments of a tool that takes a text, inside a larger grammar."""
+        what = f"the grammar of the tool {tool!r}"
+        _check_unicode(grammar, what)
+        try:
+            escaped = escaped_lark(grammar)
+        except ValueError as error:
+            raise InvalidOption(f"{what} cannot be followed: {error}.") from None
+        self._compile(escaped, what)
+        return f'"{{\\"input\\": \\"" %lark {{\n{escaped}\n}} "\\"}}"'
 
     def _compile(self, source: str, what: str, schema: str | None = None) -> Grammar:
         """Compile a grammar; `schema` is the text of the JSON schema that it was made from."""

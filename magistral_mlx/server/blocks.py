@@ -8,7 +8,7 @@ come `SampleStart`, its prefill progress, its blocks (`BlockStart`, `BlockDelta`
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -143,7 +143,9 @@ BlockEvent = SampleStart | Prefill | BlockStart | BlockDelta | BlockEnd | Sample
 class BlockReader:
     """State of the translation of one request's events."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
+        """`names`: the tools' own names, by those in the prompt."""
+        self._names = names or {}
         self._sample = SampleOutput(0)
         self._started = False
         self._open: OutputBlock | None = None
@@ -201,7 +203,7 @@ class BlockReader:
 
     def _call(self, name: str, arguments: str, id: str | None) -> Iterator[BlockEvent]:
         if not self._is_open("tool_call"):
-            yield from self._start("tool_call", name=name, id=id or "")
+            yield from self._start("tool_call", name=self._names.get(name, name), id=id or "")
         if arguments:
             yield self._delta(arguments)
 
@@ -227,21 +229,33 @@ class BlockReader:
         return taken
 
 
-async def read_blocks(events: AsyncIterator[Event]) -> AsyncIterator[BlockEvent]:
-    """Translate a request's events as they come."""
-    reader = BlockReader()
+async def read_blocks(
+    events: AsyncIterator[Event], names: Mapping[str, str] | None = None
+) -> AsyncIterator[BlockEvent]:
+    """Translate a request's events as they come.
+
+    Args:
+        names: the tools' own names, by those in the prompt.
+    """
+    reader = BlockReader(names)
     async for event in events:
         for translated in reader.feed(event):
             yield translated
 
 
-async def read_samples(events: AsyncIterator[Event]) -> list[SampleOutput]:
+async def read_samples(
+    events: AsyncIterator[Event], names: Mapping[str, str] | None = None
+) -> list[SampleOutput]:
     """Read to the end -> the whole answers, one or as many as were asked for.
+
+    Args:
+        names: the tools' own names, by those in the prompt.
 
     Raises:
         MagistralError: a failure during generation.
     """
-    return [event.sample async for event in read_blocks(events) if isinstance(event, SampleEnd)]
+    blocks = read_blocks(events, names)
+    return [event.sample async for event in blocks if isinstance(event, SampleEnd)]
 
 
 def note_of(event: Event) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -11,6 +13,9 @@ from magistral_mlx.api.options import ThinkingOption
 from magistral_mlx.chat.messages import Tool
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.request_body import JSONObject, RequestSchema
+
+_LONGEST_NAME = 64  # characters of a function's name in the template
+_TEXT_INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 
 Part = dict[str, Any]
 ToolChoiceMode = Literal["auto", "required", "none"]
@@ -71,7 +76,8 @@ class MessageBuilder:
 
     def call(self, name: str, arguments: Any, id: str | None) -> None:
         """Add a tool call of the model."""
-        call = {"id": id, "function": {"name": name, "arguments": arguments}}
+        function = {"name": template_name(name), "arguments": arguments}
+        call = {"id": id, "function": function}
         self._assistant().setdefault("tool_calls", []).append(call)
 
     def result(self, content: str | list[Part], id: str | None) -> None:
@@ -95,7 +101,9 @@ class MessageBuilder:
                 self.user("" if content is None else content)
             case _:
                 self._close()
-                self._messages.append(message)
+                calls = message.get("tool_calls") or ()
+                named = {"tool_calls": [_renamed(call) for call in calls]} if calls else {}
+                self._messages.append(message | named)
 
     def messages(self) -> list[dict[str, Any]]:
         """Return all messages, as dicts for `to_messages`."""
@@ -124,6 +132,11 @@ class MessageBuilder:
         if self._images:
             images, self._images = self._images, []
             self._messages.append({"role": "user", "content": images})
+
+
+def _renamed(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return call | {"function": function | {"name": template_name(function["name"])}}
 
 
 def continue_last(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -171,6 +184,13 @@ class FunctionSchema(RequestSchema):
     ] = None
 
 
+class TextFunction(FunctionSchema):
+    """A function that takes one text, `input`, which follows `grammar` (Lark) if there is one."""
+
+    parameters: JSONObject | None = Field(default_factory=lambda: dict(_TEXT_INPUT))
+    grammar: str = ""
+
+
 def tool_options(
     functions: Sequence[FunctionSchema] | None,
     choice: ToolChoiceMode,
@@ -200,7 +220,30 @@ def tool_options(
 
 def _tool(function: FunctionSchema) -> Tool:
     schema = {} if function.parameters is None else {"parameters": function.parameters}
-    return Tool(function.name, function.description or "", strict=bool(function.strict), **schema)
+    return Tool(
+        template_name(function.name),
+        function.description or "",
+        strict=bool(function.strict),
+        text_grammar=function.grammar if isinstance(function, TextFunction) else "",
+        **schema,
+    )
+
+
+def template_name(name: str) -> str:
+    """The name of a function in the prompt, as the template accepts names.
+
+    One with other characters, such as dots, or of more than 64 gets a hash.
+    """
+    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", name)
+    if plain == name and 0 < len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain[: _LONGEST_NAME - 9]}_{digest}"
+
+
+def own_names(functions: Iterable[FunctionSchema]) -> dict[str, str]:
+    """The functions' own names, by those in the prompt."""
+    return {template_name(function.name): function.name for function in functions}
 
 
 def thinking_of(effort: Effort | None) -> ThinkingOption:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import from_json
@@ -38,14 +38,18 @@ from magistral_mlx.server.shared_fields import new_id, progress_of, timings_of
 
 @dataclass
 class MessageFormatter:
-    """Formats one answer. `context` is the model's, in tokens."""
+    """Formats one answer.
+
+    context: the model's, in tokens. names: the tools' own names, by those in the prompt.
+    """
 
     model: str
     context: int
+    names: Mapping[str, str] = field(default_factory=dict)
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[MessageEvent]:
         """All events of a stream."""
-        async for event in read_blocks(events):
+        async for event in read_blocks(events, self.names):
             for sent in self.write(event):
                 yield sent
 

@@ -45,6 +45,7 @@ from magistral_mlx.server.request_translation import (
     ToolChoiceMode,
     continue_last,
     image_part,
+    own_names,
     text_part,
     thinking_of,
     tool_options,
@@ -79,6 +80,7 @@ async def messages(
     sends pings.
     """
     service: GenerationService = request.app.state.service
+    names = own_names(_function(tool) for tool in body.tools or ())
     exchange = service.answer(
         request,
         body.model,
@@ -90,7 +92,7 @@ async def messages(
 
     def formatter() -> MessageFormatter:
         context = service.registry.find(exchange.model).info.context  # certain once it is entered
-        return MessageFormatter(exchange.model, context)
+        return MessageFormatter(exchange.model, context, names)
 
     if body.stream:
         return await stream_of(
@@ -101,7 +103,7 @@ async def messages(
             ping=MessageEvent(type="ping"),
         )
     async with exchange as events:
-        [sample] = await read_samples(events)
+        [sample] = await read_samples(events, names)
     return JSONResponse(formatter().whole(sample).model_dump(exclude_unset=True))
 
 

@@ -34,7 +34,12 @@ from magistral_mlx.server.openapi import error_responses, stream_response
 from magistral_mlx.server.openapi_examples import CHAT_EXAMPLES
 from magistral_mlx.server.option_values import seed_option
 from magistral_mlx.server.request_body import JSONRoute
-from magistral_mlx.server.request_translation import MessageBuilder, continue_last, tool_options
+from magistral_mlx.server.request_translation import (
+    MessageBuilder,
+    continue_last,
+    own_names,
+    tool_options,
+)
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
 
@@ -70,6 +75,7 @@ async def chat_completions(
     mistral = body.reasoning_format == "mistral" or (
         body.reasoning_format is None and speaks_mistral(request.headers, sent)
     )
+    names = own_names(tool.function for tool in body.tools or ())
     exchange = service.answer(
         request,
         body.model,
@@ -88,6 +94,7 @@ async def chat_completions(
             mistral=mistral,
             thinking=body.shows_thinking,
             whole_calls=mistral or wants_whole_calls(request.headers),
+            names=names,
             usage=bool(body.stream_options and body.stream_options.include_usage),
         )
 
@@ -100,7 +107,7 @@ async def chat_completions(
             done=DONE,
         )
     async with exchange as events:
-        samples = await read_samples(events)
+        samples = await read_samples(events, names)
     return JSONResponse(formatter().whole(samples).model_dump(exclude_unset=True))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from magistral_mlx.api.options import nth_seed
@@ -46,7 +46,7 @@ class ChatFormatter:
     seed: of the first answer. logprobs: whether they are reported. mistral: in Mistral's dialect:
     thinking goes into the content, and a stream has usage with its last chunk. thinking: whether
     it is shown. usage: a stream ends with a chunk of usage alone. whole_calls: it has each call
-    whole in one delta.
+    whole in one delta. names: the tools' own names, by those in the prompt.
     """
 
     model: str
@@ -57,6 +57,7 @@ class ChatFormatter:
     thinking: bool = True
     usage: bool = False
     whole_calls: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._id = new_id("chatcmpl-")
@@ -67,7 +68,7 @@ class ChatFormatter:
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[ChatChunk]:
         """All chunks of a stream."""
-        async for event in read_blocks(events):
+        async for event in read_blocks(events, self.names):
             for chunk in self.write(event):
                 yield chunk
         if self.usage and not self.mistral:

@@ -32,7 +32,7 @@ class FunctionTool(FunctionSchema):
 
 
 class CustomFormat(RequestSchema):
-    """Form of a custom tool's input. A grammar becomes part of the tool's description."""
+    """Form of a custom tool's input: any text, or one that a grammar describes."""
 
     type: str
     syntax: str | None = None

@@ -10,7 +10,6 @@ The template knows functions only, with names of letters, digits, dashes and und
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -31,12 +30,15 @@ from magistral_mlx.server.openai.response_schemas import (
     ResponseTool,
     ToolChoiceByName,
 )
-from magistral_mlx.server.request_translation import FunctionSchema, tool_options
+from magistral_mlx.server.request_translation import (
+    FunctionSchema,
+    TextFunction,
+    template_name,
+    tool_options,
+)
 
 LOCAL_SHELL = "local_shell"
 ToolKind = Literal["function", "custom", "local_shell"]
-_LONGEST = 64  # characters of a function's name in the template
-_INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 _SHELL = {
     "type": "object",
     "properties": {
@@ -96,12 +98,10 @@ class ResponseTools:
                     description = f"{namespace.description}\n\n{description}"
                 self._function(ToolName(tool.name, within), tool, description)
             case CustomTool():
+                custom = TextFunction(name=tool.name, grammar=_grammar(tool))
                 description = tool.description or ""
-                if tool.format is not None and tool.format.definition:
-                    syntax = tool.format.syntax or "the"
-                    description += f"\n\nThe input follows this {syntax} grammar:\n"
-                    description += tool.format.definition
-                custom = FunctionSchema(name=tool.name, parameters=_INPUT)
+                if custom.grammar:
+                    description += f"\n\nThe input follows this grammar:\n{custom.grammar}"
                 self._function(ToolName(tool.name, within, "custom"), custom, description)
             case LocalShellTool():
                 shell = FunctionSchema(name=LOCAL_SHELL, parameters=_SHELL)
@@ -142,13 +142,30 @@ class ResponseTools:
 
 
 def function_name(name: str, namespace: str | None = None) -> str:
-    """The name of a tool's function in the prompt, as the template accepts names."""
+    """The name of a tool's function in the prompt."""
     full = name if namespace is None else f"{namespace.rstrip('_')}__{name}"
-    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", full)
-    if plain == full and 0 < len(full) <= _LONGEST:
-        return full
-    digest = hashlib.sha256(full.encode()).hexdigest()[:8]
-    return f"{plain[: _LONGEST - 9]}_{digest}"
+    return template_name(full)
+
+
+def _grammar(tool: CustomTool) -> str:
+    """The Lark grammar of the tool's input; "" for any text.
+
+    Raises:
+        BadRequest: a form that this server does not know.
+    """
+    form = tool.format
+    if form is None or form.type == "text":
+        return ""
+    if form.type != "grammar" or form.syntax not in ("lark", "regex") or not form.definition:
+        raise BadRequest(
+            f"the format of the custom tool {tool.name[:100]!r} is not supported: give "
+            '{"type": "text"}, or {"type": "grammar"} with the syntax "lark" or "regex" and a '
+            "definition.",
+            param="tools",
+        )
+    if form.syntax == "lark":
+        return form.definition
+    return "start: /" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\/", form.definition) + "/"
 
 
 def custom_arguments(text: str) -> str:

@@ -1,6 +1,7 @@
 """Tools of responses that are no plain functions, as coding agents send them."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -90,6 +91,32 @@ def test_a_custom_tool_gives_text(server: Server):
     call = calls_of(body)[0]
     assert (call["type"], call["name"]) == ("custom_tool_call", "apply_patch")
     assert isinstance(call["input"], str) and "arguments" not in call
+
+
+def test_the_input_of_a_custom_tool_follows_its_grammar(server: Server):
+    for syntax, definition, wanted in [
+        ("lark", 'start: "say " WORD "!\\n"\nWORD: /"[ab]"/', r'say "[ab]"!\n'),
+        ("regex", r"\\(1|2)/\t\"", r'\\[12]/\t"'),
+    ]:
+        form = {"type": "grammar", "syntax": syntax, "definition": definition}
+        tool = {"type": "custom", "name": "say", "format": form}
+        status, body = respond(server, tools=[tool, function("add")], tool_choice=tool)
+        assert status == 200, body
+        assert re.fullmatch(wanted, calls_of(body)[0]["input"])
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        ({"type": "grammar", "syntax": "ebnf", "definition": "x"}, "is not supported"),
+        ({"type": "grammar", "syntax": "lark"}, "is not supported"),
+        ({"type": "grammar", "syntax": "lark", "definition": "start: nobody"}, "'say'"),
+    ],
+)
+def test_a_form_that_cannot_be_kept_to_is_refused(server: Server, form: Any, why: str):
+    tool = {"type": "custom", "name": "say", "format": form}
+    status, body = respond(server, tools=[tool])
+    assert status == 400 and why in body["error"]["message"], body
 
 
 def test_a_command_of_the_local_shell_is_an_action(server: Server):

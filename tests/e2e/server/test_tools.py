@@ -220,3 +220,39 @@ def test_one_tools_schema_does_not_refuse_a_message(server: Server):
     )
     [call] = [block for block in found.content if block.type == "tool_use"]
     assert call.name == "open" and isinstance(call.input["value"], str)
+
+
+# Names that the template does not take, as MCP's clients send them.
+ODD = "files.read a file/" + "x" * 60
+
+
+def test_names_that_the_template_does_not_take_come_back_on_chat(client: openai.OpenAI):
+    options: dict[str, Any] = {"tools": [function(ODD)], "parallel_tool_calls": False}
+    options["tool_choice"] = {"type": "function", "function": {"name": ODD}}
+    [call] = ask(client, **options).choices[0].message.tool_calls
+    assert call.function.name == ODD
+    chunks = list(ask(client, stream=True, **options))
+    parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or ()]
+    assert parts[0].function.name == ODD
+    history = [
+        SUM,
+        {"role": "assistant", "tool_calls": [call.model_dump()]},
+        {"role": "tool", "tool_call_id": call.id, "content": "122"},
+    ]
+    assert ask(client, messages=history, tools=[function(ODD)], max_tokens=4).usage
+
+
+@pytest.mark.parametrize("name", [ODD, "mcp.files", "ein Werkzeug", "é" * 3])
+def test_names_that_the_template_does_not_take_come_back_on_messages(server: Server, name: str):
+    client = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    tools: list[Any] = [{"name": name, "input_schema": PARAMETERS}]
+    asked: dict[str, Any] = {"model": "demo", "max_tokens": 300, "tools": tools}
+    asked |= {"tool_choice": {"type": "tool", "name": name}, "messages": [SUM]}
+    [*_, call] = client.messages.create(**asked).content
+    assert call.name == name
+    with client.messages.stream(**asked) as stream:
+        [*_, streamed] = stream.get_final_message().content
+    assert streamed.name == name
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "122"}
+    history = [SUM, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    assert client.messages.create(**(asked | {"messages": history, "max_tokens": 2})).usage
