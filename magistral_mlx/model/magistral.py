@@ -15,6 +15,8 @@ from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.cache.kv import KVCache, LayerCache, make_cache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.model.adapters import AdapterRows
+from magistral_mlx.model.linear import use_adapters
 from magistral_mlx.model.projector import Projector
 from magistral_mlx.model.text import LanguageModel
 from magistral_mlx.model.vision import VisionTower
@@ -29,6 +31,8 @@ class MagistralModel(nn.Module):
         self.config = config
         self.dtype = dtype
         self.language_model = LanguageModel(config.text)
+        self.adapters = AdapterRows()
+        use_adapters(self, self.adapters)
 
     @property
     def vision_loaded(self) -> bool:
@@ -40,6 +44,7 @@ class MagistralModel(nn.Module):
         assert self.config.vision is not None, "a text-only model has no vision tower"
         self.vision_tower = VisionTower(self.config.vision)
         self.multi_modal_projector = Projector(self.config)
+        use_adapters(self, self.adapters)
 
     def drop_vision(self) -> None:
         """Remove the vision tower and the projector, as before `add_vision`."""
