@@ -6,7 +6,9 @@ The loader (`checkpoint.load`) and the converter both read from it.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,6 +120,25 @@ class Checkpoint:
         """Bytes of all tensors as they are stored."""
         every = (*self.tensors.values(), *self.fp8_scales.values())
         return sum(tensor.nbytes for tensor in every)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, however many bits each is stored in."""
+        count = 0
+        for name, tensor in self.tensors.items():
+            scheme = self.quantized.get(name)
+            stored = math.prod(tensor.shape)
+            if scheme is not None:
+                count += stored * 32 // scheme.bits  # packed into uint32
+            elif name.rpartition(".")[2] not in ("scales", "biases"):
+                count += stored
+        return count
+
+    @property
+    def common_bits(self) -> int | None:
+        """Bits of most quantized matrices; None where none is quantized."""
+        bits = Counter(scheme.bits for scheme in self.quantized.values()).most_common(1)
+        return bits[0][0] if bits else None
 
     @property
     def files(self) -> list[Path]:

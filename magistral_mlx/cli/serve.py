@@ -51,6 +51,12 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     help="Port to listen on; 0 takes a free one.  [default: 8080]",
 )
 @option(
+    "--ollama",
+    is_flag=True,
+    section="Network",
+    help="Listen on port 11434 too, Ollama's, for apps that look for it there.",
+)
+@option(
     "--api-key",
     envvar="MAGISTRAL_MLX_API_KEY",
     metavar="KEY",
@@ -78,6 +84,12 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     is_flag=True,
     section="Network",
     help="Fetch images from the internet.",
+)
+@option(
+    "--any-model",
+    is_flag=True,
+    section="Server",
+    help="Let the first model answer requests for names that no model has.",
 )
 @option(
     "--keep-alive",
@@ -146,7 +158,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 )
 @loading_options(defaults={"wire": "off"})
 def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> None:
-    """Answer apps and browsers: OpenAI's and Anthropic's APIs, and a chat page at /.
+    """Answer apps and browsers: OpenAI's, Anthropic's and Ollama's APIs, and a chat page at /.
 
     Give several MODELs to have one of them in memory at a time, as requests name them. Default:
     the model that generate takes.
@@ -191,7 +203,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
 
     taken = (
         *("host", "port", "api_key", "allowed_hosts", "cors_origins", "allow_remote_images"),
-        *("keep_alive", "log_prompts"),
+        *("keep_alive", "log_prompts", "ollama", "any_model"),
     )
     return Settings(
         **{name: options[name] for name in taken},

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from magistral_mlx import __version__
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.runtime.progress import OnProgress
-from magistral_mlx.server import documents
+from magistral_mlx.server import documents, other_servers
 from magistral_mlx.server.anthropic import messages
 from magistral_mlx.server.anthropic.response_schemas import MessageEvent
 from magistral_mlx.server.error_responses import install_handlers
@@ -23,6 +23,8 @@ from magistral_mlx.server.middleware import (
     UnhandledErrors,
 )
 from magistral_mlx.server.model_pool import Load
+from magistral_mlx.server.ollama import generation
+from magistral_mlx.server.ollama import models as ollama_models
 from magistral_mlx.server.openai import chat, completions, mistral, models, responses
 from magistral_mlx.server.openai.chat_response_schemas import ChatChunk
 from magistral_mlx.server.openai.response_object import ResponseEvent
@@ -32,7 +34,10 @@ from magistral_mlx.server.page import mount_page
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 
-_PROTOCOLS = (chat, completions, responses, mistral, models, messages, documents)
+_PROTOCOLS = (
+    *(chat, completions, responses, mistral, models, messages, documents),
+    *(generation, ollama_models, other_servers),
+)
 _STREAMED = (ChatChunk, ResponseEvent, MessageEvent)  # events of the protocols' streams
 
 

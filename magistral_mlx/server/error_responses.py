@@ -1,6 +1,7 @@
 """Errors as HTTP responses, in the format that the client's library reads.
 
-OpenAI's format everywhere, Anthropic's under /v1/messages. Tracebacks go to the log only.
+OpenAI's format everywhere, Anthropic's under /v1/messages, Ollama's under /api. Tracebacks go to
+the log only.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from magistral_mlx.server.errors import APIError
 
 _log = logging.getLogger("magistral_mlx.server")
 _ANTHROPIC_PATH = "/v1/messages"
+_OLLAMA_PATH = "/api/"
 _SHOWN = 200  # characters of what a client sent, in a message
 _Path = tuple[str | int, ...]
 
@@ -138,8 +140,14 @@ class ErrorResponse:
             error["details"] = dict(self.details)
         return {"type": "error", "error": error}
 
+    def ollama(self) -> dict[str, Any]:
+        """{"error": message}"""
+        return {"error": self.message}
+
     def body(self, path: str) -> dict[str, Any]:
         """In the format of the API that `path` belongs to."""
+        if path.startswith(_OLLAMA_PATH):
+            return self.ollama()
         within = path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/")
         return self.anthropic() if within else self.openai()
 

@@ -30,6 +30,12 @@ class BadRequest(APIError):
     """An invalid request, or one for something unsupported."""
 
 
+class NotSupported(BadRequest):
+    """An endpoint that other servers have. With a 5xx clients would try again."""
+
+    code = "not_supported"
+
+
 class ThreadUnsupported(BadRequest):
     """A message of a thread. Anthropic's SDK then sends the whole conversation by itself."""
 

@@ -3,6 +3,8 @@
 A task of the server's own reads the answer to its end, whoever listens; the endpoint reads what
 that task passes on. So an answer is cancelled, counted and traced in one place, whether its reader
 stays, leaves, or never began to read.
+
+The file is longer than others because one object owns an answer from its arrival to its trace.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class Exchange(AsyncIterator[Event]):
         *,
         endpoint: str,
         body: Mapping[str, Any],
+        keep_alive: float | None = None,
     ) -> None:
         self.model = model or ""
         self.created = int(time.time())
@@ -85,6 +88,7 @@ class Exchange(AsyncIterator[Event]):
         self._arrived = time.perf_counter()
         self._endpoint = endpoint
         self._body = body
+        self._keep_alive = keep_alive
         self._prompt = prompt
         self._parts = parts
         self._request = request
@@ -184,7 +188,7 @@ class Exchange(AsyncIterator[Event]):
             options = parts.preprocessor.limit(self.options)
             prompt = await parts.preprocessor.fetch_images(self._prompt)
             parts.queue.reserve_images(queued, await parts.preprocessor.check(prompt))
-            async with parts.pool.use(served) as magistral:
+            async with parts.pool.use(served, self._keep_alive) as magistral:
                 messages = parts.preprocessor.open_images(prompt)
                 stream = magistral.astream(messages, options=options)
                 await stream.begin(parts.preprocessor.executor(prompt))

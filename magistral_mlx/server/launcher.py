@@ -17,7 +17,7 @@ from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server.app import create_app
 from magistral_mlx.server.model_registry import ModelRegistry
 from magistral_mlx.server.service import GenerationService
-from magistral_mlx.server.settings import Settings
+from magistral_mlx.server.settings import OLLAMA_PORT, Settings
 
 _BACKLOG = 2048
 _KEEP_CONNECTION = 75  # seconds; longer than clients keep idle ones, so that none is cut in use
@@ -43,9 +43,12 @@ def serve(
         MagistralError: the address is not available, or a model cannot be found or loaded.
     """
     with ExitStack() as opened:
-        sockets = listen(settings.host, settings.port)
-        for listener in sockets:
-            opened.callback(listener.close)
+        ports = [settings.port, *([OLLAMA_PORT] if settings.ollama else ())]
+        sockets = []
+        for port in dict.fromkeys(ports):
+            for listener in listen(settings.host, port):
+                opened.callback(listener.close)
+                sockets.append(listener)
         app = create_app(settings, on_progress=on_progress)
         service: GenerationService = app.state.service
         config = uvicorn.Config(
@@ -112,9 +115,8 @@ def url_of(listener: socket.socket) -> str:
 def _listen_error(host: str, port: int, error: OSError | UnicodeError) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EADDRINUSE:
-        return (
-            f"port {port} of {host} is taken by another program. Stop that, or name another port "
-            "with --port."
+        return f"port {port} of {host} is taken by another program. Stop that, or " + (
+            "leave out --ollama." if port == OLLAMA_PORT else "name another port with --port."
         )
     if number == errno.EACCES:
         return f"port {port} needs administrator's rights. Name one from 1024 on with --port."

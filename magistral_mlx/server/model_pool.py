@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -42,7 +43,7 @@ class ModelPool:
         on_progress: OnProgress | None = None,
     ) -> None:
         self._options = options
-        self._keep_alive = keep_alive
+        self._default_keep_alive = self._keep_alive = keep_alive
         self._load = load
         self._on_progress = on_progress
         self._resident: ServedModel | None = None
@@ -60,18 +61,34 @@ class ModelPool:
         return self._resident.magistral if self._resident else None
 
     @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the model goes if it stays idle; None for never."""
+        if self._idle_timer is not None:
+            return max(0.0, self._idle_timer.when() - asyncio.get_running_loop().time())
+        return (
+            None if self._keep_alive is None or math.isinf(self._keep_alive) else self._keep_alive
+        )
+
+    @property
     def loading(self) -> bool:
         """Whether a model is being loaded."""
         return self._loading
 
     @asynccontextmanager
-    async def use(self, model: ServedModel) -> AsyncIterator[Magistral]:
+    async def use(
+        self, model: ServedModel, keep_alive: float | None = None
+    ) -> AsyncIterator[Magistral]:
         """Keep `model` in memory inside, loading it first if need be.
+
+        Args:
+            keep_alive: seconds after which it may go once it is idle, `inf` for never; None for
+                what the server was started with.
 
         Raises:
             Unavailable: it cannot be loaded, or the server is shutting down.
         """
         magistral = await self._acquire(model)
+        self._keep_alive = self._default_keep_alive if keep_alive is None else keep_alive
         try:
             yield magistral
         finally:
@@ -180,8 +197,10 @@ class ModelPool:
     def _start_idle_timer(self) -> None:
         """Unload the unused model after `keep_alive` seconds."""
         self._cancel_timer()
-        if self._keep_alive is None or self._resident is None or self._stopping.is_set():
+        never = self._keep_alive is None or math.isinf(self._keep_alive)
+        if never or self._resident is None or self._stopping.is_set():
             return
+        assert self._keep_alive is not None
         loop = asyncio.get_running_loop()
         self._idle_timer = loop.call_later(self._keep_alive, self._unload_soon)
 

@@ -32,6 +32,7 @@ class ModelInfo:
 
     created: when its files were written, seconds since 1970. context: tokens of prompt and answer
     together. loaded: whether it is in memory now. system_prompt: its own, None for none.
+    files: what is stored of it.
     """
 
     id: str
@@ -41,15 +42,47 @@ class ModelInfo:
     thinks: bool
     loaded: bool
     system_prompt: str | None
+    files: ModelFiles
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Size and form of a model's files.
+
+    bits: of most weights; None where they are not quantized. digest: of configuration and weights.
+    """
+
+    size_bytes: int
+    parameters: int
+    bits: int | None
+    is_gguf: bool
+    digest: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> ModelFiles:
+        """Describe the files of a checkpoint."""
+        return cls(
+            checkpoint.nbytes,
+            checkpoint.parameters,
+            checkpoint.common_bits,
+            checkpoint.layout == "gguf",
+            checkpoint.fingerprint(),
+        )
+
+    @property
+    def quantization(self) -> str:
+        """The bits in words."""
+        return "BF16" if self.bits is None else f"{self.bits}-bit"
 
 
 class ServedModel:
     """One model: name, capabilities, and its `Magistral` once it has been loaded."""
 
     def __init__(
-        self, id: str, source: str, plan: Plan, composer: Composer, *, has_vision: bool
+        self, id: str, source: str, plan: Plan, composer: Composer, checkpoint: Checkpoint
     ) -> None:
         """`source` is the name for `Magistral.load`."""
+        has_vision = checkpoint.config.vision is not None
         self.id = id
         self.source = source
         self.plan = plan
@@ -60,6 +93,7 @@ class ServedModel:
         folder = composer.folder
         dated = folder if folder.is_file() else folder / "config.json"
         self._created = int(dated.stat().st_mtime)
+        self._files = ModelFiles.of(checkpoint)
         self._supports_images = has_vision and composer.tokenizer.has_image_tokens
         self._thinks = composer.tokenizer.has_thinking_tokens
         own = composer.default_system
@@ -99,7 +133,16 @@ class ServedModel:
             self._thinks,
             self._in_memory,
             self._system_prompt,
+            self._files,
         )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, whether the model is in memory or not."""
+        if self._composer is not None:
+            return self._composer.tokenizer
+        assert self._magistral is not None
+        return self._magistral.tokenizer
 
     def prompt(self, prompt: list[Message] | RawPrompt, options: Options) -> Prompt:
         """Encode a prompt, whether the model is in memory or not."""
@@ -121,6 +164,7 @@ class ModelRegistry:
         Raises:
             MagistralError: a model that is missing, damaged, or does not fit into this machine.
         """
+        self._any_model = settings.any_model
         self._models: dict[str, ServedModel] = {}
         for name in settings.models or (None,):
             model = _describe(name, settings, on_progress)
@@ -138,18 +182,24 @@ class ModelRegistry:
     def find(self, name: str | None) -> ServedModel:
         """Return the model of that name; the first one for None or "".
 
+        A tag `:latest`, as Ollama's clients append it, is no part of a name. With `any_model` the
+        first model has all names that no other has.
+
         Raises:
             UnknownModel: no such model; the message lists all names.
         """
-        if not name:
+        found = self._models.get(name or self.first.id)
+        found = found or self._models.get((name or "").removesuffix(":latest"))
+        if found is not None:
+            return found
+        if self._any_model:
             return self.first
-        found = self._models.get(name)
-        if found is None:
-            raise UnknownModel(
-                f"there is no model {name[:100]!r} here. Known: {', '.join(self._models)}.",
-                param="model",
-            )
-        return found
+        assert name is not None
+        raise UnknownModel(
+            f"there is no model {name[:100]!r} here. Known: {', '.join(self._models)}. "
+            "`serve --any-model` lets the first one answer to every name.",
+            param="model",
+        )
 
 
 def _describe(
@@ -164,9 +214,7 @@ def _describe(
     tokenizer = Tokenizer.load(tekken)
     has_vision = checkpoint.config.vision is not None
     composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision, tekken=tekken)
-    return ServedModel(
-        _id(name, folder), name or str(folder), plan, composer, has_vision=has_vision
-    )
+    return ServedModel(_id(name, folder), name or str(folder), plan, composer, checkpoint)
 
 
 def _id(name: str | None, folder: Path) -> str:

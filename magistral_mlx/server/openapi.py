@@ -84,6 +84,20 @@ def stream_response(
     }
 
 
+def lines_response(line: type[BaseModel], description: str) -> dict[str, Any]:
+    """For `responses[200]` of a route that may stream lines of JSON, each a `line`."""
+    return {
+        "description": description,
+        "headers": _STREAM_HEADERS,
+        "content": {
+            "application/x-ndjson": {
+                "schema": {"type": "string"},
+                "itemSchema": _ref(line),
+            }
+        },
+    }
+
+
 def _ref(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": _REF.format(model=model.__name__)}
 
@@ -103,6 +117,7 @@ def describe(app: FastAPI, *, model: str, events: Sequence[type[BaseModel]], key
             document = plain()
             _add_events(document, events)
             _fill_in(document, {"/v1/models/{id}": model, "/v1/responses/{id}": _RESPONSE})
+            _name_model(document, model)
             if keyed:
                 _add_keys(document)
         assert app.openapi_schema is not None
@@ -123,6 +138,15 @@ def _fill_in(document: dict[str, Any], examples: Mapping[str, str]) -> None:
         for operation in document["paths"][path].values():
             for parameter in operation["parameters"]:
                 parameter["example"] = example
+
+
+def _name_model(document: dict[str, Any], model: str) -> None:
+    """Set the model in the examples of bodies that must name one."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if path.startswith("/api/") else ():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            for example in body.get("examples", {}).values():
+                example["value"]["model"] = model
 
 
 def _add_keys(document: dict[str, Any]) -> None:

@@ -16,6 +16,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from magistral_mlx.api.image_inputs import data_of_url
 from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.options import Options
@@ -93,18 +96,20 @@ class Preprocessor:
             return options
         return replace(options, max_tokens=most)
 
-    async def count(self, served: ServedModel, prompt: PromptLike, options: Options) -> int:
-        """Count the prompt's tokens. Raises what `fetch_images`, `check` and opening images do."""
+    async def tokenize(
+        self, served: ServedModel, prompt: PromptLike, options: Options
+    ) -> NDArray[np.int32]:
+        """Encode a prompt -> (L,) ids. Raises what fetching, checking and opening images do."""
         prompt = await self.fetch_images(prompt)
         await self.check(prompt)
 
-        def count() -> int:
+        def encode() -> NDArray[np.int32]:
             if isinstance(prompt, RawPrompt):
-                return len(served.prompt(prompt, options))
-            return len(served.prompt(to_messages(prompt, local_files=False), options))
+                return served.prompt(prompt, options).tokens
+            return served.prompt(to_messages(prompt, local_files=False), options).tokens
 
         pool = self._images if images_in(prompt) else self._counts
-        return await asyncio.get_running_loop().run_in_executor(pool, count)
+        return await asyncio.get_running_loop().run_in_executor(pool, encode)
 
     def close(self) -> None:
         """Start no more work."""

@@ -96,6 +96,7 @@ class GenerationService:
         *,
         endpoint: str,
         body: Mapping[str, Any],
+        keep_alive: float | None = None,
     ) -> Exchange:
         """Answer `prompt`: an async context manager that yields the events, to `Finished`.
 
@@ -107,6 +108,7 @@ class GenerationService:
             model: the name in the request; None for the first model.
             endpoint: label of the answer in metrics and traces, such as its path.
             body: the request as received, for the trace.
+            keep_alive: as `ModelPool.use` takes it.
 
         Raises, when it is entered:
             UnknownModel: 404.
@@ -114,19 +116,48 @@ class GenerationService:
             PromptError, ImageError, InvalidOption: 400.
             Unavailable: 503, the model cannot be loaded, or the server is shutting down.
         """
-        return Exchange(self._parts, request, model, prompt, options, endpoint=endpoint, body=body)
+        return Exchange(
+            self._parts,
+            request,
+            model,
+            prompt,
+            options,
+            endpoint=endpoint,
+            body=body,
+            keep_alive=keep_alive,
+        )
+
+    async def load(self, request: Request, model: str | None, keep_alive: float | None) -> str:
+        """Load a model, and let it go after `keep_alive` seconds without a request -> its name.
+
+        Raises what entering `answer` raises, but for what concerns a prompt.
+        """
+        served = self.registry.find(model)
+
+        async def load() -> None:
+            async with self.pool.use(served, keep_alive):
+                pass
+
+        await unless_disconnected(request, load())
+        return served.id
 
     async def count(
         self, request: Request, model: str | None, prompt: PromptLike, options: Options
     ) -> int:
-        """Count the tokens of the prompt, for which the model need not be loaded.
+        """Count the tokens of the prompt. Raises what `tokenize` raises."""
+        return len(await self.tokenize(request, model, prompt, options))
+
+    async def tokenize(
+        self, request: Request, model: str | None, prompt: PromptLike, options: Options
+    ) -> list[int]:
+        """Encode the prompt, for which the model need not be loaded.
 
         Raises what entering `answer` raises, but for what concerns the weights.
         """
         served = self.registry.find(model)
         with self.queue.count():
-            counting = self.preprocessor.count(served, prompt, options)
-            return await unless_disconnected(request, counting)
+            encoding = self.preprocessor.tokenize(served, prompt, options)
+            return (await unless_disconnected(request, encoding)).tolist()
 
     # Start and shutdown
 

@@ -11,7 +11,8 @@ from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.errors import InvalidOption
 
 MIB = 1 << 20
-_ORIGIN = r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+"  # as browsers send it
+OLLAMA_PORT = 11434
+_ORIGIN = r"file://|[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+"  # as browsers send it
 _HOST = r"[^\s/:@]+|\[?[0-9a-fA-F:.]*::?[0-9a-fA-F:.]*\]?"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -52,6 +53,8 @@ class Settings:
     api_key: what requests must bring; required for a host that others can reach.
     allowed_hosts: names in the Host header besides those of this machine.
     cors_origins: web pages that may use the server from a browser, "*" for all.
+    any_model: let the first model answer where a request names one that is not served.
+    ollama: listen on Ollama's port as well.
     allow_remote_images: fetch images from public web addresses.
     keep_alive: seconds after which an idle model gives its memory back; None keeps it.
     traces: a folder that gets each exchange as a JSON file.
@@ -65,6 +68,8 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    any_model: bool = False
+    ollama: bool = False
     allow_remote_images: bool = False
     keep_alive: float | None = None
     traces: Path | None = None

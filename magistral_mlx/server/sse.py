@@ -17,6 +17,8 @@ from magistral_mlx.server.exchange import Exchange
 
 PING_SECONDS = 10.0  # proxies and clients that wait for the first token hang up after 30 or more
 HEADER_SECONDS = 2.0  # in which an error still gets a status of its own
+# Ends of lines besides \n and \r, which JSON escapes: some clients split a stream there.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
 _PATIENCE = 10.0  # seconds for a stream to end by itself once its answer has been stopped
 
 
@@ -84,5 +86,9 @@ async def _send(
 
 def data(body: BaseModel) -> ServerSentEvent:
     """An event that carries JSON, without unset fields; the name of one with a type is its type."""
-    text = body.model_dump_json(exclude_unset=True)
-    return ServerSentEvent(text, event=getattr(body, "type", None), sep="\n")
+    return ServerSentEvent(json_text(body), event=getattr(body, "type", None), sep="\n")
+
+
+def json_text(body: BaseModel) -> str:
+    """JSON without unset fields, on what every client takes for one line."""
+    return body.model_dump_json(exclude_unset=True).translate(_LINE_ENDS)

@@ -144,7 +144,7 @@ def test_choices_that_cannot_be_met_are_refused():
         chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "x"}})
     with pytest.raises(InvalidOption, match="no tools"):
         chat(tool_choice="required")
-    with pytest.raises(InvalidOption, match="exclude each other"):
+    with pytest.raises(BadRequest, match="exclude each other"):
         chat(regex="a", choice=["b"])
     with pytest.raises(BadRequest, match="it may hold 16"):
         chat(stop=["a"] * 17)

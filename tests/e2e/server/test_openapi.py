@@ -85,6 +85,9 @@ def check_answer(answer: Any, content: dict[str, Any], document: dict[str, Any])
     """A whole answer or a stream is as `content` says of it."""
     if not isinstance(answer, str):
         check(answer, content["application/json"]["schema"], document)
+    elif "application/x-ndjson" in content:
+        for line in answer.splitlines():
+            check(json.loads(line), content["application/x-ndjson"]["itemSchema"], document)
     elif "text/event-stream" in content:
         schema = content["text/event-stream"]["schema"]["properties"]["data"]
         schema = schema.get("anyOf", [schema])[0]["contentSchema"]

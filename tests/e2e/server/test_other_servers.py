@@ -1,0 +1,81 @@
+"""Endpoints of vLLM and llama-server, and those that this model has nothing for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from magistral_mlx.chat.messages import RawPrompt
+from tests.serving import CHAT, Server
+
+SUM = [{"role": "user", "content": "What is 37 + 85?"}]
+
+
+def test_text_becomes_tokens_and_text_again(server: Server):
+    for text in ("What is 37 + 85?", "Grüße, 世界 🙂", " [INST] ", ""):
+        told = server.post("/tokenize", {"content": text})[1]
+        assert told["count"] == len(told["tokens"]) and told["max_model_len"] == 8192
+        status, back = server.post("/detokenize", {"tokens": told["tokens"]})
+        assert (status, back) == (200, {"content": text, "prompt": text})
+
+
+def test_tokens_are_those_that_the_model_gets(server: Server):
+    magistral = server.service.registry.first.magistral
+    assert magistral is not None
+    raw = magistral.prompt(RawPrompt("2 + 2 =")).tokens.tolist()
+    assert server.post("/tokenize", {"prompt": "2 + 2 ="})[1]["tokens"] == raw
+    assert server.post("/tokenize", {"content": "2 + 2 =", "add_special": True})[1]["tokens"] == raw
+    bare = server.post("/tokenize", {"prompt": "2 + 2 =", "add_special_tokens": False})[1]
+    assert bare["tokens"] == raw[1:]
+    usage = server.post(CHAT, {"messages": SUM, "max_tokens": 1})[1]["usage"]
+    assert server.post("/tokenize", {"messages": SUM})[1]["count"] == usage["prompt_tokens"]
+
+
+def test_each_token_can_be_told_with_its_text(server: Server):
+    told = server.post("/tokenize", {"content": "a🙂", "with_pieces": True})[1]["tokens"]
+    data = [piece["piece"] for piece in told]
+    assert b"".join(p.encode() if isinstance(p, str) else bytes(p) for p in data) == "a🙂".encode()
+    told = server.post("/tokenize", {"prompt": "a b", "return_token_strs": True})[1]
+    assert "".join(told["token_strs"]).endswith("a b")
+
+
+def test_a_conversation_is_shown_as_the_model_gets_it(server: Server):
+    status, told = server.post("/apply-template", {"messages": SUM})
+    assert status == 200
+    assert told["prompt"].startswith("<s>[SYSTEM_PROMPT]")
+    assert told["prompt"].endswith("[INST]What is 37 + 85?[/INST]")
+
+
+def test_properties_are_told(server: Server):
+    status, told = server.get("/props")
+    assert status == 200
+    assert told["default_generation_settings"]["n_ctx"] == 8192
+    assert told["modalities"] == {"vision": True, "audio": False}
+    assert (told["bos_token"], told["eos_token"]) == ("<s>", "</s>")
+    assert server.get("/version")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/tokenize", {}, "give one of content, prompt and messages"),
+        ("/tokenize", {"content": "a", "prompt": "b"}, "give one of"),
+        ("/tokenize", {"content": 5}, "content"),
+        ("/detokenize", {"tokens": [-1]}, "tokens holds -1"),
+        ("/detokenize", {"tokens": [10**9]}, "tokens holds 1000000000"),
+        ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
+        ("/apply-template", {"messages": []}, "messages"),
+        ("/v1/embeddings", {"input": "a"}, "it has no embeddings"),
+        ("/v1/rerank", {"query": "a", "documents": []}, "it ranks nothing"),
+        ("/infill", {"input_prefix": "a"}, "fill in a middle"),
+        ("/v1/audio/speech", {}, "neither hears nor speaks"),
+        ("/v1/images/generations", {}, "it makes no images"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(
+    server: Server, path: str, body: dict[str, Any], told: str
+):
+    status, answer = server.post(path, body)
+    assert status == 400
+    assert told in answer["error"]["message"] and answer["error"]["message"].count(". ") <= 1
