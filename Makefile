@@ -4,11 +4,14 @@
 BIN := .venv/bin
 DEMO := build/demo-4bit
 
+# A process of tests for each core, each of which takes whole files.
+PYTEST := $(BIN)/pytest -q -n logical --dist loadfile
+
 .PHONY: help demo check test lint docs format clean
 
 help:
 	@echo "make demo    convert the embedded model to 4 bits and ask it, with text and an image"
-	@echo "make check   run the linters and the quick tests"
+	@echo "make check   run the linters and the quick tests, in under two minutes"
 	@echo "make test    run all tests"
 	@echo "make lint    run ruff, mypy and import-linter"
 	@echo "make docs    build the guides and the reference into build/site"
@@ -22,10 +25,10 @@ demo: .venv/.runtime
 		--model $(DEMO) --temperature 0
 
 check: lint
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: .venv/.dev .venv-mlx-vlm/.ready
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

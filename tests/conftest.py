@@ -13,6 +13,10 @@ for _name in list(os.environ):
     ):
         del os.environ[_name]
 
+# Tests run in as many processes as there are cores, and their matrices are small: an OpenBLAS that
+# shares each of them among threads takes twice the time, in waiting.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Before any reference loads MLX by itself: it finds a fast BLAS on Linux.
 import magistral_mlx.backend  # noqa: E402, F401
 

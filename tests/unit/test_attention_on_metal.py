@@ -21,6 +21,8 @@ from magistral_mlx.memory.peak import (
 )
 from tests.metal import recorded_kernels, use_metal
 
+pytestmark = pytest.mark.slow
+
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128  # of Magistral Small
 SCALE = HEAD_DIM**-0.5
 

@@ -21,6 +21,8 @@ from magistral_mlx.engine.speculate.speculator import Speculation
 from tests.engine_models import ids_of, start, tiny_folder, tiny_model
 from tests.metal import use_metal
 
+pytestmark = pytest.mark.slow
+
 WARM = Sampling(temperature=0.7, seed=3)
 SCHEMES = {
     "full": KVScheme(),

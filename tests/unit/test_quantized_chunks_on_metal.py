@@ -21,6 +21,8 @@ from magistral_mlx.cache.quantized import QuantizedKVCache
 from magistral_mlx.cache.scheme import KVScheme
 from tests.metal import use_metal
 
+pytestmark = pytest.mark.slow
+
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
 SCHEMES = {
     "8/8": KVScheme.parse("8/8"),
