@@ -33,6 +33,8 @@ class TableModel:
     `successors` makes such a table: the token that follows each one, all others being unlikely.
     """
 
+    overlaps_passes = False
+
     def __init__(self, table: NDArray[np.float32]) -> None:
         self.table = mx.array(table)  # (vocab_size, vocab_size)
         text = SimpleNamespace(vocab_size=len(table))

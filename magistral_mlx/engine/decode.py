@@ -36,10 +36,14 @@ def decode(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[tu
 def _advance(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[tuple[Token, ...]]:
     """Move each sequence, none of which has ended, by one pass -> the new tokens of each.
 
-    The graph of the pass is built while the device works on the one before it, and dispatched when
-    that one is done: dispatched earlier, appending to the caches would copy them. Where there is
-    a control, the logits are dispatched first, and the draws when it has looked at its token; so it
-    works while the device does.
+    The graph of the pass is built while the device works on the one before it. A deep model's is
+    dispatched at once, so that the device need not wait for the host to read the token. Otherwise
+    it is dispatched when the one before it is done: earlier, appending to the caches would copy
+    them (`MagistralModel.overlaps_passes`). Where there is a control, the logits are dispatched
+    first, and the draws when it has looked at its token; so it works while the device does.
+
+    A pass appends tokens that are given out in any case, and its draws change no cache. So of one
+    that was dispatched for a sequence that ends meanwhile, nothing is left but the time it takes.
     """
     if len(sequences) == 1 and (guesses := sequences[0].guesses()):
         return [verify(model, sequences[0], guesses)]
@@ -47,6 +51,8 @@ def _advance(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[
     logits = dict(zip(going, _next_logits(model, going), strict=True))
     for sequence in going:
         sequence.draw_ahead(logits[sequence])
+    if model.overlaps_passes:
+        _dispatch_ahead(going, logits)
     tokens = [sequence.give() for sequence in sequences]
     going = [sequence for sequence in going if not sequence.ended]
     if any(sequence.control for sequence in going):
@@ -57,6 +63,13 @@ def _advance(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[
         sequence.move_on(logits[sequence])
     dispatch([sequence.pending for sequence in going if not sequence.error])
     return [(token,) for token in tokens]
+
+
+def _dispatch_ahead(going: list[SequenceState], logits: dict[SequenceState, mx.array]) -> None:
+    """Start what does not depend on the host: draws, or logits where a control has a say."""
+    draws = {sequence: sequence.following for sequence in going}
+    undrawn = [logits[sequence] for sequence, draw in draws.items() if draw is None]
+    dispatch([draw for draw in draws.values() if draw], undrawn)
 
 
 def _next_logits(model: MagistralModel, sequences: Sequence[SequenceState]) -> list[mx.array]:

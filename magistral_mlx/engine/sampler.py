@@ -61,9 +61,9 @@ class SampledToken:
         return cast(int, self.token.item())
 
 
-def dispatch(draws: Sequence[SampledToken]) -> None:
-    """Start the computation of all of `draws` on the device."""
-    arrays = [draw.token for draw in draws]
+def dispatch(draws: Sequence[SampledToken], others: Sequence[mx.array] = ()) -> None:
+    """Start the computation of all of `draws`, and of `others`, on the device."""
+    arrays = [*others, *(draw.token for draw in draws)]
     for draw in draws:
         if draw.logprobs:
             arrays += [draw.logprobs.chosen, draw.logprobs.top_ids, draw.logprobs.top]

@@ -228,6 +228,11 @@ class SequenceState:
         if self.control is None:
             self._draw(logits)
 
+    @property
+    def following(self) -> SampledToken | None:
+        """The draw after the pending one, if it has been built."""
+        return self._following[0] if self._following else None
+
     def give(self) -> Token:
         """The pending token, as soon as the device has it."""
         forced = self._constraints.forced

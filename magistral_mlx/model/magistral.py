@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from magistral_mlx.backend import mx, nn
+from mlx.utils import tree_reduce
+
+from magistral_mlx.backend import backend, mx, nn
 from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.cache.kv import KVCache, LayerCache, make_cache
 from magistral_mlx.cache.scheme import FULL, KVScheme
@@ -21,6 +23,15 @@ from magistral_mlx.model.projector import Projector
 from magistral_mlx.model.text import LanguageModel
 from magistral_mlx.model.vision import VisionTower
 
+# MLX encodes kernels ahead of the device until 10 command buffers are not done (`MAX_ACTIVE_TASKS`
+# in mlx/transforms.cpp, lines 25 and 271 of commit 846d176), and one more is open. On Metal one is
+# committed when it has more than 50 kernels, or inputs of more than 50 Mi values, packed ones
+# counted in words; on smaller chips earlier (mlx/backend/metal/device.cpp, lines 350, 513 and 604).
+# The CPU's tasks are smaller (mlx/backend/cpu/encoder.h, line 13).
+_BUFFERS_IN_FLIGHT = 12
+_VALUES_A_BUFFER = 51 << 20
+_LAYERS_A_BUFFER = 4  # at most, by the number of kernels: a layer has 13 at least
+
 
 class MagistralModel(nn.Module):
     """Magistral Small and its siblings. Modules are named as the tensors of a checkpoint."""
@@ -30,6 +41,7 @@ class MagistralModel(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self._overlaps_passes: bool | None = None  # known when the weights are loaded
         self.language_model = LanguageModel(config.text)
         self.adapters = AdapterRows()
         use_adapters(self, self.adapters)
@@ -38,6 +50,22 @@ class MagistralModel(nn.Module):
     def vision_loaded(self) -> bool:
         """Whether the vision tower has been built."""
         return "vision_tower" in self
+
+    @property
+    def overlaps_passes(self) -> bool:
+        """Whether a pass of a few tokens may be dispatched before the one before it is done.
+
+        A pass writes into the caches that the one before it reads. Where a layer's part of that
+        one is done before this one's is encoded, the caches are written in place; else MLX copies
+        them.
+        """
+        if self._overlaps_passes is None:
+            layers = self.language_model.model.layers
+            values = tree_reduce(lambda n, array: n + array.size, layers[0].parameters(), 0)
+            together = min(_LAYERS_A_BUFFER, -(-_VALUES_A_BUFFER // values))
+            deep = len(layers) > _BUFFERS_IN_FLIGHT * together
+            self._overlaps_passes = deep and backend().name != "cuda"
+        return self._overlaps_passes
 
     def add_vision(self) -> None:
         """Build the vision tower and the projector; their weights are still to be loaded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.cache.kv import KVCache
@@ -56,12 +57,18 @@ class Drafter:
     def guess(self, text: Sequence[int], sampler: Sampler, count: int) -> list[int]:
         """Draft `count` tokens that may follow `text`, sampled by `sampler` at their positions."""
         logits = self._read(text[self._keep(text) :])
-        guesses: list[int] = []
+        drawn: list[mx.array] = []
         for position in range(len(text), len(text) + count):
-            # Read the value at once: a pass dispatched while another runs would copy the caches.
-            guesses.append(sampler.draw(logits, position).value)
-            if len(guesses) < count:
-                logits = self._read(guesses[-1:])
+            token = sampler.draw(logits, position).token
+            drawn.append(token)
+            if self._model.overlaps_passes:
+                mx.async_eval(token)
+            else:
+                mx.eval(token)  # a pass dispatched while another runs would copy the caches
+            if len(drawn) < count:
+                logits = self._append(token)
+        guesses = [cast(int, token.item()) for token in drawn]
+        self._held += guesses[:-1]
         return guesses
 
     def _keep(self, text: Sequence[int]) -> int:
@@ -71,15 +78,18 @@ class Drafter:
         most = min(len(self._held), len(text) - 1)
         while shared < most and self._held[shared] == text[shared]:
             shared += 1
-        if shared < len(self._held):
-            del self._held[shared:]
-            for cache in self._caches:
-                cache.trim(shared)
+        del self._held[shared:]
+        for cache in self._caches:
+            cache.trim(shared)
         self._text, self._sure = text, shared
         return shared
 
     def _read(self, tokens: Sequence[int]) -> mx.array:
         """Append `tokens` to the caches and return the logits after them, (1, vocab_size)."""
         self._held += tokens
-        h = self._model(self._model.embed(mx.array([tokens])), self._caches)
+        return self._append(mx.array(list(tokens)))
+
+    def _append(self, tokens: mx.array) -> mx.array:
+        """Append (L,) tokens to the caches alone -> (1, vocab_size) logits, still lazy."""
+        h = self._model(self._model.embed(tokens[None]), self._caches)
         return self._model.logits(h[:, -1:])[:, 0]
