@@ -103,11 +103,11 @@ def test_what_the_first_version_stored_and_exported_is_taken_over(
         download.value.save_as(written)
         content = json.loads(written.read_text())
         assert "pictures" not in written.read_text()
-        assert content["version"] == 2
-        images = {
-            message["conversation"]: len(message["images"])
+        assert content["version"] == 3
+        attached = {
+            message["conversation"]: len(message["attachments"])
             for conversation in content["conversations"]
             for message in conversation["messages"]
             if message["role"] == "user"
         }
-        assert images == {"one": 1, "two": 2, "three": 3, "bare": 0}
+        assert attached == {"one": 1, "two": 2, "three": 3, "bare": 0}

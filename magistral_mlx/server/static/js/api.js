@@ -1,5 +1,6 @@
 // The server's API: requests with the key, and failures that the page can put in words.
 import * as session from "./session.js";
+import { settings } from "./settings.js";
 import { events } from "./sse.js";
 
 const KEY = "magistral.key";
@@ -58,35 +59,49 @@ export async function models() {
   return (await request("v1/models")).json();
 }
 
-/** Tokens that an image takes. Throws Failure if the server does not read it. */
-export async function imageTokens(url) {
-  const [, media_type, data] = /^data:([^;,]*);base64,(.*)$/s.exec(url) ?? [];
-  const image = { type: "image", source: { type: "base64", media_type, data } };
+const post = (path, body, options = {}) =>
+  request(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    ...options,
+  });
+
+// What the prompt of the next message would be made with.
+const promptOptions = () => ({
+  ...(settings.model === null ? {} : { model: settings.model }),
+  ...(settings.imageTokens === null ? {} : { image_tokens: settings.imageTokens }),
+});
+
+/**
+ * Tokens that images take, with the text before them if there is one. Throws Failure if the server
+ * does not read one.
+ */
+export async function imageTokens(urls, heading = null) {
+  const images = urls.map((url) => {
+    const [, media_type, data] = /^data:([^;,]*);base64,(.*)$/s.exec(url) ?? [];
+    return { type: "image", source: { type: "base64", media_type, data } };
+  });
   const count = async (content) => {
-    const response = await request("v1/messages/count_tokens", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ messages: [{ role: "user", content }] }),
-    });
-    return (await response.json()).input_tokens;
+    const body = { messages: [{ role: "user", content }], ...promptOptions() };
+    return (await (await post("v1/messages/count_tokens", body)).json()).input_tokens;
   };
   const text = { type: "text", text: "." };
-  bare ??= await count([text]);
-  return (await count([image, text])) - bare;
+  const before = heading === null ? [] : [{ type: "text", text: heading }];
+  const [whole, bare] = await Promise.all([count([...before, ...images, text]), count([text])]);
+  return whole - bare;
 }
-let bare = null; // tokens of a message without an image
+
+/** A file, { name, data, pdf }, as { parts, tokens }. Throws Failure if the server does not read it. */
+export const readDocument = async (file) =>
+  (await post("v1/documents", { ...file, ...promptOptions() })).json();
 
 /** The server's figures as Prometheus text. */
 export const metrics = async () => (await request("metrics")).text();
 
 /** POST a chat; yields the chunks of the answer as objects. Throws Failure, or AbortError. */
 export async function* chat(body, signal) {
-  const response = await request("v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify(body),
-    signal,
-  });
+  const response = await post("v1/chat/completions", body, { signal });
   try {
     for await (const { data } of events(response.body)) {
       if (data === "[DONE]") return;

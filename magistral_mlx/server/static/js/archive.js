@@ -6,7 +6,7 @@ import { blankAnswer, path } from "./tree.js";
 
 const FORMAT = "magistral-mlx conversations";
 
-/** A file with these conversations, images included. */
+/** A file with these conversations, attachments included. */
 export async function exported(conversations) {
   const full = await Promise.all(
     conversations.map(async (conversation) => ({
@@ -14,17 +14,17 @@ export async function exported(conversations) {
       messages: await store.messages(conversation.id),
     })),
   );
-  return new Blob([JSON.stringify({ format: FORMAT, version: 2, conversations: full }, null, 1)], {
+  return new Blob([JSON.stringify({ format: FORMAT, version: 3, conversations: full }, null, 1)], {
     type: "application/json",
   });
 }
 
-/** A conversation as Markdown: what is on its path, thinking folded, images by their names. */
+/** A conversation as Markdown: what is on its path, thinking folded, attachments by their names. */
 export async function markdown(conversation) {
   const messages = path(await store.messages(conversation.id), conversation.leaf);
-  const parts = messages.map(({ role, text, thinking, images = [] }) => {
+  const parts = messages.map(({ role, text, thinking, attachments = [] }) => {
     if (role === "user") {
-      const names = images.map(({ name }) => `*${name}*`);
+      const names = attachments.map(({ name }) => `*${name}*`);
       return [`## ${t("message.user")}`, ...names, text];
     }
     const summary = `<details><summary>${t("thinking.done")}</summary>`;
@@ -147,17 +147,30 @@ function unknot(messages) {
 const isMessage = (entry) =>
   text(entry?.id) && text(entry.text) && (entry.role === "user" || entry.role === "assistant");
 
-const isImage = (image) => text(image?.name) && /^data:image\//.test(image.url);
+const isImage = (url) => /^data:image\//.test(url);
+
+const isAttachment = (one) =>
+  text(one?.name) &&
+  (text(one.text)
+    ? Array.isArray(one.pages ?? []) && (one.pages ?? []).every(isImage)
+    : isImage(one.url));
 
 // A message with every field that it needs, and none that is of another type. Why an answer failed
-// is left out: what is left to do is to go on with it. (Files of version 1 call images pictures.)
-function completed({ pictures = [], images = pictures, unstored, ...message }) {
+// is left out: what is left to do is to go on with it. (Files of
+// version 1 call attachments pictures, those of version 2 images.)
+function completed({
+  pictures = [],
+  images = pictures,
+  attachments = images,
+  unstored,
+  ...message
+}) {
   const common = { ...message, created: time(message.created) };
   if (message.role === "user") {
     const names = Array.isArray(unstored) ? unstored.filter(text) : [];
     return {
       ...common,
-      images: Array.isArray(images) ? images.filter(isImage) : [],
+      attachments: Array.isArray(attachments) ? attachments.filter(isAttachment) : [],
       ...(names.length ? { unstored: names } : {}),
     };
   }

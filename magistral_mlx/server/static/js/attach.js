@@ -1,11 +1,12 @@
-// Images on their way in: read, made smaller where they are huge, and checked by the server, so
-// that what is attached can be sent.
+// Files on their way in: read, images made smaller where they are huge, and checked by the server,
+// so that what is attached can be sent.
 import * as api from "./api.js";
 import { Failure } from "./api.js";
+import { readDocument } from "./documents.js";
 import { h } from "./dom.js";
-import { limits } from "./models.js";
+import { limits, sees } from "./models.js";
 
-export const ACCEPT =
+const TYPES =
   "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff,image/avif,image/heic,image/heif,.heic,.heif";
 const NAMES = /\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|heif)$/i;
 const LARGE_BYTES = 4_000_000; // what a photo may have before it is scaled down
@@ -14,15 +15,17 @@ const SEEN_PIXELS = 1540 * 1540; // what the model sees
 const REFUSED = /^(messages\[0\]\.content\[0\]|image 1 )/; // the image, not the request
 
 /** Whether a file says that it is an image. */
-const isImage = ({ type, name }) =>
-  ACCEPT.split(",").includes(type) || (!type && NAMES.test(name));
+const isImage = ({ type, name }) => TYPES.split(",").includes(type) || (!type && NAMES.test(name));
 
 /**
- * A file as { name, url, tokens } with a data URL, and the tokens that it takes, null if the
- * server does not tell. Throws Failure for one that the server would not read.
+ * A file as what is attached: an image as { name, url, tokens } with a data URL, and the tokens
+ * that it takes, null if the server does not tell; anything else as a document. Throws Failure for
+ * one that the server would not read.
  */
-export async function readImage(file) {
-  if (!isImage(file) || !file.size) throw new Failure("image", file.name);
+export async function readFile(file) {
+  if (!isImage(file)) return readDocument(file);
+  if (!sees()) throw new Failure("blind");
+  if (!file.size) throw new Failure("image", file.name);
   let url = await dataUrl(file, file.name);
   const size = await measured(url);
   if (size && (file.size > LARGE_BYTES || scaleOf(size) < 1)) {
@@ -32,19 +35,32 @@ export async function readImage(file) {
   return { name: file.name, url, tokens: await tokensOf(url, file.name, Boolean(size)) };
 }
 
-/** Whether `images` are too many, or too large, for one request: null, or why as a Failure. */
-export function tooMuch(images) {
+/** The data URLs of the images that are sent for an attachment. */
+export const urlsOf = ({ url, pages = [] }) => (url ? [url] : pages);
+
+/** Whether attachments are too many, or too large, for one request: null, or why as a Failure. */
+export function tooMuch(attachments) {
   const { images: count, body_bytes: bytes } = limits();
-  if (images.length > count) return new Failure("images", count);
-  const total = images.reduce((sum, { url }) => sum + url.length, 0);
+  const urls = attachments.flatMap(urlsOf);
+  if (urls.length > count) return new Failure("images", count);
+  const texts = attachments.map(({ text = "" }) => text);
+  const total = [...urls, ...texts].reduce((sum, { length }) => sum + length, 0);
   return total > 0.95 * bytes ? new Failure("large") : null;
+}
+
+/** Count the tokens of an attachment again: the size of images was changed. */
+export async function recount(attachment) {
+  const urls = urlsOf(attachment);
+  if (!urls.length) return;
+  const heading = attachment.pages ? attachment.text : null;
+  attachment.tokens = await api.imageTokens(urls, heading).catch(() => attachment.tokens);
 }
 
 // The server opens it as it would for an answer. A server that is away, or knows no such thing,
 // leaves it to the browser.
 async function tokensOf(url, name, shown) {
   try {
-    return (await api.imageTokens(url)) ?? null;
+    return (await api.imageTokens([url])) ?? null;
   } catch (error) {
     if (error.kind === "refused" && REFUSED.test(error.detail)) throw new Failure("image", name);
     if (error.kind === "large") throw new Failure("large");

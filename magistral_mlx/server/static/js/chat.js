@@ -161,29 +161,29 @@ export class Chat extends EventTarget {
   }
 
   /** Send what the user wrote, after `parent` (the end of the path, unless told otherwise). */
-  async send(text, images, parent = this.conversation?.leaf ?? null) {
+  async send(text, attachments, parent = this.conversation?.leaf ?? null) {
     const now = Date.now();
     if (!this.conversation) {
-      const title = titleOf(text, images);
+      const title = titleOf(text, attachments);
       this.conversation = { id: newId(), title, created: now, updated: now, system: this.system };
       this.dispatchEvent(new Event("begun"));
     }
-    await this.#put(this.conversation, this.messages, { text, images, parent });
+    await this.#put(this.conversation, this.messages, { text, attachments, parent });
   }
 
   /** Send it at the end of a conversation that need not be on the screen. */
-  async sendIn(id, text, images) {
-    if (this.conversation?.id === id) return this.send(text, images);
+  async sendIn(id, text, attachments) {
+    if (this.conversation?.id === id) return this.send(text, attachments);
     const [conversation, messages] = await Promise.all([
       store.conversation(id),
       store.messages(id),
     ]);
     if (!conversation) return null;
-    return this.#put(conversation, messages, { text, images, parent: conversation.leaf });
+    return this.#put(conversation, messages, { text, attachments, parent: conversation.leaf });
   }
 
-  async #put(conversation, messages, { text, images, parent }) {
-    const question = { ...blank(conversation, "user", parent), text, images };
+  async #put(conversation, messages, { text, attachments, parent }) {
+    const question = { ...blank(conversation, "user", parent), text, attachments };
     messages.push(question);
     conversation.leaf = question.id;
     await this.#save(conversation, messages, [question]);
@@ -242,7 +242,11 @@ export class Chat extends EventTarget {
     const next = beside ? newestLeaf(left, beside) : message.parent;
     messages.splice(0, messages.length, ...left);
     conversation.leaf = next;
-    await store.removeMessages(id, lost.map((message) => message.id), { leaf: next });
+    await store.removeMessages(
+      id,
+      lost.map((message) => message.id),
+      { leaf: next },
+    );
     this.dispatchEvent(new Event("show"));
     const undo = async () => {
       messages.push(...lost.filter((message) => !messages.includes(message)));
@@ -263,9 +267,9 @@ export class Chat extends EventTarget {
       this.#unsaved.delete(id);
       this.dispatchEvent(new Event("stored"));
     } catch (error) {
-      // A question is a few bytes without its images.
+      // A question is a few bytes without its attachments.
       await store
-        .save(conversation, all.map(imageless), { ...options, whole: () => messages.map(imageless) })
+        .save(conversation, all.map(bare), { ...options, whole: () => messages.map(bare) })
         .catch(() => {});
       this.#unsaved.set(id, all);
       this.dispatchEvent(new CustomEvent("unstored", { detail: error }));
@@ -311,8 +315,8 @@ export class Chat extends EventTarget {
 
 const length = ({ text, thinking }) => text.length + thinking.length;
 
-const imageless = ({ images = [], ...message }) =>
-  images.length ? { ...message, unstored: images.map(({ name }) => name) } : message;
+const bare = ({ attachments = [], ...message }) =>
+  attachments.length ? { ...message, unstored: attachments.map(({ name }) => name) } : message;
 
 const blank = (conversation, role, parent) => ({
   id: newId(),
@@ -323,8 +327,8 @@ const blank = (conversation, role, parent) => ({
   text: "",
 });
 
-function titleOf(text, images) {
+function titleOf(text, attachments) {
   const line = text.trim().split("\n")[0];
-  if (!line) return images[0]?.name ?? "";
+  if (!line) return attachments[0]?.name ?? "";
   return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH - 1).trimEnd()}…` : line;
 }

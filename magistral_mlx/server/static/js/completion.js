@@ -1,4 +1,5 @@
 // What the server is asked, and what its chunks mean.
+import { urlsOf } from "./attach.js";
 import { settings } from "./settings.js";
 
 // Options under their names in the API.
@@ -56,21 +57,29 @@ const says = (message) => message.role === "user" || message.text || message.thi
  */
 export function named(detail, messages, system = null) {
   const sent = [...(systemPrompt(system) ? [{}] : []), ...messages.filter(says)];
+  const nameOf = (message, part) =>
+    sent[message]?.attachments?.flatMap((one) => partsOf(one).map(() => one.name))[part];
   return detail.replace(
     /\bmessages\[(\d+)\](?:\.content\[(\d+)\])?[\w.[\]]*:?\s*([Tt]he image\b)?/g,
-    (_, message, part, subject = "") => sent[message]?.images?.[part]?.name ?? subject,
+    (_, message, part, subject = "") => nameOf(message, part) ?? subject,
   );
 }
 
-function wire({ role, text, thinking, images }, last) {
+function wire({ role, text, thinking, attachments }, last) {
   if (role === "assistant") {
     const reasoning = thinking ? { reasoning_content: thinking } : {};
     return { role, content: text, ...reasoning, ...(last ? { prefix: true } : {}) };
   }
-  if (!images?.length) return { role, content: text };
-  const shown = images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
-  return { role, content: text ? [...shown, { type: "text", text }] : shown };
+  if (!attachments?.length) return { role, content: text };
+  const parts = attachments.flatMap(partsOf);
+  return { role, content: text ? [...parts, { type: "text", text }] : parts };
 }
+
+/** What is sent for an attachment: its text, its images, or both. */
+const partsOf = (attachment) => [
+  ...(attachment.text ? [{ type: "text", text: attachment.text }] : []),
+  ...urlsOf(attachment).map((url) => ({ type: "image_url", image_url: { url } })),
+];
 
 /**
  * What a chunk brings: any of model, progress ({ prompt_tokens, done_tokens, seconds_left }),

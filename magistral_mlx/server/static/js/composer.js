@@ -1,38 +1,37 @@
-// Where a message is written: text, images, send and stop.
-import { ACCEPT } from "./attach.js";
+// Where a message is written: text, attachments, send and stop.
 import { $ } from "./dom.js";
 import * as drafts from "./drafts.js";
 import { onFiles } from "./drops.js";
 import { say } from "./i18n.js";
-import { sees } from "./models.js";
 import { Queue } from "./queue.js";
+import { onSetting } from "./settings.js";
 import { autosize, sendsOnEnter } from "./textarea.js";
 import { toast } from "./toast.js";
 import { Tray } from "./tray.js";
 
 export class Composer {
   /**
-   * `send(text, images)` and `stop()` are what the buttons do, `sendIn(id, entry)` sends what has
-   * waited; `beside()` gives the images that are sent along.
+   * `send(text, attachments)` and `stop()` are what the buttons do, `sendIn(id, entry)` sends what has
+   * waited; `beside()` gives the attachments that are sent along.
    */
   constructor({ send, stop, sendIn, beside }) {
     this.area = $("#message");
-    this.id = "";
+    this.id = null; // until it has taken a draft
     this.busy = false;
     this.attaching = null; // a promise while files are read
     this.tray = new Tray($("#tray"), {
       changed: () => {
-        drafts.setImages(this.id, this.tray.images);
+        drafts.setAttachments(this.id, this.tray.attachments);
         this.#update();
       },
       failed: ({ kind, detail }) => toast(`error.${kind}`, { args: [detail] }),
-      beside: () => [...beside(), ...this.queue.entries.flatMap(({ images }) => images)],
+      beside: () => [...beside(), ...this.queue.entries.flatMap(({ attachments }) => attachments)],
     });
     this.queue = new Queue($("#queue"), {
       send: sendIn,
-      edit: ({ text, images }) => {
+      edit: ({ text, attachments }) => {
         this.write([text, this.area.value].filter(Boolean).join("\n\n"));
-        this.tray.show([...images, ...this.tray.images]);
+        this.tray.show([...attachments, ...this.tray.attachments]);
         this.focus();
       },
     });
@@ -48,24 +47,23 @@ export class Composer {
       if (this.attaching) return this.attaching.then(() => event.target.requestSubmit());
       if (!this.#sendable()) return;
       const text = this.area.value.trim();
-      const { images } = this.tray;
+      const attachments = this.tray.attachments.map(({ source, ...sent }) => sent);
       this.write("");
       this.tray.show([]);
       // What is written while an answer is waits for its end.
-      if (this.busy) this.queue.add({ text, images });
-      else send(text, images);
+      if (this.busy) this.queue.add({ text, attachments });
+      else send(text, attachments);
     });
     $("#stop").addEventListener("click", stop);
-    $("#files").accept = ACCEPT;
     $("#attach").addEventListener("click", () => $("#files").click());
     $("#files").addEventListener("change", async ({ target }) => {
       const files = [...target.files];
       target.value = "";
       await this.#attach(files);
     });
-    onFiles(async (files) => {
-      if (sees()) await this.#attach(files);
-      else toast("error.blind");
+    onFiles((files) => this.#attach(files));
+    onSetting((name) => {
+      if (name === "imageTokens" || name === "model") this.tray.recount();
     });
     this.#update();
   }
@@ -73,12 +71,12 @@ export class Composer {
   // They belong to the draft that is on the screen now, whatever is by the time they are read.
   async #attach(files) {
     const { id } = this;
-    const { images } = this.tray;
-    const adding = Promise.resolve(this.attaching).then(() => this.tray.add(files, images));
+    const { attachments } = this.tray;
+    const adding = Promise.resolve(this.attaching).then(() => this.tray.add(files, attachments));
     this.attaching = adding;
     await adding;
     if (this.attaching === adding) this.attaching = null;
-    if (this.id !== id) await drafts.setImages(id, images);
+    if (this.id !== id) await drafts.setAttachments(id, attachments);
     else this.focus();
   }
 
@@ -87,12 +85,12 @@ export class Composer {
     this.id = id;
     this.queue.open(id);
     this.write(drafts.text(id));
-    const images = []; // not those of the draft before
-    this.tray.images = images;
-    const kept = await drafts.images(id);
-    if (this.tray.images !== images) return;
-    images.unshift(...kept);
-    this.tray.show(images);
+    const attachments = []; // not those of the draft before
+    this.tray.attachments = attachments;
+    const kept = await drafts.attachments(id);
+    if (this.tray.attachments !== attachments) return;
+    attachments.unshift(...kept);
+    this.tray.show(attachments);
   }
 
   /** The new conversation has an identity: what is typed from now on is its draft. */
@@ -126,7 +124,7 @@ export class Composer {
   }
 
   #sendable() {
-    return Boolean(this.area.value.trim() || this.tray.images.length);
+    return Boolean(this.area.value.trim() || this.tray.attachments.length);
   }
 
   #update() {

@@ -13,13 +13,15 @@ const key = (id) => `${session.get(TAB)}.${id}`;
 export const text = (id) => session.get(TEXT + id) ?? "";
 export const setText = (id, value) => session.set(TEXT + id, value || null);
 
-/** The images of the draft of a conversation ("" for a new one); none where nothing is stored. */
-export const images = (id) => store.draft(key(id)).catch(() => []);
-export const setImages = (id, images) => store.saveDraft(key(id), images).catch(() => {});
+/** The attachments of the draft of a conversation ("" for a new one); none where nothing is stored. */
+export const attachments = (id) => store.draft(key(id)).catch(() => []);
+export const setAttachments = (id, attachments) =>
+  store.saveDraft(key(id), attachments).catch(() => {});
 
 /** The messages that wait in a conversation. */
 export const queue = (id) => store.draft(`${key(id)}.queue`).catch(() => []);
-export const setQueue = (id, entries) => store.saveDraft(`${key(id)}.queue`, entries).catch(() => {});
+export const setQueue = (id, entries) =>
+  store.saveDraft(`${key(id)}.queue`, entries).catch(() => {});
 
-/** Forget the images of tabs that were closed long ago. */
+/** Forget the attachments of tabs that were closed long ago. */
 export const clear = () => store.clearDrafts(Date.now() - WEEK).catch(() => {});

@@ -49,15 +49,15 @@ new ResizeObserver(([{ target }]) =>
 const chat = new Chat();
 const strip = new Strip(chat);
 const composer = new Composer({
-  send: (text, images) => say(text, images),
+  send: (text, attachments) => say(text, attachments),
   stop: () => chat.answer?.stop(),
-  sendIn: (id, { text, images }) => attempt(() => chat.sendIn(id, text, images)),
-  beside: () => chat.path.flatMap(({ images = [] }) => images),
+  sendIn: (id, { text, attachments }) => attempt(() => chat.sendIn(id, text, attachments)),
+  beside: () => chat.path.flatMap(({ attachments = [] }) => attachments),
 });
 const messages = new Messages(chat, {
   retry: (message) => again("retry", message),
   resume: (message) => again("resume", message),
-  edit: (message, text, images) => say(text, images, message.parent),
+  edit: (message, text, attachments) => say(text, attachments, message.parent),
   choose: (message) => attempt(() => chat.choose(message)),
   rewrite: (message, text) => attempt(() => chat.rewrite(message, text)),
   remove,
@@ -69,10 +69,10 @@ const sidebar = new Sidebar(chat, async (id) => {
   if (id && needle) messages.find(needle);
 });
 
-async function say(text, images, parent) {
+async function say(text, attachments, parent) {
   navigator.storage?.persist?.().catch(() => {}); // ask the browser not to clear this away
   messages.atEnd = true;
-  await attempt(() => chat.send(text, images, parent));
+  await attempt(() => chat.send(text, attachments, parent));
 }
 
 // The last message takes its conversation along.

@@ -38,7 +38,5 @@ export async function showModels() {
   $("#model").value = settings.model ?? found[0].id;
   $("#model").onchange = ({ target }) => {
     settings.model = target.value;
-    $("#attach").disabled = !sees();
   };
-  $("#attach").disabled = !sees();
 }

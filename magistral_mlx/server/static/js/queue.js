@@ -3,7 +3,7 @@ import { h, iconButton } from "./dom.js";
 import * as drafts from "./drafts.js";
 
 export class Queue {
-  entries = []; // of the conversation on the screen: { text, images }
+  entries = []; // of the conversation on the screen: { text, attachments }
   idle = true;
 
   /** `send(id, entry)` and `edit(entry)` are what happens to an entry. */
@@ -45,7 +45,7 @@ export class Queue {
   }
 
   #item(entry) {
-    const names = entry.images.map(({ name }) => name).join(", ");
+    const names = entry.attachments.map(({ name }) => name).join(", ");
     const take = () => {
       this.entries.splice(this.entries.indexOf(entry), 1);
       this.#changed();
@@ -55,9 +55,7 @@ export class Queue {
       "li",
       {},
       h("span", { dir: "auto" }, entry.text || names),
-      this.idle
-        ? iconButton("send", "queue.send", () => this.send(this.id, take()))
-        : null,
+      this.idle ? iconButton("send", "queue.send", () => this.send(this.id, take())) : null,
       iconButton("edit", "queue.edit", () => this.edit(take())),
       iconButton("close", "queue.remove", take),
     );

@@ -26,6 +26,7 @@ const DEFAULTS = {
   model: null,
 };
 
+const listeners = [];
 let values = { ...DEFAULTS, ...read() };
 
 function read() {
@@ -42,6 +43,7 @@ export const settings = new Proxy(
     get: (_, name) => values[name],
     set: (_, name, value) => {
       values = { ...values, [name]: value };
+      for (const listener of listeners) listener(name);
       try {
         localStorage.setItem(KEY, JSON.stringify(values));
       } catch {
@@ -51,6 +53,9 @@ export const settings = new Proxy(
     },
   },
 );
+
+/** Call `listener(name)` when a setting is changed here. */
+export const onSetting = (listener) => listeners.push(listener);
 
 // Another tab has changed them.
 addEventListener("storage", (event) => {

@@ -15,19 +15,31 @@ const MIGRATIONS = [
       .createObjectStore("pictures", { keyPath: "message" })
       .createIndex("conversation", "conversation");
   },
-  // Pictures are called images.
+  // Pictures are attachments, as other files are.
   ({ transaction }) => {
-    const images = transaction.objectStore("pictures");
-    images.name = "images";
-    images.openCursor().onsuccess = ({ target: { result: cursor } }) => {
+    const attachments = transaction.objectStore("pictures");
+    attachments.name = "attachments";
+    attachments.openCursor().onsuccess = ({ target: { result: cursor } }) => {
       if (!cursor) return;
       const { pictures, ...entry } = cursor.value;
-      cursor.update({ ...entry, images: pictures });
+      cursor.update({ ...entry, attachments: pictures });
       cursor.continue();
     };
   },
-  // Images that are attached to what is being typed.
+  // What is attached to what is being typed.
   ({ database }) => database.createObjectStore("drafts", { keyPath: "id" }),
+  // Images were a store of their own.
+  ({ database, transaction }) => {
+    if (!database.objectStoreNames.contains("images")) return;
+    const attachments = transaction.objectStore("images");
+    attachments.name = "attachments";
+    attachments.openCursor().onsuccess = ({ target: { result: cursor } }) => {
+      if (!cursor) return;
+      const { images, ...entry } = cursor.value;
+      cursor.update({ ...entry, attachments: images });
+      cursor.continue();
+    };
+  },
 ];
 
 function open() {
@@ -57,7 +69,7 @@ async function read(store, use) {
 }
 
 // Call `use` with the three stores, and wait until all of it is on the disk, or none.
-async function write(use, names = ["conversations", "messages", "images"]) {
+async function write(use, names = ["conversations", "messages", "attachments"]) {
   const transaction = (await open()).transaction(names, "readwrite");
   const done = new Promise((resolve, reject) => {
     transaction.oncomplete = resolve;
@@ -81,22 +93,24 @@ export const conversation = (id) => read("conversations", (store) => store.get(i
 
 /** All messages of a conversation, oldest first; a question comes before its answer. */
 export async function messages(id) {
-  const [found, shown] = await Promise.all([ofConversation("messages", id), imagesOf(id)]);
+  const [found, shown] = await Promise.all([ofConversation("messages", id), attachmentsOf(id)]);
   return found
-    .map((message) => withImages(message, shown.get(message.id)))
+    .map((message) => withAttachments(message, shown.get(message.id)))
     .sort((a, b) => a.created - b.created || (a.role === "user" ? -1 : 1));
 }
 
 const ofConversation = (store, id) =>
   read(store, (store) => store.index("conversation").getAll(id));
 
-const imagesOf = async (id) =>
-  new Map((await ofConversation("images", id)).map((entry) => [entry.message, entry.images]));
+const attachmentsOf = async (id) =>
+  new Map(
+    (await ofConversation("attachments", id)).map((entry) => [entry.message, entry.attachments]),
+  );
 
-const withImages = (message, images) =>
-  message.role === "user" ? { ...message, images: images ?? [] } : message;
+const withAttachments = (message, attachments) =>
+  message.role === "user" ? { ...message, attachments: attachments ?? [] } : message;
 
-/** One message, without its images. */
+/** One message, without its attachments. */
 export const message = (id) => read("messages", (store) => store.get(id));
 
 /**
@@ -108,13 +122,17 @@ export async function save(
   messages,
   { fields = conversation, whole = () => messages } = {},
 ) {
-  await write((conversations, all, images) => {
+  await write((conversations, all, attachments) => {
     conversations.get(conversation.id).onsuccess = ({ target: { result: stored } }) => {
       conversations.put({ ...(stored ?? conversation), ...fields });
-      for (const { images: shown, ...message } of stored ? messages : whole()) {
+      for (const { attachments: shown, ...message } of stored ? messages : whole()) {
         all.put(message);
         if (shown?.length) {
-          images.put({ message: message.id, conversation: conversation.id, images: shown });
+          attachments.put({
+            message: message.id,
+            conversation: conversation.id,
+            attachments: shown,
+          });
         }
       }
     };
@@ -159,21 +177,20 @@ export const patchMessage = (id, fields) =>
 
 /** Delete messages of a conversation, and change `fields` of itself. */
 export async function removeMessages(conversation, ids, fields) {
-  await write((conversations, all, images) => {
+  await write((conversations, all, attachments) => {
     conversations.get(conversation).onsuccess = ({ target: { result: stored } }) => {
       if (stored) conversations.put({ ...stored, ...fields });
       for (const id of ids) {
         all.delete(id);
-        images.delete(id);
+        attachments.delete(id);
       }
     };
   });
   changed(conversation);
 }
 
-/** What is kept of a draft: its images, or messages that wait. */
-export const draft = async (id) =>
-  (await read("drafts", (store) => store.get(id)))?.items ?? [];
+/** What is kept of a draft: its attachments, or messages that wait. */
+export const draft = async (id) => (await read("drafts", (store) => store.get(id)))?.items ?? [];
 
 /** Keep them; none forgets the draft. */
 export const saveDraft = (id, items) =>
@@ -192,11 +209,11 @@ export async function clearDrafts(time) {
 /** Delete a conversation; resolves to its messages, for whoever wants them back. */
 export async function remove(id) {
   const lost = await messages(id);
-  await write((conversations, all, images) => {
+  await write((conversations, all, attachments) => {
     conversations.delete(id);
     for (const message of lost) {
       all.delete(message.id);
-      images.delete(message.id);
+      attachments.delete(message.id);
     }
   });
   changed(id);

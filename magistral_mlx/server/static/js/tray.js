@@ -1,56 +1,98 @@
-// The images of a message that is being written.
-import { readImage, tooMuch } from "./attach.js";
+// The attachments of a message that is being written.
+import { readFile, recount, tooMuch } from "./attach.js";
+import { turn } from "./documents.js";
 import { h, iconButton } from "./dom.js";
 import { number } from "./i18n.js";
-import { imageButton } from "./images.js";
+import { attachmentButton } from "./images.js";
+import { sees } from "./models.js";
 
 export class Tray {
-  images = [];
+  attachments = [];
 
   /**
-   * `changed()` is called when an image is added or removed, `failed(error)` when one cannot be
-   * attached; `beside()` gives the images that are sent with them.
+   * `changed()` is called when one is added or removed, `failed(error)` when a file cannot be
+   * attached; `beside()` gives the attachments that are sent with them.
    */
   constructor(element, { changed, failed, beside }) {
     Object.assign(this, { element, changed, failed, beside });
   }
 
-  /** Read files, and attach those that can be sent, to `images`, of whatever draft. */
-  async add(files, images) {
+  /** Read files, and attach those that can be sent, to `attachments`, of whatever draft. */
+  async add(files, attachments) {
     for (const file of files) {
       try {
-        const image = await readImage(file);
-        const problem = tooMuch([...this.beside(), ...images, image]);
-        if (problem) throw problem;
-        images.push(image);
+        const attachment = await readFile(file);
+        this.#check([...attachments, attachment]);
+        attachments.push(attachment);
       } catch (error) {
         this.failed(error);
       }
-      if (images === this.images) this.show(images);
+      if (attachments === this.attachments) this.show(attachments);
     }
   }
 
-  /** Show other images. */
-  show(images) {
-    this.images = images;
-    this.element.hidden = !images.length;
+  /** Show other attachments. */
+  show(attachments) {
+    this.attachments = attachments;
+    this.element.hidden = !attachments.length;
     this.element.replaceChildren(
-      ...images.map((image) =>
+      ...attachments.map((one) =>
         h(
           "li",
           {},
-          imageButton(image, images),
-          image.tokens ? h("small", { t: ["tokens", image.tokens, number(image.tokens)] }) : null,
-          iconButton("close", ["images.remove", image.name], () => this.#remove(image)),
+          attachmentButton(one, attachments),
+          one.tokens ? h("small", { t: ["tokens", one.tokens, number(one.tokens)] }) : null,
+          one.source ? this.#choice(one) : null,
+          iconButton("close", ["images.remove", one.name], () => this.#remove(one)),
         ),
       ),
     );
     this.changed();
   }
 
-  #remove(image) {
-    this.images.splice(this.images.indexOf(image), 1);
-    this.show(this.images);
+  /** Count the tokens again: what they depend on has changed. */
+  async recount() {
+    const { attachments } = this;
+    await Promise.all(attachments.map(recount));
+    if (attachments === this.attachments) this.show(attachments);
+  }
+
+  #check(attachments) {
+    const problem = tooMuch([...this.beside(), ...attachments]);
+    if (problem) throw problem;
+  }
+
+  // Whether a PDF is read or seen.
+  #choice(document) {
+    const select = h(
+      "select",
+      { label: ["files.pdf", document.name] },
+      h("option", { value: "text", t: "files.text" }),
+      h("option", { value: "images", t: "files.pages", disabled: !sees() }),
+    );
+    select.value = document.pages ? "images" : "text";
+    select.addEventListener("change", async () => {
+      const { attachments } = this;
+      const before = { ...document };
+      select.disabled = true;
+      try {
+        await turn(document, select.value);
+        this.#check(attachments);
+      } catch (error) {
+        Object.assign(document, before);
+        this.failed(error);
+      }
+      if (attachments !== this.attachments) return;
+      this.show(attachments);
+      const at = attachments.indexOf(document);
+      this.element.children[at]?.querySelector("select")?.focus();
+    });
+    return select;
+  }
+
+  #remove(one) {
+    this.attachments.splice(this.attachments.indexOf(one), 1);
+    this.show(this.attachments);
     this.element.querySelector("button")?.focus();
   }
 }

@@ -1,9 +1,9 @@
-// A message of the user on the screen: text, images, and editing in place.
+// A message of the user on the screen: text, attachments, and editing in place.
 import { copyButton } from "./copy.js";
 import { h, iconButton } from "./dom.js";
 import { editor } from "./editor.js";
 import { say } from "./i18n.js";
-import { imageButton, tile } from "./images.js";
+import { attachmentButton, tile } from "./images.js";
 import { Tray } from "./tray.js";
 import { versionSwitch } from "./versions.js";
 
@@ -11,7 +11,7 @@ const LINES = 12; // of a question before it is folded
 const LINE = 64; // characters, about
 
 export class UserView {
-  /** `actions`: edit(message, text, images), choose(message), remove(message). */
+  /** `actions`: edit(message, text, attachments), choose(message), remove(message). */
   constructor(message, { versions, actions }) {
     this.message = message;
     this.actions = actions;
@@ -28,7 +28,7 @@ export class UserView {
     this.heading = h("h2", { class: "hidden", t: "message.user" });
     this.shown = [
       this.heading,
-      this.#images(),
+      this.#attachments(),
       message.text ? this.text : null,
       this.more,
       this.tools,
@@ -66,31 +66,31 @@ export class UserView {
     return this.element.classList.contains("sent");
   }
 
-  #images() {
-    const { images = [], unstored = [] } = this.message;
-    const lost = images.length ? [] : unstored;
-    if (!images.length && !lost.length) return null;
+  #attachments() {
+    const { attachments = [], unstored = [] } = this.message;
+    const lost = attachments.length ? [] : unstored;
+    if (!attachments.length && !lost.length) return null;
     return h(
       "div",
       { class: "user-images" },
-      ...images.map((image) => imageButton(image, images)),
+      ...attachments.map((one) => attachmentButton(one, attachments)),
       ...lost.map((name) => tile(name, "images.unstored")),
     );
   }
 
   #edit() {
-    const list = h("ul", { class: "tray", label: "images.attached" });
+    const list = h("ul", { class: "tray", label: "files.attached" });
     const tray = new Tray(list, { changed() {}, failed() {}, beside: () => [] });
-    tray.show([...(this.message.images ?? [])]);
+    tray.show([...(this.message.attachments ?? [])]);
     const { form, begin } = editor(this.message.text, {
       label: "message.edit",
       action: "composer.send",
       above: list,
       close: () => this.#close(),
       submit: (text) => {
-        if (!text.trim() && !tray.images.length) return;
+        if (!text.trim() && !tray.attachments.length) return;
         this.element.classList.add("sent");
-        this.actions.edit(this.message, text, tray.images);
+        this.actions.edit(this.message, text, tray.attachments);
       },
     });
     this.element.classList.add("editing");

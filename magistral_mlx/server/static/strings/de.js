@@ -52,8 +52,8 @@ export default {
   "example.code": "Schreibe eine Python-Funktion, die die Primzahlen unter n findet.",
 
   "composer.label": "Nachricht",
-  "composer.placeholder": "Etwas fragen oder ein Bild ablegen",
-  "composer.placeholder.touch": "Etwas fragen oder ein Bild anhängen",
+  "composer.placeholder": "Etwas fragen oder eine Datei ablegen",
+  "composer.placeholder.touch": "Etwas fragen oder eine Datei anhängen",
   "composer.help":
     "Enter sendet, Umschalt und Enter machen eine neue Zeile, Escape hält die Antwort an.",
   "composer.send": "Senden",
@@ -65,14 +65,18 @@ export default {
   "queue.remove": "Wartende Nachricht entfernen",
   "queue.send": "Jetzt senden",
 
-  "images.attach": "Bilder anhängen",
-  "images.attached": "Angehängte Bilder",
-  "images.drop": "Bilder hier ablegen, um sie anzuhängen",
+  "files.attach": "Dateien anhängen",
+  "files.attached": "Angehängte Dateien",
+  "files.drop": "Dateien hier ablegen, um sie anzuhängen",
+  "files.show": (name) => `${name} zeigen`,
+  "files.pdf": (name) => `Wie ${name} gesendet wird`,
+  "files.text": "Text",
+  "files.pages": "Seiten",
   "images.enlarge": (name) => `${name} vergrößern`,
   "images.remove": (name) => `${name} entfernen`,
-  "images.large": "Bild",
-  "images.previous": "Vorheriges Bild",
-  "images.next": "Nächstes Bild",
+  "images.large": "Angehängte Datei",
+  "images.previous": "Zurück",
+  "images.next": "Weiter",
   "images.unstored": "nicht gespeichert",
 
   "message.user": "Frage",
@@ -216,6 +220,8 @@ export default {
   "error.full":
     "Der Browser hat keinen Platz mehr. Das Letzte ist nicht ganz gespeichert: es exportieren oder andere Chats löschen.",
   "error.blind": "Dieses Modell liest nur Text.",
+  "error.document": (detail) => `Die Datei wird nicht angenommen: ${detail}`,
+  "error.unreadable": (name) => `${name} lässt sich nicht lesen.`,
   "error.image": (name) => `${name} ist kein lesbares Bild.`,
   "error.images": (count) =>
     `Dieser Chat hätte mehr als ${count} Bilder; mehr nimmt der Server nicht. Einen neuen Chat beginnen oder eine Frage bearbeiten und Bilder entfernen.`,
