@@ -66,6 +66,7 @@ _HOMES = {
         "TargetExists",
         "TokenizerError",
         "ToolRoundsExceeded",
+        "ToolServerError",
         "UnsupportedModel",
         "UnsupportedPlatform",
     ),

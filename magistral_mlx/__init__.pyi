@@ -44,6 +44,7 @@ from magistral_mlx.errors import StreamInUse as StreamInUse
 from magistral_mlx.errors import TargetExists as TargetExists
 from magistral_mlx.errors import TokenizerError as TokenizerError
 from magistral_mlx.errors import ToolRoundsExceeded as ToolRoundsExceeded
+from magistral_mlx.errors import ToolServerError as ToolServerError
 from magistral_mlx.errors import UnsupportedModel as UnsupportedModel
 from magistral_mlx.errors import UnsupportedPlatform as UnsupportedPlatform
 from magistral_mlx.events import Event as Event

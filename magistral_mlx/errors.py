@@ -21,6 +21,10 @@ class StreamInUse(MagistralError):
     """Another thread or task is reading the stream."""
 
 
+class ToolServerError(MagistralError):
+    """An MCP server that cannot be started or reached, or has no such tool."""
+
+
 class ToolRoundsExceeded(MagistralError):
     """The model goes on to call tools after the allowed number of rounds."""
 
