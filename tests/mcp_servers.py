@@ -35,6 +35,11 @@ def own_server() -> MCPServer:
         return a + b
 
     @server.tool()
+    def now() -> str:
+        """Tell the time."""
+        return "It is 5"
+
+    @server.tool()
     def show() -> list[TextContent | ImageContent]:
         """Show a text and an image."""
         return [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +21,13 @@ from magistral_mlx.cli.loading import (
 from magistral_mlx.cli.params import FILE, command, option
 from magistral_mlx.cli.process import quick_imports
 from magistral_mlx.files import user_path
+from magistral_mlx.requirements import check_extra
 
-# Options that a terminal has no use for: nobody answers calls of tools there, and nothing shows
+if TYPE_CHECKING:
+    from magistral_mlx.mcp.config import ServerSpec
+    from magistral_mlx.mcp.servers import MCPServers
+
+# Options that a terminal has no use for: tools come from MCP servers there, and nothing shows
 # several answers or the probabilities of tokens.
 _WITHOUT = (
     *("tools", "tool_choice", "strict_tools", "parallel_tool_calls"),
@@ -30,6 +37,12 @@ _WITHOUT = (
 
 @command()
 @generation_options(without=_WITHOUT, defaults={"overflow": "drop"})
+@option(
+    "--mcp",
+    type=FILE,
+    metavar="FILE",
+    help='Tools of the MCP servers in FILE ({"mcpServers": …}); each call asks first.',
+)
 @option("--load", "file", type=FILE, metavar="FILE", help="Saved conversation to go on with.")
 @model_argument
 @loading_options(without=("parallel",))
@@ -48,14 +61,47 @@ def chat(**options: Any) -> None:
     settings = options_of(options)
     system = system_text(options)
     loading = load_options(options)
+    specs = _servers(options["mcp"])
     paths = {name: command.path for name, command in COMMANDS.items()}
     with quiet_terminal(), open_model(name, loading) as magistral:
         conversation = magistral.chat(options=with_system(settings, system, magistral))
         if options["file"]:
             conversation.load(user_path(options["file"]))
-        session = ChatSession(magistral, conversation, history_file(), run_command, paths)
-        if options["file"]:
-            session.file = user_path(options["file"]).resolve()
-            session.show_history()
+
+        async def run(servers: MCPServers | None = None) -> None:
+            history = history_file()
+            session = ChatSession(magistral, conversation, history, run_command, paths, servers)
+            if servers is not None:
+                session.set_options(tools=tuple(tool.tool for tool in servers.tools))
+                session.say(f"{len(servers.tools)} tools of MCP servers · /tools lists them")
+            if options["file"]:
+                session.file = user_path(options["file"]).resolve()
+                session.show_history()
+            await session.run()
+
         with interrupts(lambda: None):  # between two inputs there is nothing to stop
-            asyncio.run(session.run())
+            asyncio.run(_with_servers(specs, run))
+
+
+def _servers(file: str | None) -> Sequence[ServerSpec]:
+    """The MCP servers that a file names; none without a file."""
+    if file is None:
+        return ()
+    from magistral_mlx.mcp.config import read_servers
+
+    check_extra("--mcp", "mcp", "mcp")
+    return read_servers(file)
+
+
+async def _with_servers(
+    specs: Sequence[ServerSpec], run: Callable[..., Coroutine[Any, Any, None]]
+) -> None:
+    """Run a chat with the servers connected, whose stderr would be written over its screen."""
+    if not specs:
+        return await run()
+    from magistral_mlx.mcp.servers import MCPServers
+
+    with open(os.devnull, "w") as log:
+        async with MCPServers(specs, log) as servers:
+            await run(servers)
+    return None

@@ -1,7 +1,7 @@
 """Connections to MCP servers: their tools, and calls to them.
 
 async with MCPServers(read_servers(file)) as servers:
-    outcome = await servers.call("time__get_current_time", {"timezone": "UTC"})
+    outcome = await servers.call("time_get_current_time", {"timezone": "UTC"})
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -36,7 +36,7 @@ _LONGEST_NAME = 64  # of a tool, in the model's format
 class MCPTool:
     """A tool of an MCP server.
 
-    tool: as the model gets it, named SERVER__NAME. own_name: on its server. fingerprint: changes
+    tool: as the model gets it, named SERVER_NAME. own_name: on its server. fingerprint: changes
     with its description or parameters, so that a permission holds for what was seen.
     """
 
@@ -93,7 +93,7 @@ class MCPServers:
         try:
             for tools in await asyncio.gather(*ready):
                 for tool in tools:
-                    self._tools.setdefault(tool.tool.name, tool)
+                    self._add(tool)
         except BaseException:
             await self._close()
             raise
@@ -132,6 +132,14 @@ class MCPServers:
         except Exception as error:  # a server may fail in any way
             return Outcome(f"The call of {name} failed: {_reason(error)}.", failed=True)
         return Outcome(_cut(_text_of(result)), failed=bool(result.is_error))
+
+    def _add(self, found: MCPTool) -> None:
+        """Take a tool in; a name that is taken, or too long, gets a digest of it at its end."""
+        tool = found.tool
+        if len(tool.name) > _LONGEST_NAME or tool.name in self._tools:
+            digest = hashlib.sha256(f"{found.server}\n{found.own_name}".encode()).hexdigest()[:8]
+            tool = replace(tool, name=f"{tool.name[: _LONGEST_NAME - 9]}_{digest}")
+        self._tools[tool.name] = replace(found, tool=tool)
 
     # Connections
 
@@ -192,12 +200,9 @@ async def _list_tools(spec: ServerSpec, client: Client) -> list[MCPTool]:
 
 
 def _tool(spec: ServerSpec, tool: Any) -> MCPTool:
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{spec.name}__{tool.name}")
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{spec.name}_{tool.name}")
     definition = json.dumps([tool.description, tool.input_schema], sort_keys=True)
     fingerprint = hashlib.sha256(definition.encode()).hexdigest()[:16]
-    if len(name) > _LONGEST_NAME:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        name = f"{name[: _LONGEST_NAME - 9]}_{digest}"
     described = Tool(name, tool.description or "", tool.input_schema)
     title = tool.title or (tool.annotations.title if tool.annotations else None) or tool.name
     return MCPTool(described, spec.name, tool.name, title, fingerprint)

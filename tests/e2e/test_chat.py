@@ -11,6 +11,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from tests.mcp_servers import http_server, write_servers
 from tests.pdf_files import pdf_of
 from tests.scripted import RANKS, separable_tokens, write_scripted_checkpoint
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
@@ -263,6 +264,33 @@ def test_files_go_with_the_next_message(chat: Terminal, tmp_path: Path):
     kinds = [part["type"] for part in content]
     assert kinds == ["text", "text", "text"]
     assert content[0]["text"].endswith("notes.py\n```py\nx = 1\n```")
+
+
+def test_tools_of_mcp_servers_ask_before_they_are_called(tmp_path: Path, home: Path):
+    caller = write_scripted_checkpoint(
+        tmp_path / "caller",
+        ["[/INST]", "[TOOL_CALLS]", "own_now", "[ARGS]", "{}", "</s>"],
+        ["[/TOOL_RESULTS]", ANSWER, "</s>"],
+    )
+    with http_server() as url:
+        file = write_servers(tmp_path / "mcp.json", own={"url": url})
+        with start(caller, home, "--mcp", str(file), "--temperature", "0") as terminal:
+            type_command(terminal, "/tools", "own_now · asks first · Tell the time.")
+            type_command(terminal, "What time is it?", "Allow it?")
+            type_command(terminal, "no", ANSWER)
+            type_command(terminal, "/result", "The user did not allow this call.")
+            type_command(terminal, "And now?", "Allow it?")
+            type_command(terminal, "t", "own_now: done, 7 characters")
+            type_command(terminal, "/result", "It is 5")
+            type_command(terminal, "/tools", "own_now · without asking")
+            assert terminal.everything.count("calls own_now({})") == 2
+            type_command(terminal, "And again?", "own_now: done")
+
+
+def test_an_mcp_server_that_is_none_is_one_line(talker: Path, home: Path, tmp_path: Path):
+    file = write_servers(tmp_path / "mcp.json", a={"command": "/no/such"})
+    with Terminal("chat", "--model", str(talker), "--mcp", str(file), env={}) as terminal:
+        terminal.wait_for("the MCP server a cannot be started: there is no command /no/such.")
 
 
 def test_the_system_prompt_is_shown_and_changed(chat: Terminal):

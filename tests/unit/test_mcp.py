@@ -84,11 +84,11 @@ def test_a_real_server_is_started_asked_and_stopped() -> None:
     noon, nowhere, nothing = outcomes(
         spec,
         (
-            "time__convert_time",
+            "time_convert_time",
             {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"},
         ),
-        ("time__get_current_time", {"timezone": "Nowhere"}),
-        ("time__get_current_time", {}),
+        ("time_get_current_time", {"timezone": "Nowhere"}),
+        ("time_get_current_time", {}),
     )
     assert json.loads(noon.text)["target"]["datetime"].endswith("T21:00:00+09:00")
     assert not noon.failed
@@ -101,10 +101,10 @@ def test_a_server_is_reached_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
     with http_server() as url:
         added, shown, talked, failed = outcomes(
             ServerSpec(name="own", url=url),
-            ("own__add", {"a": 37, "b": 85}),
-            ("own__show", {}),
-            ("own__talk", {"characters": 70}),
-            ("own__fail_on_purpose", {}),  # its own name has signs that no tool's name may have
+            ("own_add", {"a": 37, "b": 85}),
+            ("own_show", {}),
+            ("own_talk", {"characters": 70}),
+            ("own_fail_on_purpose", {}),  # its own name has signs that no tool's name may have
         )
     assert added == Outcome("122")
     assert shown == Outcome("a text\n\n[image, image/png, not shown]")
@@ -135,7 +135,7 @@ def test_a_server_that_is_none_is_named(spec: ServerSpec, words: str) -> None:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
-    with pytest.raises(ToolServerError, match=r"there is no tool nothing\. Known: time__get"):
+    with pytest.raises(ToolServerError, match=r"there is no tool nothing\. Known: time_get"):
         outcomes(spec, ("nothing", {}))
     monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(MissingExtra, match=r"--mcp needs mcp. Install.*magistral-mlx\[mcp\]"):

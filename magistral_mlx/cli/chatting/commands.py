@@ -15,6 +15,7 @@ from magistral_mlx.api.options import DEFAULT
 from magistral_mlx.chat.messages import Assistant, Message, System, Thought, User
 from magistral_mlx.cli.attachments import open_images, read_files, tokens_of
 from magistral_mlx.cli.chatting.session import ChatSession
+from magistral_mlx.cli.chatting.tools import require
 from magistral_mlx.cli.params import parse_thinking
 from magistral_mlx.errors import InvalidOption, PromptError, TargetExists
 from magistral_mlx.files import user_path
@@ -165,6 +166,21 @@ def _stats(session: ChatSession, rest: str) -> None:
     session.show_stats()
 
 
+def _tools(session: ChatSession, rest: str) -> None:
+    caller = require(session.tools)
+    for tool in caller.found:
+        asked = "without asking" if caller.allowed(tool.tool.name) else "asks first"
+        session.say(f"{tool.tool.name} · {asked} · {' '.join(tool.tool.description.split())[:200]}")
+
+
+def _result(session: ChatSession, rest: str) -> None:
+    last = require(session.tools).last
+    if not last:
+        raise PromptError("no tool has been called yet.")
+    for call, outcome in last:
+        session.say(f"{call.name}({call.arguments})\n{outcome.text}")
+
+
 def _new(session: ChatSession, rest: str) -> None:
     session.begin_anew()
     session.say("A new conversation; the system prompt and the options stay.")
@@ -199,6 +215,8 @@ COMMANDS = {
     "new": Command("", "begin a new conversation", _new),
     "plan": Command("", "show what of the memory is used for what", _plan),
     "stats": Command("", "show tokens and speeds", _stats),
+    "tools": Command("", "list the tools of MCP servers", _tools),
+    "result": Command("", "show what the last calls of tools gave", _result),
     "quit": Command("", "leave", _quit),
 }
 

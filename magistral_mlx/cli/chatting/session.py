@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prompt_toolkit import PromptSession
 from prompt_toolkit.input import create_input
 from prompt_toolkit.keys import Keys
 from rich.console import Console
@@ -16,16 +17,18 @@ from rich.markdown import Markdown
 from rich.text import Text as Styled
 
 from magistral_mlx.api.async_stream import AsyncStream
-from magistral_mlx.api.conversation import Conversation
+from magistral_mlx.api.conversation import MAX_ROUNDS, Conversation
 from magistral_mlx.api.history import attached_to, typed_in
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.chat.messages import Assistant, Image, User
 from magistral_mlx.cli.chatting.keys import bracketed_paste, interrupts, line_editor
+from magistral_mlx.cli.chatting.tools import ToolCaller
 from magistral_mlx.cli.chatting.view import AnswerView, Unpadded
 from magistral_mlx.cli.printing import summary
 from magistral_mlx.cli.terminal import visible
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.events import Finished
+from magistral_mlx.mcp.servers import MCPServers
 from magistral_mlx.paths import demo_dir
 
 _LEAVING = ("exit", "quit", "bye")  # alone on a line
@@ -42,12 +45,14 @@ class ChatSession:
         history: Path,
         run_command: Callable[[ChatSession, str], None],
         commands: Mapping[str, bool],
+        servers: MCPServers | None = None,
     ) -> None:
         """
         Args:
             history: the file that keeps what was typed.
             run_command: called with a line that begins with a slash.
             commands: names of commands, and whether a path follows.
+            servers: connected MCP servers, whose tools the model may call.
         """
         self.magistral = magistral
         self.chat = chat
@@ -66,6 +71,9 @@ class ChatSession:
         self._last_thinking = ""
         self._input = create_input()
         self._run_command = run_command
+        self.tools: ToolCaller | None = None
+        if servers is not None:
+            self.tools = ToolCaller(servers, self._question, self.say)
         self._editor = line_editor(
             self._input, history, commands, self._toolbar, self.show_thinking
         )
@@ -168,6 +176,27 @@ class ChatSession:
             asked, self._next = self._next, []
             self._warn_of_the_demo()
             await self._answer(self.chat.astream(asked), asked)
+        else:
+            return
+        await self._call_tools()
+
+    async def _call_tools(self) -> None:
+        """Make the calls of the last answer and answer with their results, until it has none."""
+        if self.tools is None:
+            return
+        for _ in range(MAX_ROUNDS):
+            messages = self.chat.messages
+            last = messages[-1] if messages else None
+            whole = bool(self._answers) and self._answers[-1].reason == "stop"
+            if not (isinstance(last, Assistant) and last.tool_calls and whole):
+                return
+            self.chat.append(await self.tools.results(last.tool_calls))
+            await self._answer(self.chat.astream(), [])
+        self.say(f"Stopped after {MAX_ROUNDS} rounds of calls.")
+
+    async def _question(self, question: str) -> str:
+        editor: PromptSession[str] = PromptSession(input=self._input)
+        return await editor.prompt_async(question)
 
     def _warn_of_the_demo(self) -> None:
         """Say once that the demo was trained for single questions."""

@@ -124,7 +124,7 @@ def test_the_language_is_the_browsers_until_another_is_chosen(
         page = visit.page
         converse(visit, replay)
         expect(page.locator("#message")).to_have_attribute(
-            "placeholder", "Etwas fragen oder ein Bild ablegen"
+            "placeholder", "Etwas fragen oder eine Datei ablegen"
         )
         expect(page.locator("details.thinking summary")).to_contain_text("Nachgedacht")
         expect(page.locator("#strip")).to_contain_text("14,0 GB von 22,9 GB")
