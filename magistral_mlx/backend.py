@@ -103,6 +103,7 @@ class Backend:
         one product.
     dispatch_flops: largest number of floating-point operations of one call of attention; None for
         no limit.
+    prefers_float16: bfloat16 is emulated, so that float16 is faster.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -112,6 +113,7 @@ class Backend:
     prefill_chunk: int
     few_rows: int
     dispatch_flops: int | None = None
+    prefers_float16: bool = False
 
     @property
     def pass_costs(self) -> tuple[tuple[int, float], ...]:
@@ -144,8 +146,13 @@ def backend() -> Backend:
     gpu = Backend("cuda", mx.bfloat16, None, fused_attention=True, prefill_chunk=2048, few_rows=64)
     if not mx.metal.is_available():
         return gpu
-    flops = dispatch_flops(str(mx.device_info()["architecture"]))
-    return replace(gpu, name="metal", dispatch_flops=flops)
+    architecture = str(mx.device_info()["architecture"])
+    return replace(
+        gpu,
+        name="metal",
+        dispatch_flops=dispatch_flops(architecture),
+        prefers_float16=emulates_bfloat16(architecture),
+    )
 
 
 # macOS kills GPU work that keeps the screen waiting for seconds ("Impacting Interactivity"). One
@@ -158,6 +165,17 @@ _LARGER_CHIPS = {"s": 2, "c": 4, "d": 4}
 def dispatch_flops(architecture: str) -> int:
     """Limit of one call of attention on a chip, by Metal's name of its architecture."""
     return _DISPATCH_FLOPS * _LARGER_CHIPS.get(architecture[-1:], 1)
+
+
+def emulates_bfloat16(architecture: str) -> bool:
+    """Whether a chip, by Metal's name of its architecture, has no bfloat16 arithmetic: M1 and M2.
+
+    "applegpu_g13s" is an M1 Max, "applegpu_g14g" an M2, and the M3 begins with g15
+    (`get_qmv_batch_limit` in mlx/backend/metal/quantized.cpp, line 79 of commit 846d176, reads the
+    generation from there too).
+    """
+    generation = architecture.rpartition("_g")[2][:2]
+    return generation in ("13", "14")
 
 
 def device_error_advice(error: str) -> str:

@@ -51,7 +51,7 @@ class LoadOptions:
         None,
         Choice(*get_args(DTypeName)),
         "Type of numbers to compute in.",
-        unset="the backend's own",
+        unset="float16 on M1 and M2 if the model allows it, bfloat16 on other GPUs",
     )
     memory_limit: int | None = option(
         None,

@@ -52,7 +52,9 @@ class Loading:
         )
         plan = hold_plan(checkpoint, name or str(checkpoint.folder), request, options.dtype, draft)
         disk = DiskCacheConfig.of(options)
-        runner = ModelRunner(checkpoint, plan, options.dtype, disk.open if disk else None, draft)
+        tokenizer = None if options.tokenizer is None else str(options.tokenizer)
+        open_disk = disk.open if disk else None
+        runner = ModelRunner(checkpoint, plan, options.dtype, open_disk, draft, tokenizer)
         session = Session(runner, options.parallel)  # whose end releases the plan
         try:
             composer = self._load(checkpoint, plan, session, draft)

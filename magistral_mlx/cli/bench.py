@@ -135,9 +135,10 @@ def _contexts(checkpoint: Checkpoint, options: dict[str, Any]) -> list[int]:
 def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Workload:
     from magistral_mlx.backend import DTYPES, backend
     from magistral_mlx.bench.compare import Workload
+    from magistral_mlx.runtime.precision import default_dtype
 
     names = {dtype: name for name, dtype in DTYPES.items()}
-    dtype = options["dtype"] or names[backend().dtype]
+    dtype = options["dtype"] or names[default_dtype(checkpoint)]
     on_cpu = backend().name == "cpu"
     return Workload(
         checkpoint.folder,

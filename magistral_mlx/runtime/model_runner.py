@@ -28,6 +28,7 @@ from magistral_mlx.memory.plan import Plan, gib
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.runtime.activity import MemoryUse
 from magistral_mlx.runtime.generation_request import GenerationRequest, nth_seed
+from magistral_mlx.runtime.precision import load_in_default_dtype
 from magistral_mlx.runtime.speculation import SpeculationPolicy, load_drafter
 
 
@@ -41,13 +42,16 @@ class ModelRunner:
         dtype: str | None,
         open_disk: Callable[[Checkpoint, Plan, str], DiskPrefixCache] | None = None,
         draft: Checkpoint | None = None,
+        tokenizer: str | None = None,
     ) -> None:
-        """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model."""
+        """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model.
+        `dtype`: None for the best one here. `tokenizer`: in place of the checkpoint's own."""
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype
         self._open_disk = open_disk
         self._draft = draft
+        self._tokenizer = tokenizer
         self.when_idle: Callable[[], None] | None = None  # any thread: `keep_some` has work
         self._model: MagistralModel | None = None
         self._prefixes: PrefixCache | None = None
@@ -66,9 +70,14 @@ class ModelRunner:
                 raise LoadAborted("loading was stopped.")
             on_progress(done, total)
 
-        dtype = None if self._dtype is None else DTYPES[self._dtype]
-        self._model = model = load_model(self._checkpoint, dtype, report)
         plan = self.plan
+        if self._dtype is None:
+            model = load_in_default_dtype(
+                self._checkpoint, report, images=plan.images > 0, tokenizer=self._tokenizer
+            )
+        else:
+            model = load_model(self._checkpoint, DTYPES[self._dtype], report)
+        self._model = model
         drafter = load_drafter(self._draft, model, plan, report) if self._draft else None
         self._speculation = SpeculationPolicy(plan, drafter)
         disk = None
