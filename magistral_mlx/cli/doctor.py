@@ -6,36 +6,42 @@ import importlib.metadata
 import json
 import platform
 import shutil
+import sys
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from magistral_mlx.check.finding import MARKS, Finding
+from magistral_mlx.cli.loading import chosen_model, model_argument
+from magistral_mlx.cli.params import command, option
 
 if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
     from magistral_mlx.memory.plan import Plan
 
-Verdict = Literal["good", "warning", "bad"]
-_MARKS: dict[Verdict, str] = {"good": "✓", "warning": "!", "bad": "✗"}
 _CONVERSION_DISK = 20 * 10**9  # what converting from the hub takes at most
 _GIB = 1 << 30
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at, and whether it is good enough."""
+@command()
+@model_argument
+@option("--check", "checking", is_flag=True, help="Compute, compare and measure.")
+@option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(checking: bool, as_json: bool, **options: Any) -> int:
+    """Look at chip, memory, system, Python, MLX, disk and models.
 
-    what: str
-    verdict: Verdict
-    words: str
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def doctor(as_json: bool) -> int:
-    """Look at chip, memory, system, Python, MLX, disk and models."""
+    With --check, kernels are compared with the CPU at the shapes of MODEL (a folder, a name or
+    "demo"; by default the model on this machine, else Magistral Small at 4 bits), plans with
+    measured memory, and the demo model's answers with those expected. Speeds are kept for plans and
+    for speculation. For a bug report, add --json.
+    """
+    from magistral_mlx.errors import InvalidOption
     from magistral_mlx.memory.machine import this_machine
 
+    model = chosen_model(options)
+    if model is not None and not checking:
+        raise InvalidOption(f"doctor looks at {model} only with --check: add it.")
     machine = this_machine()
     plan = _plan(machine)
     findings = [
@@ -49,14 +55,76 @@ def doctor(as_json: bool) -> int:
         _disk(),
         _models(),
     ]
-    bad = any(finding.verdict == "bad" for finding in findings)
+    checks = _checks(model) if checking else None
+    bad = any(one.verdict == "bad" for one in (*findings, *(checks.findings if checks else ())))
     if as_json:
-        click.echo(json.dumps({"good": not bad, "findings": [asdict(f) for f in findings]}))
+        told = {"good": not bad, "findings": [asdict(finding) for finding in findings]}
+        if checks:
+            told |= {"model": checks.model, "checks": [asdict(one) for one in checks.findings]}
+            told |= {"machine": checks.machine, "versions": checks.versions}
+        click.echo(json.dumps(told))
     else:
         for finding in findings:
-            click.echo(f"{_MARKS[finding.verdict]} {finding.what}: {finding.words}")
+            click.echo(f"{MARKS[finding.verdict]} {finding.what}: {finding.words}")
+        if checks:
+            _show(checks)
         click.echo("\nThis machine is " + ("not good enough yet." if bad else "good to go."))
     return 1 if bad else 0
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """The findings of `--check`, and what they are about."""
+
+    model: str
+    findings: list[Finding]
+    machine: dict[str, Any]
+    versions: dict[str, str | None]
+
+
+def _checks(model: str | None) -> _Checks:
+    """Run the checks, with the one that is under way on the terminal.
+
+    Raises:
+        MagistralError: no such model, or one that is damaged.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from magistral_mlx.bench.process import ours
+    from magistral_mlx.bench.record import describe_machine, versions
+    from magistral_mlx.check.run import check
+    from magistral_mlx.checkpoint.folder import Checkpoint
+    from magistral_mlx.errors import ModelNotFound
+    from magistral_mlx.library import locate
+    from magistral_mlx.memory.machine import this_machine
+
+    try:
+        checkpoint = Checkpoint.open(Path(locate(model)))
+        name = model or checkpoint.folder.name
+    except ModelNotFound:
+        if model is not None:
+            raise
+        checkpoint, name = None, "Magistral Small at 4 bits"
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    with console.status("checking") as status:
+        findings = list(check(checkpoint, name, lambda what: status.update(f"checking {what}")))
+    return _Checks(name, findings, describe_machine(this_machine()), versions([ours()]))
+
+
+def _show(checks: _Checks) -> None:
+    """Print the checks as a table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from magistral_mlx.cli.terminal import print_wide
+
+    table = Table("", "check", "found", "what to do", box=None, pad_edge=False)
+    for one in checks.findings:
+        table.add_row(MARKS[one.verdict], one.what, Text(one.words), Text(one.advice))
+    click.echo(f"\nChecked with {checks.model}:\n")
+    print_wide(table)
 
 
 def _system() -> Finding:

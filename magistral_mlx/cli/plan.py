@@ -159,7 +159,8 @@ def _chosen(best: Plan, why: str) -> dict[str, Any]:
             "prefill_seconds": estimate.prefill_seconds(best),
             "decode_tokens_per_second": estimate.decode_tokens_per_second(best, 0),
             "decode_tokens_per_second_full": estimate.decode_tokens_per_second(best, best.context),
-            "missing": estimate.why_not_computed(best.machine.chip),
+            "measured": best.machine.measured.bandwidth is not None,
+            "missing": estimate.why_not_computed(best.machine),
         },
     }
 

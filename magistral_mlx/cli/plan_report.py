@@ -134,9 +134,12 @@ def _show_computed(console: Console, facts: dict[str, Any]) -> None:
         )
     if figures:
         words = "; ".join(figures)
-        console.print(
-            f"Computed from the chip's published figures, not measured: {words}.", highlight=False
+        origin = (
+            "the speeds that `doctor --check` measured here"
+            if computed["measured"]
+            else "the chip's published figures, not measured"
         )
+        console.print(f"Computed from {origin}: {words}.", highlight=False)
     if computed.get("missing"):
         console.print(computed["missing"], highlight=False)
 

@@ -83,14 +83,6 @@ def find_chip(
     return found[0] if found else None
 
 
-def decode_limit(bytes_per_token: int, chip: Chip) -> float:
-    """Compute the upper limit of tokens per second if each token reads `bytes_per_token`.
-
-    The bandwidth is Apple's peak, of which programs reach 80 to 95 %.
-    """
-    return chip.bandwidth * 1e9 / bytes_per_token
-
-
 def working_set(memory_bytes: int, macos: int | None = None) -> int:
     """Bytes that Metal lets the GPU use on a Mac with this memory, by macOS's default.
 

@@ -24,6 +24,7 @@ def profile(dtype: str | None = None) -> BackendProfile:
         fused_attention=here.fused_attention,
         workspace=WORKSPACE,
         chunk=here.prefill_chunk,
+        excess=this_machine().measured.excess,
     )
 
 

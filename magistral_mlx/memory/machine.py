@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.measurements import NOTHING_MEASURED, Measurements, read_measurements
 from magistral_mlx.memory.cgroup import memory_groups
 from magistral_mlx.memory.chips import GIB, Chip, find_chip, working_set
 
@@ -24,7 +25,7 @@ class Machine:
 
     limit: bytes that MLX may use; on a Mac Metal's recommended working set.
     available: bytes free now, None for a machine given by name. architecture: the GPU's, as Metal
-    reports it.
+    reports it. measured: speeds that `doctor --check` has measured.
     """
 
     name: str
@@ -34,10 +35,16 @@ class Machine:
     chip: Chip | None = None
     is_mac: bool = True
     architecture: str | None = None
+    measured: Measurements = NOTHING_MEASURED
 
 
 def this_machine() -> Machine:
     """Describe the machine that this process runs on."""
+    machine = _this_machine()
+    return replace(machine, measured=read_measurements(machine.name))
+
+
+def _this_machine() -> Machine:
     import psutil
 
     from magistral_mlx.backend import backend, mx

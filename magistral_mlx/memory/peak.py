@@ -44,7 +44,8 @@ class BackendProfile:
     float_bytes: bytes of a value in the compute dtype. dequantized_bytes: block in which a
     quantized matrix is dequantized from `dequantized_rows` rows on; 0 if it never is.
     fused_attention: attention never materializes scores. workspace: bytes of attention's temporary
-    arrays. chunk: prompt tokens that go through the model at once, if memory allows it.
+    arrays. chunk: prompt tokens that go through the model at once, if memory allows it. excess:
+    bytes that a run has taken beyond its plan on this machine (`doctor --check`).
     """
 
     float_bytes: int
@@ -53,6 +54,7 @@ class BackendProfile:
     fused_attention: bool
     workspace: int
     chunk: int
+    excess: int = 0
 
 
 # A GPU in bfloat16, assumed for plans for another Mac.
@@ -148,7 +150,7 @@ def predict(
         (cache, features + growing + _decode(config.text, scheme, shape, profile)),
     ]
     workspace = max(map(sum, stages)) - cache
-    return Peak(weights.decoder, vision, cache, workspace + _FIXED)
+    return Peak(weights.decoder, vision, cache, workspace + _FIXED + profile.excess)
 
 
 def prefill_bytes(

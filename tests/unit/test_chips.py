@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magistral_mlx.memory.chips import GIB, chips, decode_limit, find_chip, working_set
+from magistral_mlx.memory.chips import GIB, chips, find_chip, working_set
 
 
 def test_a_chip_is_found_by_the_name_that_macos_gives_it():
@@ -37,12 +37,6 @@ def test_a_chip_that_is_not_in_the_table_is_not_guessed():
 def test_unknown_cores_or_memory_still_give_the_chip():
     assert find_chip("Apple M1", gpu_cores=9) == find_chip("Apple M1", 7)
     assert find_chip("Apple M1", memory_bytes=512 * GIB) == find_chip("Apple M1")
-
-
-def test_the_limit_of_decoding_is_bandwidth_over_bytes():
-    chip = find_chip("Apple M2 Max")
-    assert chip is not None
-    assert decode_limit(13_260_000_000, chip) == pytest.approx(30.17, abs=0.01)
 
 
 def test_every_row_has_a_source_and_figures_in_order():

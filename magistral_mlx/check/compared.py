@@ -1,0 +1,299 @@
+"""Kernels at the shapes of a model, on the device, against float32 on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_mlx.backend import backend, mx
+from magistral_mlx.cache.kv import make_cache
+from magistral_mlx.cache.scheme import SCHEMES, KVScheme
+from magistral_mlx.check.finding import Finding
+from magistral_mlx.check.subject import matrices, randomize_vision
+from magistral_mlx.model.linear import Embedding, Linear, matmul
+from magistral_mlx.model.magistral import MagistralModel
+from magistral_mlx.model.text import swiglu
+
+Floats = NDArray[np.float32]
+
+# Largest relative error, root mean square: inputs are exact, sums are in float32, and the result is
+# rounded. Kernels for many rows also round each dequantized weight. float32: MLX's kernels for
+# matrix units may round inputs to TF32 (11 bits).
+_TOLERANCE = {mx.float32: 2e-3, mx.float16: 4e-3, mx.bfloat16: 1.6e-2}
+_TOLERANCE_ON_CPU = 1e-4
+_OUTPUTS = 96  # of a matrix, compared
+_KEYS = {"cpu": 2048}  # tokens in a cache
+_BROKEN = (
+    "the results of this kernel are wrong here: update macOS and MLX, and report this with "
+    "`magistral-mlx doctor --check --json`"
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The relative error of a kernel."""
+
+    kernel: str
+    error: float
+
+
+def compare_kernels(model: MagistralModel) -> Iterator[Finding]:
+    """Compare the kernels of a slice: a finding for each kind."""
+    tolerance = tolerance_of(model.dtype)
+    yield _finding("matrix products", list(_products(model)), tolerance)
+    yield _finding("norm, rope, SwiGLU", list(_elementwise(model)), tolerance)
+    for scheme in map(KVScheme.parse, SCHEMES):
+        # Scores of a quantized cache are rounded before the softmax; the fused kernel's are not.
+        allowed = (2 if scheme.quantized else 1) * tolerance
+        found = list(_attention(model, scheme))
+        yield _finding(f"attention, KV cache {scheme.name}", found, allowed)
+    yield _finding("sampling", list(_sampling(model)), 0)
+    if model.config.vision is not None:
+        yield _finding("vision tower", list(_vision(model)), 4 * tolerance)
+
+
+def tolerance_of(dtype: mx.Dtype) -> float:
+    """Largest relative error of a kernel that computes in `dtype`."""
+    if backend().name != "cpu":
+        return _TOLERANCE[dtype]
+    # The CPU's quantized kernel adds up in the dtype itself.
+    return _TOLERANCE_ON_CPU if dtype == mx.float32 else 3 * _TOLERANCE[dtype]
+
+
+def _finding(what: str, found: list[Comparison], tolerance: float) -> Finding:
+    worst = max(found, key=lambda one: one.error if math.isfinite(one.error) else math.inf)
+    errors = {one.kernel: one.error for one in found}
+    figures = {"errors": errors, "tolerance": tolerance}
+    if all(one.error <= tolerance for one in found):
+        words = f"{len(found)} as on the CPU"
+        words += f", largest error {worst.error:.1e}" if tolerance else ""
+        return Finding(what, "good", words, figures=figures)
+    wrong = [one for one in found if not one.error <= tolerance]
+    words = f"{len(wrong)} of {len(found)} wrong: {worst.kernel} by {worst.error:.1e}"
+    return Finding(what, "bad", words, _BROKEN, figures)
+
+
+def plain(x: mx.array) -> Floats:
+    """A float32 copy for NumPy."""
+    return np.array(x.astype(mx.float32))
+
+
+def error_of(y: Floats, expected: Floats) -> float:
+    """Relative error, root mean square; or of the worst value, if that is ten times as bad."""
+    scale = float(np.sqrt(np.mean(expected**2))) or 1.0
+    if not np.isfinite(y).all():
+        return math.inf
+    difference = np.abs(y - expected)
+    mean = float(np.sqrt(np.mean(difference**2)))
+    return max(mean, float(difference.max()) / 10) / scale
+
+
+def _rows() -> tuple[int, ...]:
+    if backend().name == "cpu":
+        return 1, 3, 8
+    return 1, 2, 3, 4, 6, 8, 12, 16, 32, backend().few_rows, backend().prefill_chunk
+
+
+def _normal(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    return mx.random.normal(shape).astype(dtype)
+
+
+# Matrix products
+
+
+def _products(model: MagistralModel) -> Iterator[Comparison]:
+    for name, module in matrices(model):
+        outputs = module.weight.shape[0]
+        some = np.unique(np.linspace(0, outputs - 1, _OUTPUTS).astype(np.int32))
+        weights = _dense(module, mx.array(some))
+        for rows in _rows():
+            x = _normal((1, rows, weights.shape[1]), model.dtype)
+            y = plain(matmul(x, module)[0][:, mx.array(some)])
+            yield Comparison(f"{name}, {rows} rows", error_of(y, plain(x)[0] @ weights.T))
+
+
+def _dense(module: Linear | Embedding, rows: mx.array) -> Floats:
+    """Rows of a matrix in float32, dequantized on the CPU."""
+    scheme = module._scheme
+    if scheme is None:
+        return plain(module.weight[rows])
+    weight, scales = module.weight[rows], module.scales[rows]
+    biases = module.biases[rows].astype(mx.float32) if scheme.has_biases else None
+    mx.eval(weight, scales, biases)
+    dense = mx.dequantize(
+        weight,
+        scales.astype(mx.float32) if scheme.has_biases else scales,
+        biases,
+        group_size=scheme.group_size,
+        bits=scheme.bits,
+        mode=scheme.mode,
+        stream=mx.cpu,
+    )
+    return plain(dense)
+
+
+# Norm, rope, SwiGLU, embedding
+
+
+def _elementwise(model: MagistralModel) -> Iterator[Comparison]:
+    text, dtype = model.config.text, model.dtype
+    decoder = model.language_model.model
+    block = decoder.layers[0]
+    some = np.linspace(0, text.vocab_size - 1, 64).astype(np.int32)
+    rows = plain(model.embed(mx.array(some)[None]))[0]
+    yield Comparison("embedding", error_of(rows, _dense(decoder.embed_tokens, mx.array(some))))
+    for length in (1, 8, 300):
+        x = _normal((1, length, text.hidden_size), dtype)
+        wide = plain(x)
+        square = np.mean(wide**2, axis=-1, keepdims=True)
+        norm = wide / np.sqrt(square + text.rms_norm_eps) * plain(block.input_layernorm.weight)
+        yield Comparison(f"norm, {length} rows", error_of(plain(block.input_layernorm(x)), norm))
+        gate, up = (_normal((1, length, text.intermediate_size), dtype) for _ in range(2))
+        activated = plain(gate) / (1 + np.exp(-plain(gate))) * plain(up)
+        yield Comparison(f"SwiGLU, {length} rows", error_of(plain(swiglu(gate, up)), activated))
+    if text.yarn is not None:
+        return
+    for offset in (0, 1000, text.max_position_embeddings - 8):
+        q = _normal((1, text.num_attention_heads, 8, text.head_dim), dtype)
+        turned = _rope(plain(q), offset, text.rope_theta)
+        # float32 angles at a far position are exact to 2^-24 of the position.
+        error = error_of(plain(block.self_attn.rope(q, offset)), turned)
+        yield Comparison(f"rope, position {offset}", max(0.0, error - offset * 2.0**-24))
+
+
+def _rope(x: Floats, offset: int, theta: float) -> Floats:
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-np.arange(half, dtype=np.float64) / half)
+    angles = (offset + np.arange(x.shape[2]))[:, None] * frequencies
+    cos, sin = np.cos(angles), np.sin(angles)
+    first, second = x[..., :half], x[..., half:]
+    turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(np.float32)
+
+
+# Attention over each kind of cache
+
+
+def _attention(model: MagistralModel, scheme: KVScheme) -> Iterator[Comparison]:
+    """Attend over a cache, and to the same keys in float32 with what the cache quantized."""
+    text, dtype = model.config.text, model.dtype
+    held = min(_KEYS.get(backend().name, 8192), text.max_position_embeddings // 2)
+    shape = (1, text.num_key_value_heads, held, text.head_dim)
+    for length in (1, 4, 8, 200):
+        cache = make_cache(scheme)
+        k, v = _normal(shape, dtype), _normal(shape, dtype)
+        cache.append(k, v)
+        q = _normal((1, text.num_attention_heads, length, text.head_dim), dtype)
+        new_k, new_v = (_normal((*shape[:2], length, shape[3]), dtype) for _ in range(2))
+        y = plain(cache.attend(q, new_k, new_v, scale=text.head_dim**-0.5))
+        keys, values = (plain(mx.concatenate(x, axis=2)) for x in ([k, new_k], [v, new_v]))
+        saved = cache.save()
+        stored = [_stored(saved, kind, scheme, bits) for kind, bits in _kinds(scheme)]
+        some = sorted({0, length // 2, length - 1})
+        expected = np.stack(
+            [_attended(plain(q)[:, :, n], keys, values, stored, scheme, held + n) for n in some],
+            axis=2,
+        )
+        yield Comparison(f"{length} queries", error_of(y[:, :, some], expected))
+        for (kind, bits), packed in zip(_kinds(scheme), stored, strict=True):
+            exact = _rotated(keys if kind == "keys" else values, scheme)
+            part = exact[:, :, scheme.first : scheme.first + packed.shape[2]]
+            # Rounding to steps of a group's range, about 4.8 deviations of 64 normal values.
+            rounding = 4.8 / ((1 << bits) - 1) / math.sqrt(12)
+            error = error_of(packed, part)
+            allowed = 1.5 * max(rounding, tolerance_of(dtype))
+            yield Comparison(f"quantized {kind}, {length} new", max(0.0, error - allowed))
+
+
+def _kinds(scheme: KVScheme) -> list[tuple[str, int]]:
+    if scheme.key_bits is None or scheme.value_bits is None:
+        return []
+    return [("keys", scheme.key_bits), ("values", scheme.value_bits)]
+
+
+def _stored(saved: dict[str, mx.array], kind: str, scheme: KVScheme, bits: int) -> Floats:
+    """The quantized tokens of a cache in float32: (1, H_kv, packed, D)."""
+    codes, scales, biases = (
+        saved[f"packed_{kind}_{part}"] for part in ("weight", "scales", "biases")
+    )
+    mx.eval(codes, scales, biases)
+    wide = mx.dequantize(
+        mx.contiguous(codes),
+        scales.astype(mx.float32),
+        biases.astype(mx.float32),
+        group_size=scheme.group_size,
+        bits=bits,
+        stream=mx.cpu,
+    )
+    return plain(wide)
+
+
+def _rotated(x: Floats, scheme: KVScheme) -> Floats:
+    if not scheme.rotate:
+        return x
+    return np.array(mx.hadamard_transform(mx.array(x), stream=mx.cpu))
+
+
+def _attended(
+    q: Floats, keys: Floats, values: Floats, stored: list[Floats], scheme: KVScheme, position: int
+) -> Floats:
+    """Attention of the query at `position`, (1, H, D), to the tokens up to its own."""
+    group = q.shape[1] // keys.shape[1]
+    k, v = keys[:, :, : position + 1], values[:, :, : position + 1]
+    if stored:
+        q, k, v = (_rotated(x, scheme) for x in (q, k, v))
+        packed = slice(scheme.first, scheme.first + scheme.packed(position))
+        count = scheme.packed(position)
+        k, v = k.copy(), v.copy()
+        k[:, :, packed], v[:, :, packed] = (x[:, :, :count] for x in stored)
+    by_head = q.reshape(k.shape[1], group, -1)
+    scores = by_head @ k[0].swapaxes(1, 2) / math.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    y: Any = (weights @ v[0]).reshape(q.shape)
+    return _rotated(y, scheme) if stored else y
+
+
+# Sampling and vision
+
+
+def _sampling(model: MagistralModel) -> Iterator[Comparison]:
+    """Choices over the vocabulary: their number of differences."""
+    vocabulary = model.config.text.vocab_size
+    logits = mx.random.normal((1, vocabulary))
+    values = np.array(logits)[0]
+    yield Comparison("argmax", abs(int(mx.argmax(logits)) - int(values.argmax())))
+    top = np.sort(np.array(mx.topk(logits, 50, axis=-1))[0])
+    yield Comparison("top-k", int((top != np.sort(values)[-50:]).sum()))
+    ranked = np.array(mx.sort(logits, axis=-1))[0]
+    yield Comparison("sort", int((ranked != np.sort(values)).sum()))
+    key = mx.random.key(7)
+    here, there = (mx.random.uniform(shape=(4096,), key=key, stream=s) for s in (None, mx.cpu))
+    yield Comparison("random numbers", int((np.array(here) != np.array(there)).sum()))
+
+
+def _vision(model: MagistralModel) -> Iterator[Comparison]:
+    """One layer of the tower and the projector, against the same in float32 on the CPU."""
+    vision = model.config.vision
+    assert vision is not None
+    side = vision.patch_size * 2 * (4 if backend().name == "cpu" else 16)
+    pixels = mx.random.normal((3, side, side))
+    randomize_vision(model)
+    features = plain(model.encode_image(pixels))
+    parts = (model.vision_tower, model.multi_modal_projector)
+    dtype = model.dtype
+    try:
+        for part in parts:
+            part.set_dtype(mx.float32)
+        with mx.stream(mx.cpu):
+            model.dtype = mx.float32
+            expected = plain(model.encode_image(pixels))
+    finally:
+        model.dtype = dtype
+        model.drop_vision()
+    yield Comparison(f"{side} x {side} pixels", error_of(features, expected))
