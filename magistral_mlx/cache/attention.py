@@ -23,7 +23,6 @@ from magistral_mlx.cache.segments import Packed, Segment
 
 WORKSPACE = 256 << 20  # bytes of temporary arrays; a plan may lower it
 SCORE_COPIES = 2  # arrays of a block's size: scores and their exponentials
-DEQUANTIZED_COPIES = 4  # arrays of a block's size: keys and values, each with an intermediate
 FEW_QUERIES = 8  # largest number of queries for the packed implementation
 QUERY_BLOCK = 512  # queries of a block
 # A quantized matrix that is not transposed is multiplied on Metal by `qvm_split_k`, which splits
@@ -241,8 +240,8 @@ def _attend_query_block(
     kv_heads = segments[0].kv_heads
     rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
     bytes_a_key = rows.size // head_dim * score_bytes(q.itemsize)
-    if any(segment.packed for segment in segments):
-        bytes_a_key += batch * kv_heads * head_dim * 4 * DEQUANTIZED_COPIES
+    copies = max(segment.dequantized_copies for segment in segments)
+    bytes_a_key += batch * kv_heads * head_dim * 4 * copies
     block = max(_FEWEST_KEYS, workspace // bytes_a_key)
     peak: mx.array | None = None  # the largest score so far: (B, H_kv, rows, 1)
     for k, v, ahead in _key_blocks(segments, block, later, q.dtype):

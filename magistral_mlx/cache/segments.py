@@ -61,6 +61,15 @@ class Packed:
         )
 
 
+def dequantized_copies(bits: int) -> int:
+    """Arrays of float32 in memory while one of `bits` is dequantized on the CPU, itself included.
+
+    MLX's CPU backend has no kernel for that. It shifts and masks whole arrays, of which 3, 5 and 6
+    bits need more, as they cross the borders of words.
+    """
+    return 2 if bits in (2, 4, 8) else 7
+
+
 class Segment(NamedTuple):
     """Neighbouring tokens of a cache: keys and values, both plain or both packed.
 
@@ -79,6 +88,12 @@ class Segment(NamedTuple):
     def packed_bytes(self) -> int:
         """Bytes of packed keys and values, without spare capacity; 0 if they are plain."""
         return sum(x.nbytes for x in (self.keys, self.values) if isinstance(x, Packed))
+
+    @property
+    def dequantized_copies(self) -> int:
+        """Float arrays of the segment's size while keys and values are dequantized; 0 if plain."""
+        parts = (self.keys, self.values)
+        return sum(dequantized_copies(x.bits) for x in parts if isinstance(x, Packed))
 
     @property
     def kv_heads(self) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any, get_args
+from typing import Any
 
-from magistral_mlx.api.load_options import KVName
 from magistral_mlx.api.magistral import Magistral
+from magistral_mlx.cache.scheme import SCHEMES
 from magistral_mlx.check.finding import Finding, Verdict
 from magistral_mlx.demo.cases import Case, is_right, make_case
 
@@ -19,7 +19,7 @@ def check_answers() -> Iterator[Finding]:
     """Ask the demo model, with each cache scheme: a finding for each."""
     golden = golden_tokens()
     cases = [make_case(entry["kind"], entry["seed"]) for entry in golden]
-    for name in get_args(KVName):
+    for name in SCHEMES:
         wrong, different = [], []
         with Magistral.load("demo", context=_CONTEXT, kv=name) as model:
             for case, entry in zip(cases, golden, strict=True):

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from magistral_mlx.cache.attention import (
-    DEQUANTIZED_COPIES,
     FEW_QUERIES,
     QUERY_BLOCK,
     WORKSPACE,
@@ -25,6 +24,7 @@ from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.chunk import mask_bytes
 from magistral_mlx.cache.quantized import PIECE, window_capacity
 from magistral_mlx.cache.scheme import RESERVED, KVScheme
+from magistral_mlx.cache.segments import dequantized_copies
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.fp8 import FP8
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, FLOATS
@@ -277,8 +277,14 @@ def _attention(
         seen = keys + rows  # those of the chunk twice: plain, and as they are after quantization
         return min(profile.workspace, seen * token + mask_bytes(rows, seen))
     queries = text.num_attention_heads * min(rows, scheme.block if scheme.window else PIECE)
-    token = queries * score_bytes(profile.float_bytes) + heads * width * 4 * DEQUANTIZED_COPIES
+    token = queries * score_bytes(profile.float_bytes) + heads * width * 4 * _copies(scheme)
     return min(profile.workspace, keys * token)
+
+
+def _copies(scheme: KVScheme) -> int:
+    """Arrays of a block's size while its keys and values are dequantized."""
+    assert scheme.key_bits and scheme.value_bits
+    return dequantized_copies(scheme.key_bits) + dequantized_copies(scheme.value_bits)
 
 
 def _scores(heads: int, rows: int, keys: int, workspace: int, profile: BackendProfile) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from magistral_mlx.cache.scheme import SCHEMES
 from tests.e2e.test_generate import run
 
 
@@ -15,7 +16,7 @@ def test_the_demo_model_passes_all_checks_and_what_is_measured_is_used(tmp_path:
     assert done.returncode == 0 and told["good"], told
     checks = {check["what"]: check for check in told["checks"]}
     assert {check["verdict"] for check in checks.values()} <= {"good", "warning"}
-    for scheme in ("full", "8/8", "8/4", "4/4"):
+    for scheme in SCHEMES:
         assert checks[f"attention, KV cache {scheme}"]["figures"]["errors"]
         peak = checks[f"memory, KV cache {scheme}"]["figures"]
         assert 0 < peak["measured"] <= peak["predicted"]
