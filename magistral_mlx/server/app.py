@@ -25,7 +25,15 @@ from magistral_mlx.server.middleware import (
 from magistral_mlx.server.model_pool import Load
 from magistral_mlx.server.ollama import generation
 from magistral_mlx.server.ollama import models as ollama_models
-from magistral_mlx.server.openai import chat, completions, mistral, models, responses
+from magistral_mlx.server.openai import (
+    chat,
+    compaction,
+    completions,
+    conversations,
+    mistral,
+    models,
+    responses,
+)
 from magistral_mlx.server.openai.chat_response_schemas import ChatChunk
 from magistral_mlx.server.openai.response_object import ResponseEvent
 from magistral_mlx.server.openapi import describe
@@ -35,7 +43,8 @@ from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 
 _PROTOCOLS = (
-    *(chat, completions, responses, mistral, models, messages, documents),
+    *(chat, completions, compaction, responses, conversations, mistral, models),
+    *(messages, documents),
     *(generation, ollama_models, other_servers),
 )
 _STREAMED = (ChatChunk, ResponseEvent, MessageEvent)  # events of the protocols' streams

@@ -11,7 +11,11 @@ from pydantic.json_schema import models_json_schema
 
 from magistral_mlx.server.error_responses import OpenAIError
 
-_RESPONSE = "resp_0123456789abcdef"  # an example of the form: no such response exists at first
+# Examples of ids: nothing of these exists at first.
+_EXAMPLES = {
+    "/v1/responses/": {"id": "resp_0123456789abcdef"},
+    "/v1/conversations/": {"id": "conv_0123456789abcdef", "item_id": "msg_0123456789abcdef"},
+}
 _REF = "#/components/schemas/{model}"
 _KEY = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
 _RETRY = {
@@ -116,7 +120,7 @@ def describe(app: FastAPI, *, model: str, events: Sequence[type[BaseModel]], key
         if app.openapi_schema is None:
             document = plain()
             _add_events(document, events)
-            _fill_in(document, {"/v1/models/{id}": model, "/v1/responses/{id}": _RESPONSE})
+            _fill_in(document, _EXAMPLES | {"/v1/models/": {"id": model}})
             _name_model(document, model)
             if keyed:
                 _add_keys(document)
@@ -132,12 +136,14 @@ def _add_events(document: dict[str, Any], events: Sequence[type[BaseModel]]) -> 
     document["components"]["schemas"] = found.get("$defs", {}) | schemas
 
 
-def _fill_in(document: dict[str, Any], examples: Mapping[str, str]) -> None:
-    """Set the example of each path's parameter."""
-    for path, example in examples.items():
-        for operation in document["paths"][path].values():
-            for parameter in operation["parameters"]:
-                parameter["example"] = example
+def _fill_in(document: dict[str, Any], examples: Mapping[str, Mapping[str, str]]) -> None:
+    """Set the examples of the parameters in paths, by the beginnings of the paths."""
+    for path, operations in document["paths"].items():
+        for start, values in examples.items():
+            for operation in operations.values() if path.startswith(start) else ():
+                for parameter in operation.get("parameters", ()):
+                    if parameter["in"] == "path":
+                        parameter["example"] = values[parameter["name"]]
 
 
 def _name_model(document: dict[str, Any], model: str) -> None:

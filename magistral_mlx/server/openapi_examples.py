@@ -219,6 +219,18 @@ def _message(summary: str, **body: Any) -> Example:
     return {"summary": summary, "value": {"max_tokens": 200, "seed": 1} | body}
 
 
+_ASKED: dict[str, Any] = {"type": "message", "role": "user", "content": "What is 37 + 85?"}
+COMPACT_EXAMPLES: dict[str, Example] = {
+    "short": {"summary": "A short conversation", "value": {"input": [_ASKED]}},
+}
+CONVERSATION_EXAMPLES: dict[str, Example] = {
+    "empty": {"summary": "With metadata alone", "value": {"metadata": {"topic": "sums"}}},
+    "items": {"summary": "With its first items", "value": {"items": [_ASKED]}},
+}
+ITEM_EXAMPLES: dict[str, Example] = {
+    "question": {"summary": "A question", "value": {"items": [_ASKED]}},
+}
+
 MESSAGE_EXAMPLES: dict[str, Example] = {
     "text": _message("A question, answered at once", messages=[_CHAT_SUM]),
     "thinking": _message(

@@ -40,7 +40,7 @@ from magistral_mlx.server.openai.response_object import (
     ResponseUsage,
     SummaryPart,
 )
-from magistral_mlx.server.openai.response_request import encode_thinking
+from magistral_mlx.server.openai.response_request import encode_text
 from magistral_mlx.server.openai.response_tools import (
     ResponseTools,
     ToolName,
@@ -152,7 +152,7 @@ class ResponseFormatter:
             yield self._part_event(block, "done", part=part)
             setattr(item, "summary" if isinstance(part, SummaryPart) else "content", [part])
             if isinstance(item, OutputReasoning) and self._encrypted:
-                item.encrypted_content = encode_thinking(block.text)
+                item.encrypted_content = encode_text(block.text)
         copy = item.model_copy()
         yield self._event("response.output_item.done", output_index=self._index, item=copy)
         self.response.output = [*self.response.output, item]
@@ -160,7 +160,7 @@ class ResponseFormatter:
     def _finish(self, sample: SampleOutput) -> ResponseEvent:
         response, whole = self.response, sample.finished.reason == "stop"
         response.status = "completed" if whole else "incomplete"
-        response.usage = _usage(sample.stats)
+        response.usage = response_usage(sample.stats)
         response.timings = timings_of(sample.stats)
         response.completed_at = int(time.time())
         if sample.notes:
@@ -221,7 +221,8 @@ def _new_item(block: OutputBlock, tool: ToolName) -> OutputItem:
     return OutputFunctionCall(type="function_call", id=new_id("fc_"), arguments="", **head)
 
 
-def _usage(stats: Stats) -> ResponseUsage:
+def response_usage(stats: Stats) -> ResponseUsage:
+    """The usage of one answer as a response field."""
     return ResponseUsage(
         input_tokens=stats.prompt_tokens,
         input_tokens_details=ResponseInputDetails(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema
 
@@ -31,6 +31,7 @@ class InputMessage(RequestSchema):
     """A message of any role."""
 
     type: Literal["message"] = "message"
+    id: str | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: (
         str | Many[Annotated[InputText | InputImage | ResponseRefusal, Field(discriminator="type")]]
@@ -101,10 +102,23 @@ class ItemReference(RequestSchema):
     id: str
 
 
+class CompactionItem(RequestSchema):
+    """Summary of the conversation before it, as /v1/responses/compact made it."""
+
+    type: Literal["compaction"]
+    id: str | None = None
+    encrypted_content: Annotated[
+        str, Field(description="The summary as this server encoded it; others are ignored.")
+    ]
+
+
 class SkippedItem(RequestSchema):
-    """Record of a tool that ran at the vendor's: left out of the prompt."""
+    """Record of a tool that ran at the vendor's: left out of the prompt, and kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
 
     type: str
+    id: str | None = None
 
 
 _CALL_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
@@ -121,7 +135,6 @@ _SKIPPED = (
     "mcp_approval_response",
     "tool_search_call",
     "tool_search_output",
-    "compaction",
 )
 
 
@@ -146,6 +159,7 @@ Item = Annotated[
     | Annotated[CustomCallItem, Tag("custom_tool_call")]
     | Annotated[LocalShellCallItem, Tag("local_shell_call")]
     | Annotated[CallOutputItem, Tag("output")]
+    | Annotated[CompactionItem, Tag("compaction")]
     | Annotated[ItemReference, Tag("item_reference")]
     | Annotated[SkippedItem, Tag("skipped")],
     Discriminator(_item_kind),

@@ -117,6 +117,10 @@ class IncompleteDetails(BaseModel):
     reason: Literal["max_output_tokens"]
 
 
+class ConversationId(BaseModel):
+    id: str
+
+
 class ResponseObject(BaseModel):
     """A response: items of thinking, text and calls, in the order in which they came."""
 
@@ -132,6 +136,7 @@ class ResponseObject(BaseModel):
     usage: ResponseUsage | None
     instructions: str | None
     previous_response_id: str | None
+    conversation: ConversationId | None = None
     store: bool
     max_output_tokens: int | None
     temperature: float

@@ -11,6 +11,7 @@ from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.openai.chat_schemas import JSONFormat
 from magistral_mlx.server.openai.response_items import (
     CallOutputItem,
+    CompactionItem,
     CustomCallItem,
     FunctionCallItem,
     InputImage,
@@ -42,7 +43,7 @@ from magistral_mlx.server.request_translation import (
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
-_ENCODED = "magistral-mlx:"  # before the base64 of the thinking
+_ENCODED = "magistral-mlx:"  # before the base64 of a text
 _SHELL_FIELDS = ("command", "working_directory", "timeout_ms")
 
 
@@ -77,23 +78,34 @@ def response_messages(items: Sequence[Item], instructions: str | None) -> list[d
                 builder.call(LOCAL_SHELL, action, item.call_id or item.id)
             case CallOutputItem():
                 builder.result(_parts(item.output), item.call_id or item.id)
+            case CompactionItem():
+                summary = _decoded(item.encrypted_content)
+                if summary is not None:
+                    builder.user(f"Summary of the conversation so far:\n\n{summary}")
             case SkippedItem():
                 pass
     return continue_last(builder.messages())
 
 
-def encode_thinking(text: str) -> str:
-    """Thinking as `encrypted_content`, for clients that send it back and keep nothing else."""
+def encode_text(text: str) -> str:
+    """Text as `encrypted_content`, for clients that send it back and keep nothing else."""
     return _ENCODED + base64.b64encode(text.encode("utf-8", "replace")).decode()
 
 
+def _decoded(content: str | None) -> str | None:
+    """The text that `encode_text` encoded; None for what it has not."""
+    if content is None or not content.startswith(_ENCODED):
+        return None
+    try:
+        return base64.b64decode(content.removeprefix(_ENCODED), validate=True).decode()
+    except ValueError:
+        return None  # changed on its way
+
+
 def _thinking(item: ReasoningItem) -> str:
-    encoded = item.encrypted_content or ""
-    if encoded.startswith(_ENCODED):
-        try:
-            return base64.b64decode(encoded.removeprefix(_ENCODED), validate=True).decode()
-        except ValueError:
-            pass  # changed on its way: the readable form counts
+    text = _decoded(item.encrypted_content)
+    if text is not None:
+        return text
     return "".join(part.text for part in item.content or item.summary or ())
 
 
@@ -153,9 +165,9 @@ def _check_unsupported(request: ResponseRequest) -> None:
         raise BadRequest(
             "background is not supported: wait for the response, or stream it.", param="background"
         )
-    if request.conversation is not None:
+    if request.conversation is not None and request.previous_response_id is not None:
         raise BadRequest(
-            "conversation is not supported: name the response before as previous_response_id.",
+            "conversation and previous_response_id exclude each other: give one.",
             param="conversation",
         )
 

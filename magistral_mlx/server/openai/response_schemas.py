@@ -149,6 +149,10 @@ class Reasoning(RequestSchema):
     ] = None
 
 
+class ConversationReference(RequestSchema):
+    id: str
+
+
 class ResponseRequest(RequestBody):
     """Input to respond to. The fields that OpenAI's API lacks say so."""
 
@@ -197,7 +201,13 @@ class ResponseRequest(RequestBody):
         Field(description="auto leaves out the oldest turns where the context is too small."),
     ] = None
     background: Annotated[bool | None, Field(description="Refused if true.")] = None
-    conversation: Annotated[Any, Field(description="Refused: use previous_response_id.")] = None
+    conversation: Annotated[
+        str | ConversationReference | None,
+        Field(
+            description="Id of a conversation: the response continues it, and what it adds is "
+            "kept there."
+        ),
+    ] = None
     metadata: Annotated[Table[str] | None, Field(description="Comes back with the response.")] = (
         None
     )
@@ -212,3 +222,9 @@ class ResponseRequest(RequestBody):
             "reasoning.effort. Not in OpenAI's API."
         ),
     ] = None
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The id of the conversation that it continues."""
+        named = self.conversation
+        return named.id if isinstance(named, ConversationReference) else named

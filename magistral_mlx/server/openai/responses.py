@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Path, Request, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from magistral_mlx.api.options import Options
 from magistral_mlx.events import Event
 from magistral_mlx.server.blocks import read_blocks
+from magistral_mlx.server.errors import NotFound
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.openai.chat import ERRORS
+from magistral_mlx.server.openai.conversations import extend, store_of
+from magistral_mlx.server.openai.item_lists import (
+    After,
+    ItemList,
+    Order,
+    PageSize,
+    page_of,
+    with_id,
+)
 from magistral_mlx.server.openai.response_format import ResponseFormatter
 from magistral_mlx.server.openai.response_items import Item, ItemReference
 from magistral_mlx.server.openai.response_object import (
+    ConversationId,
     OutputCall,
     OutputItem,
     ResponseEvent,
     ResponseObject,
 )
+from magistral_mlx.server.openai.response_replay import replay
 from magistral_mlx.server.openai.response_request import (
     ENCRYPTED,
     input_items,
@@ -32,8 +46,10 @@ from magistral_mlx.server.openai.response_request import (
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
 from magistral_mlx.server.openai.response_store import (
     ResponseStore,
+    StoredConversation,
     StoredResponse,
     as_input,
+    size_of,
 )
 from magistral_mlx.server.openai.response_tools import ResponseTools
 from magistral_mlx.server.openapi import stream_response
@@ -41,7 +57,7 @@ from magistral_mlx.server.openapi_examples import RESPONSE_EXAMPLES
 from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.shared_fields import new_id
-from magistral_mlx.server.sse import stream_of
+from magistral_mlx.server.sse import data, stream_of
 
 PATH = "/v1/responses"
 
@@ -64,7 +80,7 @@ async def responses(
     """
     service: GenerationService = request.app.state.service
     options = response_options(body)
-    conversation = _Conversation(_store(request), body, len(await request.body()))
+    conversation = Conversation(store_of(request), body, len(await request.body()))
     messages = response_messages(conversation.items, body.instructions)
     exchange = service.answer(
         request,
@@ -114,33 +130,68 @@ async def count_input_tokens(
 ) -> InputTokens:
     """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
     service: GenerationService = request.app.state.service
-    conversation = _Conversation(_store(request), body, len(await request.body()))
+    conversation = Conversation(store_of(request), body, len(await request.body()))
     messages = response_messages(conversation.items, body.instructions)
     tokens = await service.count(request, body.model, messages, response_options(body))
     return InputTokens(input_tokens=tokens)
 
 
-@router.get(PATH + "/{id}", summary="A stored response", response_model=ResponseObject)
-async def response(request: Request, id: _Id) -> Response:
-    found = _store(request).get(id, "id").response
+@router.get(
+    PATH + "/{id}",
+    summary="A stored response",
+    response_model=ResponseObject,
+    responses={200: stream_response(ResponseEvent, "The response; with `stream`, its events")},
+)
+async def response(
+    request: Request,
+    id: _Id,
+    stream: Annotated[bool, Query(description="Send the events of its stream again.")] = False,
+    starting_after: Annotated[
+        int, Query(description="Number of the event after which a stream begins.")
+    ] = -1,
+) -> Response:
+    """A stream that is sent again has each text, and the arguments of each call, in one event."""
+    found = store_of(request).get(id, "id").response
     assert found is not None
-    return JSONResponse(found.model_dump(exclude_unset=True))
+    if not stream:
+        return JSONResponse(found.model_dump(exclude_unset=True))
+    events = [data(each) for each in replay(found) if each.sequence_number > starting_after]
+    return EventSourceResponse(_each(events), sep="\n")
+
+
+@router.get(PATH + "/{id}/input_items", summary="What a stored response answers")
+async def list_input_items(
+    request: Request,
+    id: _Id,
+    limit: PageSize = 20,
+    order: Order = "desc",
+    after: After = None,
+) -> ItemList:
+    """The items of its input, with those of the conversation before it."""
+    stored = store_of(request).get(id, "id")
+    before = stored.items[: len(stored.items) - stored.outputs]
+    return page_of(before, after=after, limit=limit, order=order)
 
 
 @router.delete(PATH + "/{id}", summary="Delete a response")
 async def delete(request: Request, id: _Id) -> ResponseDeleted:
     """Later responses of its conversation stay, with all their items."""
-    store = _store(request)
+    store = store_of(request)
     store.get(id, "id")
     store.remove(id)
     return ResponseDeleted(id=id)
+
+
+async def _each(events: list[ServerSentEvent]) -> AsyncIterator[ServerSentEvent]:
+    for event in events:
+        yield event
 
 
 async def _stream(
     events: AsyncIterator[Event],
     exchange: Exchange,
     formatter: ResponseFormatter,
-    conversation: _Conversation,
+    conversation: Conversation,
 ) -> AsyncIterator[ResponseEvent]:
     formatter.response.model = exchange.model  # known now
     async for event in formatter.stream(events):
@@ -149,48 +200,45 @@ async def _stream(
         yield event
 
 
-class _Conversation:
+class Conversation:
     """The conversation of one request: its stored items and the new ones."""
 
     def __init__(self, store: ResponseStore, body: ResponseRequest, size: int) -> None:
         """`size`: bytes of the request.
 
         Raises:
-            NotFound: the previous response, or an item that is referred to, is not stored.
+            NotFound: the previous response, the conversation, or an item that is referred to, is
+                not stored.
         """
-        before = StoredResponse((), 0)
+        self._added = tuple(
+            store.item(item.id) if isinstance(item, ItemReference) else with_id(item)
+            for item in input_items(body)
+        )
+        self._id = body.conversation_id
+        before: StoredResponse | StoredConversation = StoredResponse((), 0)
         if body.previous_response_id is not None:
             before = store.get(body.previous_response_id)
-        added = [
-            store.item(item.id) if isinstance(item, ItemReference) else item
-            for item in input_items(body)
-        ]
-        self.items: Sequence[Item] = (*before.items, *added)
-        self._store = store if body.store is not False else None
+        elif self._id is not None:
+            before = store.conversation(self._id, "conversation")
+        self.items: tuple[Item, ...] = (*before.items, *self._added)
+        self._store = store
+        self._keeps = body.store is not False
         self._bytes = before.bytes + size
 
     def store(self, response: ResponseObject) -> None:
         """Store it with its response, unless the request says not to."""
-        if self._store is None:
-            return
         said = as_input([item for item in response.output if not _is_cut(item)])
-        size = self._bytes + sum(len(str(item)) for item in said)
-        items = (*self.items, *said)
-        self._store.put(response.id, StoredResponse(items, size, response))
+        if self._id is not None:
+            with suppress(NotFound):  # deleted since
+                extend(self._store, self._id, (*self._added, *said))
+        if self._keeps:
+            items, size = (*self.items, *said), self._bytes + size_of(said)
+            self._store.put(response.id, StoredResponse(items, size, response, len(said)))
 
 
 def _is_cut(item: OutputItem) -> bool:
     """Whether it is a call that was cut short, which no function can have answered."""
     return isinstance(item, OutputCall) and item.status != "completed"
-
-
-def _store(request: Request) -> ResponseStore:
-    """The store of this application."""
-    state = request.app.state
-    if not hasattr(state, "responses"):
-        state.responses = ResponseStore()
-    store: ResponseStore = state.responses
-    return store
 
 
 def _formatter(exchange: Exchange, body: ResponseRequest, options: Options) -> ResponseFormatter:
@@ -223,6 +271,8 @@ def _formatter(exchange: Exchange, body: ResponseRequest, options: Options) -> R
         metadata=body.metadata or {},
         seed=options.seed or 0,
     )
+    if body.conversation_id is not None:
+        response.conversation = ConversationId(id=body.conversation_id)
     return ResponseFormatter(
         response,
         ResponseTools(body.tools),
