@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from types import TracebackType
@@ -115,7 +114,7 @@ class AsyncStream(AsyncIterator[Event]):
 
         await loop.run_in_executor(executor, begin)
         assert self.request is not None
-        weakref.finalize(self, self.request.cancel).atexit = False
+        self.request.cancel_without(self)
 
 
 def _into(

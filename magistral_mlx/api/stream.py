@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
@@ -34,8 +33,7 @@ class Stream(Iterator[Event]):
         self.request = submit(self._items.put)
         self._ended = False
         self._reading = threading.Lock()
-        # A stream that nobody holds any more frees the worker.
-        weakref.finalize(self, self.request.cancel).atexit = False
+        self.request.cancel_without(self)
 
     def next(self, timeout: float | None = None) -> Event | None:
         """The next event; None after the last.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -161,6 +162,20 @@ class Request:
         self.put(Finished("cancelled", NOTHING))
         self._end(None)
 
+    def cancel_without(self, reader: object) -> None:
+        """Cancel it once nobody holds `reader` any more, so that the worker is free for others.
+
+        Nothing here keeps the request: one that failed is kept alive by its error's traceback, and
+        would keep the model with it.
+        """
+        request = weakref.ref(self)
+
+        def cancel() -> None:
+            if (alive := request()) is not None:
+                alive.cancel()
+
+        weakref.finalize(reader, cancel).atexit = False
+
     def wait(self, timeout: float | None = None) -> Result:
         """Wait for the end -> the result, with all samples in it.
 
@@ -244,7 +259,7 @@ class Request:
             self.put(event)
 
     def finish_sample(self, reason: FinishReason) -> None:
-        """RequestEnd the present sample: what was incomplete, and its figures."""
+        """End the present sample: put what was incomplete, and its figures."""
         if self.sample is None:
             self.put(Finished(reason, NOTHING))
             return
@@ -258,7 +273,7 @@ class Request:
             observer(event)
 
     def finish(self, error: BaseException | None = None) -> None:
-        """RequestEnd it: all events have been put, or `error` came instead."""
+        """End it: all events have been put, or `error` came instead."""
         with self._lock:
             if self._status is RequestStatus.FINISHED:
                 return

@@ -124,6 +124,7 @@ def test_surplus_calls_of_an_older_model_are_dropped(parallel: bool, names: list
         tokenizer=tokenizer,
         prompt=encode([User("a")], tokenizer),
         stop=(),
+        include_stop=False,
         hidden_stops=frozenset(),
         parallel_calls=parallel,
     )

@@ -1,7 +1,9 @@
 """Reading a stream: with a time limit, by polling, and by one reader at a time."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from typing import Any
 
 import PIL.Image
@@ -48,6 +50,10 @@ def test_an_error_comes_by_next_as_well(talker: Magistral, monkeypatch: pytest.M
     with pytest.raises(CheckpointError, match="damaged"):
         read_all(stream)
     assert stream.next() is None
+    request = weakref.ref(stream.request)
+    del stream
+    gc.collect()
+    assert request() is None  # an error keeps neither its request nor the model
 
 
 def test_a_second_thread_is_refused_while_the_first_waits(talker: Magistral):
