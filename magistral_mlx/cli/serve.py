@@ -19,6 +19,7 @@ from magistral_mlx.cli.terminal import say
 from magistral_mlx.option_spec import Integer, Number
 
 if TYPE_CHECKING:
+    from magistral_mlx.mcp.config import ServerSpec
     from magistral_mlx.server.model_registry import ModelRegistry
     from magistral_mlx.server.settings import Settings
 
@@ -105,6 +106,13 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     metavar="DIR",
     section="Server",
     help="Folder that gets a trace of each exchange, a JSON file.",
+)
+@option(
+    "--mcp",
+    type=FILE,
+    metavar="FILE",
+    section="Server",
+    help='Tools of the MCP servers in FILE ({"mcpServers": …}) on the page; each call asks first.',
 )
 @option(
     "--log-prompts", is_flag=True, section="Server", help="Write prompts and answers to the log."
@@ -208,6 +216,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
     return Settings(
         **{name: options[name] for name in taken},
         models=models,
+        mcp=_mcp_servers(options["mcp"]),
         traces=Path(options["traces"]) if options["traces"] else None,
         grace=math.inf if options["grace"] is None else options["grace"],
         limits=Limits(
@@ -219,6 +228,16 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
         ),
         load=load_options(options, wire=bool(options["wire"])),
     )
+
+
+def _mcp_servers(file: str | None) -> tuple[ServerSpec, ...]:
+    if file is None:
+        return ()
+    from magistral_mlx.mcp.config import read_servers
+    from magistral_mlx.requirements import check_extra
+
+    check_extra("--mcp", "mcp", "mcp")
+    return read_servers(file)
 
 
 def _log_to_stderr() -> None:

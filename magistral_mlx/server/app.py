@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from magistral_mlx import __version__
 from magistral_mlx.api.magistral import Magistral
+from magistral_mlx.errors import MagistralError
+from magistral_mlx.mcp.servers import MCPServers
 from magistral_mlx.runtime.progress import OnProgress
-from magistral_mlx.server import documents, other_servers
+from magistral_mlx.server import documents, mcp_tools, other_servers
 from magistral_mlx.server.anthropic import messages
 from magistral_mlx.server.anthropic.response_schemas import MessageEvent
 from magistral_mlx.server.error_responses import install_handlers
@@ -67,9 +69,16 @@ def create_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        service.start()
-        yield
-        await service.close()
+        async with AsyncExitStack() as stack:
+            if settings.mcp:
+                try:
+                    app.state.mcp = await stack.enter_async_context(MCPServers(settings.mcp))
+                except MagistralError as error:
+                    service.fail(error)
+            if service.load_error is None:
+                service.start()
+            yield
+            await service.close()
 
     app = FastAPI(
         title="magistral-mlx",
@@ -84,6 +93,8 @@ def create_app(
     app.include_router(operation)
     for protocol in _PROTOCOLS:
         app.include_router(protocol.router)
+    if settings.mcp:
+        app.include_router(mcp_tools.router)
     mount_page(app)
     describe(
         app,

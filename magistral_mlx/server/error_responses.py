@@ -29,6 +29,7 @@ from magistral_mlx.errors import (
     ModelClosed,
     OutOfMemory,
     PromptError,
+    ToolServerError,
 )
 from magistral_mlx.server.errors import APIError
 
@@ -45,6 +46,7 @@ _KINDS: tuple[tuple[type[MagistralError], int, str | None], ...] = (
     (ImageError, 400, "invalid_image"),
     (DocumentError, 400, "invalid_document"),
     (MissingExtra, 400, "missing_package"),
+    (ToolServerError, 404, "unknown_tool"),
     (InvalidOption, 400, None),
     (OutOfMemory, 400, "out_of_memory"),
     (ModelClosed, 503, "unavailable"),

@@ -165,6 +165,11 @@ class GenerationService:
         """Begin to load the first model. `first_load` is set when that ends."""
         self._parts.spawn(self._load_first())
 
+    def fail(self, error: MagistralError) -> None:
+        """Give up before the first model is loaded."""
+        self.load_error = error
+        self.first_load.set()
+
     async def _load_first(self) -> None:
         try:
             async with self.pool.use(self.registry.first):

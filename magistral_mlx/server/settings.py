@@ -9,6 +9,7 @@ from pathlib import Path
 
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.mcp.config import ServerSpec
 
 MIB = 1 << 20
 OLLAMA_PORT = 11434
@@ -58,6 +59,7 @@ class Settings:
     allow_remote_images: fetch images from public web addresses.
     keep_alive: seconds after which an idle model gives its memory back; None keeps it.
     traces: a folder that gets each exchange as a JSON file.
+    mcp: MCP servers whose tools the page may call.
     log_prompts: write what is asked and answered into the log.
     grace: seconds that running answers get to finish when the server is stopped.
     """
@@ -73,6 +75,7 @@ class Settings:
     allow_remote_images: bool = False
     keep_alive: float | None = None
     traces: Path | None = None
+    mcp: tuple[ServerSpec, ...] = ()
     log_prompts: bool = False
     grace: float = 30.0
     limits: Limits = field(default_factory=Limits)

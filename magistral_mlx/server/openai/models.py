@@ -78,6 +78,7 @@ class ModelList(BaseModel):
     last_id: str
     has_more: Literal[False] = False
     limits: RequestLimits
+    mcp: Annotated[bool, Field(description="Whether the page has tools of MCP servers.")]
 
 
 @router.get("/v1/models", summary="The models that requests may name")
@@ -90,7 +91,13 @@ async def models(request: Request) -> ModelList:
         image_pixels=MAX_IMAGE_PIXELS,
         prompt_pixels=MAX_PROMPT_PIXELS,
     )
-    return ModelList(data=found, first_id=found[0].id, last_id=found[-1].id, limits=limits)
+    return ModelList(
+        data=found,
+        first_id=found[0].id,
+        last_id=found[-1].id,
+        limits=limits,
+        mcp=bool(service.settings.mcp),
+    )
 
 
 @router.get("/v1/models/{id:path}", summary="One model", responses=_404)

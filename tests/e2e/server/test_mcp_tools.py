@@ -1,0 +1,80 @@
+"""Tools of MCP servers: for the page of this server, and never for a page of another origin."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from magistral_mlx.mcp.config import ServerSpec
+from magistral_mlx.server.settings import Settings
+from tests.mcp_servers import TIME, write_servers
+from tests.serving import Server, live_server
+
+pytestmark = pytest.mark.slow
+
+SPEC = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
+NOON = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
+CALL = {"name": "time_convert_time", "arguments": NOON}
+
+
+@pytest.fixture(scope="module")
+def tooled() -> Iterator[Server]:
+    settings = Settings(models=("demo",), mcp=(SPEC,), cors_origins=("https://chat.example", "*"))
+    with live_server(settings) as server:
+        yield server
+
+
+def test_the_page_lists_and_calls_them(tooled: Server):
+    assert tooled.get("/v1/models")[1]["mcp"] is True
+    status, found = tooled.get("/v1/mcp/tools", sec_fetch_site="same-origin")
+    assert status == 200
+    assert [tool["name"] for tool in found["tools"]] == [
+        "time_get_current_time", "time_convert_time",
+    ]  # fmt: skip
+    status, result = tooled.post("/v1/mcp/calls", CALL, origin=tooled.url)
+    assert (status, result["is_error"]) == (200, False)
+    assert "21:00:00+09:00" in result["content"]
+    status, result = tooled.post("/v1/mcp/calls", {"name": "time_get_current_time"})
+    assert (status, result["is_error"]) == (200, True)
+    status, answer = tooled.post("/v1/mcp/calls", {"name": "rm"})
+    assert (status, answer["error"]["code"]) == (404, "unknown_tool")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://chat.example"},  # which --cors lets use the models
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"host": "evil.example"},
+    ],
+)
+def test_a_page_of_another_origin_never_reaches_them(tooled: Server, headers: dict[str, str]):
+    assert tooled.get("/v1/mcp/tools", **headers)[0] == 403
+    assert tooled.post("/v1/mcp/calls", CALL, **headers)[0] == 403
+
+
+def test_they_are_off_unless_asked_for(server: Server):
+    assert server.get("/v1/models")[1]["mcp"] is False
+    assert server.get("/v1/mcp/tools")[0] == 404
+    assert server.post("/v1/mcp/calls", CALL)[0] == 404
+
+
+def test_a_server_that_is_none_ends_serve_with_one_line(tmp_path: Path):
+    file = write_servers(tmp_path / "mcp.json", a={"command": "/no/such"})
+    words = ("serve", "demo", "--port", "0", "--mcp", str(file))
+    done = subprocess.run(
+        [sys.executable, "-m", "magistral_mlx.cli.main", *words],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "magistral-mlx: the MCP server a cannot be started: there is no command /no/such."
+    )
+    assert "Traceback" not in done.stderr
