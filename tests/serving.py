@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from magistral_mlx import Magistral
 from magistral_mlx.server.app import create_app
+from magistral_mlx.server.launcher import uvicorn_config
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 from tests.scripted import write_scripted_checkpoint
@@ -97,13 +98,14 @@ def live_server(
     load: Callable[..., Magistral] = Magistral.load,
     *,
     ready: bool = True,
+    connections: int | None = None,
 ) -> Iterator[Server]:
     """A server with `settings` (the demo model), once its model is loaded."""
     app = create_app(settings or Settings(models=("demo",)), load)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        config = uvicorn.Config(app, log_level="warning", lifespan="on")
-        process = uvicorn.Server(config)
+        settings = settings or Settings(models=("demo",))
+        process = uvicorn.Server(uvicorn_config(app, settings.grace, connections))
         thread = threading.Thread(target=process.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         server = Server(f"http://127.0.0.1:{port}", port, app)

@@ -16,9 +16,9 @@ from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server import documents, mcp_tools, other_servers
 from magistral_mlx.server.anthropic import messages
 from magistral_mlx.server.anthropic.response_schemas import MessageEvent
+from magistral_mlx.server.bodies import BodyDrain, BodyLimit, BodyUnpacker
 from magistral_mlx.server.error_responses import install_handlers
 from magistral_mlx.server.middleware import (
-    BodyLimit,
     HostGuard,
     KeyGuard,
     RequestCounter,
@@ -110,6 +110,7 @@ def _add_middleware(app: FastAPI, service: GenerationService) -> None:
     """Add the middleware, the innermost first."""
     settings = service.settings
     app.add_middleware(UnhandledErrors)
+    app.add_middleware(BodyUnpacker, limit=settings.limits.body_bytes)
     app.add_middleware(BodyLimit, limit=settings.limits.body_bytes)
     if settings.api_key is not None:
         app.add_middleware(KeyGuard, key=settings.api_key)
@@ -124,3 +125,4 @@ def _add_middleware(app: FastAPI, service: GenerationService) -> None:
         )
     app.add_middleware(HostGuard, settings=settings)
     app.add_middleware(RequestCounter, counter=service.metrics.requests)
+    app.add_middleware(BodyDrain)

@@ -81,6 +81,12 @@ class TooLarge(APIError):
     status, code = 413, "request_too_large"
 
 
+class UnsupportedEncoding(APIError):
+    """A body that is packed in a way that this server cannot unpack."""
+
+    status, code = 415, "unsupported_encoding"
+
+
 class Busy(APIError):
     """A full queue. `Retry-After` holds the seconds until a new try."""
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server.app import create_app
+from magistral_mlx.server.connections import most_connections, protocol_of, raise_file_limit
 from magistral_mlx.server.model_registry import ModelRegistry
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import OLLAMA_PORT, Settings
@@ -51,22 +53,33 @@ def serve(
                 sockets.append(listener)
         app = create_app(settings, on_progress=on_progress)
         service: GenerationService = app.state.service
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_CONNECTION,
-            timeout_graceful_shutdown=_timeout(settings.grace),
-        )
+        config = uvicorn_config(app, settings.grace)
         on_listening([url_of(listener) for listener in sockets], service.registry)
         _Server(config, service, on_ready).run(sockets=sockets)
     if service.load_error is not None:
         raise service.load_error
+
+
+def uvicorn_config(app: FastAPI, grace: float, connections: int | None = None) -> uvicorn.Config:
+    """How uvicorn serves `app`.
+
+    Args:
+        grace: seconds that running answers get when it is stopped.
+        connections: open connections at most; None for what this process may have.
+    """
+    most = most_connections(raise_file_limit()) if connections is None else connections
+    return uvicorn.Config(
+        app,
+        http=protocol_of(most),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_CONNECTION,
+        timeout_graceful_shutdown=_timeout(grace),
+    )
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -1,4 +1,4 @@
-"""Middleware around the application: host and key checks, limits, metrics, last errors.
+"""Middleware around the application: host and key checks, metrics, last errors.
 
 A web page that somebody has open must not reach a server on their own machine. Its browser tells
 where a request comes from (Origin), and that is refused unless it is this server's own page. A
@@ -15,14 +15,13 @@ from urllib.parse import urlsplit
 
 from prometheus_client import Counter
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from magistral_mlx.server.error_responses import error_response
-from magistral_mlx.server.errors import APIError, Forbidden, NotAuthorized, TooLarge
-from magistral_mlx.server.settings import LOOPBACK, MIB, Settings
+from magistral_mlx.server.errors import APIError, Forbidden, NotAuthorized
+from magistral_mlx.server.settings import LOOPBACK, Settings
 
 _OTHER = "other"  # all paths that do not exist: a client must not fill the memory with names
 _EVERYWHERE = ("0.0.0.0", "::")
@@ -104,49 +103,6 @@ class KeyGuard:
                 given.append(credentials.strip())
         # Their digests, which are of one length, so that time tells nothing of the key.
         return any(hmac.compare_digest(_digest(key), self._digest) for key in given)
-
-
-class BodyLimit:
-    """Refuse a body over the limit, whatever its header says."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if self._declared(scope) > self._limit:
-            await error_response(TooLarge(self._message)).response(scope["path"])(
-                scope, receive, send
-            )
-            return
-        taken = 0
-
-        async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._limit:
-                # FastAPI passes on this kind of error alone while it reads a body.
-                raise HTTPException(TooLarge.status, self._message)
-            return message
-
-        await self._app(scope, bounded, send)
-
-    @property
-    def _message(self) -> str:
-        return (
-            f"the request has more than {self._limit / MIB:.4g} MiB. Send fewer or smaller "
-            "images, or start the server with a higher --max-body."
-        )
-
-    def _declared(self, scope: Scope) -> int:
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit():
-                return int(value[:20])
-        return 0
 
 
 class UnhandledErrors:
