@@ -2,6 +2,8 @@
 
 llguidance (Rust, MIT) tracks the grammar; a mask over 131,072 tokens takes well under a millisecond
 on the host, while the device computes the logits.
+
+The file is longer than others because one compiler makes all kinds of grammars, which share rules.
 """
 
 from __future__ import annotations
