@@ -104,6 +104,7 @@ class Backend:
     dispatch_flops: largest number of floating-point operations of one call of attention; None for
         no limit.
     prefers_float16: bfloat16 is emulated, so that float16 is faster.
+    wide_products: a quantized product of a few rows reads the matrix once for all of them.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -114,6 +115,7 @@ class Backend:
     few_rows: int
     dispatch_flops: int | None = None
     prefers_float16: bool = False
+    wide_products: bool = True
 
     @property
     def pass_costs(self) -> tuple[tuple[int, float], ...]:
@@ -126,12 +128,16 @@ class Backend:
         """
         if self.name == "cpu":
             return _CPU_COSTS if self.dequantize_from_rows else _LINEAR_COSTS
-        return _GPU_COSTS
+        return _GPU_COSTS if self.wide_products else _GPU_COSTS_BEFORE_M3
 
 
 _CPU_COSTS = ((1, 1.0), (4, 4.0), (5, 4.8), (32, 5.5))
 _LINEAR_COSTS = ((1, 1.0), (8, 8.0))
 _GPU_COSTS = ((1, 1.0), (2, 1.3), (4, 1.9), (8, 3.2), (16, 4.0), (32, 5.0))
+# From 6 rows on these chips multiply tiles of 32 rows (`get_qmv_batch_limit`, lines 104 to 121 of
+# mlx/backend/metal/quantized.cpp in commit 846d176): computed, 2 x 32 operations a weight over 10.4
+# TFLOPS against its 4.5 bits over 400 GB/s are 4.4 on an M1 Max.
+_GPU_COSTS_BEFORE_M3 = ((1, 1.0), (2, 1.3), (4, 1.9), (5, 2.3), (6, 4.5), (32, 5.5))
 
 
 @cache
@@ -152,6 +158,7 @@ def backend() -> Backend:
         name="metal",
         dispatch_flops=dispatch_flops(architecture),
         prefers_float16=emulates_bfloat16(architecture),
+        wide_products=wide_products(architecture),
     )
 
 
@@ -176,6 +183,14 @@ def emulates_bfloat16(architecture: str) -> bool:
     """
     generation = architecture.rpartition("_g")[2][:2]
     return generation in ("13", "14")
+
+
+def wide_products(architecture: str) -> bool:
+    """Whether MLX has `qmv_wide` for a chip, by Metal's name of its architecture ("applegpu_g13s"
+    is an M1 Max): from M3 on (`use_qmv_wide`, line 538 of mlx/backend/metal/quantized.cpp in
+    commit 846d176)."""
+    generation = architecture.rpartition("_g")[2][:2]
+    return not generation.isdigit() or int(generation) >= 15
 
 
 def device_error_advice(error: str) -> str:

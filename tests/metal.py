@@ -16,6 +16,7 @@ import pytest
 import magistral_mlx.backend
 import magistral_mlx.cache.attention
 import magistral_mlx.cache.quantized
+import magistral_mlx.engine.speculate.speculator
 import magistral_mlx.memory.limits
 import magistral_mlx.model.linear
 import magistral_mlx.model.text
@@ -25,6 +26,7 @@ _USERS = (
     magistral_mlx.backend,
     magistral_mlx.cache.attention,
     magistral_mlx.cache.quantized,
+    magistral_mlx.engine.speculate.speculator,
     magistral_mlx.memory.limits,
     magistral_mlx.model.linear,
     magistral_mlx.model.text,

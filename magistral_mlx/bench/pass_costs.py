@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from magistral_mlx.bench.process import Program, RuntimeProcess
 from magistral_mlx.bench.rounds import Figure, repeat
-from magistral_mlx.engine.speculate.costs import PassCosts
+from magistral_mlx.engine.speculate.costs import LONG_CONTEXT, PassCosts
 from magistral_mlx.engine.speculate.measured import smoothed
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -16,11 +17,19 @@ _SLOW = 2.0  # seconds of one pass from which the measurement would take too lon
 
 
 def measure_pass_costs(
-    program: Program, folder: Path, dtype: str | None, on_stage: Callable[[str], None]
+    program: Program,
+    folder: Path,
+    dtype: str | None,
+    on_stage: Callable[[str], None],
+    *,
+    long: bool = False,
 ) -> PassCosts | None:
     """Measure our runtime with a checkpoint; None if a pass is too slow for that.
 
     All numbers of rows take turns, so that a slow round affects all of them alike.
+
+    Args:
+        long: measure passes over `LONG_CONTEXT` tokens as well, whose caches have to fit.
 
     Raises:
         BenchmarkError: the runtime failed.
@@ -29,13 +38,17 @@ def measure_pass_costs(
     with RuntimeProcess(program) as worker:
         worker.ask("load", folder=str(folder), dtype=dtype)
 
-        def measure() -> list[float]:
-            seconds: list[float] = worker.ask("passes", filled=_CONTEXT, rows=ROWS)["seconds"]
+        def measure(context: int) -> list[float]:
+            seconds: list[float] = worker.ask("passes", filled=context, rows=ROWS)["seconds"]
             return seconds
+
+        def costs(context: int) -> PassCosts:
+            measure(context)
+            columns = zip(*repeat(partial(measure, context), most=5), strict=True)
+            return smoothed(ROWS, [Figure.of(values).median for values in columns])
 
         warm = worker.ask("passes", filled=_CONTEXT, rows=[1, 1])["seconds"]
         if warm[-1] > _SLOW:
             return None
-        measure()
-        columns = zip(*repeat(measure, most=5), strict=True)
-        return smoothed(ROWS, [Figure.of(values).median for values in columns])
+        short = costs(_CONTEXT)
+        return PassCosts(short.points, costs(LONG_CONTEXT).points) if long else short

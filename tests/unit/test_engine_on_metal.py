@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from magistral_mlx.backend import mx
+from magistral_mlx.backend import mx, wide_products
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.engine.decode import decode
 from magistral_mlx.engine.prefill import ComputedPrefix
+from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.costs import PassCosts
-from magistral_mlx.engine.speculate.speculator import Speculation
+from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
 from tests.engine_models import ids_of, start, tiny_folder, tiny_model
 from tests.metal import use_metal
 
@@ -118,3 +119,54 @@ def test_nothing_leaves_the_compute_dtype(
     assert set(logits) == {dtype}
     held = {array.dtype for cache in generation.caches for array in cache.state}
     assert held == {dtype, *([mx.uint32] if scheme.quantized else [])}
+
+
+# Speculation
+
+
+@pytest.mark.parametrize("scheme", ["full", "8/8"])
+@pytest.mark.parametrize("tokens", [100, 8100, 9000, 20_000])
+def test_draft_tokens_over_a_long_context_keep_to_the_vector_kernel(
+    tokens: int, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 8 queries; over quantized keys a wider pass would dequantize them all."""
+    use_metal(monkeypatch)
+    sampler = Sampler(WARM, np.array([], np.int32), 1280)
+    text = [1000 + n % 100 for n in range(tokens)]  # a draft token is always right
+    speculator = Speculator(FROM_TEXT, text, KVScheme.parse(scheme), sampler)
+    speculator.observe(1000 + tokens % 100)
+    assert speculator.in_sight(50)
+    guesses = speculator.guesses(1000 + (tokens + 1) % 100, 50)
+    assert len(guesses) == (15 if tokens < 8192 and scheme == "full" else 7)
+
+
+def test_draft_tokens_over_a_long_context_cost_what_was_measured_there() -> None:
+    costs = PassCosts(((1, 1.0), (8, 1.0)), long=((1, 1.0), (3, 1.0), (8, 20.0)))
+    sampler = Sampler(WARM, np.array([], np.int32), 1280)
+    found = []
+    for tokens in (1000, 8192, 9000):
+        text = [1000 + n % 100 for n in range(tokens)]
+        speculator = Speculator(Speculation(costs), text, KVScheme(), sampler)
+        speculator.observe(1000 + tokens % 100)
+        speculator.in_sight(50)
+        found.append(len(speculator.guesses(1000 + (tokens + 1) % 100, 50)))
+    assert found == [7, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "costs"),
+    [
+        ("applegpu_g13s", (2.3, 4.5, 4.5)),
+        ("applegpu_g14g", (2.3, 4.5, 4.5)),
+        ("applegpu_g15d", (2.2, 2.6, 3.2)),
+        ("applegpu_g17s", (2.2, 2.6, 3.2)),
+        ("unknown", (2.2, 2.6, 3.2)),
+    ],
+)
+def test_passes_of_six_rows_and_more_cost_more_before_m3(
+    architecture: str, costs: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their quantized products go to a kernel for matrices."""
+    metal = use_metal(monkeypatch, wide_products=wide_products(architecture))
+    estimated = PassCosts(metal.pass_costs)
+    assert [estimated(rows) for rows in (5, 6, 8)] == pytest.approx(costs, abs=0.11)

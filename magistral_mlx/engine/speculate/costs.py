@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LONG_CONTEXT = 8192  # tokens from which a pass of more rows than a vector kernel takes is dearer
 WORTH_IT = 1.05  # gain from which speculation is used instead of plain decoding
 
 
@@ -13,14 +14,19 @@ class PassCosts:
     """Cost of a pass by its number of rows, relative to a pass of one row.
 
     points: (rows, cost), rising from (1, 1.0), interpolated linearly. No pass has more rows than
-    the last point.
+    the last point. long: points of passes over `LONG_CONTEXT` tokens or more, if measured.
     """
 
     points: tuple[tuple[int, float], ...]
+    long: tuple[tuple[int, float], ...] = ()
 
     @property
     def most_rows(self) -> int:
         return self.points[-1][0]
+
+    def at_long_context(self) -> PassCosts:
+        """The costs of a pass over `LONG_CONTEXT` tokens or more."""
+        return PassCosts(self.long or self.points)
 
     def up_to(self, rows: int) -> PassCosts:
         """The same costs, limited to passes of at most `rows` rows."""

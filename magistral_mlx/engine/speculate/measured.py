@@ -32,7 +32,8 @@ def store(machine: str, decoder_bytes: int, costs: PassCosts) -> Path:
     """
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = _read() | {_key(machine, decoder_bytes): costs.points}
+    points = {"short": costs.points, "long": costs.long} if costs.long else costs.points
+    values = _read() | {_key(machine, decoder_bytes): points}
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
     partial.replace(path)
@@ -69,12 +70,19 @@ def _read() -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _checked(points: Any) -> PassCosts | None:
+def _checked(stored: Any) -> PassCosts | None:
     """Return stored points as costs, or None if they are invalid."""
+    if not isinstance(stored, dict):
+        return PassCosts(points) if (points := _points(stored)) else None
+    short, long = _points(stored.get("short")), _points(stored.get("long"))
+    return PassCosts(short, long) if short and long else None
+
+
+def _points(stored: Any) -> tuple[tuple[int, float], ...] | None:
     try:
-        pairs = tuple((int(rows), float(cost)) for rows, cost in points)
+        pairs = tuple((int(rows), float(cost)) for rows, cost in stored)
     except (TypeError, ValueError):
         return None
     rows = [count for count, _ in pairs]
     rises = rows == sorted(set(rows)) and all(cost >= 1 for _, cost in pairs)
-    return PassCosts(pairs) if pairs[:1] == ((1, 1.0),) and rises else None
+    return pairs if pairs[:1] == ((1, 1.0),) and rises else None

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from magistral_mlx.backend import backend
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine.sampler import Sampler
-from magistral_mlx.engine.speculate.costs import PLAIN, WORTH_IT, DraftChoice, PassCosts, choose
+from magistral_mlx.engine.speculate.costs import (
+    LONG_CONTEXT,
+    PLAIN,
+    WORTH_IT,
+    DraftChoice,
+    PassCosts,
+    choose,
+)
 from magistral_mlx.engine.speculate.drafter import Drafter
 from magistral_mlx.engine.speculate.ngram import Acceptance, Suffixes
 
@@ -17,7 +24,11 @@ _DRAFT_CHANCE = 0.7  # initial acceptance rate of a draft model's tokens
 _DRAFT_WEIGHT = 1 / 32  # weight of the newest token in the running mean
 _RETRY = 64  # tokens after which a draft model that did not pay is tried again
 _TRIAL = 3  # draft tokens of such a trial
-_PACKED_ROWS = 8  # rows up to which attention uses packed keys and values directly
+# Queries up to which attention on a GPU takes its vector kernel, or packed keys and values as they
+# are stored. With more, a layer of Magistral over 32k tokens was seen to take 3.6 ms instead of 1.3
+# (MLX issue 3826; `ScaledDotProductAttention::eval_gpu` in
+# mlx/backend/metal/scaled_dot_product_attention.cpp, line 812 of commit 846d176).
+_VECTOR_ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +61,14 @@ class Speculator:
     ) -> None:
         """Index the prompt. `sampler` draws from a draft model's logits."""
         self.drafted = self.accepted = 0
-        # With more rows a GPU would dequantize the whole quantized cache in each pass.
-        packed = scheme.quantized and backend().fused_attention
-        self._costs = speculation.costs.up_to(_PACKED_ROWS) if packed else speculation.costs
+        short, long = speculation.costs, speculation.costs.at_long_context()
+        if backend().fused_attention:
+            long = long.up_to(_VECTOR_ROWS)
+            # With more rows the whole quantized cache would be dequantized in each pass.
+            short = short.up_to(_VECTOR_ROWS) if scheme.quantized else short
+        self._short_costs, self._long_costs = short, long
         self._ngrams, self._drafter = speculation.ngrams, speculation.drafter
-        # Rejected draft tokens must be trimmed from a quantized cache exactly.
-        self._most = min(self._costs.most_rows - 1, scheme.slack)
+        self._slack = scheme.slack
         self._sampler = sampler
         self._suffixes = Suffixes()
         self._acceptance = Acceptance()
@@ -66,6 +79,18 @@ class Speculator:
         self._drafting = False  # whether the newest guesses are the draft model's
         self._draft_chance = _DRAFT_CHANCE
         self._drafted_at = 0
+
+    @property
+    def _costs(self) -> PassCosts:
+        """The costs at the present context."""
+        long = len(self._suffixes.tokens) >= LONG_CONTEXT
+        return self._long_costs if long else self._short_costs
+
+    @property
+    def _most(self) -> int:
+        """Largest number of draft tokens: rejected ones must be trimmed from a quantized cache
+        exactly."""
+        return min(self._costs.most_rows - 1, self._slack)
 
     def observe(self, token: int) -> None:
         """Record a token of the output."""

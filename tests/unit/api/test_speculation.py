@@ -112,12 +112,18 @@ def test_costs_that_were_measured_are_those_of_their_model_and_machine(
 ) -> None:
     monkeypatch.setenv("MAGISTRAL_MLX_HOME", str(tmp_path / "home"))
     built_in = pass_costs("this", 100)
-    measured = PassCosts(((1, 1.0), (4, 1.5)))
+    measured = PassCosts(((1, 1.0), (4, 1.5)), long=((1, 1.0), (4, 2.5)))
     path = store("this", 100, measured)
     store("this", 200, PassCosts(((1, 1.0), (2, 3.0))))
     assert pass_costs("this", 100) == measured
     assert pass_costs("this", 300) == pass_costs("that", 100) == built_in
-    for damage in ("{", "[]", path.read_text().replace("1.5", '"x"'), path.read_text()[:40]):
+    for damage in (
+        "{",
+        "[]",
+        path.read_text().replace("1.5", '"x"'),
+        path.read_text()[:40],
+        path.read_text().replace("2.5", "0.5"),
+    ):
         path.write_text(damage)
         assert pass_costs("this", 100) == built_in
     store("this", 100, measured)
