@@ -187,9 +187,8 @@ class Request:
             raise TimeoutError(f"the request has not finished after {timeout} seconds.")
         if self._error is not None:
             raise self._error
-        result = self._collector.result
-        assert result is not None
-        return result
+        assert self._collector.result is not None
+        return self._collector.result
 
     # On the worker
 
