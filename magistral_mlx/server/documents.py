@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import io
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, Field
 
 from magistral_mlx.api.options import Options
-from magistral_mlx.chat.documents import PDFMode, read_document
-from magistral_mlx.chat.messages import Image
+from magistral_mlx.chat.documents import PDFMode
+from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.error_responses import OPENAI_RESPONSES, OpenAIError
-from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.exchange import unless_disconnected
 from magistral_mlx.server.openai.chat_schemas import ImagePart, TextPart
 from magistral_mlx.server.openapi import error_responses
@@ -65,7 +60,7 @@ async def documents(
     """Text stands in a block with the file's name. Nothing of the file is kept."""
     service: GenerationService = request.app.state.service
     options = Options(system=None, image_tokens=body.image_tokens)
-    reading = asyncio.to_thread(_read, body)
+    reading = asyncio.to_thread(document_parts, body.data, body.name, body.pdf)
     parts = await unless_disconnected(request, reading)
 
     async def count(content: Any) -> int:
@@ -74,26 +69,3 @@ async def documents(
 
     tokens = await count(parts) - await count(_FRAME) + 1
     return Document.model_validate({"name": body.name, "parts": parts, "tokens": tokens})
-
-
-def _read(body: DocumentRequest) -> list[dict[str, Any]]:
-    try:
-        data = base64.b64decode(body.data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"data is not valid base64: {error}.", param="data") from None
-    return _dicts(read_document(data, body.name, pdf=body.pdf))
-
-
-def _dicts(parts: Sequence[str | Image]) -> list[dict[str, Any]]:
-    return [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
-        for part in parts
-    ]
-
-
-def _data_url(image: Image) -> str:
-    file = io.BytesIO()
-    image.image.save(file, "png", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,19 +1,27 @@
 """What requests ask for, as options of ours."""
 
+import base64
+import io
 from typing import Any
 
+import PIL.Image
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from magistral_mlx import InvalidOption, Options
 from magistral_mlx.engine.dry import Dry
+from magistral_mlx.errors import MagistralError
 from magistral_mlx.server.anthropic.messages import conversation, message_options
 from magistral_mlx.server.anthropic.schemas import MessageRequest
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.openai.chat import chat_messages, chat_options
 from magistral_mlx.server.openai.chat_schemas import ChatRequest
 from magistral_mlx.server.openai.completion_schemas import CompletionRequest
-from magistral_mlx.server.openai.response_request import response_options
+from magistral_mlx.server.openai.response_request import (
+    input_items,
+    response_messages,
+    response_options,
+)
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
 
 HELLO = {"role": "user", "content": "Hello"}
@@ -346,3 +354,99 @@ def test_images_of_results_follow_as_a_user_turn():
     assert found[2]["content"] == [TEXT | {"text": "(see the image)"}]
     assert found[3]["content"] == shown[:1]
     assert found[4]["content"] == [IMAGE, IMAGE, TEXT | {"text": "So?"}]
+
+
+# Documents
+
+PLAIN = base64.b64encode(b"Chapter one.\n").decode()
+
+
+def documents(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
+    request = {"messages": [{"role": "user", "content": list(blocks)}]}
+    [said] = conversation(MessageRequest.model_validate(request))
+    return said["content"]
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ({"type": "text", "data": "Chapter one."}, "Report\n\nFor you.\n\nChapter one."),
+        (
+            {"type": "base64", "media_type": "text/plain", "data": PLAIN},
+            "For you.|File: Report\n```\nChapter one.\n```",
+        ),
+        ({"type": "content", "content": "Chapter one."}, "Report\n\nFor you.\n\n|Chapter one."),
+        ({"type": "content", "content": [TEXT | {"text": "1"}]}, "Report\n\nFor you.\n\n|1"),
+    ],
+)
+def test_documents_are_read_from_any_source(source: dict[str, Any], wanted: str):
+    block = {"type": "document", "title": "Report", "context": "For you.", "source": source}
+    assert "|".join(part["text"] for part in documents(block)) == wanted
+
+
+def test_a_search_result_stands_with_its_title_and_source():
+    found = {"type": "search_result", "source": "https://a.example", "title": "A", "content": []}
+    found["content"] = [TEXT | {"text": "b"}, TEXT | {"text": "c"}]
+    assert documents(found) == [TEXT | {"text": "A\nhttps://a.example\n\nbc"}]
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [found]}
+    use = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    messages = [
+        HELLO,
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    [*_, answered] = conversation(MessageRequest.model_validate({"messages": messages}))
+    assert answered["content"] == documents(found)
+
+
+def test_tools_that_ran_at_the_vendors_are_left_out():
+    used = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "q"}}
+    page = {"type": "web_search_result", "url": "https://a", "title": "A", "encrypted_content": "x"}
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": [page]}
+    failed = found | {"content": {"type": "web_search_tool_result_error", "error_code": "x"}}
+    for kind in (found, failed):
+        turn = {"role": "assistant", "content": [used, kind, TEXT | {"text": "Yes."}]}
+        request = {"messages": [HELLO, turn, HELLO]}
+        said = conversation(MessageRequest.model_validate(request))[1]
+        assert said == {"role": "assistant", "content": "Yes."}
+
+
+def test_files_are_read_on_every_api():
+    url = f"data:text/plain;base64,{PLAIN}"
+    wanted = "File: a.py\n```py\nChapter one.\n```"
+    for part in (
+        {"type": "file", "file": {"filename": "a.py", "file_data": url}},
+        {"type": "file", "file": {"filename": "a.py", "file_data": PLAIN}},
+        {"type": "document_url", "document_name": "a.py", "document_url": url},
+    ):
+        messages = [{"role": "user", "content": [part]}]
+        [said] = chat_messages(ChatRequest.model_validate({"messages": messages}))
+        assert said["content"] == [TEXT | {"text": wanted}]
+    file = {"type": "input_file", "filename": "a.py", "file_data": url}
+    request = ResponseRequest.model_validate({"input": [{"role": "user", "content": [file]}]})
+    [said] = response_messages(input_items(request), None)
+    assert said["content"] == [TEXT | {"text": wanted}]
+
+
+def test_a_pdf_without_text_becomes_images_of_its_pages():
+    scan = io.BytesIO()
+    PIL.Image.new("RGB", (60, 40), "white").save(scan, "pdf")
+    data = base64.b64encode(scan.getvalue()).decode()
+    source = {"type": "base64", "media_type": "application/pdf", "data": data}
+    name, page = documents({"type": "document", "source": source})
+    assert name["text"] == "File: document (1 page, as images)"
+    assert page["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("https://a.example/b.pdf", "fetches no documents"),
+        ("%%%", "not valid base64"),
+        ("", "empty"),
+    ],
+)
+def test_a_document_that_cannot_be_read_is_refused(data: str, why: str):
+    source = {"type": "base64", "media_type": "application/pdf", "data": data}
+    with pytest.raises(MagistralError, match=why):
+        documents({"type": "document", "source": source})

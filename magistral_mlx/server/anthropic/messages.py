@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -17,21 +18,27 @@ from magistral_mlx.server.anthropic.response_schemas import (
 )
 from magistral_mlx.server.anthropic.schemas import (
     Base64Source,
+    ContentSource,
     CountRequest,
     DocumentBlock,
+    FileSource,
     ImageBlock,
     MessageIn,
     MessageRequest,
     MessageTool,
     RedactedThinkingBlock,
+    SearchResultBlock,
     TextBlock,
+    TextSource,
     ThinkingBlock,
     ThinkingDisabled,
     ThinkingEnabled,
     ToolResultBlock,
     ToolUseBlock,
+    VendorBlock,
 )
 from magistral_mlx.server.blocks import read_samples
+from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.error_responses import ANTHROPIC_RESPONSES, AnthropicError, ErrorResponse
 from magistral_mlx.server.errors import BadRequest, ThreadUnsupported
 from magistral_mlx.server.openapi import error_responses, stream_response
@@ -53,7 +60,7 @@ from magistral_mlx.server.request_translation import (
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
 
-Shown = TextBlock | ImageBlock | DocumentBlock
+Shown = TextBlock | ImageBlock | DocumentBlock | SearchResultBlock
 PATH = "/v1/messages"
 
 router = APIRouter(
@@ -84,7 +91,7 @@ async def messages(
     exchange = service.answer(
         request,
         body.model,
-        conversation(body),
+        await asyncio.to_thread(conversation, body),
         message_options(body),
         endpoint=PATH,
         body=await request.json(),
@@ -113,7 +120,8 @@ async def count_tokens(
 ) -> TokenCount:
     """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
     service: GenerationService = request.app.state.service
-    tokens = await service.count(request, body.model, conversation(body), message_options(body))
+    messages = await asyncio.to_thread(conversation, body)
+    tokens = await service.count(request, body.model, messages, message_options(body))
     return TokenCount(input_tokens=tokens)
 
 
@@ -224,7 +232,7 @@ def _add_assistant(builder: MessageBuilder, blocks: Sequence[Any], where: str) -
                 builder.thinking(block.thinking)
             case ToolUseBlock():
                 builder.call(block.name, block.input, block.id)
-            case RedactedThinkingBlock():
+            case RedactedThinkingBlock() | VendorBlock():
                 pass
             case _:
                 raise _misplaced(block.type, where, "an assistant's")
@@ -237,8 +245,10 @@ def _add_user(builder: MessageBuilder, blocks: Sequence[Any], where: str) -> Non
         match block:
             case ToolResultBlock():
                 builder.result(_result_parts(block), block.tool_use_id)
-            case TextBlock() | ImageBlock() | DocumentBlock():
+            case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock():
                 said.append(block)
+            case VendorBlock():
+                pass
             case _:
                 raise _misplaced(block.type, where, "a user's")
     if said or not blocks:
@@ -265,18 +275,34 @@ def _result_parts(block: ToolResultBlock) -> list[Part]:
 
 
 def _parts(blocks: Iterable[Shown]) -> list[Part]:
-    return [_part(block) for block in blocks]
+    return [part for block in blocks for part in _parts_of(block)]
 
 
-def _part(block: Shown) -> Part:
+def _parts_of(block: Shown) -> list[Part]:
     match block:
         case TextBlock():
-            return text_part(block.text)
+            return [text_part(block.text)]
         case DocumentBlock():
-            title = f"{block.title}\n\n" if block.title else ""
-            return text_part(title + block.source.data)
+            return _document(block)
+        case SearchResultBlock():
+            text = "".join(part.text for part in block.content)
+            return [text_part(f"{block.title}\n{block.source}\n\n{text}")]
         case ImageBlock():
             source = block.source
             if isinstance(source, Base64Source):
-                return image_part(f"data:{source.media_type};base64,{source.data}")
-            return image_part(source.url)
+                return [image_part(f"data:{source.media_type};base64,{source.data}")]
+            return [image_part(source.url)]
+
+
+def _document(block: DocumentBlock) -> list[Part]:
+    about = "\n\n".join(text for text in (block.title, block.context) if text)
+    before = [text_part(about + "\n\n")] if about else []
+    match block.source:
+        case TextSource(data=text):
+            return [text_part("".join(part["text"] for part in before) + text)]
+        case FileSource(data=data):
+            context = [text_part(block.context)] if block.context else []
+            return [*context, *document_parts(data, block.title or "document")]
+        case ContentSource(content=content):
+            inside = [text_part(content)] if isinstance(content, str) else _parts(content)
+            return [*before, *inside]

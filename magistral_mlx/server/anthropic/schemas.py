@@ -50,12 +50,37 @@ class TextSource(RequestSchema):
     data: str
 
 
+class FileSource(RequestSchema):
+    """The file itself: a PDF, text, or an image."""
+
+    type: Literal["base64"]
+    media_type: str
+    data: str
+
+
+class ContentSource(RequestSchema):
+    """Text and images in place of a file."""
+
+    type: Literal["content"]
+    content: str | Many[Annotated[TextBlock | ImageBlock, Field(discriminator="type")]]
+
+
 class DocumentBlock(RequestSchema):
-    """A document of plain text."""
+    """A document. A PDF is read as its text, or as images of its pages if it has none."""
 
     type: Literal["document"]
     title: str | None = None
-    source: TextSource
+    context: Annotated[str | None, Field(description="About the document, before it.")] = None
+    source: Annotated[TextSource | FileSource | ContentSource, Field(discriminator="type")]
+
+
+class SearchResultBlock(RequestSchema):
+    """A text that the client has found, with its source."""
+
+    type: Literal["search_result"]
+    source: str
+    title: str
+    content: Many[TextBlock]
 
 
 class ThinkingBlock(RequestSchema):
@@ -89,16 +114,39 @@ class ToolResultBlock(RequestSchema):
     tool_use_id: str
     content: (
         str
-        | Many[Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]]
+        | Many[
+            Annotated[
+                TextBlock | ImageBlock | DocumentBlock | SearchResultBlock,
+                Field(discriminator="type"),
+            ]
+        ]
         | None
     ) = None
     is_error: bool | None = None
+
+
+class VendorBlock(RequestSchema):
+    """Record of a tool that ran at the vendor's: left out of the prompt."""
+
+    type: Literal[
+        "server_tool_use",
+        "web_search_tool_result",
+        "web_fetch_tool_result",
+        "code_execution_tool_result",
+        "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result",
+        "tool_search_tool_result",
+        "mcp_tool_use",
+        "mcp_tool_result",
+    ]
 
 
 Block = Annotated[
     TextBlock
     | ImageBlock
     | DocumentBlock
+    | SearchResultBlock
+    | VendorBlock
     | ThinkingBlock
     | RedactedThinkingBlock
     | ToolUseBlock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
@@ -79,7 +80,7 @@ async def chat_completions(
     exchange = service.answer(
         request,
         body.model,
-        chat_messages(body),
+        await asyncio.to_thread(chat_messages, body),
         options,
         endpoint=PATH,
         body=sent,

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
+from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.openai.mistral import MistralFields
 from magistral_mlx.server.openai.sampling_schemas import EXTENSION, SamplingFields
 from magistral_mlx.server.openai.structure_fields import StructureFields
 from magistral_mlx.server.openai.thinking_fields import ThinkingFields
 from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema, Some
-from magistral_mlx.server.request_translation import FunctionOnly, FunctionSchema
+from magistral_mlx.server.request_translation import FunctionOnly, FunctionSchema, Part, text_part
 
 
 class TextPart(RequestSchema):
@@ -56,6 +57,26 @@ class ImagePart(RequestSchema):
     image_url: ImageURL | str
 
 
+class FileData(RequestSchema):
+    file_data: Annotated[str, Field(description="Its bytes in base64, or as a data URL.")]
+    filename: str | None = None
+
+
+class FilePart(RequestSchema):
+    """A file: a PDF, text, code, or an image."""
+
+    type: Literal["file"]
+    file: FileData
+
+
+class DocumentURLPart(RequestSchema):
+    """A file as a data URL, as Mistral's API takes it."""
+
+    type: Literal["document_url"]
+    document_url: str
+    document_name: str | None = None
+
+
 class EarlierFunctionCall(RequestSchema):
     """A function's name and its arguments: text as the model wrote it, or a JSON value."""
 
@@ -85,7 +106,14 @@ class UserMessage(RequestSchema):
     """A user's turn."""
 
     role: Literal["user"]
-    content: str | Many[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: (
+        str
+        | Many[
+            Annotated[
+                TextPart | ImagePart | FilePart | DocumentURLPart, Field(discriminator="type")
+            ]
+        ]
+    )
 
 
 class AssistantMessage(RequestSchema):
@@ -129,18 +157,29 @@ ChatMessage = Annotated[
 
 
 def message_dict(message: RequestSchema) -> dict[str, Any]:
-    """The message as a dict for `to_messages`."""
+    """The message as a dict for `to_messages`.
+
+    Raises:
+        BadRequest, DocumentError, ImageError: a file that cannot be read.
+    """
     found = message.model_dump(exclude_none=True)
     if old_call := found.pop("function_call", None):
         found["tool_calls"] = [*found.get("tool_calls", ()), {"function": old_call}]
     content = found.get("content")
     if isinstance(content, list):
-        found["content"] = [_readable(part) for part in content]
+        found["content"] = [each for part in content for each in _readable(part)]
     return found
 
 
-def _readable(part: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+def _readable(part: dict[str, Any]) -> list[Part]:
+    match part:
+        case {"type": "refusal", "refusal": text}:
+            return [text_part(text)]
+        case {"type": "file", "file": file}:
+            return document_parts(file["file_data"], file.get("filename") or "file")
+        case {"type": "document_url", "document_url": url}:
+            return document_parts(url, part.get("document_name") or "document")
+    return [part]
 
 
 class ChatTool(RequestSchema):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
@@ -59,7 +60,7 @@ async def compact(
     exchange = service.answer(
         request,
         body.model,
-        response_messages([*conversation.items, asked], body.instructions),
+        await asyncio.to_thread(response_messages, [*conversation.items, asked], body.instructions),
         Options(thinking="off", max_tokens=_LONGEST),
         endpoint=PATH,
         body=await request.json(),

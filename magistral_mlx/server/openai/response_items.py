@@ -22,6 +22,14 @@ class InputImage(RequestSchema):
     detail: Annotated[str | None, Field(description="Accepted and ignored.")] = None
 
 
+class InputFile(RequestSchema):
+    """A file: a PDF, text, code, or an image."""
+
+    type: Literal["input_file"]
+    file_data: Annotated[str, Field(description="Its bytes in base64, or as a data URL.")]
+    filename: str | None = None
+
+
 class ResponseRefusal(RequestSchema):
     type: Literal["refusal"]
     refusal: str
@@ -34,7 +42,12 @@ class InputMessage(RequestSchema):
     id: str | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: (
-        str | Many[Annotated[InputText | InputImage | ResponseRefusal, Field(discriminator="type")]]
+        str
+        | Many[
+            Annotated[
+                InputText | InputImage | InputFile | ResponseRefusal, Field(discriminator="type")
+            ]
+        ]
     )
 
 
@@ -92,7 +105,7 @@ class CallOutputItem(RequestSchema):
     type: Literal["function_call_output", "custom_tool_call_output", "local_shell_call_output"]
     id: str | None = None
     call_id: str | None = None
-    output: str | Many[Annotated[InputText | InputImage, Field(discriminator="type")]]
+    output: str | Many[Annotated[InputText | InputImage | InputFile, Field(discriminator="type")]]
 
 
 class ItemReference(RequestSchema):

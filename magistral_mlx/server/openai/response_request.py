@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from magistral_mlx.api.options import Options
+from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.openai.chat_schemas import JSONFormat
 from magistral_mlx.server.openai.response_items import (
@@ -14,6 +15,7 @@ from magistral_mlx.server.openai.response_items import (
     CompactionItem,
     CustomCallItem,
     FunctionCallItem,
+    InputFile,
     InputImage,
     InputMessage,
     InputText,
@@ -144,20 +146,25 @@ def _add_message(builder: MessageBuilder, message: InputMessage) -> None:
         builder.system(content if isinstance(content, str) else _parts(content))
 
 
-def _parts(content: str | Sequence[InputText | InputImage | ResponseRefusal]) -> list[Part]:
+_Shown = InputText | InputImage | InputFile | ResponseRefusal
+
+
+def _parts(content: str | Sequence[_Shown]) -> list[Part]:
     if isinstance(content, str):
         return [text_part(content)]
-    return [_part(part) for part in content]
+    return [part for each in content for part in _parts_of(each)]
 
 
-def _part(part: InputText | InputImage | ResponseRefusal) -> Part:
+def _parts_of(part: _Shown) -> list[Part]:
     match part:
         case InputImage():
-            return image_part(part.image_url)
+            return [image_part(part.image_url)]
+        case InputFile():
+            return document_parts(part.file_data, part.filename or "file")
         case ResponseRefusal():
-            return text_part(part.refusal)
+            return [text_part(part.refusal)]
         case _:
-            return text_part(part.text)
+            return [text_part(part.text)]
 
 
 def _check_unsupported(request: ResponseRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -81,7 +82,7 @@ async def responses(
     service: GenerationService = request.app.state.service
     options = response_options(body)
     conversation = Conversation(store_of(request), body, len(await request.body()))
-    messages = response_messages(conversation.items, body.instructions)
+    messages = await asyncio.to_thread(response_messages, conversation.items, body.instructions)
     exchange = service.answer(
         request,
         body.model,
@@ -131,7 +132,7 @@ async def count_input_tokens(
     """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
     service: GenerationService = request.app.state.service
     conversation = Conversation(store_of(request), body, len(await request.body()))
-    messages = response_messages(conversation.items, body.instructions)
+    messages = await asyncio.to_thread(response_messages, conversation.items, body.instructions)
     tokens = await service.count(request, body.model, messages, response_options(body))
     return InputTokens(input_tokens=tokens)
 
