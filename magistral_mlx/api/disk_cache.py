@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from magistral_mlx.memory.plan import Plan
 
 
+_PROBE_BYTES = 1 << 20
+
+
 @dataclass(frozen=True)
 class DiskCacheConfig:
     """A folder, which models and processes may share, and the bytes that its files may take."""
@@ -31,6 +36,20 @@ class DiskCacheConfig:
         if options.cache_dir is None:
             return None
         return cls(user_path(options.cache_dir).absolute(), options.cache_bytes)
+
+    def problem(self) -> str | None:
+        """Why prompts cannot be kept in the folder, in a sentence; None if they can."""
+        probe = self.folder / f".probe-{os.getpid()}"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                probe.write_bytes(bytes(_PROBE_BYTES))
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
+            return f"Prompts cannot be kept in {self.folder}: {why}. Answers are not affected."
+        return None
 
     def open(self, checkpoint: Checkpoint, plan: Plan, dtype: str) -> DiskPrefixCache:
         """The prefixes of this model, its cache scheme and this version, computed in `dtype`.

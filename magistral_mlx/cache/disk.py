@@ -57,13 +57,14 @@ class DiskPrefixCache:
     All calls come from the worker thread.
 
     root: folder shared by all models. limit: bytes of all files below it. identity: everything
-    besides the tokens that determines the arrays.
+    besides the tokens that determines the arrays. problem: why nothing more is written, if so.
     """
 
     root: Path
     limit: int
     identity: str
     scheme: KVScheme
+    problem: str | None = None
     _notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,13 +72,13 @@ class DiskPrefixCache:
         self._hashes = BlockHashes(self._owner, self.scheme)
         self._folder = self.root / self._owner[:16]
         self._lock = threading.Lock()
-        self._writer = Writer(self.root, self.limit, self._owner, self._note)
+        self._writer = Writer(self.root, self.limit, self._owner, self._give_up)
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             self._writer.close(0)
-            self._note(
+            self._give_up(
                 f"Prompts cannot be kept in {self.root}: {error.strerror or error}. Answers are "
                 "not affected."
             )
@@ -87,6 +88,10 @@ class DiskPrefixCache:
         with self._lock:
             notes, self._notes = self._notes, []
         return notes
+
+    def _give_up(self, why: str) -> None:
+        self.problem = why
+        self._note(why)
 
     def _note(self, text: str) -> None:
         with self._lock:

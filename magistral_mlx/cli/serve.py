@@ -20,7 +20,7 @@ from magistral_mlx.option_spec import Integer, Number
 
 if TYPE_CHECKING:
     from magistral_mlx.mcp.config import ServerSpec
-    from magistral_mlx.server.model_registry import ModelRegistry
+    from magistral_mlx.server.service import GenerationService
     from magistral_mlx.server.settings import Settings
 
 _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
@@ -185,7 +185,7 @@ def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> No
 
         run(
             settings,
-            on_listening=lambda urls, registry: _tell(urls, registry, settings),
+            on_listening=lambda urls, service: _tell(urls, service, settings),
             on_ready=on_ready,
             on_progress=bar.enter_context(load_bar()),
         )
@@ -250,14 +250,16 @@ def _log_to_stderr() -> None:
         logger.setLevel(level)
 
 
-def _tell(urls: list[str], registry: ModelRegistry, settings: Settings) -> None:
+def _tell(urls: list[str], service: GenerationService, settings: Settings) -> None:
     """Where it listens, and what of each model fits."""
     from magistral_mlx.memory.plan import gib
 
     _log_to_stderr()
     for url in urls:
         say(f"{url}/ is the page, {url}/v1 the API{_reach(settings)}.")
-    for model in registry:
+    if service.pool.disk_problem:
+        say(service.pool.disk_problem)
+    for model in service.registry:
         plan, info = model.plan, model.info
         skills = ["images"] * info.supports_images + ["thinking"] * info.thinks
         say(

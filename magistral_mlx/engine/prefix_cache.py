@@ -235,6 +235,11 @@ class PrefixCache:
             self._unwritten.popleft()
         return False
 
+    @property
+    def disk_problem(self) -> str | None:
+        """Why nothing more is written to disk; None where it is, or there is no disk cache."""
+        return None if self._disk is None else self._disk.problem
+
     def take_notes(self) -> list[str]:
         """Return the disk cache's messages for the user since the last call."""
         return [] if self._disk is None else self._disk.take_notes()

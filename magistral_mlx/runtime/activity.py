@@ -29,7 +29,8 @@ class Activity:
     running: requests that are being generated. waiting: requests that wait for their turn.
     prompts: prompts that were begun; hits: those whose beginning was cached. prompt_tokens: their
     tokens; reused_tokens: those that were cached. images: images in the part of a prompt that was
-    not cached; reused_images: those whose features were cached.
+    not cached; reused_images: those whose features were cached. disk_problem: why the disk cache
+    keeps nothing more, if so.
     """
 
     running: int = 0
@@ -41,3 +42,4 @@ class Activity:
     images: int = 0
     reused_images: int = 0
     memory: MemoryUse = field(default_factory=MemoryUse)
+    disk_problem: str | None = None

@@ -127,6 +127,11 @@ class ModelRunner:
         return self._prefixes
 
     @property
+    def disk_problem(self) -> str | None:
+        """Why the disk cache keeps nothing more, if so; any thread may ask."""
+        return None if self._prefixes is None else self._prefixes.disk_problem
+
+    @property
     def memory(self) -> MemoryUse:
         """Memory in use, without the caches of running requests; any thread may ask."""
         model, prefixes = self._model, self._prefixes

@@ -73,6 +73,7 @@ class Session:
             images=counts.images,
             reused_images=counts.seen,
             memory=replace(runner.memory, caches=scheduler.caches),
+            disk_problem=runner.disk_problem,
         )
 
     def load(self) -> Callable[[OnProgress | None], None]:

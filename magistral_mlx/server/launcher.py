@@ -17,7 +17,6 @@ from magistral_mlx.errors import InvalidOption
 from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server.app import create_app
 from magistral_mlx.server.connections import most_connections, protocol_of, raise_file_limit
-from magistral_mlx.server.model_registry import ModelRegistry
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import OLLAMA_PORT, Settings
 
@@ -29,14 +28,14 @@ _AFTER_GRACE = 10  # seconds for clients to read the end of their streams
 def serve(
     settings: Settings,
     *,
-    on_listening: Callable[[list[str], ModelRegistry], None],
+    on_listening: Callable[[list[str], GenerationService], None],
     on_ready: Callable[[], None],
     on_progress: OnProgress | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish the running answers.
 
     Args:
-        on_listening: called with the URLs and the models, before the first one is loaded.
+        on_listening: called with the URLs and the service, before the first one is loaded.
         on_ready: called when the first model has been loaded.
         on_progress: called while files are downloaded, and in another thread while weights are
             read.
@@ -54,7 +53,7 @@ def serve(
         app = create_app(settings, on_progress=on_progress)
         service: GenerationService = app.state.service
         config = uvicorn_config(app, settings.grace)
-        on_listening([url_of(listener) for listener in sockets], service.registry)
+        on_listening([url_of(listener) for listener in sockets], service)
         _Server(config, service, on_ready).run(sockets=sockets)
     if service.load_error is not None:
         raise service.load_error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import threading
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.errors import MagistralError
@@ -23,6 +25,7 @@ from magistral_mlx.server.errors import Unavailable
 from magistral_mlx.server.model_registry import ServedModel
 
 Load = Callable[..., Magistral]  # Magistral.load, or a substitute in tests
+_log = logging.getLogger("magistral_mlx.server")
 STOPPING = "the server is shutting down."
 
 
@@ -46,6 +49,8 @@ class ModelPool:
         self._default_keep_alive = self._keep_alive = keep_alive
         self._load = load
         self._on_progress = on_progress
+        disk = DiskCacheConfig.of(options)
+        self._disk_problem = None if disk is None else disk.problem()
         self._resident: ServedModel | None = None
         self._loading = False
         self._users = 0
@@ -59,6 +64,20 @@ class ModelPool:
     def resident(self) -> Magistral | None:
         """The model in memory, or None."""
         return self._resident.magistral if self._resident else None
+
+    @property
+    def disk_problem(self) -> str | None:
+        """Why prompts are not kept in --cache-dir, in a sentence; None where they are."""
+        self._check_disk()
+        return self._disk_problem
+
+    def _check_disk(self) -> None:
+        """Log, once, that the disk cache has given up."""
+        magistral = self.resident
+        found = None if magistral is None else magistral.activity.disk_problem
+        if found is not None and self._disk_problem is None:
+            _log.warning("%s", found)
+            self._disk_problem = found
 
     @property
     def seconds_left(self) -> float | None:
@@ -130,6 +149,7 @@ class ModelPool:
 
     def _release(self) -> None:
         self._users -= 1
+        self._check_disk()
         self._schedule_grants()
 
     def _schedule_grants(self) -> None:

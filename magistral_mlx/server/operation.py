@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.exposition import generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.server.error_responses import OPENAI_RESPONSES
 from magistral_mlx.server.errors import Unavailable
 from magistral_mlx.server.service import GenerationService
@@ -20,12 +21,22 @@ class HealthStatus(BaseModel):
     """A healthy server."""
 
     status: Literal["ok"] = "ok"
+    details: Annotated[
+        list[str],
+        Field(description="What does not work although the server does, a sentence each."),
+    ] = []
 
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Whether the process is alive")
-async def health() -> HealthStatus:
-    return HealthStatus()
+async def health(request: Request) -> HealthStatus:
+    """`details` tells that --cache-dir cannot be written to, if so."""
+    service: GenerationService = request.app.state.service
+    problem, disk = service.pool.disk_problem, DiskCacheConfig.of(service.settings.load)
+    if problem is None or disk is None:
+        return HealthStatus()
+    # Everybody may ask, and no path is for everybody.
+    return HealthStatus(details=[problem.replace(str(disk.folder), "--cache-dir")])
 
 
 @router.head("/ready", include_in_schema=False)
