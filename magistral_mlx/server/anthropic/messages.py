@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
 
 from magistral_mlx.api.options import Options, ThinkingOption
+from magistral_mlx.server.anthropic.content import add_message, parts_of
 from magistral_mlx.server.anthropic.message_format import MessageFormatter
 from magistral_mlx.server.anthropic.response_schemas import (
     AnthropicMessage,
@@ -17,28 +17,13 @@ from magistral_mlx.server.anthropic.response_schemas import (
     TokenCount,
 )
 from magistral_mlx.server.anthropic.schemas import (
-    Base64Source,
-    ContentSource,
     CountRequest,
-    DocumentBlock,
-    FileSource,
-    ImageBlock,
-    MessageIn,
     MessageRequest,
     MessageTool,
-    RedactedThinkingBlock,
-    SearchResultBlock,
-    TextBlock,
-    TextSource,
-    ThinkingBlock,
     ThinkingDisabled,
     ThinkingEnabled,
-    ToolResultBlock,
-    ToolUseBlock,
-    VendorBlock,
 )
 from magistral_mlx.server.blocks import read_samples
-from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.error_responses import ANTHROPIC_RESPONSES, AnthropicError, ErrorResponse
 from magistral_mlx.server.errors import BadRequest, ThreadUnsupported
 from magistral_mlx.server.openapi import error_responses, stream_response
@@ -48,19 +33,15 @@ from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.request_translation import (
     FunctionSchema,
     MessageBuilder,
-    Part,
     ToolChoiceMode,
     continue_last,
-    image_part,
     own_names,
-    text_part,
     thinking_of,
     tool_options,
 )
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
 
-Shown = TextBlock | ImageBlock | DocumentBlock | SearchResultBlock
 PATH = "/v1/messages"
 
 router = APIRouter(
@@ -145,10 +126,10 @@ def conversation(request: CountRequest) -> list[dict[str, Any]]:
     builder = MessageBuilder()
     if request.system:
         builder.system(
-            request.system if isinstance(request.system, str) else _parts(request.system)
+            request.system if isinstance(request.system, str) else parts_of(request.system)
         )
     for n, message in enumerate(request.messages):
-        _add(builder, message, f"messages[{n}]")
+        add_message(builder, message, f"messages[{n}]")
     return continue_last(builder.messages())
 
 
@@ -209,100 +190,3 @@ def _function(tool: MessageTool) -> FunctionSchema:
         parameters=tool.input_schema,
         strict=tool.strict,
     )
-
-
-def _add(builder: MessageBuilder, message: MessageIn, where: str) -> None:
-    content = message.content
-    blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
-    match message.role:
-        case "system":
-            builder.system(_parts(_only(blocks, TextBlock, where)))
-        case "assistant":
-            _add_assistant(builder, blocks, where)
-        case _:
-            _add_user(builder, blocks, where)
-
-
-def _add_assistant(builder: MessageBuilder, blocks: Sequence[Any], where: str) -> None:
-    for block in blocks:
-        match block:
-            case TextBlock():
-                builder.text(block.text)
-            case ThinkingBlock():
-                builder.thinking(block.thinking)
-            case ToolUseBlock():
-                builder.call(block.name, block.input, block.id)
-            case RedactedThinkingBlock() | VendorBlock():
-                pass
-            case _:
-                raise _misplaced(block.type, where, "an assistant's")
-
-
-def _add_user(builder: MessageBuilder, blocks: Sequence[Any], where: str) -> None:
-    """Add the results of tools first, as in the template, then the user's own blocks."""
-    said: list[Shown] = []
-    for block in blocks:
-        match block:
-            case ToolResultBlock():
-                builder.result(_result_parts(block), block.tool_use_id)
-            case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock():
-                said.append(block)
-            case VendorBlock():
-                pass
-            case _:
-                raise _misplaced(block.type, where, "a user's")
-    if said or not blocks:
-        builder.user(_parts(said))
-
-
-def _only(blocks: Sequence[Any], kind: type[TextBlock], where: str) -> list[TextBlock]:
-    for block in blocks:
-        if not isinstance(block, kind):
-            raise _misplaced(block.type, where, "a system")
-    return list(blocks)
-
-
-def _misplaced(kind: str, where: str, whose: str) -> BadRequest:
-    return BadRequest(f"{where} holds a block {kind!r}, which has no place in {whose} message.")
-
-
-def _result_parts(block: ToolResultBlock) -> list[Part]:
-    content = block.content
-    parts = [text_part(content)] if isinstance(content, str) else _parts(content or ())
-    if block.is_error:
-        parts = [text_part("Error: "), *parts]
-    return parts or [text_part("")]
-
-
-def _parts(blocks: Iterable[Shown]) -> list[Part]:
-    return [part for block in blocks for part in _parts_of(block)]
-
-
-def _parts_of(block: Shown) -> list[Part]:
-    match block:
-        case TextBlock():
-            return [text_part(block.text)]
-        case DocumentBlock():
-            return _document(block)
-        case SearchResultBlock():
-            text = "".join(part.text for part in block.content)
-            return [text_part(f"{block.title}\n{block.source}\n\n{text}")]
-        case ImageBlock():
-            source = block.source
-            if isinstance(source, Base64Source):
-                return [image_part(f"data:{source.media_type};base64,{source.data}")]
-            return [image_part(source.url)]
-
-
-def _document(block: DocumentBlock) -> list[Part]:
-    about = "\n\n".join(text for text in (block.title, block.context) if text)
-    before = [text_part(about + "\n\n")] if about else []
-    match block.source:
-        case TextSource(data=text):
-            return [text_part("".join(part["text"] for part in before) + text)]
-        case FileSource(data=data):
-            context = [text_part(block.context)] if block.context else []
-            return [*context, *document_parts(data, block.title or "document")]
-        case ContentSource(content=content):
-            inside = [text_part(content)] if isinstance(content, str) else _parts(content)
-            return [*before, *inside]

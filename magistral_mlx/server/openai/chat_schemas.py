@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from magistral_mlx.server.document_parts import document_parts
-from magistral_mlx.server.openai.mistral import MistralFields
+from magistral_mlx.server.openai.mistral import DocumentURLPart, MistralFields
 from magistral_mlx.server.openai.sampling_schemas import EXTENSION, SamplingFields
 from magistral_mlx.server.openai.structure_fields import StructureFields
 from magistral_mlx.server.openai.thinking_fields import ThinkingFields
@@ -62,19 +62,11 @@ class FileData(RequestSchema):
     filename: str | None = None
 
 
-class FilePart(RequestSchema):
+class FileContent(RequestSchema):
     """A file: a PDF, text, code, or an image."""
 
     type: Literal["file"]
     file: FileData
-
-
-class DocumentURLPart(RequestSchema):
-    """A file as a data URL, as Mistral's API takes it."""
-
-    type: Literal["document_url"]
-    document_url: str
-    document_name: str | None = None
 
 
 class EarlierFunctionCall(RequestSchema):
@@ -110,7 +102,7 @@ class UserMessage(RequestSchema):
         str
         | Many[
             Annotated[
-                TextPart | ImagePart | FilePart | DocumentURLPart, Field(discriminator="type")
+                TextPart | ImagePart | FileContent | DocumentURLPart, Field(discriminator="type")
             ]
         ]
     )

@@ -18,7 +18,7 @@ from magistral_mlx.server.openai.response_items import InputMessage
 from magistral_mlx.server.openai.response_object import ResponseUsage
 from magistral_mlx.server.openai.response_request import encode_text, response_messages
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
-from magistral_mlx.server.openai.responses import Conversation
+from magistral_mlx.server.openai.responses import RequestConversation
 from magistral_mlx.server.openapi_examples import COMPACT_EXAMPLES
 from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.service import GenerationService
@@ -55,7 +55,7 @@ async def compact(
     The user's messages stay as they are.
     """
     service: GenerationService = request.app.state.service
-    conversation = Conversation(store_of(request), body, len(await request.body()))
+    conversation = RequestConversation(store_of(request), body, len(await request.body()))
     asked = InputMessage(role="user", content=_ASK)
     exchange = service.answer(
         request,

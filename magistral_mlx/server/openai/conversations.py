@@ -56,7 +56,7 @@ class NewItems(RequestBody):
     items: Some[Item]
 
 
-class Conversation(BaseModel):
+class ConversationObject(BaseModel):
     """A conversation, without its items."""
 
     id: str
@@ -77,7 +77,7 @@ class ConversationDeleted(BaseModel):
 async def create(
     request: Request,
     body: Annotated[NewConversation, Body(openapi_examples=CONVERSATION_EXAMPLES)],
-) -> Conversation:
+) -> ConversationObject:
     """Responses continue it by their field `conversation`. The newest 256 are held, in memory."""
     items = tuple(map(with_id, body.items or ()))
     stored = StoredConversation(
@@ -88,7 +88,7 @@ async def create(
 
 
 @router.get(PATH + "/{id}", summary="A conversation")
-async def retrieve(request: Request, id: _Id) -> Conversation:
+async def retrieve(request: Request, id: _Id) -> ConversationObject:
     return _shown(store_of(request).conversation(id))
 
 
@@ -97,7 +97,7 @@ async def update(
     request: Request,
     id: _Id,
     body: Annotated[ConversationChange, Body(openapi_examples=CONVERSATION_EXAMPLES)],
-) -> Conversation:
+) -> ConversationObject:
     stored = replace(store_of(request).conversation(id), metadata=body.metadata or {})
     store_of(request).conversations.put(id, stored)
     return _shown(stored)
@@ -139,7 +139,7 @@ async def retrieve_item(request: Request, id: _Id, item_id: _ItemId) -> dict[str
 
 
 @router.delete(PATH + "/{id}/items/{item_id}", summary="Delete an item of a conversation")
-async def delete_item(request: Request, id: _Id, item_id: _ItemId) -> Conversation:
+async def delete_item(request: Request, id: _Id, item_id: _ItemId) -> ConversationObject:
     stored = store_of(request).conversation(id)
     item = _item(stored, item_id)
     items = tuple(each for each in stored.items if each is not item)
@@ -175,5 +175,7 @@ def _item(stored: StoredConversation, id: str) -> Item:
     raise NotFound(f"the conversation has no item {id[:100]!r}.", param="item_id")
 
 
-def _shown(stored: StoredConversation) -> Conversation:
-    return Conversation(id=stored.id, created_at=stored.created_at, metadata=dict(stored.metadata))
+def _shown(stored: StoredConversation) -> ConversationObject:
+    return ConversationObject(
+        id=stored.id, created_at=stored.created_at, metadata=dict(stored.metadata)
+    )

@@ -43,6 +43,14 @@ class MistralFields(RequestSchema):
     ] = None
 
 
+class DocumentURLPart(RequestSchema):
+    """A file as a data URL, as Mistral's API takes it."""
+
+    type: Literal["document_url"]
+    document_url: str
+    document_name: str | None = None
+
+
 def check_mistral_fields(fields: MistralFields) -> None:
     """Refuse what an answer would otherwise lack in silence.
 

@@ -81,7 +81,7 @@ async def responses(
     """
     service: GenerationService = request.app.state.service
     options = response_options(body)
-    conversation = Conversation(store_of(request), body, len(await request.body()))
+    conversation = RequestConversation(store_of(request), body, len(await request.body()))
     messages = await asyncio.to_thread(response_messages, conversation.items, body.instructions)
     exchange = service.answer(
         request,
@@ -131,7 +131,7 @@ async def count_input_tokens(
 ) -> InputTokens:
     """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
     service: GenerationService = request.app.state.service
-    conversation = Conversation(store_of(request), body, len(await request.body()))
+    conversation = RequestConversation(store_of(request), body, len(await request.body()))
     messages = await asyncio.to_thread(response_messages, conversation.items, body.instructions)
     tokens = await service.count(request, body.model, messages, response_options(body))
     return InputTokens(input_tokens=tokens)
@@ -192,7 +192,7 @@ async def _stream(
     events: AsyncIterator[Event],
     exchange: Exchange,
     formatter: ResponseFormatter,
-    conversation: Conversation,
+    conversation: RequestConversation,
 ) -> AsyncIterator[ResponseEvent]:
     formatter.response.model = exchange.model  # known now
     async for event in formatter.stream(events):
@@ -201,7 +201,7 @@ async def _stream(
         yield event
 
 
-class Conversation:
+class RequestConversation:
     """The conversation of one request: its stored items and the new ones."""
 
     def __init__(self, store: ResponseStore, body: ResponseRequest, size: int) -> None:
