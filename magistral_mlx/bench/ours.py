@@ -18,7 +18,6 @@ from magistral_mlx import backend
 from magistral_mlx.api.options import Options
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.bench.worker import random_layer, random_pixels, serve
-from magistral_mlx.cache import attention
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -30,8 +29,6 @@ from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
-from magistral_mlx.model import linear
-from magistral_mlx.model import text as decoder
 
 _ENDLESS = 1 << 20
 
@@ -95,7 +92,8 @@ class Ours:
         metal = replace(
             here(), name="metal", dequantize_from_rows=None, fused_attention=True, few_rows=64
         )
-        users: list[Any] = [backend, attention, linear, decoder]
+        modules = [m for name, m in sys.modules.items() if name.startswith("magistral_mlx.")]
+        users: list[Any] = [m for m in modules if getattr(m, "backend", None) is here]
         with ExitStack() as stack:
             for module in users:
                 stack.callback(setattr, module, "backend", here)

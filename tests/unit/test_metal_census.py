@@ -1,0 +1,109 @@
+"""The census of Metal's work: no change adds a dispatch, a copy or a slower kernel unnoticed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.metal_census import CHUNK, census, ideal_bytes
+from benchmarks.metal_rules import Array
+from magistral_mlx.backend import mx
+from magistral_mlx.cache.buffer import Buffer
+
+CONTEXT = 8192
+
+
+def test_a_decoded_token_takes_fewer_dispatches_and_bytes_than_mlx_lms() -> None:
+    ours, theirs = (census(who, "full", CONTEXT, 1) for who in ("ours", "mlx-lm"))
+    assert ours.dispatches <= 568 and ours.dispatches < theirs.dispatches
+    assert ours.moved < theirs.moved and ours.copied == 0
+    assert ours.moved <= 1.03 * ideal_bytes("full", CONTEXT)
+    assert ours.kernels["qmv"] == 161  # four products a layer, and the head
+
+
+@pytest.mark.parametrize(("cache", "most"), [("8/8", 1248), ("4/4", 1248)])
+def test_a_token_over_a_packed_cache_stays_as_it_is(cache: str, most: int) -> None:
+    """More dispatches than mlx-lm's, which has no window in full precision."""
+    ours = census("ours", cache, CONTEXT, 1)
+    assert ours.dispatches <= most and ours.copied <= 83e6
+    assert ours.moved <= 1.03 * ideal_bytes(cache, CONTEXT)
+    assert not {"qmm_n", "dequantize"} & {k for k, n in ours.kernels.items() if n > 1}
+
+
+@pytest.mark.parametrize(
+    ("cache", "dispatches", "copied"), [("full", 555, 0), ("8/8", 2563, 9.3e9)]
+)
+def test_a_chunk_of_the_prompt_stays_as_it_is(cache: str, dispatches: int, copied: float) -> None:
+    ours, theirs = (census(who, cache, CONTEXT, CHUNK, chunk=True) for who in ("ours", "mlx-lm"))
+    assert ours.dispatches <= dispatches and ours.copied <= copied
+    assert ours.moved < theirs.moved
+    assert ours.flops < 1.01 * theirs.flops
+
+
+@pytest.mark.parametrize("rows", [4, 8, 16])
+def test_verified_draft_tokens_take_no_more_than_mlx_lms(rows: int) -> None:
+    ours, theirs = (census(who, "full", CONTEXT, rows) for who in ("ours", "mlx-lm"))
+    assert ours.dispatches < theirs.dispatches and ours.moved < theirs.moved
+    assert ours.copied <= theirs.copied
+
+
+def test_a_copy_of_the_cache_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = census("ours", "full", CONTEXT, 1)
+    read = Buffer.read
+    monkeypatch.setattr(Buffer, "read", lambda *given: mx.contiguous(read(*given)))
+    after = census("ours", "full", CONTEXT, 1)
+    cache = 2 * 40 * 8 * 128 * CONTEXT * 2
+    assert after.dispatches == before.dispatches + 80
+    assert after.copied == pytest.approx(2 * cache, rel=0.01)  # read and written
+
+
+def test_products_of_stacked_matrices_are_counted_if_they_come_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from magistral_mlx.model.linear import Projections
+
+    before = census("ours", "full", 128, 1)
+    apart = Projections.apart
+
+    def slower(self: Projections, x: mx.array) -> list[mx.array]:
+        return [part + 0 for part in apart(self, x)]
+
+    monkeypatch.setattr(Projections, "apart", slower)
+    assert census("ours", "full", 128, 1).dispatches == before.dispatches + 80
+
+
+# Strides, against NumPy's
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_reshape_is_a_view_where_numpys_is(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.choice([1, 2, 3, 4, 6], size=rng.integers(1, 5)))
+    x = np.zeros(shape)
+    for _ in range(2):
+        x = x.transpose(rng.permutation(x.ndim))
+        cut = tuple(slice(0, max(1, n - int(rng.integers(0, 2)))) for n in x.shape)
+        x = x[cut]
+    factors = rng.permutation(_factors(x.size))
+    parts = np.split(factors, np.sort(rng.integers(0, len(factors) + 1, 3)))
+    wanted = tuple(int(np.prod(part)) for part in parts)
+    strides = tuple(s // x.itemsize for s in x.strides)
+    view = Array(x.shape, strides, x.itemsize).reshaped(wanted)
+    expected = x.reshape(wanted)
+    if not np.shares_memory(expected, x):
+        assert view is None
+        return
+    assert view is not None and view.shape == wanted
+    axes = [n for n, size in enumerate(wanted) if size > 1]
+    assert [view.strides[n] for n in axes] == [expected.strides[n] // 8 for n in axes]
+
+
+def _factors(number: int) -> list[int]:
+    found = []
+    for factor in (2, 3, 5):
+        while number % factor == 0:
+            found.append(factor)
+            number //= factor
+    return [*found, number] if number > 1 else found or [math.prod(())]
