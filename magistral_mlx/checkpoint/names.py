@@ -213,3 +213,8 @@ def _projector_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             PROJECTOR + "linear_2.bias": (text,),
         }
     return tensors
+
+
+def head_prefix(config: ModelConfig) -> str:
+    """How the names of the head's tensors begin; a tied head is the embedding."""
+    return EMBEDDING if config.text.tie_word_embeddings else HEAD

@@ -3,7 +3,9 @@
 Steps: grammar mask and bans, biases and penalties, temperature, filters. Then noise that depends on
 seed and position alone is added, and the largest value wins (Gumbel-max: a draw from the softmax).
 So the next token is a function of its logits, and the same seed gives the same tokens however the
-logits were computed: in chunks, from a cache, speculatively or in a batch.
+logits were computed: in chunks, from a cache, speculatively or in a batch. In bfloat16 and float16
+that holds up to near ties of logits, since kernels that depend on the number of rows round them
+otherwise (`docs/architecture.md`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors
+from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors, head_prefix
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 from magistral_mlx.memory.peak import Weights, sum_weights
 from magistral_mlx.memory.plan import PlannedModel
@@ -52,7 +52,9 @@ def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: in
     sizes = {}
     for name, shape in expected_tensors(config).items():
         if name.startswith(LANGUAGE) and len(shape) == 2:
-            sizes[name] = scheme.nbytes((shape[0], shape[1]))  # scales stay in their stored dtype
+            # Scales stay in their stored dtype, but for those of the head.
+            scale_bytes = 4 if name.startswith(head_prefix(config)) else 2
+            sizes[name] = scheme.nbytes((shape[0], shape[1]), scale_bytes)
         else:
             sizes[name] = math.prod(shape) * float_bytes
     return sum_weights(sizes, config)

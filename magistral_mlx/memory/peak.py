@@ -28,7 +28,7 @@ from magistral_mlx.cache.segments import dequantized_copies
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.fp8 import FP8
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, FLOATS
-from magistral_mlx.checkpoint.load import is_scale, keeps_scales
+from magistral_mlx.checkpoint.load import computes_in_float32, is_scale, keeps_scales
 from magistral_mlx.checkpoint.names import EMBEDDING, LANGUAGE
 from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.model.vision import WORKSPACE as IMAGE_WORKSPACE
@@ -117,8 +117,13 @@ def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
     sizes = {}
     for name, tensor in checkpoint.tensors.items():
         sizes[name] = tensor.nbytes
-        if tensor.dtype in (*FLOATS, FP8) and not (compact and is_scale(name)):
-            sizes[name] = tensor.nbytes // DTYPE_BYTES[tensor.dtype] * float_bytes
+        if tensor.dtype not in (*FLOATS, FP8):
+            continue
+        values = tensor.nbytes // DTYPE_BYTES[tensor.dtype]
+        if computes_in_float32(name, checkpoint.config):
+            sizes[name] = values * 4
+        elif not (compact and is_scale(name)):
+            sizes[name] = values * float_bytes
     return sum_weights(sizes, checkpoint.config)
 
 

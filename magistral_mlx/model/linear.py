@@ -42,6 +42,10 @@ class Linear(nn.Module):
             y = self.adapters.changed(self.path, x, y)
         return y + self["bias"] if "bias" in self else y
 
+    @property
+    def quantized(self) -> bool:
+        return self._scheme is not None
+
     def some(self, x: mx.array, rows: slice) -> mx.array:
         """Compute the outputs of these rows of W only."""
         weight, scheme = self["weight"][rows], self._scheme
@@ -69,6 +73,10 @@ class Embedding(nn.Module):
         """(B, L) token ids -> (B, L, D) in `dtype`."""
         embedded = self._rows(tokens, dtype)
         return self.adapters.embedded(tokens, embedded) if self.adapters else embedded
+
+    @property
+    def quantized(self) -> bool:
+        return self._scheme is not None
 
     def as_linear(self, x: mx.array) -> mx.array:
         y = matmul(x, self)

@@ -151,5 +151,12 @@ class LanguageModel(nn.Module):
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     def logits(self, h: mx.array) -> mx.array:
-        """(B, L, D) -> (B, L, vocab_size)"""
-        return self.lm_head(h) if "lm_head" in self else self.model.embed_tokens.as_linear(h)
+        """(B, L, D) -> (B, L, vocab_size), in float32 if the head is quantized.
+
+        The head is a small part of a token's work, and what it rounds decides between near ties
+        (`computes_in_float32` in magistral_mlx/checkpoint/load.py).
+        """
+        tied = "lm_head" not in self
+        if (self.model.embed_tokens if tied else self.lm_head).quantized:
+            h = h.astype(mx.float32)
+        return self.model.embed_tokens.as_linear(h) if tied else self.lm_head(h)

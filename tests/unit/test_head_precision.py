@@ -1,0 +1,80 @@
+"""The head of a quantized model computes in float32, whatever the rest of the model does."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from magistral_convert import convert
+from magistral_mlx.backend import mx
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.load import load_model
+from magistral_mlx.memory.peak import loaded_weights
+from magistral_mlx.model.linear import rows_of
+from tests.checkpoints import tiny_config, write_hf_checkpoint
+
+DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16}
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+TIED = pytest.mark.parametrize("tied", [False, True], ids=["a head", "tied"])
+
+
+@lru_cache
+def checkpoint(tied: bool = False) -> Checkpoint:
+    folder = Path(mkdtemp(prefix="head-"))
+    config = tiny_config(vision=False, layers=2, tie_word_embeddings=tied)
+    write_hf_checkpoint(folder / "source", config=config)
+    return Checkpoint.open(convert(folder / "source", folder / "4bit"))
+
+
+def head_of(model: Any) -> Any:
+    language = model.language_model
+    return language.lm_head if "lm_head" in language else language.model.embed_tokens
+
+
+@EACH_DTYPE
+@TIED
+def test_logits_are_those_of_float32(tied: bool, dtype: mx.Dtype) -> None:
+    model = load_model(checkpoint(tied), dtype)
+    h = mx.array(np.random.default_rng(1).standard_normal((1, 3, 128)) * 4).astype(dtype)
+    logits = model.logits(h)
+    assert logits.dtype == mx.float32
+    expected = h.astype(mx.float32) @ rows_of(head_of(model), slice(None)).T
+    np.testing.assert_allclose(np.array(logits), np.array(expected), rtol=1e-4, atol=1e-4)
+    rounded = np.abs(np.array(expected.astype(dtype).astype(mx.float32) - expected)).max()
+    assert np.abs(np.array(logits - expected)).max() < rounded / 10
+
+
+@TIED
+def test_near_ties_in_bfloat16_are_rare(tied: bool) -> None:
+    """Rounded to bfloat16 the two largest of 1,280 logits are often equal."""
+    model = load_model(checkpoint(tied), mx.bfloat16)
+    h = mx.array(np.random.default_rng(2).standard_normal((1, 400, 128)) * 4)
+    logits = model.logits(h.astype(mx.bfloat16))[0]
+
+    def ties(values: mx.array) -> int:
+        ranked = np.sort(np.array(values.astype(mx.float32)), axis=-1)
+        return int((ranked[:, -1] == ranked[:, -2]).sum())
+
+    assert ties(logits) == 0 < ties(logits.astype(mx.bfloat16))
+
+
+@EACH_DTYPE
+@TIED
+def test_nothing_but_the_head_is_wider(tied: bool, dtype: mx.Dtype) -> None:
+    """Neither what it is made of, nor what a pass carries from layer to layer; as planned."""
+    opened = checkpoint(tied)
+    model = load_model(opened, dtype)
+    parts = dict(tree_flatten(model.parameters()))
+    wide = {name for name, array in parts.items() if array.dtype == mx.float32}
+    head = "language_model.model.embed_tokens" if tied else "language_model.lm_head"
+    assert wide == {f"{head}.scales", f"{head}.biases"}
+    planned = loaded_weights(opened, dtype.size)
+    assert planned.decoder == sum(array.nbytes for array in parts.values())
+    h = model.embed(mx.array([[5, 6]]))
+    assert {h.dtype, model(h, model.make_caches()).dtype} == {dtype}
