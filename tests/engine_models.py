@@ -22,6 +22,7 @@ from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.sequence import Token
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.events import Prefill
+from magistral_mlx.model.adapters import AdapterRows
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 
 GREEDY = Sampling(temperature=0)
@@ -39,6 +40,7 @@ class TableModel:
         self.table = mx.array(table)  # (vocab_size, vocab_size)
         text = SimpleNamespace(vocab_size=len(table))
         self.config: Any = SimpleNamespace(text=text, vision=None, image_token_id=-1)
+        self.adapters = AdapterRows()
 
     @classmethod
     def successors(cls, following: Mapping[int, int], vocab_size: int = 64) -> TableModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
@@ -26,13 +27,18 @@ class LoadFields(TypedDict, total=False):
     parallel: int
     tokenizer: str | Path | None
     draft: str | Path | None
+    adapter: str | Path | None
+    adapters: Mapping[str, str | Path] | None
     cache_dir: str | Path | None
     cache_size: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How a model is loaded."""
+    """How a model is loaded.
+
+    adapters: more adapters by name, for requests that ask for them.
+    """
 
     context: int | None = option(
         None,
@@ -78,6 +84,12 @@ class LoadOptions:
         Name("NAME_OR_DIR"),
         "A smaller model with the same tokenizer that guesses tokens for this one.",
     )
+    adapter: str | Path | None = option(
+        None,
+        Name("DIR_OR_NAME"),
+        "A LoRA adapter of PEFT or mlx-lm that changes every answer.",
+    )
+    adapters: Mapping[str, str | Path] | None = None
     cache_dir: str | Path | None = option(
         None,
         Name("DIR"),

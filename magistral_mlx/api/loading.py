@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magistral_mlx.api.adapters import open_adapters
 from magistral_mlx.api.composer import Composer
 from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.api.load_options import LoadOptions
@@ -36,8 +37,11 @@ class Loading:
     on_plan: Callable[[Plan], None] | None
     on_progress: OnProgress | None
 
-    def run(self) -> tuple[Checkpoint, Plan, Composer, Session]:
-        """Find it, plan it, load it. Raises what `Magistral.load` raises."""
+    def run(self) -> tuple[Checkpoint, Plan, Composer, Session, str | None]:
+        """Find it, plan it, load it. The last item is the name of the adapter for all requests.
+
+        Raises what `Magistral.load` raises.
+        """
         options = self.options
         request = PlanRequest(
             options.context, options.kv, options.images, options.memory_limit, options.wire
@@ -50,11 +54,13 @@ class Loading:
             if options.draft is None
             else Checkpoint.open(locate(str(options.draft), on_progress=downloading))
         )
-        plan = hold_plan(checkpoint, name or str(checkpoint.folder), request, options.dtype, draft)
+        adapters = open_adapters(options, checkpoint.config, downloading)
+        source = name or str(checkpoint.folder)
+        plan = hold_plan(checkpoint, source, request, options.dtype, draft, adapters.values())
         disk = DiskCacheConfig.of(options)
         tokenizer = None if options.tokenizer is None else str(options.tokenizer)
         open_disk = disk.open if disk else None
-        runner = ModelRunner(checkpoint, plan, options.dtype, open_disk, draft, tokenizer)
+        runner = ModelRunner(checkpoint, plan, options.dtype, open_disk, draft, tokenizer, adapters)
         session = Session(runner, options.parallel)  # whose end releases the plan
         try:
             composer = self._load(checkpoint, plan, session, draft)
@@ -62,7 +68,8 @@ class Loading:
             session.close()
             session.wait_closed()
             raise
-        return checkpoint, plan, composer, session
+        default = None if options.adapter is None else next(iter(adapters))
+        return checkpoint, plan, composer, session, default
 
     def _load(
         self, checkpoint: Checkpoint, plan: Plan, session: Session, draft: Checkpoint | None

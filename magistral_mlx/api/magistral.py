@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
+from magistral_mlx.api.adapters import adapter_name, check_adapter_name, chosen_adapter
 from magistral_mlx.api.image_inputs import Images, to_images
 from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.load_options import LoadFields, LoadOptions
@@ -21,7 +23,9 @@ from magistral_mlx.api.options import Options
 from magistral_mlx.api.stream import Stream
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.chat.prompt import encode_raw
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.errors import PromptError
+from magistral_mlx.hub.adapters import locate_adapter
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.option_spec import with_changes
 from magistral_mlx.paths import DEMO, demo_dir
@@ -54,10 +58,16 @@ class Magistral:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, composer: Composer, session: Session
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        composer: Composer,
+        session: Session,
+        adapter: str | None = None,
     ) -> None:
         """Use `Magistral.load`."""
         self.plan = plan
+        self._default_adapter = adapter
         self._checkpoint = checkpoint
         self._composer = composer
         self.session = session
@@ -142,6 +152,44 @@ class Magistral:
             ModelClosed: the model has been closed.
         """
         self.session.release()
+
+    # Adapters
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters, for the option `adapter`."""
+        return tuple(self.session.adapters)
+
+    def load_adapter(self, name_or_dir: str | Path, name: str | None = None) -> str:
+        """Load a LoRA adapter beside the model, which goes on answering -> its name.
+
+        One of the same name is replaced; what runs with that goes on to its end.
+
+        Args:
+            name_or_dir: a folder that PEFT or mlx-lm wrote, or a name on the hub.
+            name: for the option `adapter`; None is the last part of `name_or_dir`.
+
+        Raises:
+            ModelNotFound: no such adapter.
+            CheckpointError: a damaged one, or one of another model.
+            OutOfMemory: it does not fit beside the plan.
+            ModelClosed: the model has been closed.
+        """
+        self.session.check_open()
+        given = adapter_name(name_or_dir) if name is None else check_adapter_name(name)
+        folder = locate_adapter(str(name_or_dir))
+        self.session.load_adapter(given, StoredAdapter.open(folder, self._checkpoint.config))
+        return given
+
+    def drop_adapter(self, name: str) -> None:
+        """Drop an adapter. Answers that run with it go on, and then its memory comes back.
+
+        Raises:
+            InvalidOption: none of that name is loaded.
+            ModelClosed: the model has been closed.
+        """
+        chosen_adapter(self.session.adapters, name, None)
+        self.session.drop_adapter(name)
 
     def __enter__(self) -> Magistral:
         return self
@@ -377,12 +425,13 @@ class Magistral:
         """Do all that can be done before it queues, then queue it."""
         self.session.check_open()
         options = Options.of(options, changes)
+        adapter = chosen_adapter(self.session.adapters, options.adapter, self._default_adapter)
         if isinstance(prompt, RawPrompt):
             _check_no_images(images)
             inputs = self._composer.compose_raw(prompt, options)
         else:
             inputs = self._composer.compose(to_messages(prompt, images), options)
-        return self.session.submit(inputs, observer)
+        return self.session.submit(replace(inputs, adapter=adapter), observer)
 
 
 def _check_no_images(images: Images) -> None:

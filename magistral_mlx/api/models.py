@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
+from magistral_mlx.api.adapters import open_adapters
 from magistral_mlx.api.load_options import LoadFields, LoadOptions
 from magistral_mlx.errors import InvalidOption, ModelNotFound, StorageError
 from magistral_mlx.hub.cache import repo_folder
@@ -107,9 +108,10 @@ def plan_model(
     name = str(default_model() if name_or_dir is None else name_or_dir)
     headers = read_headers(name)
     draft = None if asked.draft is None else read_headers(str(asked.draft))
+    adapters = open_adapters(asked, headers.config).values()
     if machine is None:
-        return plan_here(headers, name, request, asked.dtype, draft)
-    model = describe(headers, name, GPU.float_bytes, draft)
+        return plan_here(headers, name, request, asked.dtype, draft, adapters)
+    model = describe(headers, name, GPU.float_bytes, draft, adapters)
     return make_plan(model, named_machine(machine), GPU, request)
 
 

@@ -58,5 +58,6 @@ class OptionFields(TypedDict, total=False):
     overflow: Overflow
     image_tokens: int | None
     speculation: SpeculationOption
+    adapter: str | None
     logprobs: bool
     top_logprobs: int

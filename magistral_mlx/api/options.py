@@ -241,6 +241,13 @@ class Options:
         unset="what the model allows",
         section=_PROMPT,
     )
+    adapter: str | None = option(
+        None,
+        Kind(),
+        'Loaded adapter that changes the answer, by its name; "base" is none.',
+        unset="the one that the model was loaded with",
+        section=_PROMPT,
+    )
     speculation: SpeculationOption = option(
         "auto",
         Choice("auto", "off", "ngram", "draft"),

@@ -1,6 +1,6 @@
 """This package's runtime behind the protocol of `worker`.
 
-python -m magistral_mlx.bench.ours [KV_SCHEME]
+python -m magistral_mlx.bench.ours [KV_SCHEME [ADAPTER]]
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.bench.worker import random_layer, random_pixels, serve
 from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, KVScheme
+from magistral_mlx.checkpoint.adapters.load import load_adapter
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.generate import Generation
@@ -29,6 +31,8 @@ from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
+from magistral_mlx.hub.adapters import locate_adapter
+from magistral_mlx.model.adapters import Adapter
 
 _ENDLESS = 1 << 20
 
@@ -36,16 +40,22 @@ _ENDLESS = 1 << 20
 class Ours:
     """The engine, used as by every front end of this package."""
 
-    def __init__(self, scheme: KVScheme = FULL) -> None:
-        self._scheme = scheme
+    def __init__(self, scheme: KVScheme = FULL, adapter: str | None = None) -> None:
+        self._scheme, self._adapter_name = scheme, adapter
+        self._adapter: Adapter | None = None
 
     def load(self, folder: Path, dtype: str | None) -> None:
         self._checkpoint = Checkpoint.open(folder)
         self._model = load_model(self._checkpoint, DTYPES[dtype] if dtype else None)
+        if self._adapter_name is not None:
+            stored = StoredAdapter.open(locate_adapter(self._adapter_name), self._model.config)
+            self._adapter = load_adapter(stored, self._model)
 
     def start(self, tokens: list[int], filled: int) -> Iterator[int]:
         ids = np.array([0] * filled + tokens, np.int32)
-        request = SequenceInputs(ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme)
+        request = SequenceInputs(
+            ids, (), Sampling(0.0), _ENDLESS, scheme=self._scheme, adapter=self._adapter
+        )
         start = ComputedPrefix(self._caches(filled), filled) if filled else None
         return _ids(Generation(self._model, request, start))
 
@@ -62,8 +72,9 @@ class Ours:
         token = mx.array([1000])
 
         def build() -> list[Any]:
-            h = self._model(self._model.embed(token[None]), caches)
-            logits = self._model.logits(h)[:, 0]
+            with self._model.adapters.using([self._adapter]):
+                h = self._model(self._model.embed(token[None]), caches)
+                logits = self._model.logits(h)[:, 0]
             return [mx.argmax(logits, axis=-1), *(a for cache in caches for a in cache.state)]
 
         return build
@@ -75,8 +86,9 @@ class Ours:
         sampler = Sampler(sampling, np.zeros(1, np.int32), self._model.config.text.vocab_size)
 
         def run(count: int) -> None:
-            h = self._model(self._model.embed(mx.full((1, count), 1000)), caches)
-            logits = self._model.logits(h)[0]
+            with self._model.adapters.using([self._adapter]):
+                h = self._model(self._model.embed(mx.full((1, count), 1000)), caches)
+                logits = self._model.logits(h)[0]
             dispatch([sampler.draw(logits[n : n + 1], filled + n) for n in range(count)])
             mx.synchronize()
             for cache in caches:
@@ -123,4 +135,10 @@ def _ids(generation: Generation) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    serve(Ours(KVScheme.parse(sys.argv[1]) if len(sys.argv) > 1 else FULL))
+    arguments = sys.argv[1:]
+    serve(
+        Ours(
+            KVScheme.parse(arguments[0]) if arguments else FULL,
+            arguments[1] if len(arguments) > 1 else None,
+        )
+    )

@@ -36,9 +36,10 @@ class Program:
     preload: str | None = None
 
 
-def ours(kv: str = "full") -> Program:
-    """Return this package's runtime."""
-    return Program(OURS, OURS, (sys.executable, "-m", "magistral_mlx.bench.ours", kv))
+def ours(kv: str = "full", adapter: str | None = None) -> Program:
+    """Return this package's runtime, with an adapter or without."""
+    more = () if adapter is None else (adapter,)
+    return Program(OURS, OURS, (sys.executable, "-m", "magistral_mlx.bench.ours", kv, *more))
 
 
 def peer(wanted: str) -> Program:

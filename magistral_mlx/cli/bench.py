@@ -58,7 +58,7 @@ _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes a
     help="Rounds at most.  [default: 9]",
 )
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@loading_options("kv", "dtype")
+@loading_options("kv", "dtype", "adapter")
 def bench(as_json: bool, **options: Any) -> None:
     """Measure prefill, decode, time to first token and peak memory of MODEL.
 
@@ -66,14 +66,16 @@ def bench(as_json: bool, **options: Any) -> None:
     cost of a pass over several tokens is stored for speculation.
     """
     options["model"] = chosen_model(options)
-    options |= {"kv": None, "dtype": None} | given(options, LoadOptions)
+    options |= {"kv": None, "dtype": None, "adapter": None} | given(options, LoadOptions)
+    if options["adapter"] and options["against"]:
+        raise click.UsageError("--adapter measures this runtime alone; leave --against out.")
     from magistral_mlx.bench.conditions import read_conditions, swapping
     from magistral_mlx.bench.record import limit_of
     from magistral_mlx.cli import bench_report as report
 
     name, checkpoint, machine, scheme = _fitting(options)
     work = _work(checkpoint, options)
-    programs, missing = _programs(options["against"], scheme)
+    programs, missing = _programs(options["against"], scheme, options["adapter"])
     before = read_conditions()
     limit = limit_of(machine)
     result = _measure(programs, work, checkpoint, machine)
@@ -92,6 +94,7 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     """
     from pathlib import Path
 
+    from magistral_mlx.api.adapters import open_adapters
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.library import locate
     from magistral_mlx.memory.here import plan_here
@@ -102,7 +105,8 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     name = options["model"] or folder.name
     context = max(_contexts(checkpoint, options)) + options["tokens"]
     request = PlanRequest(context, options["kv"], images=0)
-    plan = plan_here(checkpoint, name, request, options["dtype"])
+    adapters = open_adapters(LoadOptions(adapter=options["adapter"]), checkpoint.config)
+    plan = plan_here(checkpoint, name, request, options["dtype"], adapters=list(adapters.values()))
     warn_if_short(plan)
     return name, checkpoint, plan.machine, plan.scheme.name
 
@@ -153,11 +157,13 @@ def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Workload:
     )
 
 
-def _programs(against: str, scheme: str) -> tuple[list[Program], dict[str, str]]:
+def _programs(
+    against: str, scheme: str, adapter: str | None
+) -> tuple[list[Program], dict[str, str]]:
     """Return the runtimes to measure, ours first, and those not installed, with advice."""
     from magistral_mlx.bench.process import ours, peer, version
 
-    programs, missing = [ours(scheme)], {}
+    programs, missing = [ours(scheme, adapter)], {}
     for wanted in filter(None, (part.strip() for part in against.split(","))):
         program = peer(wanted)
         if version(program) is None:

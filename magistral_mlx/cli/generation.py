@@ -23,12 +23,20 @@ _FLAGS = {"max_tokens": ("-n",), "seed": ("-s",)}
 def generation_options(
     *, without: tuple[str, ...], defaults: Mapping[str, str] | None = None
 ) -> Callable[[_Command], _Command]:
-    """Give a command the options of answers but those that it does not take."""
+    """Give a command the options of answers but those that it does not take.
+
+    `adapter` is not among them: a command loads the one that it uses.
+    """
 
     def decorate(command: _Command) -> _Command:
         for decorator in reversed(
             (
-                declared(Options, without=(*without, "system"), defaults=defaults, flags=_FLAGS),
+                declared(
+                    Options,
+                    without=(*without, "system", "adapter"),
+                    defaults=defaults,
+                    flags=_FLAGS,
+                ),
                 declared(Dry, prefix="dry_", section="Sampling"),
                 option(
                     "--system",
@@ -63,6 +71,7 @@ def options_of(options: dict[str, Any], **others: Any) -> Options:
     if len(named) + options["no_system"] > 1:
         raise click.UsageError("give only one of --system, --system-file and --no-system.")
     values = given(options, Options)
+    values.pop("adapter", None)  # the folder to load it from
     if "stop_token_ids" in values:
         values["stop_token_ids"] = [id for ids in values["stop_token_ids"] for id in ids]
     if "logit_bias" in values:

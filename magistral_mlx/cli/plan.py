@@ -12,6 +12,7 @@ from magistral_mlx.cli.loading import chosen_model, load_options, loading_option
 from magistral_mlx.cli.params import command, option
 
 if TYPE_CHECKING:
+    from magistral_mlx.api.load_options import LoadOptions
     from magistral_mlx.memory.machine import Machine
     from magistral_mlx.memory.peak import BackendProfile
     from magistral_mlx.memory.plan import Plan, PlannedModel, PlanRequest
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @command()
 @model_argument
-@loading_options("context", "kv", "images", "memory_limit")
+@loading_options("context", "kv", "images", "memory_limit", "adapter")
 @option(
     "--machine",
     metavar="NAME",
@@ -45,7 +46,7 @@ def plan(**options: Any) -> None:
     asked = load_options(options)
     request = PlanRequest(asked.context, asked.kv, asked.images, asked.memory_limit)
     if options["all_machines"]:
-        described = _model(model, GPU)
+        described = _model(model, GPU, asked)
         machines = [named_machine(f"{size}GB") for size in APPLE_SIZES]
         rows = [
             facts_of(described, machine, GPU, _within(request, machine)) for machine in machines
@@ -56,7 +57,7 @@ def plan(**options: Any) -> None:
         machine, backend_profile = named_machine(options["machine"]), GPU
     else:
         machine, backend_profile = this_machine(), profile()
-    facts = facts_of(_model(model, backend_profile), machine, backend_profile, request)
+    facts = facts_of(_model(model, backend_profile, asked), machine, backend_profile, request)
     click.echo(json.dumps(facts)) if options["as_json"] else report.show(facts)
 
 
@@ -147,7 +148,8 @@ def _chosen(best: Plan, why: str) -> dict[str, Any]:
         "images": best.images,
         "why": why,
         "bytes": {
-            "weights": peak.weights,
+            "weights": peak.weights - best.model.adapters,
+            "adapters": best.model.adapters,
             "vision": peak.vision,
             "cache": peak.cache,
             "workspace": peak.workspace,
@@ -181,9 +183,10 @@ def _why(best: Plan, profile: BackendProfile, request: PlanRequest) -> str:
     return f"the highest precision that fits: {finer[-1]} needs {gib(missing)} more"
 
 
-def _model(name: str | None, profile: BackendProfile) -> PlannedModel:
+def _model(name: str | None, profile: BackendProfile, asked: LoadOptions) -> PlannedModel:
     """A model on this machine, on the hub (its headers alone are fetched), or the default one."""
     from magistral_convert.source import read_headers
+    from magistral_mlx.api.adapters import open_adapters
     from magistral_mlx.errors import ModelNotFound
     from magistral_mlx.library import default_model
     from magistral_mlx.memory.here import describe
@@ -193,5 +196,9 @@ def _model(name: str | None, profile: BackendProfile) -> PlannedModel:
         try:
             name = str(default_model())
         except ModelNotFound:
+            if asked.adapter is not None:
+                raise
             return magistral_small(profile.float_bytes)
-    return describe(read_headers(name), name, profile.float_bytes)
+    headers = read_headers(name)
+    adapters = open_adapters(asked, headers.config).values()
+    return describe(headers, name, profile.float_bytes, adapters=adapters)

@@ -14,6 +14,7 @@ from magistral_mlx.memory.plan import gib
 
 _PARTS = (
     ("weights", "blue"),
+    ("adapters", "green"),
     ("vision", "cyan"),
     ("cache", "magenta"),
     ("workspace", "yellow"),

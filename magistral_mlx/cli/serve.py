@@ -164,7 +164,21 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     section="Limits",
     help="Requests that may wait.  [default: 128]",
 )
-@loading_options(defaults={"wire": "off"})
+@option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[NAME=]DIR_OR_NAME",
+    section="Loading",
+    help="A LoRA adapter, for requests that name MODEL:NAME. Give it again for more.",
+)
+@option(
+    "--load-adapters",
+    is_flag=True,
+    section="Server",
+    help="Let clients load and drop adapters, from any folder of this machine and the hub.",
+)
+@loading_options(without=("adapter",), defaults={"wire": "off"})
 def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> None:
     """Answer apps and browsers: OpenAI's, Anthropic's and Ollama's APIs, and a chat page at /.
 
@@ -211,7 +225,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
 
     taken = (
         *("host", "port", "api_key", "allowed_hosts", "cors_origins", "allow_remote_images"),
-        *("keep_alive", "log_prompts", "ollama", "any_model"),
+        *("keep_alive", "log_prompts", "ollama", "any_model", "load_adapters"),
     )
     return Settings(
         **{name: options[name] for name in taken},
@@ -226,7 +240,9 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             seconds=options["max_time"],
             queue=options["max_queue"],
         ),
-        load=load_options(options, wire=bool(options["wire"])),
+        load=load_options(
+            options, wire=bool(options["wire"]), adapters=_adapters(options["adapters"])
+        ),
     )
 
 
@@ -238,6 +254,30 @@ def _mcp_servers(file: str | None) -> tuple[ServerSpec, ...]:
 
     check_extra("--mcp", "mcp", "mcp")
     return read_servers(file)
+
+
+def _adapters(given: tuple[str, ...]) -> dict[str, str]:
+    """Name -> folder or hub name of each adapter.
+
+    Raises:
+        InvalidOption: two of one name.
+    """
+    from magistral_mlx.api.adapters import adapter_name
+    from magistral_mlx.errors import InvalidOption
+    from magistral_mlx.files import user_path
+
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, source = text.partition("=")
+        if not equals or user_path(text).exists():
+            name, source = adapter_name(text), text
+        if name in found:
+            raise InvalidOption(
+                f"two of the adapters are called {name}: give them as --adapter NAME=DIR, each "
+                "with a name of its own."
+            )
+        found[name] = source
+    return found
 
 
 def _log_to_stderr() -> None:
@@ -267,6 +307,8 @@ def _tell(urls: list[str], service: GenerationService, settings: Settings) -> No
             f"{gib(plan.peak.total)} of {gib(plan.limit)}"
             + (f"; {' and '.join(skills)}" if skills else "")
         )
+        for adapter in model.adapters:
+            say(f"{model.name_with(adapter)}: with the adapter {adapter}")
         if plan.warning:
             say(plan.warning)
 

@@ -78,7 +78,8 @@ def _next_logits(model: MagistralModel, sequences: Sequence[SequenceState]) -> l
         return []
     tokens = [sequence.pending.token for sequence in sequences]
     batch = tokens[0] if len(sequences) == 1 else mx.concatenate(tokens)  # (B,)
-    h = model(model.embed(batch[:, None]), batch_caches([one.caches for one in sequences]))
-    logits = model.logits(h)[:, 0]  # (B, vocab_size)
+    with model.adapters.using([sequence.inputs.adapter for sequence in sequences]):
+        h = model(model.embed(batch[:, None]), batch_caches([one.caches for one in sequences]))
+        logits = model.logits(h)[:, 0]  # (B, vocab_size)
     count = len(sequences)
     return [logits[n : n + 1] for n in range(count)] if count > 1 else [logits]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
 
 _DIGEST = 16  # bytes
@@ -30,20 +31,29 @@ class ImageKey:
         return f"{self.digest.hex()}-{self.tokens}"
 
     @classmethod
-    def of(cls, pixels: NDArray[np.float32], tokens: int) -> ImageKey:
-        """The key of an image, (3, H, W), that has `tokens` image tokens in a prompt."""
+    def of(cls, pixels: NDArray[np.float32], tokens: int, adapter: int = 0) -> ImageKey:
+        """The key of an image, (3, H, W), that has `tokens` image tokens in a prompt.
+
+        Args:
+            adapter: fingerprint of an adapter that changes its features; 0 for none.
+        """
         content = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=_DIGEST)
+        if adapter:
+            content.update(adapter.to_bytes(8, "little"))
         content.update(np.ascontiguousarray(pixels).data)
         return cls(content.digest(), tokens)
 
 
 def token_keys(
-    tokens: NDArray[np.int32], images: Sequence[ImageKey], image_token: int
+    tokens: NDArray[np.int32], images: Sequence[ImageKey], image_token: int, adapter: int = 0
 ) -> NDArray[np.int64]:
     """Replace image tokens in (L,) tokens by negative numbers that identify their image.
 
     Two prompts have the common prefix that their token keys have. The tokens may end before, or
     inside, an image.
+
+    Args:
+        adapter: fingerprint of the adapter, which is mixed into each key; 0 for none.
     """
     found = tokens.astype(np.int64)
     places = np.flatnonzero(tokens == image_token)
@@ -52,7 +62,7 @@ def token_keys(
         number = int.from_bytes(image.digest[:8], "little") >> 1
         found[places[start : start + image.tokens]] = -1 - number
         start += image.tokens
-    return found
+    return found ^ adapter
 
 
 def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
@@ -86,6 +96,7 @@ def iter_image_features(
     images: Sequence[NDArray[np.float32]],
     keys: Sequence[ImageKey] = (),
     cache: ImageFeatureCache | None = None,
+    adapter: Adapter | None = None,
 ) -> Iterator[mx.array]:
     """Run each image, (3, H, W), through the tower -> (tokens of it, D), evaluated.
 
@@ -97,7 +108,8 @@ def iter_image_features(
         if features is None:
             if cache:
                 cache.get_ready()
-            features = model.encode_image(mx.array(pixels))
+            with model.adapters.using([adapter]):
+                features = model.encode_image(mx.array(pixels))
             mx.eval(features)
             if cache:
                 cache.keep_features(keys[n], features)
@@ -111,6 +123,7 @@ def iter_image_features_after(
     cached: int,
     keys: Sequence[ImageKey] = (),
     cache: ImageFeatureCache | None = None,
+    adapter: Adapter | None = None,
 ) -> Iterator[mx.array]:
     """The features of the image tokens from position `cached` on, (n, D) for each image.
 
@@ -120,7 +133,7 @@ def iter_image_features_after(
     ends = np.cumsum([image_feature_count(model.config, pixels) for pixels in images], dtype=int)
     done = int(np.searchsorted(ends, before, side="right"))  # images that lie before it as a whole
     start = before - (int(ends[done - 1]) if done else 0)
-    for features in iter_image_features(model, images[done:], keys[done:], cache):
+    for features in iter_image_features(model, images[done:], keys[done:], cache, adapter):
         yield features[start:] if start else features
         start = 0
 
@@ -133,6 +146,11 @@ def image_feature_count(config: ModelConfig, pixels: NDArray[np.float32]) -> int
     return (pixels.shape[1] // side) * (pixels.shape[2] // side)
 
 
-def image_keys(config: ModelConfig, images: Sequence[NDArray[np.float32]]) -> tuple[ImageKey, ...]:
-    """The keys of images, (3, H, W) each."""
-    return tuple(ImageKey.of(pixels, image_feature_count(config, pixels)) for pixels in images)
+def image_keys(
+    config: ModelConfig, images: Sequence[NDArray[np.float32]], adapter: Adapter | None = None
+) -> tuple[ImageKey, ...]:
+    """The keys of images, (3, H, W) each; an adapter of the tower gives them other features."""
+    salt = adapter.fingerprint if adapter and adapter.changes_vision else 0
+    return tuple(
+        ImageKey.of(pixels, image_feature_count(config, pixels), salt) for pixels in images
+    )

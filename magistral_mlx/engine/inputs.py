@@ -16,6 +16,7 @@ from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.speculator import Speculation
 from magistral_mlx.engine.thinking import ThinkingRules
 from magistral_mlx.engine.vocabulary import Vocabulary
+from magistral_mlx.model.adapters import Adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class SequenceInputs:
     image_features: features of images encoded before, by `image_keys`, one an image.
     speculation: sources of draft tokens while this sequence decodes alone; None for none.
     snapshots: places in the prompt that quantized caches can be trimmed back to, later.
+    adapter: what changes the model's matrices for this sequence; None for the base alone.
     """
 
     tokens: NDArray[np.int32]
@@ -54,3 +56,4 @@ class SequenceInputs:
     image_features: ImageFeatureCache | None = None
     speculation: Speculation | None = None
     snapshots: int = 0
+    adapter: Adapter | None = None

@@ -14,6 +14,7 @@ from magistral_mlx.cache.scheme import RESERVED
 from magistral_mlx.engine.images import iter_image_features_after
 from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.events import Prefill
+from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
 
 _QUESTION = 256  # tokens that may well be others the next time, at the end of a prompt
@@ -59,12 +60,22 @@ def prefill_sequence(
         return logits
     features = []
     for image in iter_image_features_after(
-        model, tokens, inputs.images, cached, inputs.image_keys, inputs.image_features
+        model,
+        tokens,
+        inputs.images,
+        cached,
+        inputs.image_keys,
+        inputs.image_features,
+        inputs.adapter,
     ):
         features.append(image)
         yield Prefill(cached, len(tokens))
     images = mx.concatenate(features) if features else None
-    return (yield from prefill(model, caches, tokens, images, inputs.chunk, inputs.snapshots))
+    return (
+        yield from prefill(
+            model, caches, tokens, images, inputs.chunk, inputs.snapshots, inputs.adapter
+        )
+    )
 
 
 def prefill(
@@ -74,6 +85,7 @@ def prefill(
     features: mx.array | None = None,
     chunk: int | None = None,
     snapshots: int = 0,
+    adapter: Adapter | None = None,
 ) -> Generator[Prefill, int | None, mx.array]:
     """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
@@ -86,6 +98,7 @@ def prefill(
         chunk: tokens at once; None is the backend's choice.
         snapshots: places that quantized caches can be trimmed back to, for prompts that share a
             part of this one: how many, 0 for none.
+        adapter: of the sequence; None for the base alone.
 
     Returns:
         (1, vocab_size) logits of the token after the prompt.
@@ -100,14 +113,15 @@ def prefill(
     end = cached
     while end < total:
         start, end = end, _end(end, total, min(chunk, most or chunk), snapshots)
-        h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)
-        places = np.flatnonzero(is_image[start:end])
-        if features is not None and len(places):
-            h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
-        if end < total:
-            model.prefill(h, caches)
-        else:
-            h = model(h, caches)
+        with model.adapters.using([adapter]):
+            h = model.embed(mx.array(tokens[None, start:end]))  # (1, L, D)
+            places = np.flatnonzero(is_image[start:end])
+            if features is not None and len(places):
+                h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
+            if end < total:
+                model.prefill(h, caches)
+            else:
+                h = model(h, caches)
         if snapshots:
             for cache in caches:
                 cache.snapshot(snapshots)
@@ -115,7 +129,8 @@ def prefill(
             mx.eval([array for cache in caches for array in cache.state])
             mx.clear_cache()
             most = yield Prefill(end, total)
-    logits = model.logits(h[:, -1:])[:, 0]
+    with model.adapters.using([adapter]):
+        logits = model.logits(h[:, -1:])[:, 0]
     mx.eval(logits, [array for cache in caches for array in cache.state])
     mx.clear_cache()
     yield Prefill(total, total)

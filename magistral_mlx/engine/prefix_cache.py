@@ -88,6 +88,7 @@ class PrefixCache:
         images: Sequence[ImageKey] = (),
         active_bytes: int = 0,
         in_use: Sequence[ActivePrefix] = (),
+        adapter: int = 0,
     ) -> ComputedPrefix | None:
         """Take the caches with the longest prefix of a prompt, for `generate` to start from.
 
@@ -99,9 +100,10 @@ class PrefixCache:
             images: keys of the images in it, in order.
             active_bytes: bytes of the caches in use from now on, including this prompt's.
             in_use: caches of sequences in progress, copied if they have a longer prefix.
+            adapter: fingerprint of the prompt's adapter, as in `token_keys`.
         """
         self._active_bytes = active_bytes
-        keys = token_keys(tokens, images, self._image_token)
+        keys = token_keys(tokens, images, self._image_token, adapter)
         self.counts.prompts += 1
         self.counts.tokens += len(keys)
         held, length = self._longest(keys)
@@ -125,6 +127,7 @@ class PrefixCache:
         caches: Sequence[KVCache],
         prefilled: ComputedPrefix | None = None,
         active_bytes: int = 0,
+        adapter: int = 0,
     ) -> None:
         """Add the caches of a generation that has ended, at whatever point it ended.
 
@@ -133,6 +136,7 @@ class PrefixCache:
                 one token more.
             prefilled: the generation's own prefix, for the logits after its prompt.
             active_bytes: bytes of the caches that are still in use.
+            adapter: fingerprint of the generation's adapter, as in `token_keys`.
         """
         self._active_bytes = active_bytes
         length = min(len(tokens), caches[0].length)
@@ -141,7 +145,7 @@ class PrefixCache:
         for cache in caches:
             cache.trim(length)
         mx.eval([array for cache in caches for array in cache.state])
-        keys = token_keys(tokens[:length], images, self._image_token)
+        keys = token_keys(tokens[:length], images, self._image_token, adapter)
         held = CachedPrefix(keys, caches)
         if prefilled is not None and prefilled.length <= length:
             held = CachedPrefix(keys, caches, prefilled.length, prefilled.logits)

@@ -58,7 +58,8 @@ def _logits(model: MagistralModel, sequence: SequenceState, guesses: list[int]) 
     """Append the pending token and the draft tokens to the caches -> (drafts + 1, vocab_size)."""
     pending = sequence.pending.token
     tokens = mx.concatenate([pending, mx.array(guesses, pending.dtype)])
-    return model.logits(model(model.embed(tokens[None]), sequence.caches))[0]
+    with model.adapters.using([sequence.inputs.adapter]):
+        return model.logits(model(model.embed(tokens[None]), sequence.caches))[0]
 
 
 def _look_ahead(sequence: SequenceState, logits: mx.array, guesses: Sequence[int]) -> list[_Ahead]:

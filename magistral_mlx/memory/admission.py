@@ -57,15 +57,24 @@ class Reservation:
 
 
 class Budget:
-    """The memory of a plan, shared by the requests that run at once."""
+    """The memory of a plan, shared by the requests that run at once.
+
+    lent: bytes of adapters that were loaded later, and are not in the plan.
+    """
+
+    lent = 0
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._text = plan.model.config.text
 
-    @cached_property
+    @property
     def _total(self) -> int:
         """Bytes for all caches and temporary arrays."""
+        return self._planned - self.lent
+
+    @cached_property
+    def _planned(self) -> int:
         peak = self._plan.peak
         return self._plan.total - peak.weights - peak.vision
 

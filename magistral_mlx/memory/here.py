@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from magistral_mlx.backend import DEQUANTIZED_BYTES, DTYPES, backend
 from magistral_mlx.cache.attention import WORKSPACE
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.limits import PROCESS
@@ -29,14 +31,19 @@ def profile(dtype: str | None = None) -> BackendProfile:
 
 
 def describe(
-    checkpoint: Checkpoint, source: str, float_bytes: int, draft: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    source: str,
+    float_bytes: int,
+    draft: Checkpoint | None = None,
+    adapters: Iterable[StoredAdapter] = (),
 ) -> PlannedModel:
-    """Describe a checkpoint, and a draft model beside it, for a plan."""
+    """Describe a checkpoint, with a draft model and adapters beside it, for a plan."""
     weights = loaded_weights(checkpoint, float_bytes)
-    if draft is None:
-        return PlannedModel(source, checkpoint.config, weights)
-    beside = Draft(draft.config.text, loaded_weights(draft, float_bytes).decoder)
-    return PlannedModel(source, checkpoint.config, weights, beside)
+    beside = None
+    if draft is not None:
+        beside = Draft(draft.config.text, loaded_weights(draft, float_bytes).decoder)
+    adapted = sum(adapter.nbytes(float_bytes) for adapter in adapters)
+    return PlannedModel(source, checkpoint.config, weights, beside, adapted)
 
 
 def plan_here(
@@ -45,6 +52,7 @@ def plan_here(
     request: PlanRequest | None = None,
     dtype: str | None = None,
     draft: Checkpoint | None = None,
+    adapters: Iterable[StoredAdapter] = (),
 ) -> Plan:
     """Plan a checkpoint on this machine, beside the models that are already loaded.
 
@@ -54,7 +62,8 @@ def plan_here(
     here = profile(dtype)
     machine = this_machine()
     machine = replace(machine, limit=machine.limit - PROCESS.planned)
-    return make_plan(describe(checkpoint, source, here.float_bytes, draft), machine, here, request)
+    model = describe(checkpoint, source, here.float_bytes, draft, adapters)
+    return make_plan(model, machine, here, request)
 
 
 def hold_plan(
@@ -63,9 +72,10 @@ def hold_plan(
     request: PlanRequest | None = None,
     dtype: str | None = None,
     draft: Checkpoint | None = None,
+    adapters: Iterable[StoredAdapter] = (),
 ) -> Plan:
     """Like `plan_here`, and set MLX's limits for the plan until `PROCESS.release`."""
     with PROCESS.lock:
-        plan = plan_here(checkpoint, source, request, dtype, draft)
+        plan = plan_here(checkpoint, source, request, dtype, draft, adapters)
         PROCESS.hold(plan)
     return plan

@@ -183,6 +183,12 @@ def pass_bytes(text: TextConfig, rows: int, profile: BackendProfile) -> int:
     return _dequantized(text.hidden_size * widest, rows, profile) + _FIXED
 
 
+def adapter_bytes(text: TextConfig, rows: int, profile: BackendProfile) -> int:
+    """Temporary bytes of an adapter's changes to `rows` rows of the widest product."""
+    width = text.num_attention_heads * text.head_dim
+    return 2 * rows * max(width, text.intermediate_size) * profile.float_bytes
+
+
 def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: int) -> int:
     """Bytes of the caches of all layers with capacity for `tokens` tokens."""
     heads, width = text.num_key_value_heads, text.head_dim

@@ -15,6 +15,7 @@ from magistral_mlx.memory.peak import (
     Peak,
     Shape,
     Weights,
+    adapter_bytes,
     cache_bytes,
     predict,
     snapshot_bytes,
@@ -43,12 +44,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model to be planned for. source: the user's name of the model."""
+    """A model to be planned for.
+
+    source: the user's name of the model. adapters: bytes of the adapters loaded with it.
+    """
 
     source: str
     config: ModelConfig
     weights: Weights
     draft: Draft | None = None
+    adapters: int = 0
 
     @property
     def longest_context(self) -> int:
@@ -196,6 +201,13 @@ def fit(
         if model.draft:
             beside = model.draft.nbytes(scheme, context, profile.float_bytes)
             peak = replace(peak, weights=peak.weights + beside)
+        if model.adapters:
+            changes = adapter_bytes(model.config.text, min(chunk, context), profile)
+            peak = replace(
+                peak,
+                weights=peak.weights + model.adapters,
+                workspace=peak.workspace + changes,
+            )
         plan = Plan(
             machine,
             model,

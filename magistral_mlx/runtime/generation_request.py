@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from magistral_mlx.engine.thinking import ThinkingRules
     from magistral_mlx.engine.vocabulary import Vocabulary
     from magistral_mlx.events import TurnsDropped
+    from magistral_mlx.model.adapters import Adapter
 
 SEEDS = 2**32
 SpeculationOption = Literal["auto", "off", "ngram", "draft"]
@@ -38,7 +39,7 @@ class GenerationRequest:
     logprobs: None for none, k to report the k likeliest tokens beside each one.
     parallel_calls: whether an answer may have more calls than one; surplus ones are dropped.
     speculation: where guesses come from. dropped: turns that did not fit into the context.
-    answer_type: pydantic class whose JSON each answer is.
+    answer_type: pydantic class whose JSON each answer is. adapter: None for the base alone.
     """
 
     prompt: Prompt
@@ -61,3 +62,9 @@ class GenerationRequest:
     vocabulary: Vocabulary | None = None
     dropped: TurnsDropped | None = None
     answer_type: type[BaseModel] | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def adapter_key(self) -> int:
+        """Fingerprint of its adapter; 0 for none."""
+        return 0 if self.adapter is None else self.adapter.fingerprint

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from threading import Event as Flag
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import DTYPES, free_memory, mx
 from magistral_mlx.cache.disk import DiskPrefixCache
-from magistral_mlx.chat.prompt import Prompt
+from magistral_mlx.checkpoint.adapters.load import compute_gains, load_adapter
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.decode import decode
@@ -25,6 +27,7 @@ from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.peak import Shape, predict
 from magistral_mlx.memory.plan import Plan, gib
+from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.runtime.activity import MemoryUse
 from magistral_mlx.runtime.generation_request import GenerationRequest, nth_seed
@@ -43,9 +46,11 @@ class ModelRunner:
         open_disk: Callable[[Checkpoint, Plan, str], DiskPrefixCache] | None = None,
         draft: Checkpoint | None = None,
         tokenizer: str | None = None,
+        adapters: Mapping[str, StoredAdapter] | None = None,
     ) -> None:
         """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model.
-        `dtype`: None for the best one here. `tokenizer`: in place of the checkpoint's own."""
+        `dtype`: None for the best one here. `tokenizer`: in place of the checkpoint's own.
+        `adapters`: those that are in the plan, by name."""
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype
@@ -56,6 +61,9 @@ class ModelRunner:
         self._model: MagistralModel | None = None
         self._prefixes: PrefixCache | None = None
         self._speculation: SpeculationPolicy | None = None
+        self._planned_adapters = adapters or {}
+        self.adapters: Mapping[str, Adapter] = {}  # by name; replaced as a whole, for any thread
+        self._in_memory: WeakSet[Adapter] = WeakSet()  # dropped ones that are in use as well
 
     def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
         """Read the decoder. The vision tower stays on disk until an image comes.
@@ -92,12 +100,42 @@ class ModelRunner:
             disk,
             self._load_tower,
         )
+        for name, stored in self._planned_adapters.items():
+            self.load_adapter(name, stored)
+
+    # Adapters
+
+    def load_adapter(self, name: str, stored: StoredAdapter) -> None:
+        """Load an adapter; one of the same name is replaced for what begins from now on.
+
+        Raises:
+            CheckpointError: its file cannot be read, or holds infinities or NaNs.
+        """
+        adapter = load_adapter(stored, self.model)
+        self._in_memory.add(adapter)
+        self.adapters = {**self.adapters, name: adapter}
+        self._share()
+
+    def drop_adapter(self, name: str) -> None:
+        """Drop an adapter: its memory comes back when nothing uses it any more."""
+        self.adapters = {other: one for other, one in self.adapters.items() if other != name}
+        self._share()
+
+    def lent(self, more: int = 0) -> int:
+        """Bytes of adapters, and `more`, that are not in the plan."""
+        held = sum(adapter.nbytes for adapter in self._in_memory)
+        return max(0, held + more - self.plan.model.adapters)
+
+    def _share(self) -> None:
+        """Let the prefix cache have what the adapters leave."""
+        self.prefixes.budget = self.plan.caches - self.lent()
 
     def close(self) -> None:
         """Give the memory back, with nothing left in flight when the thread ends."""
         if self._prefixes is not None:
             self._prefixes.close()
         self._model = self._prefixes = self._speculation = None
+        self.adapters = {}
         mx.synchronize()
         free_memory()
         PROCESS.release(self.plan)
@@ -141,7 +179,8 @@ class ModelRunner:
         return MemoryUse(
             weights=weights.decoder
             + (weights.vision if model.vision_loaded else 0)
-            + (draft.decoder if draft else 0),
+            + (draft.decoder if draft else 0)
+            + sum(adapter.nbytes for adapter in list(self.adapters.values())),
             kept=prefixes.nbytes,
             buffers=mx.get_cache_memory(),
             limit=self.plan.limit,
@@ -169,6 +208,7 @@ class ModelRunner:
             InvalidOption: an option that this model's vocabulary does not allow.
         """
         assert self._speculation is not None, "it is loaded first"
+        self._share()
         plan, sampling = self.plan, inputs.sampling
         return SequenceState(
             self.model,
@@ -190,6 +230,7 @@ class ModelRunner:
                 image_keys=images,
                 image_features=self.prefixes,
                 speculation=self._speculation.speculation(inputs.speculation),
+                adapter=inputs.adapter,
             ),
             prefilled,
         )
@@ -202,11 +243,12 @@ class ModelRunner:
         """One pass over the weights for all `sequences` -> the new tokens of each."""
         return decode(self.model, sequences)
 
-    def keys_of(self, prompt: Prompt) -> tuple[tuple[ImageKey, ...], NDArray[np.int64]]:
+    def keys_of(self, inputs: GenerationRequest) -> tuple[tuple[ImageKey, ...], NDArray[np.int64]]:
         """Return the keys of a prompt's images and of its tokens, (L,)."""
-        config = self.model.config
-        images = image_keys(config, prompt.images)
-        return images, token_keys(prompt.tokens, images, config.image_token_id)
+        config, prompt = self.model.config, inputs.prompt
+        images = image_keys(config, prompt.images, inputs.adapter)
+        keys = token_keys(prompt.tokens, images, config.image_token_id, inputs.adapter_key)
+        return images, keys
 
     def short_of_memory(self) -> bool:
         """Whether there is too little memory even without what is kept of earlier prompts."""
@@ -251,6 +293,8 @@ class ModelRunner:
     def _load_vision(self, model: MagistralModel) -> None:
         try:
             load_vision(model, self._checkpoint)
+            for adapter in list(self._in_memory):
+                compute_gains(adapter, model)
         except BaseException:
             if model.vision_loaded:
                 model.drop_vision()  # half a tower must not pass for one

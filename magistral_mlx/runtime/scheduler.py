@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from magistral_mlx.backend import device_error_advice, mx
 from magistral_mlx.engine.prefix_cache import ActivePrefix
-from magistral_mlx.errors import DeviceError
+from magistral_mlx.errors import DeviceError, OutOfMemory
 from magistral_mlx.events import FinishReason, Notice
 from magistral_mlx.memory.admission import Budget, Reservation
+from magistral_mlx.memory.plan import gib
 from magistral_mlx.runtime.generation_request import GenerationRequest
 from magistral_mlx.runtime.prefill_queue import PrefillQueue
 from magistral_mlx.runtime.request import Observer, Request
@@ -32,6 +33,7 @@ from magistral_mlx.runtime.request import Observer, Request
 _SHARED_CHUNK = 512  # tokens of a prompt that others wait for at once, at most
 
 if TYPE_CHECKING:
+    from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
     from magistral_mlx.engine.prefill import ComputedPrefix
     from magistral_mlx.engine.sequence import Token
     from magistral_mlx.runtime.model_runner import ModelRunner
@@ -109,6 +111,36 @@ class Scheduler:
         with self._lock:
             self._waiting.clear()
 
+    # Adapters
+
+    def load_adapter(self, name: str, stored: StoredAdapter) -> None:
+        """Load an adapter beside those there are, in memory that the prefix cache gives up.
+
+        Raises:
+            OutOfMemory: it does not fit beside what runs.
+            CheckpointError: its file cannot be read.
+        """
+        wanted = stored.nbytes(self._runner.plan.profile.float_bytes)
+        lent = self._runner.lent(wanted)
+        before, self._budget.lent = self._budget.lent, lent
+        try:
+            if lent > self._runner.plan.kept or not self._budget.fits(self._reservations()):
+                raise OutOfMemory(
+                    f"the adapter {name} takes {gib(wanted)}, and "
+                    f"{gib(max(0, self._runner.plan.kept - before))} are left beside the plan. "
+                    "Drop another adapter, or load the model with this one, or with less context."
+                )
+            self._runner.load_adapter(name, stored)
+        except BaseException:
+            self._budget.lent = before
+            raise
+        self._runner.prefixes.evict_for(self._budget.active_bytes(self._reservations()))
+
+    def drop_adapter(self, name: str) -> None:
+        """Drop an adapter; what runs with it goes on to its end."""
+        self._runner.drop_adapter(name)
+        self._budget.lent = self._runner.lent()
+
     # Coming in
 
     def _admit(self) -> None:
@@ -134,7 +166,7 @@ class Scheduler:
 
     def _open(self, request: Request) -> None:
         self._runner.check_images(request.inputs)
-        request.image_keys, request.token_keys = self._runner.keys_of(request.inputs.prompt)
+        request.image_keys, request.token_keys = self._runner.keys_of(request.inputs)
 
     # Prompts
 
@@ -187,7 +219,8 @@ class Scheduler:
             if other.sequence is not None
         ]
         tokens = request.inputs.prompt.tokens
-        prefilled = prefixes.take(tokens, request.image_keys, room, in_use)
+        adapter = request.inputs.adapter_key
+        prefilled = prefixes.take(tokens, request.image_keys, room, in_use, adapter)
         for note in prefixes.take_notes():
             request.put(Notice(note))
         if prefilled is not None:
@@ -306,7 +339,12 @@ class Scheduler:
             # It may take as long as a token, and nobody waits for it.
             room = self._budget.active_bytes(self._reservations())
             self._runner.prefixes.put(
-                request.tokens, request.image_keys, sequence.caches, sequence.prefilled, room
+                request.tokens,
+                request.image_keys,
+                sequence.caches,
+                sequence.prefilled,
+                room,
+                request.inputs.adapter_key,
             )
         request.release()
 

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +25,8 @@ from magistral_mlx.runtime.worker import Worker
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
+    from magistral_mlx.model.adapters import Adapter
     from magistral_mlx.runtime.generation_request import GenerationRequest
     from magistral_mlx.runtime.model_runner import ModelRunner
 
@@ -112,6 +114,27 @@ class Session:
             self._requests.add(request)
             self._worker.wake()
         return request
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The loaded adapters by name."""
+        return self._runner.adapters
+
+    def load_adapter(self, name: str, stored: StoredAdapter) -> None:
+        """Load an adapter, between two steps of what goes on, and wait for it.
+
+        Raises:
+            ModelClosed: the model has been closed.
+            OutOfMemory: it does not fit beside what runs.
+            CheckpointError: its file cannot be read.
+        """
+        self.check_open()
+        self._worker.call(lambda: self._scheduler.load_adapter(name, stored)).result()
+
+    def drop_adapter(self, name: str) -> None:
+        """Drop an adapter, and wait for it; what runs with it goes on to its end."""
+        self.check_open()
+        self._worker.call(lambda: self._scheduler.drop_adapter(name)).result()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run `function` on the worker thread, between two steps of what goes on."""

@@ -95,6 +95,10 @@ def create_app(
         app.include_router(protocol.router)
     if settings.mcp:
         app.include_router(mcp_tools.router)
+    if settings.load_adapters:
+        from magistral_mlx.server import adapters
+
+        app.include_router(adapters.router)
     mount_page(app)
     describe(
         app,

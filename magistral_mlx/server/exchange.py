@@ -120,9 +120,11 @@ class Exchange(AsyncIterator[Event]):
 
     async def __aenter__(self) -> Exchange:
         """Queue the prompt. Raises what `GenerationService.answer` says."""
-        served = self._parts.registry.find(self.model)
+        served, adapter = self._parts.registry.resolve(self.model)
         self._queued = self._parts.queue.admit(self.cancel)
-        self.model = served.id
+        self.model = served.name_with(adapter)
+        if adapter is not None:
+            self.options = replace(self.options, adapter=adapter)
         self._watch = asyncio.create_task(self._watch_client())
         self._begun = begun = asyncio.get_running_loop().create_future()
         self._task = self._parts.spawn(self._run(served, self._queued, begun))

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.api.load_options import LoadOptions
@@ -202,7 +202,10 @@ class ModelPool:
         self._loading = True
         try:
             model.magistral = await asyncio.to_thread(
-                self._load, model.source, options=self._options, on_progress=report
+                self._load,
+                model.source,
+                options=replace(self._options, adapters=model.adapters),
+                on_progress=report,
             )
         finally:
             self._loading = False

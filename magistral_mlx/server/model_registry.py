@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from magistral_mlx.api.adapters import open_adapters
 from magistral_mlx.api.composer import Composer
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.options import Options
@@ -13,8 +15,9 @@ from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.chat.prompt import Prompt, encode_raw
 from magistral_mlx.chat.system import marked_text
 from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import InvalidOption
+from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.files import user_path
 from magistral_mlx.hub import DownloadProgress, find_tokenizer
 from magistral_mlx.hub.cache import repo_of_snapshot
@@ -32,7 +35,7 @@ class ModelInfo:
 
     created: when its files were written, seconds since 1970. context: tokens of prompt and answer
     together. loaded: whether it is in memory now. system_prompt: its own, None for none.
-    files: what is stored of it.
+    files: what is stored of it. parent: the model that an adapter changes; None for a model.
     """
 
     id: str
@@ -43,6 +46,7 @@ class ModelInfo:
     loaded: bool
     system_prompt: str | None
     files: ModelFiles
+    parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,22 @@ class ModelFiles:
 
 
 class ServedModel:
-    """One model: name, capabilities, and its `Magistral` once it has been loaded."""
+    """One model: name, capabilities, and its `Magistral` once it has been loaded.
+
+    adapters: those that requests may name, as in "model:adapter" -> their folders.
+    """
 
     def __init__(
-        self, id: str, source: str, plan: Plan, composer: Composer, checkpoint: Checkpoint
+        self,
+        id: str,
+        source: str,
+        plan: Plan,
+        composer: Composer,
+        checkpoint: Checkpoint,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
         """`source` is the name for `Magistral.load`."""
+        self.adapters = dict(adapters or {})
         has_vision = checkpoint.config.vision is not None
         self.id = id
         self.source = source
@@ -137,6 +151,19 @@ class ServedModel:
         )
 
     @property
+    def infos(self) -> list[ModelInfo]:
+        """The model, and the model with each of its adapters."""
+        info = self.info
+        adapted = [
+            replace(info, id=self.name_with(adapter), parent=self.id) for adapter in self.adapters
+        ]
+        return [info, *adapted]
+
+    def name_with(self, adapter: str | None) -> str:
+        """The name that requests give the model with an adapter, or without one."""
+        return self.id if adapter is None else f"{self.id}:{adapter}"
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, whether the model is in memory or not."""
         if self._composer is not None:
@@ -174,13 +201,31 @@ class ModelRegistry:
                     "names of their own."
                 )
             self._models[model.id] = model
+        for adapter in settings.load.adapters or {}:
+            if not any(adapter in model.adapters for model in self):
+                raise InvalidOption(
+                    f"the adapter {adapter} fits none of the models: {', '.join(self._models)}. "
+                    "Serve the one that it was trained on."
+                )
         self.first = next(iter(self._models.values()))
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
     def find(self, name: str | None) -> ServedModel:
-        """Return the model of that name; the first one for None or "".
+        """Return the model of that name, with an adapter or without. Raises as `resolve` does."""
+        return self.resolve(name)[0]
+
+    def info(self, name: str | None) -> ModelInfo:
+        """Describe the model of that name. Raises as `resolve` does."""
+        model, adapter = self.resolve(name)
+        return next(info for info in model.infos if info.id == model.name_with(adapter))
+
+    def resolve(self, name: str | None) -> tuple[ServedModel, str | None]:
+        """Return the model of that name, the first one for None or "", and the adapter.
+
+        A name is that of a model, "model:adapter", or that of an adapter alone where no model has
+        it.
 
         A tag `:latest`, as Ollama's clients append it, is no part of a name. With `any_model` the
         first model has all names that no other has.
@@ -188,15 +233,19 @@ class ModelRegistry:
         Raises:
             UnknownModel: no such model; the message lists all names.
         """
-        found = self._models.get(name or self.first.id)
-        found = found or self._models.get((name or "").removesuffix(":latest"))
-        if found is not None:
-            return found
+        for known in (name or self.first.id, (name or "").removesuffix(":latest")):
+            if known in self._models:
+                return self._models[known], None
+            for model in self:
+                for adapter in model.adapters:
+                    if known in (adapter, model.name_with(adapter)):
+                        return model, adapter
         if self._any_model:
-            return self.first
+            return self.first, None
         assert name is not None
+        names = (info.id for model in self for info in model.infos)
         raise UnknownModel(
-            f"there is no model {name[:100]!r} here. Known: {', '.join(self._models)}. "
+            f"there is no model {name[:100]!r} here. Known: {', '.join(names)}. "
             "`serve --any-model` lets the first one answer to every name.",
             param="model",
         )
@@ -209,12 +258,31 @@ def _describe(
     checkpoint = Checkpoint.open(folder)
     load = settings.load
     request = PlanRequest(load.context, load.kv, load.images, load.memory_limit)
-    plan = plan_here(checkpoint, name or str(folder), request, load.dtype)
+    adapters = _adapters(settings, checkpoint, on_progress)
+    plan = plan_here(
+        checkpoint, name or str(folder), request, load.dtype, adapters=adapters.values()
+    )
     tekken = find_tokenizer(folder, str(load.tokenizer) if load.tokenizer else None)
     tokenizer = Tokenizer.load(tekken)
     has_vision = checkpoint.config.vision is not None
     composer = Composer(folder, tokenizer, plan.context, has_vision=has_vision, tekken=tekken)
-    return ServedModel(_id(name, folder), name or str(folder), plan, composer, checkpoint)
+    folders = {name: adapter.folder for name, adapter in adapters.items()}
+    id, source = _id(name, folder), name or str(folder)
+    return ServedModel(id, source, plan, composer, checkpoint, folders)
+
+
+def _adapters(
+    settings: Settings, checkpoint: Checkpoint, on_progress: DownloadProgress | None
+) -> dict[str, StoredAdapter]:
+    """The adapters of a model: all of them, or those that fit it where there are several models."""
+    if len(settings.models) < 2:
+        return open_adapters(settings.load, checkpoint.config, on_progress)
+    fitting: dict[str, StoredAdapter] = {}
+    for name, source in (settings.load.adapters or {}).items():
+        one = replace(settings.load, adapters={name: source})
+        with suppress(CheckpointError):
+            fitting |= open_adapters(one, checkpoint.config, on_progress)
+    return fitting
 
 
 def _id(name: str | None, folder: Path) -> str:

@@ -73,7 +73,7 @@ class GenerationService:
 
     def models(self) -> list[ModelInfo]:
         """The models by the names that requests give; the first one is the default."""
-        return [model.info for model in self.registry]
+        return [info for model in self.registry for info in model.infos]
 
     @property
     def ready(self) -> bool:

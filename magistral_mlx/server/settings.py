@@ -54,6 +54,7 @@ class Settings:
     api_key: what requests must bring; required for a host that others can reach.
     allowed_hosts: names in the Host header besides those of this machine.
     cors_origins: web pages that may use the server from a browser, "*" for all.
+    load_adapters: let clients load and drop adapters from folders of this machine and the hub.
     any_model: let the first model answer where a request names one that is not served.
     ollama: listen on Ollama's port as well.
     allow_remote_images: fetch images from public web addresses.
@@ -71,6 +72,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     any_model: bool = False
+    load_adapters: bool = False
     ollama: bool = False
     allow_remote_images: bool = False
     keep_alive: float | None = None

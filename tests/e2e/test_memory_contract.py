@@ -20,7 +20,8 @@ from magistral_mlx.engine.generate import Generation
 from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.memory.here import profile
-from magistral_mlx.memory.peak import BackendProfile, Shape, Weights, predict
+from magistral_mlx.memory.peak import BackendProfile, Shape, Weights, adapter_bytes, predict
+from magistral_mlx.model.adapters import Adapter, MatrixChange
 from magistral_mlx.model.linear import quantize_modules
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.quantization import Quantization
@@ -103,8 +104,35 @@ def test_large_images_have_the_predicted_peak_in_any_chunk(
     check_the_peak(make_model(config), "full", shape, here, others)
 
 
+@pytest.mark.parametrize("run", [(1024, 8, 512, ()), (300, 1100, 256, ())], ids=str)
+def test_an_adapter_takes_what_was_planned(
+    model: MagistralModel, run: tuple[int, int, int, tuple[tuple[int, int], ...]]
+) -> None:
+    prompt, answer, chunk, images = run
+    if model.config is MIDSIZE:
+        answer = 8
+    adapter = make_adapter(model, rank=64)
+    check_the_peak(model, "full", Shape(prompt, answer, chunk, images), profile(), adapter=adapter)
+
+
+def make_adapter(model: MagistralModel, rank: int) -> Adapter:
+    """Zeros for each matrix of the decoder's layers."""
+    changes = {}
+    for name, shape in expected_tensors(model.config).items():
+        if name.startswith(f"{LANGUAGE}model.layers.") and len(shape) == 2:
+            a, b = mx.zeros((shape[1], rank)), mx.zeros((rank, shape[0]))
+            changes[name.removesuffix(".weight")] = MatrixChange(a=a, b=b)
+    mx.eval([[one.a, one.b] for one in changes.values()])
+    return Adapter(1, sum(one.a.nbytes + one.b.nbytes for one in changes.values()), changes)
+
+
 def check_the_peak(
-    model: MagistralModel, scheme: str, shape: Shape, here: BackendProfile, others: int = 0
+    model: MagistralModel,
+    scheme: str,
+    shape: Shape,
+    here: BackendProfile,
+    others: int = 0,
+    adapter: Adapter | None = None,
 ) -> None:
     kv, weights = KVScheme.parse(scheme), weights_of(model)
     prompt, images = shape.prompt, shape.images
@@ -119,6 +147,7 @@ def check_the_peak(
         scheme=kv,
         chunk=shape.chunk,
         workspace=here.workspace,
+        adapter=adapter,
     )
     gc.collect()
     mx.clear_cache()
@@ -127,5 +156,8 @@ def check_the_peak(
         pass
     measured = mx.get_peak_memory() - others
     predicted = predict(model.config, weights, kv, shape, here).total
+    if adapter:
+        rows = min(prompt, shape.chunk)
+        predicted += adapter.nbytes + adapter_bytes(model.config.text, rows, here)
     predicted += 0 if images else weights.vision  # this model has its tower loaded all along
     assert measured <= predicted <= measured + max(0.05 * measured, 32e6)

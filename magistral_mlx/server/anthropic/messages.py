@@ -79,7 +79,7 @@ async def messages(
     )
 
     def formatter() -> MessageFormatter:
-        context = service.registry.find(exchange.model).info.context  # certain once it is entered
+        context = service.registry.info(exchange.model).context  # certain once it is entered
         return MessageFormatter(exchange.model, context, names)
 
     if body.stream:

@@ -67,7 +67,7 @@ async def show(
     request: Request, body: Annotated[OllamaModelName, Body(openapi_examples=NAME_EXAMPLES)]
 ) -> OllamaModelInfo:
     service: GenerationService = request.app.state.service
-    info = service.registry.find(body.named).info
+    info = service.registry.info(body.named)
     return OllamaModelInfo(
         modelfile=f"FROM {info.id}\n",
         parameters="",

@@ -55,6 +55,9 @@ class ModelCard(BaseModel):
     vision: Annotated[bool, Field(description="Whether it supports images.")]
     thinking: Annotated[bool, Field(description="Whether it thinks before it answers.")]
     loaded: Annotated[bool, Field(description="Whether it is in memory now.")]
+    parent: Annotated[
+        str | None, Field(description="The model that its adapter changes; null for a model.")
+    ]
     system_prompt: Annotated[
         str | None, Field(description="Its own, which asks it to think; null for none.")
     ]
@@ -105,7 +108,7 @@ async def model(
     request: Request, id: Annotated[str, Path(description="As /v1/models lists it.")]
 ) -> ModelCard:
     service: GenerationService = request.app.state.service
-    return _model(service.registry.find(id).info, request)
+    return _model(service.registry.info(id), request)
 
 
 def _model(info: ModelInfo, request: Request) -> ModelCard:
@@ -122,5 +125,6 @@ def _model(info: ModelInfo, request: Request) -> ModelCard:
         vision=info.supports_images,
         thinking=info.thinks,
         loaded=info.loaded,
+        parent=info.parent,
         system_prompt=info.system_prompt,
     )
