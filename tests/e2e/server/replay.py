@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from magistral_mlx.mcp.config import ServerSpec
 from magistral_mlx.mcp.servers import MCPServers
 from magistral_mlx.server import mcp_tools
+from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.page import mount_page
 
 OWN_PROMPT = "First draft your thinking process."
@@ -142,6 +143,7 @@ class Replay:
         app.add_route("/v1/models", self._models)
         app.add_route("/metrics", self._metrics)
         app.add_route("/v1/chat/completions", self._chat, methods=["POST"])
+        app.add_route("/v1/documents", self._documents, methods=["POST"])
         mount_page(app)
         return app
 
@@ -153,6 +155,11 @@ class Replay:
                 "mcp": bool(self.specs),
             }
         )
+
+    async def _documents(self, request: Request) -> Response:
+        body = await request.json()
+        parts = document_parts(body["data"], body["name"], body["pdf"])
+        return JSONResponse({"parts": parts, "tokens": 1234})
 
     async def _metrics(self, _request: Request) -> Response:
         return PlainTextResponse(METRICS)

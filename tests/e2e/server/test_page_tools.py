@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, expect
 from magistral_mlx.mcp.config import ServerSpec
 from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Called, Ended, Replay, Said, Thought, replaying
+from tests.e2e.server.test_page_looks import complaints
 from tests.mcp_servers import TIME
 
 SPEC = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
@@ -44,6 +45,7 @@ def test_a_call_is_shown_confirmed_and_told_to_the_model(
         expect(call.locator(".call-name")).to_have_text("convert_time · time")
         expect(call.locator("pre")).to_contain_text('"target_timezone": "Asia/Tokyo"')
         assert len(tooled.requests) == 1  # nothing is called before it is allowed
+        assert complaints(page) == []
         call.get_by_role("button", name="Allow once").click()
         answer = visit.answered()
         expect(answer.locator(".answer")).to_have_text("It is 21:00 in Tokyo.")
@@ -52,6 +54,7 @@ def test_a_call_is_shown_confirmed_and_told_to_the_model(
         expect(call.locator("pre").last).to_be_hidden()
         call.locator("summary").click()
         expect(call.locator("pre").last).to_contain_text("T21:00:00+09:00")
+        assert complaints(page) == []
         offered = [tool["function"]["name"] for tool in tooled.requests[0]["tools"]]
         assert offered == ["time_get_current_time", "time_convert_time"]
         question, said, result = tooled.requests[1]["messages"]

@@ -125,6 +125,7 @@ function sound({ messages: entries, ...conversation }) {
     conversation: {
       ...conversation,
       title: text(conversation.title) ? conversation.title : "",
+      folder: text(conversation.folder) ? conversation.folder : "",
       created: time(conversation.created),
       updated: time(conversation.updated),
       leaf,

@@ -24,6 +24,7 @@ const DEFAULTS = {
   system: "",
   toolsOff: [], // names of MCP servers
   toolsAllowed: {}, // fingerprints of tools that are called without a question, by name
+  foldersClosed: [], // names of folders of conversations
   presets: [], // system prompts as { name, text }
   model: null,
 };

@@ -40,6 +40,8 @@ export default {
   "chat.more": "Mehr",
   "chat.pin": "Anheften",
   "chat.unpin": "Ablösen",
+  "chat.folder": "In einen Ordner legen",
+  "chat.folder.name": "Name des Ordners",
   "chat.markdown": "Als Markdown exportieren",
   "chat.delete": "Löschen",
   "chat.deleted": (title) => `„${title}“ wurde gelöscht.`,

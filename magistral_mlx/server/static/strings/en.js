@@ -40,6 +40,8 @@ export default {
   "chat.more": "More",
   "chat.pin": "Pin",
   "chat.unpin": "Unpin",
+  "chat.folder": "Put into a folder",
+  "chat.folder.name": "Name of the folder",
   "chat.markdown": "Export as Markdown",
   "chat.delete": "Delete",
   "chat.deleted": (title) => `“${title}” was deleted.`,
