@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from magistral_convert.calibration.facts import CalibrationFacts
 from magistral_convert.options import ConvertOptions
 from magistral_convert.plan import ConversionPlan
 from magistral_mlx import __version__
@@ -16,12 +17,14 @@ def model_card(
     config: ModelConfig,
     options: ConvertOptions,
     plan: ConversionPlan,
+    facts: CalibrationFacts | None = None,
 ) -> str:
     """Build README.md with the front matter that the hub reads.
 
     Args:
         base_model: the converted repository, where it is known.
         name: the model's name in the title and the commands.
+        facts: of the calibration, where there was one.
     """
     task = "image-text-to-text" if config.vision else "text-generation"
     tags = ["mlx", "mistral-common", "magistral-mlx", *(["vision"] if config.vision else [])]
@@ -48,6 +51,7 @@ def model_card(
         f"| average | {plan.bits_per_weight:.2f} bits a weight |",
         f"| size | {plan.output_bytes / 1e9:.2f} GB |",
         f"| parameters | {plan.parameters / 1e9:.2f} billion |",
+        *_calibration_rows(facts),
         "",
         "## Run it",
         "",
@@ -70,6 +74,17 @@ def _vision_rows(config: ModelConfig, options: ConvertOptions) -> list[str]:
     quantized = options.quantize_vision or options.scheme is None
     what = _describe(options) if quantized else "bfloat16"
     return [f"| vision tower and projector | {what} |"]
+
+
+def _calibration_rows(facts: CalibrationFacts | None) -> list[str]:
+    if facts is None:
+        return []
+    own = "text that ships with the converter" if facts.is_default_text else "text of its maker"
+    how = ", errors compensated (GPTQ)" if facts.method == "gptq" else ""
+    return [
+        f"| scales | searched{how}, with {facts.tokens:,} tokens of {own} |",
+        f"| quality | {facts.quality.describe()} |",
+    ]
 
 
 def _laid_out(plan: ConversionPlan) -> str:

@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from magistral_convert.auxiliary import auxiliary_files
+from magistral_convert.calibration.facts import METADATA, CalibrationFacts
+from magistral_convert.calibration.files import in_layer_order, most_at_once
+from magistral_convert.calibration.text import (
+    HELD_OUT,
+    SEQUENCE,
+    CalibrationText,
+    calibration_text,
+)
 from magistral_convert.card import model_card
 from magistral_convert.disk import allocated_bytes, check_free_space, storage_errors, write_file
 from magistral_convert.options import ConvertOptions, OnConversionProgress
@@ -21,6 +29,8 @@ from magistral_convert.source import Source, open_source, raw_config
 from magistral_convert.staging import StagingFolder, staging_path
 from magistral_convert.target import check_target, target_path
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.hub import find_tokenizer
 
 _FORMAT = 1  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
@@ -35,13 +45,25 @@ class Conversion:
     options: ConvertOptions
     plan: ConversionPlan
     config: dict[str, Any]  # config.json of the output
+    calibrates: bool
 
     @property
     def space_needed(self) -> list[tuple[Path, int]]:
         """Bytes of disk still needed, by place: the output, and downloaded shards."""
         done = allocated_bytes(staging_path(self.target) / "model")
         output = max(self.plan.output_bytes + _SMALL_FILES - done, 0)
-        return [(self.target, output), self.source.space_needed()]
+        place, downloads = self.source.space_needed()
+        if self.calibrates:
+            output += self._states_bytes
+            if not self.options.keep_source:
+                downloads = min(downloads, 1) * most_at_once(self.plan)
+        return [(self.target, output), (place, downloads)]
+
+    @property
+    def _states_bytes(self) -> int:
+        """Hidden states of two layers, in float32 at most."""
+        sequences = max(1, self.options.calibration_tokens // SEQUENCE) + 2 * HELD_OUT
+        return 2 * 4 * sequences * SEQUENCE * self.source.checkpoint.config.text.hidden_size
 
 
 def prepare(
@@ -67,8 +89,36 @@ def prepare(
     recipe = Recipe.of(options, model)
     if opened.checkpoint.blocks and not options.asks_to_quantize:
         recipe = replace(recipe, keeps_floats=True)
+    calibrates = _calibrates(opened, recipe, options)
     plan = plan_conversion(opened.checkpoint, recipe, flat=is_flat(raw, model))
-    return Conversion(opened, target, options, plan, output_config(raw, model, plan.quantization))
+    if calibrates:
+        plan = in_layer_order(plan, model)
+    config = output_config(raw, model, plan.quantization)
+    return Conversion(opened, target, options, plan, config, calibrates)
+
+
+def _calibrates(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:
+    """Whether scales are searched: where that was asked for, or the backend is a GPU.
+
+    Raises:
+        InvalidOption: it was asked for, and the source is quantized already.
+    """
+    asked = options.calibrates
+    if asked is False or recipe.base is None:
+        return False
+    checkpoint = source.checkpoint
+    if checkpoint.blocks:
+        if asked:
+            raise InvalidOption(
+                "--calibration goes with weights that are not quantized, and a GGUF file's are "
+                "laid out as they are. Leave --calibration out, or convert the original weights."
+            )
+        return False
+    if asked is None:
+        from magistral_mlx.backend import backend
+
+        return backend().name != "cpu"
+    return True
 
 
 def convert(
@@ -105,25 +155,60 @@ def check(conversion: Conversion) -> None:
 def run(conversion: Conversion, on_progress: OnConversionProgress | None = None) -> Path:
     """Run a prepared conversion; see `convert`."""
     from magistral_convert import pipeline  # imports MLX
+    from magistral_convert.calibration import pipeline as calibrated
 
     source, target, options = conversion.source, conversion.target, conversion.options
     check(conversion)
     files = auxiliary_files(source.folder, options.tokenizer)
-    with StagingFolder(target, conversion.plan, _identity(conversion)) as work:
-        pipeline.run(
-            conversion.plan,
-            work,
-            fetch=lambda file: source.fetch(file, on_progress),
-            release=source.release,
-            on_progress=on_progress,
-        )
-        _write_auxiliary(work.model, conversion, files)
+    text = _read_text(conversion) if conversion.calibrates else None
+    facts = None
+    with StagingFolder(target, conversion.plan, _identity(conversion, text)) as work:
+
+        def fetch(file: Path) -> None:
+            source.fetch(file, on_progress)
+
+        if text is None:
+            pipeline.run(
+                conversion.plan,
+                work,
+                fetch=fetch,
+                release=source.release,
+                on_progress=on_progress,
+            )
+        else:
+            quality = calibrated.run(
+                conversion.plan,
+                work,
+                source.checkpoint.config,
+                text,
+                compensates=options.method == "gptq",
+                fetch=fetch,
+                release=source.release,
+                on_progress=on_progress,
+            )
+            facts = CalibrationFacts(text.tokens.size, text.is_default, options.method, quality)
+        _write_auxiliary(work.model, conversion, files, facts)
         Checkpoint.open(work.model)  # as the loader will
         work.publish(force=options.force)
     return target
 
 
-def _write_auxiliary(folder: Path, conversion: Conversion, files: dict[str, bytes]) -> None:
+def _read_text(conversion: Conversion) -> CalibrationText:
+    source, options = conversion.source, conversion.options
+    return calibration_text(
+        options.calibration or (),
+        find_tokenizer(source.folder, options.tokenizer),
+        source.checkpoint.config.text.vocab_size,
+        options.calibration_tokens,
+    )
+
+
+def _write_auxiliary(
+    folder: Path,
+    conversion: Conversion,
+    files: dict[str, bytes],
+    facts: CalibrationFacts | None,
+) -> None:
     """Write the files beside the shards; config.json last, as it marks a checkpoint."""
     source, plan = conversion.source, conversion.plan
     card = model_card(
@@ -132,16 +217,18 @@ def _write_auxiliary(folder: Path, conversion: Conversion, files: dict[str, byte
         source.checkpoint.config,
         conversion.options,
         plan,
+        facts,
     )
+    config = conversion.config | ({METADATA: facts.as_dict()} if facts else {})
     with storage_errors(folder):
         for name, content in files.items():
             write_file(folder / name, content)
         write_file(folder / "README.md", card.encode())
         write_file(folder / "model.safetensors.index.json", _json(plan.index))
-        write_file(folder / "config.json", _json(conversion.config))
+        write_file(folder / "config.json", _json(config))
 
 
-def _identity(conversion: Conversion) -> dict[str, str]:
+def _identity(conversion: Conversion, text: CalibrationText | None) -> dict[str, str]:
     """Return digests of all that decides the output's bytes; another staging is not continued."""
     from magistral_mlx.backend import backend
 
@@ -149,6 +236,8 @@ def _identity(conversion: Conversion) -> dict[str, str]:
     digest.update(json.dumps([_FORMAT, version("mlx"), backend().name]).encode())
     digest.update(conversion.source.identity.encode())
     digest.update(_json(conversion.config))
+    if text:
+        digest.update(f"{text.identity} {conversion.options.method}".encode())
     for shard in conversion.plan.shards:
         digest.update(shard.header)
     return {"source": conversion.source.identity, "output": digest.hexdigest()}

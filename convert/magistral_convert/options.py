@@ -40,6 +40,8 @@ OnConversionProgress = Callable[[ConversionProgress], None]
 
 RECIPES = ("4bit", "4bit-plus")
 UNQUANTIZED = "none"
+UNCALIBRATED = "none"
+METHODS = ("search", "gptq")
 MODES = ("affine", *FIXED_MODES, UNQUANTIZED)
 _BITS, _GROUP_SIZE = 4, 64  # defaults of affine
 
@@ -52,7 +54,10 @@ class ConvertOptions:
     earlier conversion at the target. `keep_source` keeps the downloaded files in the hub's cache.
     `name` is the model's name on its card, such as the repository that it is meant for; None is
     the name of its folder. `mmproj` is the GGUF file of the vision tower of a GGUF model; None is
-    the one found beside it. Mode "none" writes bfloat16 from any source.
+    the one found beside it. Mode "none" writes bfloat16 from any source. `calibration` names text
+    files, with "default" for the text that ships; ("none",) leaves scales to MLX, and None
+    calibrates where the backend is a GPU. At most `calibration_tokens` of the text are used.
+    `method` "gptq" compensates errors as well, and calibrates on any backend.
 
     Raises:
         InvalidOption: a value that is not allowed, or two that conflict.
@@ -68,6 +73,9 @@ class ConvertOptions:
     keep_source: bool = False
     name: str | None = None
     mmproj: str | None = None
+    calibration: tuple[str, ...] | None = None
+    calibration_tokens: int = 16_384
+    method: str = "search"
 
     def __post_init__(self) -> None:
         _check_choice("--mode", self.mode, MODES)
@@ -79,6 +87,14 @@ class ConvertOptions:
         else:
             _check_choice("--group-size", self.group_size, (None, *AFFINE_GROUP_SIZES))
         self._check_recipe()
+        self._check_calibration()
+
+    @property
+    def calibrates(self) -> bool | None:
+        """Whether to calibrate what can be; None leaves it to the backend."""
+        if self.mode != "affine" or self.calibration == (UNCALIBRATED,):
+            return False
+        return True if self.calibration or self.method != METHODS[0] else None
 
     @property
     def asks_to_quantize(self) -> bool:
@@ -132,6 +148,27 @@ class ConvertOptions:
                     f"--mode {self.mode} means {bits} bits and groups of {group_size}, so "
                     f"{option} {asked} contradicts it. Leave {option} out, or use --mode affine."
                 )
+
+    def _check_calibration(self) -> None:
+        _check_choice("--method", self.method, METHODS)
+        names = self.calibration
+        if self.method != METHODS[0] and (self.mode != "affine" or names == (UNCALIBRATED,)):
+            other = f"--mode {self.mode}" if self.mode != "affine" else "--calibration none"
+            raise InvalidOption(
+                f"--method {self.method} needs affine scales and calibration, which {other} does "
+                "without. Leave one of the two out."
+            )
+        if names is None or names == (UNCALIBRATED,):
+            return
+        if not names or UNCALIBRATED in names:
+            raise InvalidOption(
+                "--calibration none goes with no other value. Name text files, or none."
+            )
+        if self.mode != "affine":
+            raise InvalidOption(
+                f"--calibration chooses affine scales, and --mode {self.mode} has none. Leave one "
+                "of the two out."
+            )
 
     def _check_recipe(self) -> None:
         if self.recipe is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +21,21 @@ from magistral_convert.options import Converting, OnConversionProgress
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.quantize import quantize_rows
 from magistral_convert.quantized_source import lay_out_rows
-from magistral_convert.source_rows import block_rows, read_raw, read_rows
+from magistral_convert.source_rows import Rows, block_rows, read_raw, read_rows
 from magistral_convert.staging import StagingFolder
 from magistral_convert.verify import verify_tensor
 from magistral_mlx.backend import backend, mx
 
 BLOCK_BYTES = 8 << 20  # of the source: small enough for the allocator to reuse memory
 COMMIT_BYTES = 256 << 20  # of the output, between two commits
+
+
+Encode = Callable[[TensorConversion, Rows], list[memoryview]]
+
+
+def encode_plainly(tensor: TensorConversion, rows: Rows) -> list[memoryview]:
+    """Encode rows of a tensor with MLX's own choice of scales."""
+    return quantize_rows(rows, tensor.scheme)
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ def run(
         CheckpointError: a source file cannot be read, or verification fails.
         StorageError: the output cannot be written.
     """
-    tracker = _Tracker(plan, work, on_progress)
-    with _workers() as workers:
+    tracker = Tracker(plan, work, on_progress)
+    with open_workers() as workers:
         left = plan.tensors[work.done :]
         # The scales of a quantized weight may lie in another file than the weight.
         last_use = {file: number for number, tensor in enumerate(left) for file in tensor.files}
@@ -75,8 +83,7 @@ def run(
             tensors = list(group)
             for file in dict.fromkeys(file for tensor in tensors for file in tensor.files):
                 fetch(file)
-            for block in _in_order(workers, work, _blocks(iter(tensors))):
-                tracker.add(block)
+            convert_tensors(workers, work, tracker, tensors)
             tracker.commit()
             for file in [file for file, last in last_use.items() if last < done + len(tensors)]:
                 release(file)
@@ -84,13 +91,31 @@ def run(
             done += len(tensors)
 
 
-class _Tracker:
+def convert_tensors(
+    workers: ThreadPoolExecutor,
+    work: StagingFolder,
+    tracker: Tracker,
+    tensors: Iterable[TensorConversion],
+    encode: Encode = encode_plainly,
+    block_bytes: int | None = None,
+) -> None:
+    """Convert tensors, in order, with the workers of `open_workers`."""
+    for block in _in_order(workers, work, _blocks(tensors, block_bytes or BLOCK_BYTES), encode):
+        tracker.add(block)
+
+
+class Tracker:
     """Verifies finished tensors, commits and reports them. Used by the calling thread only."""
 
     def __init__(
-        self, plan: ConversionPlan, work: StagingFolder, on_progress: OnConversionProgress | None
+        self,
+        plan: ConversionPlan,
+        work: StagingFolder,
+        on_progress: OnConversionProgress | None,
+        verify: Callable[[TensorConversion, StagingFolder], None] = verify_tensor,
     ) -> None:
         self._work = work
+        self._verify = verify
         self._on_progress = on_progress
         self._tensors = len(plan.tensors)
         self._total = sum(tensor.source.nbytes for tensor in plan.tensors)
@@ -103,7 +128,7 @@ class _Tracker:
         """Record a block that has been written."""
         self._bytes += block.nbytes
         if block.is_last:
-            verify_tensor(block.tensor, self._work)
+            self._verify(block.tensor, self._work)
             self._done += 1
             self._uncommitted += block.tensor.nbytes
             if self._uncommitted >= COMMIT_BYTES:
@@ -119,22 +144,22 @@ class _Tracker:
             self._on_progress(Converting(self._done, self._tensors, self._bytes, self._total))
 
 
-def _blocks(tensors: Iterator[TensorConversion]) -> Iterator[_Block]:
+def _blocks(tensors: Iterable[TensorConversion], block_bytes: int) -> Iterator[_Block]:
     for tensor in tensors:
-        step = block_rows(tensor, BLOCK_BYTES)
+        step = block_rows(tensor, block_bytes)
         for start in range(0, tensor.rows, step):
             yield _Block(tensor, start, min(start + step, tensor.rows))
 
 
 def _in_order(
-    workers: ThreadPoolExecutor, work: StagingFolder, blocks: Iterator[_Block]
+    workers: ThreadPoolExecutor, work: StagingFolder, blocks: Iterator[_Block], encode: Encode
 ) -> Iterator[_Block]:
     """Convert blocks a few ahead; yield each when it is written, in order."""
     ahead: deque[tuple[Future[None], _Block]] = deque()
 
     def submit(count: int) -> None:
         for block in islice(blocks, count):
-            ahead.append((workers.submit(_convert, block, work), block))
+            ahead.append((workers.submit(_convert, block, work, encode), block))
 
     submit(4 * _threads())
     while ahead:
@@ -144,14 +169,14 @@ def _in_order(
         yield block
 
 
-def _convert(block: _Block, work: StagingFolder) -> None:
+def _convert(block: _Block, work: StagingFolder, encode: Encode) -> None:
     tensor = block.tensor
     with mx.stream(_own.stream):
         if tensor.is_laid_out:
             raw = read_raw(tensor.source, tensor.rows, block.start, block.stop)
             packed = lay_out_rows(tensor, raw)
         else:
-            packed = quantize_rows(read_rows(tensor, block.start, block.stop), tensor.scheme)
+            packed = encode(tensor, read_rows(tensor, block.start, block.stop))
     for output, data in zip(tensor.outputs, packed, strict=True):
         work.write(output, tensor, block.start, data)
 
@@ -165,7 +190,7 @@ _own = threading.local()  # .stream: arrays belong to the thread and stream that
 
 
 @contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
+def open_workers() -> Iterator[ThreadPoolExecutor]:
     """Run threads with a stream each. An exception lets running blocks finish and drops the rest,
     so that nothing writes to the files any more on return.
     """

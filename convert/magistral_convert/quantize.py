@@ -24,8 +24,8 @@ def quantize_rows(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
     if scheme is None:
         if rows.dtype == np.uint16:
             return [np.ascontiguousarray(rows).data.cast("B")]
-        return _encode([to_bfloat16(rows)])
-    return _encode(
+        return encode_arrays([to_bfloat16(rows)])
+    return encode_arrays(
         mx.quantize(
             to_bfloat16(rows), group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode
         )
@@ -70,7 +70,7 @@ def to_bfloat16(rows: Rows) -> mx.array:
     return array.view(mx.bfloat16) if rows.dtype == np.uint16 else array.astype(mx.bfloat16)
 
 
-def _encode(arrays: Sequence[mx.array]) -> list[memoryview]:
+def encode_arrays(arrays: Sequence[mx.array]) -> list[memoryview]:
     """Return the bytes of arrays, evaluated together; Python's buffers know no bfloat16."""
     plain = [array.view(mx.uint16) if array.dtype == mx.bfloat16 else array for array in arrays]
     mx.eval(plain)

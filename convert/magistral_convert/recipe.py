@@ -13,8 +13,8 @@ from magistral_mlx.quantization import AFFINE_GROUP_SIZES, Quantization
 
 _HIGH_BITS = 6
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-_EMBEDDING = LANGUAGE + "model.embed_tokens.weight"
-_HEAD = LANGUAGE + "lm_head.weight"
+EMBEDDING = LANGUAGE + "model.embed_tokens.weight"
+HEAD = LANGUAGE + "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,20 @@ class Recipe:
         )
 
     def _is_sensitive(self, name: str) -> bool:
-        if name == (_EMBEDDING if self.tied else _HEAD):
+        if name == (EMBEDDING if self.tied else HEAD):
             return True
-        layer = _LAYER.search(name)
-        if not layer or not name.startswith(LANGUAGE):
+        layer = layer_of(name)
+        if layer is None:
             return False
         return name.endswith(("v_proj.weight", "down_proj.weight")) and is_sensitive_layer(
-            int(layer[1]), self.layers
+            layer, self.layers
         )
+
+
+def layer_of(name: str) -> int | None:
+    """Return the number of the decoder layer that a tensor belongs to; None for others."""
+    found = _LAYER.search(name) if name.startswith(LANGUAGE) else None
+    return int(found[1]) if found else None
 
 
 def is_sensitive_layer(index: int, layers: int) -> bool:

@@ -73,6 +73,25 @@ def _choice(*values: object) -> Value:
     section="Quantization",
     help="Quantize vision tower and projector too.",
 )
+@option(
+    "--calibration",
+    "calibration",
+    type=FILE,
+    multiple=True,
+    metavar="FILE|default|none",
+    section="Quantization",
+    help="Text whose inputs tell what an error costs; `default` is a text that comes along. May be "
+    "given several times.  [default: default on a GPU, none on a CPU]",
+)
+@option(
+    "--method",
+    type=_choice("search", "gptq"),
+    default="search",
+    metavar="search|gptq",
+    section="Quantization",
+    help="gptq also compensates each error in the columns that follow; slower, and nearer to the "
+    "original.  [default: search]",
+)
 @option("--dry-run", is_flag=True, help="Show sizes and the disk needed, and stop.")
 @option("--force", is_flag=True, help="Replace an earlier conversion, when the new is done.")
 @option("--keep-source", is_flag=True, help="Keep what is downloaded, in the hub's cache.")
@@ -96,6 +115,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     if source is None or (named is not None and named != source):
         raise click.UsageError("name one checkpoint to convert, as SOURCE or with --model.")
     from magistral_convert import ConvertOptions, check, prepare
+    from magistral_convert.calibration.facts import read_quality
     from magistral_mlx.cli import convert_report as report
     from magistral_mlx.hub import require_repo
 
@@ -110,6 +130,8 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
         keep_source=asked["keep_source"],
         name=asked["upload"],
         mmproj=asked["mmproj"],
+        calibration=asked["calibration"] or None,
+        method=asked["method"],
     )
     if asked["upload"]:
         require_repo(asked["upload"])
@@ -126,9 +148,12 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     target = _run(conversion, source)
     seconds = time.monotonic() - started
     report.note(f"Done in {report.duration(seconds)}.")
+    quality = read_quality(target)
+    if quality:
+        report.note(f"Quality: {quality.describe()}.")
     address = _upload(target, asked["upload"]) if asked["upload"] else None
     if asked["as_json"]:
-        report.print_json(conversion, seconds=seconds, address=address)
+        report.print_json(conversion, seconds=seconds, address=address, quality=quality)
     else:
         click.echo(address or target)
     return 0

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from magistral_convert import Conversion
+from magistral_convert.calibration.facts import Quality
 from magistral_convert.outcomes import outcomes
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.summary import summarize
@@ -93,7 +94,11 @@ def _types(plan: ConversionPlan) -> Table:
 
 
 def print_json(
-    conversion: Conversion, *, seconds: float | None = None, address: str | None = None
+    conversion: Conversion,
+    *,
+    seconds: float | None = None,
+    address: str | None = None,
+    quality: Quality | None = None,
 ) -> None:
     """The same figures, for programs. Sizes are in bytes."""
     plan = conversion.plan
@@ -119,6 +124,8 @@ def print_json(
         ]
     else:
         figures["seconds"] = seconds
+    if quality is not None:
+        figures["quality"] = quality.as_dict()
     if address is not None:
         figures["address"] = address
     click.echo(json.dumps(figures, indent=2))

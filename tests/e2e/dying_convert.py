@@ -1,6 +1,6 @@
 """Converts, and kills itself (SIGKILL) just before its Nth operation on the disk.
 
-    python dying_convert.py SOURCE TARGET N [force]
+    python dying_convert.py SOURCE TARGET N [force] [calibrated]
 
 Blocks and commits are made small, so that a tiny checkpoint passes every stage. N = 0 lives, and
 the number of operations is printed.
@@ -13,6 +13,7 @@ import sys
 import threading
 
 from magistral_convert import ConvertOptions, convert, pipeline
+from magistral_convert.calibration import text
 
 OPERATIONS = ("pwrite", "fsync", "ftruncate", "rename", "replace")
 
@@ -39,7 +40,11 @@ def main(source: str, target: str, number: str, *rest: str) -> None:
     pipeline.BLOCK_BYTES = 64 << 10
     pipeline.COMMIT_BYTES = 100 << 10
     counter = die_before(int(number))
-    convert(source, target, ConvertOptions(force="force" in rest))
+    options = ConvertOptions(force="force" in rest)
+    if "calibrated" in rest:
+        text.SEQUENCE, text.HELD_OUT = 64, 4
+        options = ConvertOptions(bits=3, calibration=("default",), calibration_tokens=1024)
+    convert(source, target, options)
     sys.stdout.write(str(next(counter) - 1))
 
 

@@ -1,0 +1,101 @@
+"""Error compensation (GPTQ, arXiv 2210.17323) with searched scales.
+
+Columns are rounded one after another, and each rounding error is made up for in the columns that
+are still to come, as far as the inputs of both go together. The order is by weight, heaviest first;
+scales are searched beforehand, with the original weights, so that groups stay contiguous.
+
+The products of inputs, (in, in), are kept for blocks of columns along the diagonal: whole for most
+matrices, and of the 32,768 inputs of Magistral's down projections in four blocks of 0.27 GB, where
+one would take 4.3 GB. Compensation does not cross a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magistral_convert.calibration.search import Packed, fit, group_importance, pack
+from magistral_mlx.backend import mx
+from magistral_mlx.quantization import Quantization
+
+BLOCK = 8192  # columns whose products are kept together
+_STEP = 32  # columns between two updates of all that follow
+_DAMPING = 0.01  # share of the mean diagonal that is added to it
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One block of columns. order: (K,), heaviest first. upper: (K, K), the Cholesky factor U of
+    the inverse of the ordered products, U.T @ U."""
+
+    order: NDArray[np.intp]
+    upper: Floats
+
+
+def blocks(columns: int) -> list[slice]:
+    """Return the blocks of columns that products are kept for."""
+    return [slice(start, min(start + BLOCK, columns)) for start in range(0, columns, BLOCK)]
+
+
+def factorize(products: Floats) -> Factor:
+    """Factorize the mean products of inputs, (K, K)."""
+    diagonal = np.diagonal(products).astype(np.float64)
+    order = np.argsort(-diagonal, kind="stable")
+    matrix = products[np.ix_(order, order)].astype(np.float64)
+    places = np.arange(len(matrix))
+    mean = diagonal.mean() or 1.0
+    matrix[places, places] += _DAMPING * mean
+    inverse = np.linalg.inv(matrix)
+    inverse = (inverse + inverse.T) / 2
+    return Factor(order, np.linalg.cholesky(inverse).T.astype(np.float32))
+
+
+def compensate(
+    weights: mx.array, importance: mx.array, factors: list[Factor], scheme: Quantization
+) -> Packed:
+    """Quantize rows, (R, columns), with compensation; see `search` for the rest.
+
+    Args:
+        factors: of each of `blocks`.
+    """
+    rows, columns = weights.shape
+    groups = weights.astype(mx.float32).reshape(rows, -1, scheme.group_size)
+    scales, biases = fit(groups, group_importance(importance, scheme), scheme.bits)
+    left = np.array(weights.astype(mx.float32)).T.copy()  # (columns, R)
+    scale_of, bias_of = (np.array(part.astype(mx.float32)).T.copy() for part in (scales, biases))
+    codes = np.empty((columns, rows), np.float32)
+    for block, factor in zip(blocks(columns), factors, strict=True):
+        order = factor.order + block.start
+        groups_of = order // scheme.group_size
+        codes[order] = _round_in_order(
+            left[order],
+            scale_of[groups_of],
+            bias_of[groups_of],
+            factor.upper,
+            2**scheme.bits - 1,
+        )
+    packed = pack(mx.array(np.ascontiguousarray(codes.T)), scheme.bits)
+    return packed, scales, biases
+
+
+def _round_in_order(
+    left: Floats, scales: Floats, biases: Floats, upper: Floats, most: int
+) -> Floats:
+    """Return the codes of columns, the first axis, in the order in which they are rounded."""
+    codes = np.empty_like(left)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    for start in range(0, len(left), _STEP):
+        stop = min(start + _STEP, len(left))
+        errors = np.empty((stop - start, left.shape[1]), np.float32)
+        for place in range(start, stop):
+            done = place - start
+            column = left[place] - upper[start:place, place] @ errors[:done]
+            code = np.clip(np.rint((column - biases[place]) * inverse[place]), 0, most)
+            codes[place] = code
+            errors[done] = (column - (code * scales[place] + biases[place])) / upper[place, place]
+        left[stop:] -= upper[start:stop, stop:].T @ errors
+    return codes

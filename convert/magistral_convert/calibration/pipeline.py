@@ -1,0 +1,279 @@
+"""The calibrated conversion: layer by layer, each with the inputs that the layers before it give.
+
+For each layer the held-out sequences run through its original weights, the calibration sequences
+through them too while the statistics of their inputs are gathered; then its matrices are quantized
+and written, read back, and both kinds of sequences run through what was written. In memory are one
+layer and the hidden states; a source's file is fetched before the first layer that it holds a
+tensor of, and released after the last.
+
+What it resumes from lies in DIR.partial/calibration: `layer-N.safetensors`, the hidden states that
+go into layer N. Tensors are committed one by one, and everything else is computed again from there,
+so a result does not depend on where it was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from magistral_convert.calibration.facts import Quality
+from magistral_convert.calibration.files import SourceFiles, by_layer
+from magistral_convert.calibration.gptq import Factor, compensate, factorize
+from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass
+from magistral_convert.calibration.quality import compare
+from magistral_convert.calibration.search import search
+from magistral_convert.calibration.states import HiddenStates, SavedStates
+from magistral_convert.calibration.tensors import READ_BYTES, TensorReader
+from magistral_convert.calibration.text import CalibrationText
+from magistral_convert.options import OnConversionProgress
+from magistral_convert.pipeline import (
+    Tracker,
+    convert_tensors,
+    encode_plainly,
+    open_workers,
+)
+from magistral_convert.plan import ConversionPlan, TensorConversion
+from magistral_convert.quantize import encode_arrays, to_bfloat16
+from magistral_convert.recipe import EMBEDDING, HEAD
+from magistral_convert.source_rows import Rows, block_rows, read_rows
+from magistral_convert.staging import StagingFolder
+from magistral_convert.verify import verify_searched
+from magistral_mlx.backend import backend, mx
+from magistral_mlx.checkpoint.names import LANGUAGE
+from magistral_mlx.config import ModelConfig
+
+Importance = dict[str, mx.array]  # tensor -> (columns,) float32
+Factors = dict[str, list[Factor]]  # tensor -> of each block of columns
+
+_BATCH_TOKENS = 2048  # that run through a layer at once
+_COMPENSATED_BYTES = 32 << 20  # of the source: its columns go one by one
+_NORM = LANGUAGE + "model.norm.weight"
+
+
+def run(
+    plan: ConversionPlan,
+    work: StagingFolder,
+    config: ModelConfig,
+    text: CalibrationText,
+    *,
+    compensates: bool = False,
+    fetch: Callable[[Path], None],
+    release: Callable[[Path], None],
+    on_progress: OnConversionProgress | None = None,
+) -> Quality:
+    """Convert every tensor that is not committed in `work` yet, and measure the result.
+
+    Args:
+        plan: its tensors in the model's order; see `by_layer`.
+        compensates: use `gptq`.
+        fetch, release: see `magistral_convert.pipeline.run`.
+
+    Raises:
+        CheckpointError: a source file cannot be read, or verification fails.
+        StorageError: the output cannot be written.
+    """
+    with open_workers() as workers:
+        conversion = _Calibrated(
+            plan, work, config, text, workers, on_progress, compensates=compensates
+        )
+        files = SourceFiles(plan, fetch, release)
+        conversion.begin(files)
+        for layer in range(conversion.first_layer(), config.text.num_hidden_layers):
+            conversion.convert_layer(layer, files)
+        return conversion.finish(files)
+
+
+class _Calibrated:
+    def __init__(
+        self,
+        plan: ConversionPlan,
+        work: StagingFolder,
+        config: ModelConfig,
+        text: CalibrationText,
+        workers: ThreadPoolExecutor,
+        on_progress: OnConversionProgress | None,
+        *,
+        compensates: bool,
+    ) -> None:
+        self._plan, self._work, self._config, self._text = plan, work, config, text
+        self._workers = workers
+        self._compensates = compensates
+        self._tracker = Tracker(plan, work, on_progress, verify_searched)
+        self._tensors = {tensor.name: tensor for tensor in plan.tensors}
+        self._units = by_layer(plan)
+        self._numbers = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
+        self._pass = LayerPass(config.text)
+        self._saved = SavedStates(work.path / "calibration")
+        self._read = TensorReader(work, backend().dtype)
+        self._states: HiddenStates | None = None
+
+    # The embedding
+
+    def begin(self, files: SourceFiles) -> None:
+        """Quantize the embedding and embed all sequences, unless that has been done."""
+        self._saved.open(anew=not self._work.done)
+        if self._saved.layers():
+            return
+        (unit, *_) = self._units
+        (embedding,) = unit
+        tied = self._config.text.tie_word_embeddings
+        norm = self._tensors[_NORM if tied else _layer_name(0, "input_layernorm")]
+        files.open([embedding, norm])
+        # What multiplies it next: the norm before the head, or before the first layer.
+        gain = self._read.original(norm).astype(mx.float32)
+        self._convert(unit, {embedding.name: gain * gain})
+        original = self._embed(embedding, written=False, tokens=self._text.held_out)
+        self._states = HiddenStates(
+            self._embed(embedding, written=True, tokens=self._text.tokens),
+            self._embed(embedding, written=True, tokens=self._text.held_out),
+            original,
+        )
+        self._saved.save(0, self._states)
+        files.done(0)
+
+    def _embed(self, embedding: TensorConversion, *, written: bool, tokens: np.ndarray) -> mx.array:
+        """(S, L) -> (S, L, D), a few rows of the embedding at a time."""
+        wanted, places = np.unique(tokens, return_inverse=True)
+        found = np.zeros((len(wanted), embedding.columns), np.float32)
+        step = block_rows(embedding, READ_BYTES)
+        for start in range(0, embedding.rows, step):
+            stop = min(start + step, embedding.rows)
+            first, last = np.searchsorted(wanted, (start, stop))
+            if first == last:
+                continue
+            rows = (
+                self._read.written(embedding, start, stop)
+                if written
+                else to_bfloat16(read_rows(embedding, start, stop)).astype(mx.float32)
+            )
+            found[first:last] = np.array(rows.astype(mx.float32))[wanted[first:last] - start]
+        return mx.array(found[places.reshape(tokens.shape)])
+
+    # The layers
+
+    def first_layer(self) -> int:
+        """Return the number of the first layer whose outputs are not there yet."""
+        layer = max(self._saved.layers())
+        if self._states is None:
+            self._states = self._saved.load(layer)
+        return layer
+
+    def convert_layer(self, layer: int, files: SourceFiles) -> None:
+        """Quantize the matrices of a layer and run all sequences through it."""
+        states = self._states
+        assert states is not None
+        unit = self._units[layer + 1]
+        files.open(unit)
+        original = {_part(tensor.name): self._read.original(tensor) for tensor in unit}
+        states.original = self._run(states.original, original)
+        importance: Importance = {}
+        factors: Factors = {}
+        if self._left(unit):
+            statistics = InputStatistics(products=self._compensates)
+            self._run(states.calibration, original, statistics)
+            for name, members in SHARED_INPUTS.items():
+                squares = statistics.mean_squares(name)
+                names = [_layer_name(layer, member) for member in members]
+                importance |= dict.fromkeys(names, squares)
+                if self._compensates:
+                    products = statistics.take_products(name)
+                    found = [factorize(np.array(block)) for block in products]
+                    factors |= dict.fromkeys(names, found)
+            mx.eval(importance)
+        del original
+        self._convert(unit, importance, factors)
+        written = {_part(tensor.name): self._read.written(tensor) for tensor in unit}
+        states.calibration = self._run(states.calibration, written)
+        states.held_out = self._run(states.held_out, written)
+        self._saved.save(layer + 1, states)
+        files.done(layer + 1)
+        mx.clear_cache()
+
+    def _run(
+        self, h: mx.array, weights: dict[str, mx.array], statistics: InputStatistics | None = None
+    ) -> mx.array:
+        """Run sequences (S, L, D) through a layer, a few at a time."""
+        step = max(1, _BATCH_TOKENS // h.shape[1])
+        outputs = []
+        for start in range(0, len(h), step):
+            on_input = statistics.add if statistics else None
+            y = self._pass(h[start : start + step], weights, on_input)
+            if statistics:
+                statistics.evaluate()  # the last product is not needed, so not computed
+            else:
+                mx.eval(y)
+                outputs.append(y)
+        return mx.concatenate(outputs) if outputs else h
+
+    # What comes after them
+
+    def finish(self, files: SourceFiles) -> Quality:
+        """Convert the rest, and compare the distributions of the held-out sequences."""
+        states = self._states
+        assert states is not None
+        rest = self._units[-1]
+        head = self._tensors.get(HEAD, self._tensors[EMBEDDING])
+        files.open([*rest, head])
+        config = self._config.text
+        gain = self._read.original(self._tensors[_NORM])
+
+        def normed(h: mx.array) -> mx.array:
+            return mx.fast.rms_norm(h.reshape(-1, h.shape[-1]), gain, config.rms_norm_eps)
+
+        statistics = InputStatistics()
+        statistics.add(HEAD, normed(states.calibration))
+        self._convert(rest, {HEAD: statistics.mean_squares(HEAD)})
+        quality = compare(normed(states.original), normed(states.held_out), *self._heads(head))
+        files.done(len(self._units) - 1)
+        return quality
+
+    def _heads(
+        self, head: TensorConversion
+    ) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
+        """Return the products with the original and the written head."""
+        original = self._read.original(head)
+        written = self._read.written(head)
+        mx.eval(original, written)
+        return (lambda x: x @ original.T), (lambda x: x @ written.T)
+
+    # Tensors
+
+    def _left(self, unit: list[TensorConversion]) -> list[TensorConversion]:
+        return [tensor for tensor in unit if self._numbers[tensor.name] >= self._work.done]
+
+    def _convert(
+        self,
+        unit: list[TensorConversion],
+        importance: Importance,
+        factors: Factors | None = None,
+    ) -> None:
+        """Convert the tensors of a unit that are not committed."""
+        plain = {name: np.array(array) for name, array in importance.items()}
+
+        def encode(tensor: TensorConversion, rows: Rows) -> list[memoryview]:
+            scheme, columns = tensor.scheme, plain.get(tensor.name)
+            if scheme is None or columns is None or scheme.mode != "affine":
+                return encode_plainly(tensor, rows)
+            weights, weight_of_column = to_bfloat16(rows), mx.array(columns)
+            if factors and tensor.name in factors:
+                found = compensate(weights, weight_of_column, factors[tensor.name], scheme)
+            else:
+                found = search(weights, weight_of_column, scheme)
+            return encode_arrays(found)
+
+        size = _COMPENSATED_BYTES if factors else None
+        for tensor in self._left(unit):
+            convert_tensors(self._workers, self._work, self._tracker, [tensor], encode, size)
+        self._tracker.commit()
+
+
+def _layer_name(layer: int, part: str) -> str:
+    return f"{LANGUAGE}model.layers.{layer}.{part}.weight"
+
+
+def _part(name: str) -> str:
+    """`….layers.3.mlp.up_proj.weight` -> `mlp.up_proj`"""
+    return name.partition(".layers.")[2].partition(".")[2].removesuffix(".weight")

@@ -1,0 +1,118 @@
+"""A calibrated conversion: what it records, what reads it, and that it can be cut anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magistral_convert import ConvertOptions, convert, prepare
+from magistral_convert.calibration import text
+from magistral_mlx.backend import mx
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.load import load_model
+from magistral_mlx.errors import InvalidOption
+from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
+from tests.e2e.test_convert_interrupted import content, run_and_die
+
+pytestmark = pytest.mark.slow
+
+TOKENS = 1024
+DEFAULT = ConvertOptions(bits=3, calibration=("default",), calibration_tokens=TOKENS)
+
+
+@pytest.fixture(autouse=True)
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "SEQUENCE", 64)
+    monkeypatch.setattr(text, "HELD_OUT", 4)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights with outliers, and channels that are louder than others, as trained ones have."""
+    config = tiny_config(vision=False, layers=2)
+    rng = np.random.default_rng(0)
+    weights = random_weights(config, 0)
+    for name, values in weights.items():
+        if name.endswith("norm.weight"):
+            values *= np.exp(rng.standard_normal(values.shape)).astype(np.float32)
+        elif values.ndim == 2 and "embed" not in name:
+            values *= np.exp(0.5 * rng.standard_normal(values.shape)).astype(np.float32)
+    return write_hf_checkpoint(
+        tmp_path_factory.mktemp("source"), config=config, weights=weights, shards=3
+    )
+
+
+def quality(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_bytes())["magistral_mlx"]["quality"]
+
+
+def logits(folder: Path, dtype: mx.Dtype = mx.float32) -> mx.array:
+    model = load_model(Checkpoint.open(folder), dtype)
+    found = text.calibration_text((), folder / "tekken.json", 1280, TOKENS).held_out
+    rows = (mx.array(ids)[None] for ids in found)
+    return mx.concatenate([model.logits(model(model.embed(r), model.make_caches())) for r in rows])
+
+
+def test_it_is_nearer_to_the_original_than_plain_quantization(source: Path, tmp_path: Path):
+    right = logits(source)
+    errors = {}
+    for name, options in {
+        "plain": ConvertOptions(bits=3, calibration=("none",)),
+        "searched": DEFAULT,
+        "compensated": ConvertOptions(bits=3, method="gptq", calibration_tokens=TOKENS),
+    }.items():
+        folder = convert(source, tmp_path / name, options)
+        errors[name] = float(mx.square(logits(folder) - right).mean().item())
+    assert errors["searched"] < 0.85 * errors["plain"], errors
+    assert errors["compensated"] < 0.85 * errors["plain"], errors
+    recorded = quality(tmp_path / "searched")
+    assert recorded["divergence"] > 0
+    assert recorded["tokens"] == 256
+    card = (tmp_path / "searched/README.md").read_text()
+    assert f"{recorded['divergence']:.4f} nats" in card
+    assert "GPTQ" in (tmp_path / "compensated/README.md").read_text()
+
+
+def test_without_calibration_the_bytes_are_those_of_mlx(source: Path, tmp_path: Path):
+    folder = convert(source, tmp_path / "out", ConvertOptions(calibration=("none",)))
+    assert "magistral_mlx" not in json.loads((folder / "config.json").read_bytes())
+    name = "model.layers.1.mlp.down_proj"
+    weights = Checkpoint.open(source).tensors[f"language_model.{name}.weight"]
+    original = mx.load(str(weights.file))[weights.name]
+    shards = [mx.load(str(path)) for path in sorted(folder.glob("*.safetensors"))]
+    found = {key: value for shard in shards for key, value in shard.items()}
+    for part, expected in zip(
+        ("weight", "scales", "biases"), mx.quantize(original, 64, 4), strict=True
+    ):
+        assert mx.array_equal(found[f"{name}.{part}"], expected)
+
+
+def test_killed_anywhere_it_goes_on_with_the_same_bytes(source: Path, tmp_path: Path):
+    whole = tmp_path / "whole/out"
+    count = int(run_and_die(source, whole, 0, "calibrated").stdout)
+    for share in (0.3, 0.8):
+        target = tmp_path / f"{share}/out"
+        run_and_die(source, target, round(share * count), "calibrated")
+        assert not target.exists()
+        assert content(convert(source, target, DEFAULT)) == content(whole)
+        assert list(target.parent.iterdir()) == [target]
+
+
+def test_files_are_read_once_and_in_the_order_of_layers(source: Path, tmp_path: Path):
+    conversion = prepare(source, tmp_path / "out", DEFAULT)
+    numbers = [
+        int(tensor.name.split(".layers.")[1].split(".")[0])
+        for tensor in conversion.plan.tensors
+        if ".layers." in tensor.name
+    ]
+    assert numbers == sorted(numbers)
+
+
+def test_bad_text_leaves_nothing_behind(source: Path, tmp_path: Path):
+    options = ConvertOptions(calibration=(str(tmp_path / "none.txt"),))
+    with pytest.raises(InvalidOption, match=r"none\.txt cannot be read"):
+        convert(source, tmp_path / "out", options)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,181 @@
+"""Searched scales and compensated errors lower the error of outputs; text is checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magistral_convert.calibration.gptq import blocks, compensate, factorize
+from magistral_convert.calibration.layers import InputStatistics
+from magistral_convert.calibration.search import search
+from magistral_convert.calibration.text import SEQUENCE, calibration_text, encode_marked
+from magistral_convert.options import ConvertOptions
+from magistral_mlx.backend import mx
+from magistral_mlx.errors import InvalidOption, TokenizerError
+from magistral_mlx.quantization import AFFINE_BITS, Quantization
+from tests.tekken import small_tokenizer, tekken_folder
+
+ROWS, COLUMNS = 32, 256
+VOCABULARY = 2024
+
+
+@pytest.fixture(scope="module")
+def inputs() -> np.ndarray:
+    """(T, COLUMNS): some columns are loud, and columns go together."""
+    rng = np.random.default_rng(1)
+    mixing = np.eye(COLUMNS) + 0.3 * rng.standard_normal((COLUMNS, COLUMNS))
+    loudness = np.exp(rng.standard_normal(COLUMNS))
+    return (rng.standard_normal((1024, COLUMNS)) @ mixing * loudness).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def weights() -> mx.array:
+    rng = np.random.default_rng(2)
+    return mx.array(0.02 * rng.standard_t(5, (ROWS, COLUMNS)).astype(np.float32)).astype(
+        mx.bfloat16
+    )
+
+
+def output_error(parts, weights: mx.array, scheme: Quantization, inputs: np.ndarray) -> float:
+    found = mx.dequantize(*parts, group_size=scheme.group_size, bits=scheme.bits)
+    difference = found.astype(mx.float32) - weights.astype(mx.float32)
+    return float(mx.square(mx.array(inputs) @ difference.T).mean().item())
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_search_and_compensation_lower_the_error_of_outputs(bits: int, weights, inputs):
+    scheme = Quantization(bits, 64)
+    statistics = InputStatistics(products=True)
+    for start in range(0, len(inputs), 256):
+        statistics.add("x", mx.array(inputs[None, start : start + 256]))
+    importance = statistics.mean_squares("x")
+    factors = [factorize(np.array(block)) for block in statistics.take_products("x")]
+    plain = mx.quantize(weights, group_size=64, bits=bits)
+    searched = search(weights, importance, scheme)
+    compensated = compensate(weights, importance, factors, scheme)
+    for parts in (searched, compensated):
+        assert [(p.shape, p.dtype) for p in parts] == [(p.shape, p.dtype) for p in plain]
+    usual = output_error(plain, weights, scheme, inputs)
+    least = output_error(searched, weights, scheme, inputs)
+    assert least < 0.8 * usual
+    assert output_error(compensated, weights, scheme, inputs) < 0.8 * least
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_groups_that_are_all_alike_come_back(group_size: int):
+    values = mx.array([0.0, 0.25, -3.0, 1e-3])[:, None]
+    rows = mx.broadcast_to(values, (4, 256)).astype(mx.bfloat16)
+    parts = search(rows, mx.ones(256), Quantization(4, group_size))
+    found = mx.dequantize(*parts, group_size=group_size, bits=4)
+    assert np.allclose(np.array(found.astype(mx.float32)), np.array(rows.astype(mx.float32)), 0.01)
+
+
+def test_an_input_that_is_always_zero_does_not_disturb_the_others(weights, inputs):
+    silent = inputs.copy()
+    silent[:, :70] = 0
+    importance = mx.array((silent * silent).mean(axis=0))
+    products = silent.T @ silent / len(silent)
+    scheme = Quantization(4, 64)
+    plain = mx.quantize(weights, group_size=64, bits=4)
+    for parts in (
+        search(weights, importance, scheme),
+        compensate(weights, importance, [factorize(products)], scheme),
+    ):
+        assert output_error(parts, weights, scheme, silent) < 0.8 * output_error(
+            plain, weights, scheme, silent
+        )
+
+
+def test_products_are_kept_for_blocks_of_columns():
+    assert blocks(5120) == [slice(0, 5120)]
+    assert blocks(32768) == [slice(n, n + 8192) for n in range(0, 32768, 8192)]
+
+
+# Text
+
+
+def read(*files: str | Path, tokens: int = 4096, vocab_size: int = VOCABULARY):
+    return calibration_text(
+        [str(file) for file in files], tekken_folder() / "tekken.json", vocab_size, tokens
+    )
+
+
+def test_the_text_that_ships_is_cut_into_sequences():
+    text = read(tokens=4096)
+    assert text.tokens.shape == (8, SEQUENCE)
+    assert text.held_out.shape[1] == SEQUENCE
+    assert text.is_default
+
+
+def test_control_tokens_are_read_in_the_text_that_ships_only(tmp_path: Path):
+    tokenizer = small_tokenizer()
+    think = tokenizer.special.think
+    assert think in encode_marked("[INST]Why?[/INST][THINK]Hm.[/THINK]So.", tokenizer)
+    file = tmp_path / "mine.txt"
+    file.write_text("[INST]Why?[/INST][THINK]Hm.[/THINK]So. " * 200)
+    mine = read(file)
+    assert think not in mine.tokens
+    assert not mine.is_default
+
+
+def test_a_users_file_replaces_the_text_that_ships_or_joins_it(tmp_path: Path):
+    file = tmp_path / "mine.txt"
+    file.write_text("All that is said of boats. " * 1000)
+    alone, joined = read(file, tokens=1 << 20), read("default", file, tokens=1 << 20)
+    shipped = read(tokens=1 << 20)
+    assert len(joined.tokens) == len(alone.tokens) + len(shipped.tokens)
+    assert len({text.identity for text in (alone, joined, shipped)}) == 3
+
+
+def test_an_enormous_file_is_taken_from_all_over(tmp_path: Path):
+    file = tmp_path / "long.txt"
+    file.write_text("first part. " * 20_000 + "LAST PART! " * 20_000)
+    tokens = read(file, tokens=2048).tokens
+    assert tokens.shape == (4, SEQUENCE)
+    tokenizer = small_tokenizer()
+    assert "first" in tokenizer.decode(tokens[0].tolist())
+    assert "LAST" in tokenizer.decode(tokens[-1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "has 0 tokens"),
+        (b"Too short to tell anything.", "at least 1,024 are needed"),
+        (bytes(range(256)) * 100, "is not text in UTF-8"),
+        ("Zu kurz".encode("utf-16") * 3000, "is not text in UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_refused(content: bytes, complaint: str, tmp_path: Path):
+    file = tmp_path / "some.txt"
+    file.write_bytes(content)
+    with pytest.raises(InvalidOption, match=complaint):
+        read(file)
+
+
+def test_a_file_that_is_missing_is_refused(tmp_path: Path):
+    with pytest.raises(InvalidOption, match="cannot be read: No such file"):
+        read(tmp_path / "none.txt")
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    with pytest.raises(TokenizerError, match="and the model has 1100"):
+        read(vocab_size=1100)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"calibration": ("none", "a.txt")}, "none goes with no other value"),
+        ({"calibration": ("default",), "mode": "mxfp4"}, "--mode mxfp4 has none"),
+        ({"calibration": ("default",), "mode": "none"}, "--mode none has none"),
+        ({"calibration": ("none",), "method": "gptq"}, "--calibration none does without"),
+        ({"method": "gptq", "mode": "nvfp4"}, "--mode nvfp4 does without"),
+        ({"method": "awq"}, "Choose one of search, gptq"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict, complaint: str):
+    with pytest.raises(InvalidOption, match=complaint):
+        ConvertOptions(**options)
