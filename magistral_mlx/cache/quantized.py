@@ -19,7 +19,7 @@ from magistral_mlx.cache.attention import FEW_QUERIES, WORKSPACE, attend
 from magistral_mlx.cache.buffer import Buffer, PackedBuffer
 from magistral_mlx.cache.chunk import ChunkKeys, Piece, attend_chunk
 from magistral_mlx.cache.scheme import SLACK, KVScheme
-from magistral_mlx.cache.segments import Segment
+from magistral_mlx.cache.segments import Packed, Segment
 from magistral_mlx.cache.snapshots import Snapshot, Snapshots
 
 PIECE = 64  # new tokens that are written to the window's buffers, at most; more pass through
@@ -42,6 +42,7 @@ class QuantizedKVCache:
             PackedBuffer(scheme.value_bits, scheme.group_size),
         )
         self._window = (Buffer(), Buffer())
+        self._center: mx.array | None = None  # (B, H_kv, 1, D), less than which keys are attended
         self._snapshots = Snapshots(scheme)
         for buffer in self._window:
             buffer.reserve(window_capacity(scheme))
@@ -53,7 +54,9 @@ class QuantizedKVCache:
     @property
     def state(self) -> list[mx.array]:
         buffers = (*self._first, *self._quantized, *self._window)
-        return [array for buffer in buffers for array in buffer.state] + self._snapshots.state
+        center = [] if self._center is None else [self._center]
+        arrays = [array for buffer in buffers for array in buffer.state]
+        return arrays + center + self._snapshots.state
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +81,7 @@ class QuantizedKVCache:
             self._start = snapshot.start
         only_packed = min(self._start, length) - self.scheme.first
         self._packed = max(0, min(self._packed, max(self.scheme.packed(length), only_packed)))
+        self._center = self._center if self._packed else None
         self._start = max(self.scheme.first, min(self._start, length))
         self.length = length
         self._snapshots.trim(length)
@@ -183,8 +187,14 @@ class QuantizedKVCache:
         )
         target = self.scheme.packed(self.length)
         if target > before:
-            for packed, plain in zip(self._quantized, (keys, values), strict=True):
-                packed.write(before, plain[:, :, : target - before])
+            aged = keys[:, :, : target - before]
+            if self.scheme.center:
+                if self._center is None:
+                    count = self.scheme.block if self.scheme.window else PIECE
+                    self._center = aged[:, :, :count].mean(axis=2, keepdims=True)
+                aged = aged - self._center
+            self._quantized[0].write(before, aged)
+            self._quantized[1].write(before, values[:, :, : target - before])
             self._packed = target
         if not few:
             kept = self.scheme.first + self.scheme.packed(self.length - self.scheme.slack)
@@ -217,8 +227,14 @@ class QuantizedKVCache:
             segments.append(self._packed_tokens(piece.packed))
         end = piece.end - self.scheme.first - before
         if plain and end > piece.packed - before:
-            segments.append(plain.tokens(piece.packed - before, end))
+            segments.append(self._centered(plain.tokens(piece.packed - before, end)))
         return segments
+
+    def _centered(self, plain: Segment) -> Segment:
+        """Plain tokens as the quantized ones are: keys less the center, if there is one yet."""
+        if self._center is None or isinstance(plain.keys, Packed):
+            return plain
+        return plain._replace(keys=plain.keys - self._center)
 
     def _attend_chunk(
         self,
@@ -230,7 +246,7 @@ class QuantizedKVCache:
     ) -> mx.array | None:
         assert plain, "tokens leave the window only after the first ones"
         keys = ChunkKeys(
-            plain,
+            self._centered(plain),
             self._first_tokens(self.length),
             self._packed_tokens(pieces[-1].packed),
             before,
@@ -242,7 +258,7 @@ class QuantizedKVCache:
         if not first:
             return None
         keys, values = (buffer.read(0, first) for buffer in self._first)
-        return Segment(keys, values, first)
+        return self._centered(Segment(keys, values, first))
 
     def _packed_tokens(self, count: int) -> Segment:
         keys, values = (buffer.read(count) for buffer in self._quantized)
@@ -274,6 +290,8 @@ class QuantizedKVCache:
             if packed := self._packed_at(length):
                 parts = self._quantized[index].read(packed).parts
                 saved |= {f"packed_{kind}_{n}": x for n, x in zip(PARTS, parts, strict=True)}
+                if self._center is not None:
+                    saved["center"] = self._center
             if snapshot:
                 saved[f"window_{kind}"] = (snapshot.keys, snapshot.values)[index][
                     :, :, : length - snapshot.start
@@ -284,6 +302,7 @@ class QuantizedKVCache:
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:
         self.length = length
+        self._center = saved.get("center")
         self._snapshots.restore(saved)
         for index, kind in enumerate(("keys", "values")):
             if f"first_{kind}" in saved:

@@ -30,6 +30,9 @@ class KVScheme:
     rotate: multiply queries, keys and values by a Hadamard matrix first. It leaves attention
         unchanged and spreads outlier channels, which few bits cannot represent, over all channels
         (QuaRot, arXiv 2404.00456).
+    center: subtract from all keys their mean over the first block that is quantized. It changes
+        all scores of a query by the same amount, so leaves attention unchanged, and takes away
+        what the keys of a head have in common, which few bits need not represent.
 
     Largest error, held by tests with everything quantized (`without_window`): an attended value
     differs from that of a full-precision cache by 2 % of the largest value with 8/8, 6 % with
@@ -43,6 +46,7 @@ class KVScheme:
     window: int = 128
     first: int = 4
     rotate: bool = True
+    center: bool = True
 
     @classmethod
     def parse(cls, name: str) -> KVScheme:

@@ -198,6 +198,8 @@ def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: in
     assert scheme.key_bits and scheme.value_bits
     kept = rounded(window_capacity(scheme)) + (rounded(scheme.first) if scheme.first else 0)
     packed = rounded(scheme.packed(tokens)) * packed_token_bytes(text, scheme, float_bytes)
+    if packed and scheme.center:
+        packed += heads * width * float_bytes
     return text.num_hidden_layers * (kept * plain + packed)
 
 

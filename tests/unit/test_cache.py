@@ -40,12 +40,16 @@ LARGEST = {
 
 
 class Inputs:
-    """Queries, keys and values of a sequence, the same for the same seed."""
+    """Queries, keys and values of a sequence, the same for the same seed.
+
+    The keys of a head have a part in common, as in trained models.
+    """
 
     def __init__(self, length: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self.q = rng.standard_normal((1, HEADS, length, HEAD_DIM)).astype(np.float32)
         self.k = rng.standard_normal((1, KV_HEADS, length, HEAD_DIM)).astype(np.float32)
+        self.k += 2 * np.random.default_rng(9).standard_normal((KV_HEADS, 1, HEAD_DIM), np.float32)
         self.v = rng.standard_normal((1, KV_HEADS, length, HEAD_DIM)).astype(np.float32)
 
     def feed(self, cache: KVCache, start: int, end: int) -> Floats:
@@ -166,6 +170,31 @@ def test_rotation_saves_keys_with_outlier_channels() -> None:
         feed_in_chunks(inputs, cache, [599])
         errors.append(error(inputs.feed(cache, 599, 600), inputs.expected(599, 600)))
     assert errors[1] < errors[0] / 1.5
+
+
+def test_what_all_keys_have_in_common_costs_no_bits() -> None:
+    inputs = Inputs(600)
+    errors = []
+    for center in (False, True):
+        cache = make_cache(replace(KVScheme.parse("4/4"), center=center))
+        feed_in_chunks(inputs, cache, [300, 599])
+        errors.append(error(inputs.feed(cache, 599, 600), inputs.expected(599, 600)))
+    assert errors[1] < errors[0] * 0.7
+
+
+@pytest.mark.parametrize("back", [0, 1, 3, 4])
+def test_a_cache_that_is_filled_anew_is_centered_anew(back: int) -> None:
+    first, second = Inputs(500, seed=1), Inputs(500, seed=2)
+    second.k[:, :, back:] += 3
+    cache, straight = make_cache(FOUR), make_cache(FOUR)
+    first.feed(cache, 0, 500)
+    cache.trim(back)
+    for kind in ("q", "k", "v"):
+        getattr(second, kind)[:, :, :back] = getattr(first, kind)[:, :, :back]
+    second.feed(straight, 0, 499)
+    second.feed(cache, back, 499)
+    y, expected = (second.feed(one, 499, 500) for one in (cache, straight))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_newest_and_the_first_tokens_are_exact() -> None:

@@ -22,18 +22,14 @@ export async function exported(conversations) {
 /** A conversation as Markdown: what is on its path, thinking folded, attachments by their names. */
 export async function markdown(conversation) {
   const messages = path(await store.messages(conversation.id), conversation.leaf);
-  const parts = messages.map(({ role, text, thinking, rounds = [], attachments = [] }) => {
+  const parts = messages.map(({ role, text, thinking, attachments = [] }) => {
     if (role === "user") {
       const names = attachments.map(({ name }) => `*${name}*`);
       return [`## ${t("message.user")}`, ...names, text];
     }
     const summary = `<details><summary>${t("thinking.done")}</summary>`;
     const trace = thinking ? [summary, thinking, "</details>"] : [];
-    const calls = rounds.flatMap((round) => [
-      round.text,
-      ...round.calls.map(({ name, arguments: written }) => `*${name}* \`${written}\``),
-    ]);
-    return [`## ${t("message.assistant")}`, ...calls, ...trace, text];
+    return [`## ${t("message.assistant")}`, ...trace, text];
   });
   const whole = [`# ${conversation.title}`, ...parts.flat()].filter(Boolean).join("\n\n");
   return new Blob([`${whole}\n`], { type: "text/markdown" });
@@ -125,7 +121,6 @@ function sound({ messages: entries, ...conversation }) {
     conversation: {
       ...conversation,
       title: text(conversation.title) ? conversation.title : "",
-      folder: text(conversation.folder) ? conversation.folder : "",
       created: time(conversation.created),
       updated: time(conversation.updated),
       leaf,
@@ -187,7 +182,6 @@ function completed({
     ...common,
     ...Object.fromEntries(fields),
     thinkingSeconds: figure(message.thinkingSeconds),
-    rounds: Array.isArray(message.rounds) ? message.rounds.filter(isRound) : [],
     notes: [],
     usage: figures(message.usage),
     timings: figures(message.timings),
@@ -196,12 +190,6 @@ function completed({
     state: message.state === "done" ? "done" : "stopped",
   };
 }
-
-const isRound = ({ thinking, text: said, calls } = {}) =>
-  text(thinking) && text(said) && Array.isArray(calls) && calls.every(isCall);
-
-const isCall = (call) =>
-  text(call?.id) && text(call.name) && text(call.arguments) && text(call.result ?? "");
 
 const figure = (value) => (Number.isFinite(value) ? value : null);
 

@@ -2,7 +2,6 @@
 import * as api from "./api.js";
 import { $, h } from "./dom.js";
 import { settings } from "./settings.js";
-import { findTools } from "./tools.js";
 
 // As the server has them, unless it tells others.
 const LIMITS = {
@@ -27,9 +26,7 @@ export const sees = () => answering()?.vision ?? true;
 
 /** Ask the server for its models and show them. Throws Failure. */
 export async function showModels() {
-  const asking = api.models();
-  await findTools(asking);
-  const list = await asking;
+  const list = await api.models();
   found = list.data;
   told = list.limits ?? {};
   if (!found.some(({ id }) => id === settings.model)) settings.model = null;

@@ -108,9 +108,7 @@ const attachmentsOf = async (id) =>
   );
 
 const withAttachments = (message, attachments) =>
-  message.role === "user"
-    ? { ...message, attachments: attachments ?? [] }
-    : { rounds: [], ...message };
+  message.role === "user" ? { ...message, attachments: attachments ?? [] } : message;
 
 /** One message, without its attachments. */
 export const message = (id) => read("messages", (store) => store.get(id));
