@@ -49,7 +49,7 @@ class Speed:
     prefill: Figure
     decode: Figure
     first: Figure
-    peak: int  # bytes of MLX
+    peak: int | None  # bytes of MLX; None of a server, which does not tell
 
     @property
     def steady(self) -> bool:
@@ -127,6 +127,8 @@ def _answers(
     """Load the model and check that the output equals ours, which sets `expected`."""
     try:
         loaded = worker.ask("load", folder=str(work.folder), dtype=work.dtype)
+        if worker.program.remote:  # its prompts are words, and its tokens its own
+            return True
         result.mlx_versions[worker.program.label] = loaded["mlx"]
         prompt = min(_CHECKED, *work.contexts)
         answer = worker.ask(
@@ -219,10 +221,10 @@ def _speed(label: str, context: int, answers: list[dict[str, Any]]) -> Speed:
     return Speed(
         label,
         context,
-        prefill=Figure.of([context / seconds for seconds in first]),
+        prefill=Figure.of([answer.get("prompt", context) / answer["first"] for answer in answers]),
         decode=Figure.of([decode_rate(answer) for answer in answers]),
         first=Figure.of(first),
-        peak=max(answer["peak"] for answer in answers),
+        peak=max((answer["peak"] for answer in answers if answer["peak"]), default=None),
     )
 
 

@@ -28,12 +28,14 @@ class Program:
 
     label: its name in tables. package: its distribution. command: starts its process.
     preload: a library loaded before all others, so that MLX's matrix products use it.
+    remote: a server that holds a model already, elsewhere or in another program.
     """
 
     label: str
     package: str
     command: tuple[str, ...]
     preload: str | None = None
+    remote: bool = False
 
 
 def ours(kv: str = "full", adapter: str | None = None) -> Program:
@@ -58,6 +60,34 @@ def peer(wanted: str) -> Program:
             f"{python} is not a program; give the Python that {name} is installed in."
         )
     return Program(name, name, (python, "-P", str(_WORKER), name))
+
+
+def server(wanted: str, key_variable: str = "") -> Program:
+    """Return a server with OpenAI's API: an address, or ADDRESS=MODEL.
+
+    Args:
+        key_variable: name of the environment's variable that holds the API key; empty for none.
+
+    Raises:
+        InvalidOption: no such variable.
+        BenchmarkError: it does not answer, or has no such model.
+    """
+    from magistral_mlx.bench.remote import RemoteServer
+
+    if key_variable and not os.environ.get(key_variable):
+        raise InvalidOption(
+            f"api_key_env is {key_variable!r}, and no such variable is set. Export it first."
+        )
+    url, _, model = wanted.partition("=")
+    RemoteServer(url, model, os.environ.get(key_variable, "")).check()
+    module = (sys.executable, "-m", "magistral_mlx.bench.remote")
+    label = url.partition("://")[2].removesuffix("/").removesuffix("/v1")
+    return Program(label, "", (*module, url, model, key_variable), remote=True)
+
+
+def is_address(wanted: str) -> bool:
+    """Whether `wanted` is the address of a server rather than the name of a peer."""
+    return wanted.startswith(("http://", "https://"))
 
 
 def with_library(program: Program, library: str) -> Program:

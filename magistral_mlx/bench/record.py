@@ -88,7 +88,8 @@ def bytes_read_by(
 def versions(programs: list[Program]) -> dict[str, str | None]:
     """Return the versions of all runtimes and of MLX."""
     mlx = importlib.metadata.version("mlx")
-    return {**{program.label: version(program) for program in programs}, "mlx": mlx}
+    here = {program.label: version(program) for program in programs if not program.remote}
+    return {**here, "mlx": mlx}
 
 
 def describe_machine(machine: Machine) -> dict[str, Any]:
@@ -105,12 +106,13 @@ def describe_machine(machine: Machine) -> dict[str, Any]:
 
 
 def describe_speeds(
-    result: Comparison, limit: Limit, bytes_per_token: Callable[[str, int], int]
+    result: Comparison, limit: Limit, bytes_per_token: Callable[[str, int], int | None]
 ) -> list[dict[str, Any]]:
     """Describe all speeds in JSON types, with shares of the limit and ratios to ours.
 
     Args:
-        bytes_per_token: maps a runtime's label and a context to the bytes read per token.
+        bytes_per_token: maps a runtime's label and a context to the bytes read per token; None
+            for a server, of which that is not known.
     """
     ours = {speed.context: speed for speed in result.speeds if speed.label == OURS}
     described = []
@@ -123,7 +125,7 @@ def describe_speeds(
             "steady": speed.steady,
             "peak": speed.peak,
             "bytes_per_token": read,
-            "share_of_limit": limit.share(speed, read),
+            "share_of_limit": None if read is None else limit.share(speed, read),
         }
         if speed.label != OURS:
             facts["ours_over_theirs"] = _ratio(ours[speed.context], speed, result.took_turns)
@@ -173,13 +175,14 @@ def line_to_paste(facts: dict[str, Any]) -> str:
         f"{facts['model']} in {facts['dtype']}, KV cache {facts['kv']}{theirs}",
     ]
     for speed in facts["speeds"]:
+        share, peak = speed["share_of_limit"], speed["peak"]
         parts.append(
             f"{speed['label']} at {speed['context']}: "
             f"prefill {speed['prefill']['median']:.1f}{_spread(speed['prefill'])}, "
-            f"decode {speed['decode']['median']:.2f}{_spread(speed['decode'])} tokens/s "
-            f"({speed['share_of_limit']:.0%} of {bandwidth:.0f} GB/s), "
-            f"first token {speed['first']['median']:.2f} s{_spread(speed['first'])}, "
-            f"peak {speed['peak'] / GIB:.2f} GiB"
+            f"decode {speed['decode']['median']:.2f}{_spread(speed['decode'])} tokens/s"
+            + (f" ({share:.0%} of {bandwidth:.0f} GB/s)" if share is not None else "")
+            + f", first token {speed['first']['median']:.2f} s{_spread(speed['first'])}"
+            + (f", peak {peak / GIB:.2f} GiB" if peak is not None else "")
         )
     if restless := unsteady(facts["speeds"]):
         parts.append(f"not steady: {'; '.join(restless)}")

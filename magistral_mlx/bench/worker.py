@@ -51,11 +51,14 @@ class BenchmarkRuntime(Protocol):
 # Serving
 
 
-def serve(runtime: BenchmarkRuntime) -> None:
-    """Execute tasks from stdin and answer on stdout until stdin ends; print goes to stderr."""
+def serve(runtime: Any, handlers: dict[str, Callable[..., Task]] | None = None) -> None:
+    """Execute tasks from stdin and answer on stdout until stdin ends; print goes to stderr.
+
+    `runtime` is a BenchmarkRuntime, or whatever the `handlers` of tasks take.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    handlers: dict[str, Callable[..., Task]] = {
+    handlers = handlers or {
         "load": load,
         "generate": generate,
         "images": images,

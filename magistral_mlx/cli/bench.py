@@ -48,7 +48,14 @@ _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes a
     "--against",
     metavar="NAME[,NAME]",
     default="",
-    help="mlx-lm, mlx-vlm, or both; NAME=PYTHON for one in another environment.",
+    help="mlx-lm, mlx-vlm, NAME=PYTHON for one in another environment, or the address of a server "
+    "with OpenAI's API, as in http://localhost:1234/v1, or ADDRESS=MODEL.",
+)
+@option(
+    "--api-key-env",
+    metavar="VARIABLE",
+    default="",
+    help="Environment variable that holds the API key of the servers.",
 )
 @option(
     "--rounds",
@@ -75,7 +82,7 @@ def bench(as_json: bool, **options: Any) -> None:
 
     name, checkpoint, machine, scheme = _fitting(options)
     work = _work(checkpoint, options)
-    programs, missing = _programs(options["against"], scheme, options["adapter"])
+    programs, missing = _programs(scheme, options)
     before = read_conditions()
     limit = limit_of(machine)
     result = _measure(programs, work, checkpoint, machine)
@@ -157,14 +164,19 @@ def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Workload:
     )
 
 
-def _programs(
-    against: str, scheme: str, adapter: str | None
-) -> tuple[list[Program], dict[str, str]]:
-    """Return the runtimes to measure, ours first, and those not installed, with advice."""
-    from magistral_mlx.bench.process import ours, peer, version
+def _programs(scheme: str, options: dict[str, Any]) -> tuple[list[Program], dict[str, str]]:
+    """Return the runtimes to measure, ours first, and those not installed, with advice.
 
-    programs, missing = [ours(scheme, adapter)], {}
-    for wanted in filter(None, (part.strip() for part in against.split(","))):
+    Raises:
+        MagistralError: no such peer, or a server that does not answer.
+    """
+    from magistral_mlx.bench.process import is_address, ours, peer, server, version
+
+    programs, missing = [ours(scheme, options["adapter"])], {}
+    for wanted in filter(None, (part.strip() for part in options["against"].split(","))):
+        if is_address(wanted):
+            programs.append(server(wanted, options["api_key_env"]))
+            continue
         program = peer(wanted)
         if version(program) is None:
             missing[program.label] = (
@@ -183,7 +195,8 @@ def _measure(
 
     from magistral_mlx.bench.compare import compare
 
-    together = len(programs) * checkpoint.nbytes <= _TOGETHER * machine.limit
+    here = [program for program in programs if not program.remote]
+    together = len(here) * checkpoint.nbytes <= _TOGETHER * machine.limit
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("measuring") as status:
         return compare(programs, work, together=together, on_stage=status.update)
@@ -242,7 +255,11 @@ def _facts(
 
     size = DTYPES[work.dtype].size if work.dtype else 2
 
-    def read(label: str, context: int) -> int:
+    servers = {program.label for program in programs if program.remote}
+
+    def read(label: str, context: int) -> int | None:
+        if label in servers:
+            return None
         return bytes_read_by(label, checkpoint, context, work.count, KVScheme.parse(scheme), size)
 
     facts = {

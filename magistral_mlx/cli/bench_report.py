@@ -51,9 +51,11 @@ def remarks(facts: dict[str, Any]) -> list[str]:
         for name, count in facts["equal_tokens"].items()
         if name in peers
     ]
-    if peers and facts["kv"] != "full":
+    known = {speed["label"] for speed in facts["speeds"] if speed["share_of_limit"] is not None}
+    if known & peers and facts["kv"] != "full":
         found.append(
-            f"{', '.join(sorted(peers))}: full KV cache, and the share of the limit is of that."
+            f"{', '.join(sorted(known & peers))}: full KV cache, and the share of the limit is of "
+            "that."
         )
     if peers and not facts["took_turns"]:
         found.append(
@@ -87,9 +89,9 @@ def _table(speeds: list[dict[str, Any]]) -> Table:
             f"{speed['first']['median']:.2f} s",
             f"{speed['decode']['median']:.2f}/s",
             _spread(speed["decode"]),
-            f"{speed['share_of_limit']:.0%}",
+            "-" if speed["share_of_limit"] is None else f"{speed['share_of_limit']:.0%}",
             _ratio(speed),
-            f"{speed['peak'] / _GIB:.2f} GiB",
+            "-" if speed["peak"] is None else f"{speed['peak'] / _GIB:.2f} GiB",
         )
     return table
 
