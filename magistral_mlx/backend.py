@@ -69,6 +69,9 @@ import mlx.nn as nn
 
 from magistral_mlx.quantization import Quantization
 
+if os.environ.get("MAGISTRAL_MLX_DEVICE") == "cpu":  # the tests' on a Mac, as on Linux
+    mx.set_default_device(mx.cpu)
+
 __all__ = [
     "DTYPES",
     "Backend",

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ for _name in list(os.environ):
 # Tests run in as many processes as there are cores, and their matrices are small: an OpenBLAS that
 # shares each of them among threads takes twice the time, in waiting.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Tokens are compared exactly, which float32 on MLX's CPU backend allows, on a Mac too.
+os.environ["MAGISTRAL_MLX_DEVICE"] = "cpu"
 
 # Before any reference loads MLX by itself: it finds a fast BLAS on Linux.
 import magistral_mlx.backend  # noqa: E402, F401
@@ -41,7 +45,13 @@ def _seeds_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what starts processes, servers or references: all of e2e/ and parity/."""
+    """Mark as slow what starts processes, servers or references: all of e2e/ and parity/.
+
+    Elsewhere than on Linux tests marked `linux` are skipped; -ra names each of them and why.
+    """
     for item in items:
+        needs = item.get_closest_marker("linux")
+        if needs and sys.platform != "linux":
+            item.add_marker(pytest.mark.skip(reason=f"Linux only: {needs.args[0]}"))
         if item.path.relative_to(Path(__file__).parent).parts[0] in ("e2e", "parity"):
             item.add_marker(pytest.mark.slow)

@@ -35,8 +35,8 @@ _BROKEN = (
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The relative error of a kernel."""
+class Deviation:
+    """The relative error of a kernel's result."""
 
     kernel: str
     error: float
@@ -65,7 +65,7 @@ def tolerance_of(dtype: mx.Dtype) -> float:
     return _TOLERANCE_ON_CPU if dtype == mx.float32 else 3 * _TOLERANCE[dtype]
 
 
-def _finding(what: str, found: list[Comparison], tolerance: float) -> Finding:
+def _finding(what: str, found: list[Deviation], tolerance: float) -> Finding:
     worst = max(found, key=lambda one: one.error if math.isfinite(one.error) else math.inf)
     errors = {one.kernel: one.error for one in found}
     figures = {"errors": errors, "tolerance": tolerance}
@@ -106,7 +106,7 @@ def _normal(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
 # Matrix products
 
 
-def _products(model: MagistralModel) -> Iterator[Comparison]:
+def _products(model: MagistralModel) -> Iterator[Deviation]:
     for name, module in matrices(model):
         outputs = module.weight.shape[0]
         some = np.unique(np.linspace(0, outputs - 1, _OUTPUTS).astype(np.int32))
@@ -114,7 +114,7 @@ def _products(model: MagistralModel) -> Iterator[Comparison]:
         for rows in _rows():
             x = _normal((1, rows, weights.shape[1]), model.dtype)
             y = plain(matmul(x, module)[0][:, mx.array(some)])
-            yield Comparison(f"{name}, {rows} rows", error_of(y, plain(x)[0] @ weights.T))
+            yield Deviation(f"{name}, {rows} rows", error_of(y, plain(x)[0] @ weights.T))
 
 
 def _dense(module: Linear | Embedding, rows: mx.array) -> Floats:
@@ -140,22 +140,22 @@ def _dense(module: Linear | Embedding, rows: mx.array) -> Floats:
 # Norm, rope, SwiGLU, embedding
 
 
-def _elementwise(model: MagistralModel) -> Iterator[Comparison]:
+def _elementwise(model: MagistralModel) -> Iterator[Deviation]:
     text, dtype = model.config.text, model.dtype
     decoder = model.language_model.model
     block = decoder.layers[0]
     some = np.linspace(0, text.vocab_size - 1, 64).astype(np.int32)
     rows = plain(model.embed(mx.array(some)[None]))[0]
-    yield Comparison("embedding", error_of(rows, _dense(decoder.embed_tokens, mx.array(some))))
+    yield Deviation("embedding", error_of(rows, _dense(decoder.embed_tokens, mx.array(some))))
     for length in (1, 8, 300):
         x = _normal((1, length, text.hidden_size), dtype)
         wide = plain(x)
         square = np.mean(wide**2, axis=-1, keepdims=True)
         norm = wide / np.sqrt(square + text.rms_norm_eps) * plain(block.input_layernorm.weight)
-        yield Comparison(f"norm, {length} rows", error_of(plain(block.input_layernorm(x)), norm))
+        yield Deviation(f"norm, {length} rows", error_of(plain(block.input_layernorm(x)), norm))
         gate, up = (_normal((1, length, text.intermediate_size), dtype) for _ in range(2))
         activated = plain(gate) / (1 + np.exp(-plain(gate))) * plain(up)
-        yield Comparison(f"SwiGLU, {length} rows", error_of(plain(swiglu(gate, up)), activated))
+        yield Deviation(f"SwiGLU, {length} rows", error_of(plain(swiglu(gate, up)), activated))
     if text.yarn is not None:
         return
     for offset in (0, 1000, text.max_position_embeddings - 8):
@@ -163,7 +163,7 @@ def _elementwise(model: MagistralModel) -> Iterator[Comparison]:
         turned = _rope(plain(q), offset, text.rope_theta)
         # float32 angles at a far position are exact to 2^-24 of the position.
         error = error_of(plain(block.self_attn.rope(q, offset)), turned)
-        yield Comparison(f"rope, position {offset}", max(0.0, error - offset * 2.0**-24))
+        yield Deviation(f"rope, position {offset}", max(0.0, error - offset * 2.0**-24))
 
 
 def _rope(x: Floats, offset: int, theta: float) -> Floats:
@@ -179,7 +179,7 @@ def _rope(x: Floats, offset: int, theta: float) -> Floats:
 # Attention over each kind of cache
 
 
-def _attention(model: MagistralModel, scheme: KVScheme) -> Iterator[Comparison]:
+def _attention(model: MagistralModel, scheme: KVScheme) -> Iterator[Deviation]:
     """Attend over a cache, and to the same keys in float32 with what the cache quantized."""
     text, dtype = model.config.text, model.dtype
     held = min(_KEYS.get(backend().name, 8192), text.max_position_embeddings // 2)
@@ -199,7 +199,7 @@ def _attention(model: MagistralModel, scheme: KVScheme) -> Iterator[Comparison]:
             [_attended(plain(q)[:, :, n], keys, values, stored, scheme, held + n) for n in some],
             axis=2,
         )
-        yield Comparison(f"{length} queries", error_of(y[:, :, some], expected))
+        yield Deviation(f"{length} queries", error_of(y[:, :, some], expected))
         for (kind, bits), packed in zip(_kinds(scheme), stored, strict=True):
             exact = _rotated(keys if kind == "keys" else values, scheme)
             part = exact[:, :, scheme.first : scheme.first + packed.shape[2]]
@@ -207,7 +207,7 @@ def _attention(model: MagistralModel, scheme: KVScheme) -> Iterator[Comparison]:
             rounding = 4.8 / ((1 << bits) - 1) / math.sqrt(12)
             error = error_of(packed, part)
             allowed = 1.5 * max(rounding, tolerance_of(dtype))
-            yield Comparison(f"quantized {kind}, {length} new", max(0.0, error - allowed))
+            yield Deviation(f"quantized {kind}, {length} new", max(0.0, error - allowed))
 
 
 def _kinds(scheme: KVScheme) -> list[tuple[str, int]]:
@@ -262,22 +262,22 @@ def _attended(
 # Sampling and vision
 
 
-def _sampling(model: MagistralModel) -> Iterator[Comparison]:
+def _sampling(model: MagistralModel) -> Iterator[Deviation]:
     """Choices over the vocabulary: their number of differences."""
     vocabulary = model.config.text.vocab_size
     logits = mx.random.normal((1, vocabulary))
     values = np.array(logits)[0]
-    yield Comparison("argmax", abs(int(mx.argmax(logits)) - int(values.argmax())))
+    yield Deviation("argmax", abs(int(mx.argmax(logits)) - int(values.argmax())))
     top = np.sort(np.array(mx.topk(logits, 50, axis=-1))[0])
-    yield Comparison("top-k", int((top != np.sort(values)[-50:]).sum()))
+    yield Deviation("top-k", int((top != np.sort(values)[-50:]).sum()))
     ranked = np.array(mx.sort(logits, axis=-1))[0]
-    yield Comparison("sort", int((ranked != np.sort(values)).sum()))
+    yield Deviation("sort", int((ranked != np.sort(values)).sum()))
     key = mx.random.key(7)
     here, there = (mx.random.uniform(shape=(4096,), key=key, stream=s) for s in (None, mx.cpu))
-    yield Comparison("random numbers", int((np.array(here) != np.array(there)).sum()))
+    yield Deviation("random numbers", int((np.array(here) != np.array(there)).sum()))
 
 
-def _vision(model: MagistralModel) -> Iterator[Comparison]:
+def _vision(model: MagistralModel) -> Iterator[Deviation]:
     """One layer of the tower and the projector, against the same in float32 on the CPU."""
     vision = model.config.vision
     assert vision is not None
@@ -296,4 +296,4 @@ def _vision(model: MagistralModel) -> Iterator[Comparison]:
     finally:
         model.dtype = dtype
         model.drop_vision()
-    yield Comparison(f"{side} x {side} pixels", error_of(features, expected))
+    yield Deviation(f"{side} x {side} pixels", error_of(features, expected))

@@ -6,13 +6,13 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from magistral_mlx.check.finding import MARKS, Finding
+from magistral_mlx.cli.doctor_check import run_checks, show_checks
 from magistral_mlx.cli.loading import chosen_model, model_argument
 from magistral_mlx.cli.params import command, option
 
@@ -55,7 +55,7 @@ def doctor(checking: bool, as_json: bool, **options: Any) -> int:
         _disk(),
         _models(),
     ]
-    checks = _checks(model) if checking else None
+    checks = run_checks(model) if checking else None
     bad = any(one.verdict == "bad" for one in (*findings, *(checks.findings if checks else ())))
     if as_json:
         told = {"good": not bad, "findings": [asdict(finding) for finding in findings]}
@@ -67,64 +67,9 @@ def doctor(checking: bool, as_json: bool, **options: Any) -> int:
         for finding in findings:
             click.echo(f"{MARKS[finding.verdict]} {finding.what}: {finding.words}")
         if checks:
-            _show(checks)
+            show_checks(checks)
         click.echo("\nThis machine is " + ("not good enough yet." if bad else "good to go."))
     return 1 if bad else 0
-
-
-@dataclass(frozen=True)
-class _Checks:
-    """The findings of `--check`, and what they are about."""
-
-    model: str
-    findings: list[Finding]
-    machine: dict[str, Any]
-    versions: dict[str, str | None]
-
-
-def _checks(model: str | None) -> _Checks:
-    """Run the checks, with the one that is under way on the terminal.
-
-    Raises:
-        MagistralError: no such model, or one that is damaged.
-    """
-    from pathlib import Path
-
-    from rich.console import Console
-
-    from magistral_mlx.bench.process import ours
-    from magistral_mlx.bench.record import describe_machine, versions
-    from magistral_mlx.check.run import check
-    from magistral_mlx.checkpoint.folder import Checkpoint
-    from magistral_mlx.errors import ModelNotFound
-    from magistral_mlx.library import locate
-    from magistral_mlx.memory.machine import this_machine
-
-    try:
-        checkpoint = Checkpoint.open(Path(locate(model)))
-        name = model or checkpoint.folder.name
-    except ModelNotFound:
-        if model is not None:
-            raise
-        checkpoint, name = None, "Magistral Small at 4 bits"
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    with console.status("checking") as status:
-        findings = list(check(checkpoint, name, lambda what: status.update(f"checking {what}")))
-    return _Checks(name, findings, describe_machine(this_machine()), versions([ours()]))
-
-
-def _show(checks: _Checks) -> None:
-    """Print the checks as a table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from magistral_mlx.cli.terminal import print_wide
-
-    table = Table("", "check", "found", "what to do", box=None, pad_edge=False)
-    for one in checks.findings:
-        table.add_row(MARKS[one.verdict], one.what, Text(one.words), Text(one.advice))
-    click.echo(f"\nChecked with {checks.model}:\n")
-    print_wide(table)
 
 
 def _system() -> Finding:

@@ -280,6 +280,7 @@ def test_a_closed_stream_is_one_line(closed: int, words: tuple[str, ...], refusa
     assert refusal in done.stderr
 
 
+@pytest.mark.linux("macOS has no /dev/full")
 def test_a_full_disk_is_one_line():
     with open("/dev/full", "wb") as full, process("show", "demo", stdout=full) as running:
         _, told = running.communicate(timeout=300)

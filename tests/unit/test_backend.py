@@ -144,7 +144,7 @@ print((resident() - before) >> 20)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+@pytest.mark.linux("malloc's settings are those of glibc, and sizes are read from /proc")
 def test_what_is_kept_for_reuse_is_given_back_but_for_a_little():
     done = subprocess.run([sys.executable, "-c", _FREE], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 72
