@@ -12,7 +12,7 @@ from magistral_mlx.files import user_path
 from magistral_mlx.hub.adapters import locate_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from magistral_mlx.api.load_options import LoadOptions
     from magistral_mlx.config import ModelConfig
@@ -43,6 +43,26 @@ def check_adapter_name(name: object) -> str:
             f"dashes and underscores, and not {BASE!r}, which is the model without one."
         )
     return name
+
+
+def adapters_by_name(texts: Iterable[str]) -> dict[str, str | Path]:
+    """Name -> folder or hub name of each adapter, of texts as in "NAME=DIR" or "DIR".
+
+    Raises:
+        InvalidOption: two of one name.
+    """
+    found: dict[str, str | Path] = {}
+    for text in texts:
+        name, equals, source = text.partition("=")
+        if not equals or user_path(text).exists():
+            name, source = adapter_name(text), text
+        if name in found:
+            raise InvalidOption(
+                f"two of the adapters are called {name}: give them as NAME=DIR, each with a name "
+                "of its own."
+            )
+        found[name] = source
+    return found
 
 
 def named_adapters(options: LoadOptions) -> dict[str, str | Path]:

@@ -221,6 +221,7 @@ def _ending_quietly() -> Iterator[None]:
 
 
 def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
+    from magistral_mlx.api.adapters import adapters_by_name
     from magistral_mlx.server.settings import Limits, Settings
 
     taken = (
@@ -241,7 +242,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             queue=options["max_queue"],
         ),
         load=load_options(
-            options, wire=bool(options["wire"]), adapters=_adapters(options["adapters"])
+            options, wire=bool(options["wire"]), adapters=adapters_by_name(options["adapters"])
         ),
     )
 
@@ -254,30 +255,6 @@ def _mcp_servers(file: str | None) -> tuple[ServerSpec, ...]:
 
     check_extra("--mcp", "mcp", "mcp")
     return read_servers(file)
-
-
-def _adapters(given: tuple[str, ...]) -> dict[str, str]:
-    """Name -> folder or hub name of each adapter.
-
-    Raises:
-        InvalidOption: two of one name.
-    """
-    from magistral_mlx.api.adapters import adapter_name
-    from magistral_mlx.errors import InvalidOption
-    from magistral_mlx.files import user_path
-
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, source = text.partition("=")
-        if not equals or user_path(text).exists():
-            name, source = adapter_name(text), text
-        if name in found:
-            raise InvalidOption(
-                f"two of the adapters are called {name}: give them as --adapter NAME=DIR, each "
-                "with a name of its own."
-            )
-        found[name] = source
-    return found
 
 
 def _log_to_stderr() -> None:
