@@ -44,6 +44,7 @@ def model_card(
         "",
         f"{origin}, converted to MLX format with magistral-mlx {__version__}.",
         "",
+        *_adapter_lines(options),
         "| | |",
         "|---|---|",
         f"| decoder | {_laid_out(plan) or _describe(options)} |",
@@ -66,6 +67,10 @@ def model_card(
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _adapter_lines(options: ConvertOptions) -> list[str]:
+    return [f"The adapter {options.adapter} is part of its weights.", ""] if options.adapter else []
 
 
 def _vision_rows(config: ModelConfig, options: ConvertOptions) -> list[str]:

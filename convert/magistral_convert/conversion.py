@@ -21,6 +21,7 @@ from magistral_convert.calibration.text import (
 )
 from magistral_convert.card import model_card
 from magistral_convert.disk import allocated_bytes, check_free_space, storage_errors, write_file
+from magistral_convert.fusion import fusions
 from magistral_convert.options import ConvertOptions, OnConversionProgress
 from magistral_convert.output_format import is_flat, output_config
 from magistral_convert.plan import ConversionPlan, plan_conversion
@@ -28,9 +29,11 @@ from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source, open_source, raw_config
 from magistral_convert.staging import StagingFolder, staging_path
 from magistral_convert.target import check_target, target_path
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.hub import find_tokenizer
+from magistral_mlx.hub.adapters import locate_adapter
 
 _FORMAT = 1  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
@@ -46,6 +49,7 @@ class Conversion:
     plan: ConversionPlan
     config: dict[str, Any]  # config.json of the output
     calibrates: bool
+    adapter: StoredAdapter | None = None
 
     @property
     def space_needed(self) -> list[tuple[Path, int]]:
@@ -90,11 +94,15 @@ def prepare(
     if opened.checkpoint.blocks and not options.asks_to_quantize:
         recipe = replace(recipe, keeps_floats=True)
     calibrates = _calibrates(opened, recipe, options)
-    plan = plan_conversion(opened.checkpoint, recipe, flat=is_flat(raw, model))
+    adapter = None
+    if options.adapter is not None:
+        adapter = StoredAdapter.open(locate_adapter(options.adapter), model)
+    changes = fusions(adapter, model) if adapter else None
+    plan = plan_conversion(opened.checkpoint, recipe, flat=is_flat(raw, model), changes=changes)
     if calibrates:
         plan = in_layer_order(plan, model)
     config = output_config(raw, model, plan.quantization)
-    return Conversion(opened, target, options, plan, config, calibrates)
+    return Conversion(opened, target, options, plan, config, calibrates, adapter)
 
 
 def _calibrates(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:
@@ -238,6 +246,8 @@ def _identity(conversion: Conversion, text: CalibrationText | None) -> dict[str,
     digest.update(_json(conversion.config))
     if text:
         digest.update(f"{text.identity} {conversion.options.method}".encode())
+    if conversion.adapter:
+        digest.update(str(conversion.adapter.fingerprint()).encode())
     for shard in conversion.plan.shards:
         digest.update(shard.header)
     return {"source": conversion.source.identity, "output": digest.hexdigest()}

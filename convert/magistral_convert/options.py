@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.hub.adapters import adapter_name
 from magistral_mlx.quantization import (
     AFFINE_BITS,
     AFFINE_GROUP_SIZES,
@@ -57,7 +58,8 @@ class ConvertOptions:
     the one found beside it. Mode "none" writes bfloat16 from any source. `calibration` names text
     files, with "default" for the text that ships; ("none",) leaves scales to MLX, and None
     calibrates where the backend is a GPU. At most `calibration_tokens` of the text are used.
-    `method` "gptq" compensates errors as well, and calibrates on any backend.
+    `method` "gptq" compensates errors as well, and calibrates on any backend. `adapter` is a
+    LoRA adapter, a folder or a repository, that becomes part of the weights.
 
     Raises:
         InvalidOption: a value that is not allowed, or two that conflict.
@@ -76,6 +78,7 @@ class ConvertOptions:
     calibration: tuple[str, ...] | None = None
     calibration_tokens: int = 16_384
     method: str = "search"
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--mode", self.mode, MODES)
@@ -115,7 +118,7 @@ class ConvertOptions:
         """Suffix of the output folder's name: `4bit`, `6bit-g32`, `mxfp4-vision`."""
         scheme = self.scheme
         if scheme is None:
-            return "bf16"
+            return "-".join([*self.adapted, "bf16"])
         parts = [f"{scheme.bits}bit" if scheme.mode == "affine" else scheme.mode]
         if self.recipe == "4bit-plus":
             parts = [self.recipe]
@@ -123,7 +126,12 @@ class ConvertOptions:
             parts.append(f"g{scheme.group_size}")
         if self.quantize_vision:
             parts.append("vision")
-        return "-".join(parts)
+        return "-".join([*self.adapted, *parts])
+
+    @property
+    def adapted(self) -> list[str]:
+        """The adapter's part of the output folder's name, if there is one."""
+        return [] if self.adapter is None else [adapter_name(self.adapter)]
 
     def _check_unquantized(self) -> None:
         for option, asked in (

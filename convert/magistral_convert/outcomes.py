@@ -69,10 +69,11 @@ def _kind(tensor: TensorConversion) -> str:
 
 
 def _what(tensor: TensorConversion) -> str:
+    changed = "with the adapter, " if tensor.fusion else ""
     if tensor.scheme is None:
-        return "dequantized to bfloat16" if tensor.is_quantized else "bfloat16"
+        return changed + ("dequantized to bfloat16" if tensor.is_quantized else "bfloat16")
     if not tensor.is_laid_out:
-        return f"quantized to {_form(tensor.scheme)}"
+        return f"{changed}quantized to {_form(tensor.scheme)}"
     how = "codes as they are" if tensor.source.dtype in EXACT else "fitted"
     return f"{how}, {_form(tensor.scheme)}"
 

@@ -4,6 +4,8 @@ Tensors lie in the output in the model's own order, whatever order the source ha
 weights give the same files from every layout. They are converted in the source's order, shard by
 shard, so that a downloaded shard can be deleted when it is done. Both are possible because every
 offset is known beforehand: each tensor is written straight to its place.
+
+The file is longer than others because shapes, shards and offsets follow from one another.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from magistral_convert.fusion import Fusion
 from magistral_convert.output_format import output_name, quantization_entry
 from magistral_convert.recipe import Recipe
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -59,6 +62,7 @@ class TensorConversion:
     go from interleaved rope pairs to halves; `channels` that of a convolution whose channels go
     last.
     `outputs` is the weight, then, where it is quantized, its scales and, in affine mode, biases.
+    `fusion` is what an adapter makes of it.
     """
 
     name: str
@@ -71,6 +75,7 @@ class TensorConversion:
     channels: int | None = None
     stored: Quantization | None = None
     beside: tuple[StoredTensor, ...] = ()
+    fusion: Fusion | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -95,7 +100,8 @@ class TensorConversion:
     @property
     def is_laid_out(self) -> bool:
         """Whether the codes of the source are those of the output, in another order."""
-        return self.scheme is not None and is_quantized(self.source.dtype)
+        is_laid_out = self.scheme is not None and is_quantized(self.source.dtype)
+        return is_laid_out and self.fusion is None
 
     @property
     def row_bytes(self) -> int:
@@ -159,7 +165,12 @@ class ConversionPlan:
 
 
 def plan_conversion(
-    checkpoint: Checkpoint, recipe: Recipe, *, flat: bool, shard_bytes: int = SHARD_BYTES
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    flat: bool,
+    shard_bytes: int = SHARD_BYTES,
+    changes: Mapping[str, Fusion] | None = None,
 ) -> ConversionPlan:
     """Plan the conversion of a checkpoint; what ggml has quantized is laid out anew, unless the
     recipe quantizes nothing.
@@ -167,12 +178,13 @@ def plan_conversion(
     Args:
         flat: names without `language_model.`, see `output_format`.
         shard_bytes: the largest size of an output file.
+        changes: what an adapter makes of tensors, by name.
 
     Raises:
         InvalidOption: the recipe does not fit a matrix.
     """
     tensors = [
-        _convert_tensor(checkpoint, name, recipe, flat=flat)
+        _convert_tensor(checkpoint, name, recipe, (changes or {}).get(name), flat=flat)
         for name in expected_tensors(checkpoint.config)
     ]
     shards, tensors = _assign_shards(tensors, shard_bytes)
@@ -193,7 +205,7 @@ def _has_scheme(tensor: TensorConversion) -> bool:
 
 
 def _convert_tensor(
-    checkpoint: Checkpoint, name: str, recipe: Recipe, *, flat: bool
+    checkpoint: Checkpoint, name: str, recipe: Recipe, fusion: Fusion | None, *, flat: bool
 ) -> TensorConversion:
     config = checkpoint.config
     source = checkpoint.blocks.get(name) or checkpoint.tensors[name]
@@ -209,7 +221,7 @@ def _convert_tensor(
         channels = shape[1]
         shape = (shape[0], *shape[2:], channels)
     heads = interleaved_heads(name, config) if checkpoint.layout in INTERLEAVED else None
-    scales = SCALES if name in checkpoint.blocks else "BF16"
+    scales = SCALES if name in checkpoint.blocks and fusion is None else "BF16"
     beside = [checkpoint.fp8_scales.get(name)]
     if stored:
         module = name.removesuffix("weight")
@@ -226,6 +238,7 @@ def _convert_tensor(
         channels=channels,
         stored=stored,
         beside=tuple(part for part in beside if part),
+        fusion=fusion,
     )
 
 

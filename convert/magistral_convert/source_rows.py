@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_convert.disk import avoid_caching, forget_cached
+from magistral_convert.fusion import NUMPY_DTYPES, to_float32
 from magistral_convert.plan import TensorConversion
 from magistral_convert.quantized_source import source_floats
 from magistral_mlx.checkpoint.fp8 import scale_block
@@ -15,8 +16,6 @@ from magistral_mlx.checkpoint.gguf.layout import deinterleave_heads
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.errors import CheckpointError
 
-# NumPy has no bfloat16: its bits travel as uint16.
-_NUMPY_DTYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
 # The bits of the smallest value that is not finite once rounded to bfloat16, and integer dtypes.
 _FIRST_NOT_FINITE = {
     "<u2": (0x7F80, "<u2", "<i2"),
@@ -37,8 +36,8 @@ def block_rows(tensor: TensorConversion, block_bytes: int) -> int:
 def read_rows(tensor: TensorConversion, start: int, stop: int) -> Rows:
     """Read rows `start` to `stop` of a tensor, in the output's order; (stop - start, columns).
 
-    The dtype is the source's; bfloat16 comes as its bits in uint16, FP8 as float32. Where rows of a
-    head are reordered, `start` and `stop` must be multiples of a head.
+    The dtype is the source's; bfloat16 comes as its bits in uint16, FP8 and what an adapter changes
+    as float32. Where rows of a head are reordered, `start` and `stop` must be multiples of a head.
 
     Raises:
         CheckpointError: the file cannot be read, has become shorter, or holds infinities or NaNs.
@@ -50,14 +49,16 @@ def read_rows(tensor: TensorConversion, start: int, stop: int) -> Rows:
         beside = [read_raw(part, tensor.rows, start, stop) for part in tensor.beside]
         rows = source_floats(tensor, [raw, *beside])
     else:
-        rows = raw.view(_NUMPY_DTYPES[tensor.source.dtype])
+        rows = raw.view(NUMPY_DTYPES[tensor.source.dtype])
     if not _is_finite(rows):
         raise CheckpointError(
             f"{tensor.source.name} in {tensor.source.file} holds infinities, NaNs or values beyond "
             "bfloat16. Fetch that file again; if they stay, the checkpoint itself is damaged."
         )
     if tensor.rope_head_rows:
-        return deinterleave_heads(rows, tensor.rope_head_rows)
+        rows = deinterleave_heads(rows, tensor.rope_head_rows)
+    if tensor.fusion:
+        return tensor.fusion.apply(rows, start)
     if tensor.channels:
         planes = rows.reshape(len(rows), tensor.channels, -1)
         return planes.transpose(0, 2, 1).reshape(rows.shape)
@@ -70,7 +71,7 @@ def _dequantize_fp8(tensor: TensorConversion, codes: NDArray[np.uint8], start: i
     block = scale_block(tensor.source.shape, stored.shape)
     assert block is not None
     raw = read_raw(stored, 1, 0, 1)
-    scales = _to_float32(raw.view(_NUMPY_DTYPES[stored.dtype]))
+    scales = to_float32(raw.view(NUMPY_DTYPES[stored.dtype]))
     scales = scales.reshape(-(-tensor.rows // block[0]), -1)
     rows = _FP8_VALUES[codes]
     of_row = scales[np.arange(start, start + len(rows)) // block[0]]
@@ -89,13 +90,6 @@ def _fp8_values() -> NDArray[np.float32]:
 
 
 _FP8_VALUES = _fp8_values()
-
-
-def _to_float32(values: Rows) -> NDArray[np.float32]:
-    """Widen the values of `_NUMPY_DTYPES`."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
 
 
 def _is_finite(rows: Rows) -> bool:

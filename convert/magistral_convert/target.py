@@ -41,14 +41,14 @@ def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
 
     Empty where a GGUF keeps its type, as its name tells that already.
     """
-    place = user_path(source)
+    place, kept = user_path(source), "-".join(options.adapted)
     if not place.exists() and parse_gguf(os.fspath(source)):
-        return options.label if options.mode == UNQUANTIZED or options.asks_to_quantize else ""
+        return options.label if options.mode == UNQUANTIZED or options.asks_to_quantize else kept
     gguf = gguf_of(place) if place.exists() else None
     if gguf is None or options.mode == UNQUANTIZED or options.asks_to_quantize:
         return options.label
     kinds = {tensor.dtype for file in read_parts(gguf) for tensor in file.tensors.values()}
-    return "" if any(map(is_quantized, kinds)) else options.label
+    return kept if any(map(is_quantized, kinds)) else options.label
 
 
 def check_target(target: Path, source: Path, *, force: bool) -> None:

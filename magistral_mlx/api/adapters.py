@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.files import user_path
-from magistral_mlx.hub.adapters import locate_adapter
+from magistral_mlx.hub.adapters import BASE, adapter_name, locate_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     from magistral_mlx.hub import DownloadProgress
     from magistral_mlx.model.adapters import Adapter
 
-BASE = "base"  # names the model without an adapter
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-
-
-def adapter_name(source: str | Path) -> str:
-    """The name of an adapter by its folder or repository: the last part, of plain characters."""
-    path = user_path(source)
-    last = path.resolve().name if path.exists() else str(source).partition("@")[0]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.rpartition("/")[2]).lstrip("._-")[:96]
-    return "adapter" if not name or name == BASE else name
 
 
 def check_adapter_name(name: object) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from magistral_mlx.api.adapters import adapter_name, check_adapter_name, chosen_adapter
+from magistral_mlx.api.adapters import check_adapter_name, chosen_adapter
 from magistral_mlx.api.image_inputs import Images, to_images
 from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.load_options import LoadFields, LoadOptions
@@ -25,7 +25,7 @@ from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.chat.prompt import encode_raw
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.errors import PromptError
-from magistral_mlx.hub.adapters import locate_adapter
+from magistral_mlx.hub.adapters import adapter_name, locate_adapter
 from magistral_mlx.hub.cache import repo_of_snapshot
 from magistral_mlx.option_spec import with_changes
 from magistral_mlx.paths import DEMO, demo_dir

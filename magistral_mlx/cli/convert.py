@@ -54,11 +54,16 @@ def _choice(*values: object) -> Value:
 @option(
     "--mode",
     type=_choice("affine", "mxfp4", "nvfp4", "mxfp8", "none"),
-    default="affine",
     metavar="MODE",
     section="Quantization",
     help="Format of a group: affine, mxfp4, nvfp4, mxfp8 (the last three fix bits and group size), "
     "or none for bfloat16, also from what is quantized.  [default: affine]",
+)
+@option(
+    "--dequantize",
+    is_flag=True,
+    section="Quantization",
+    help="Write bfloat16: another name of --mode none.",
 )
 @option(
     "--recipe",
@@ -101,6 +106,12 @@ def _choice(*values: object) -> Value:
     metavar="PATH_OR_REPO",
     help="A tekken.json, or a folder or repository that has one.",
 )
+@option(
+    "--adapter",
+    type=FILE,
+    metavar="DIR_OR_NAME",
+    help="A LoRA adapter that becomes part of the weights.",
+)
 @option("--mmproj", type=FILE, metavar="FILE", help="Vision tower of a GGUF file.")
 @option("--upload", metavar="REPO", help="Repository to upload the result to.")
 @option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
@@ -122,7 +133,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     options = ConvertOptions(
         bits=_int(asked["bits"]),
         group_size=_int(asked["group_size"]),
-        mode=asked["mode"],
+        mode=_mode(asked["mode"], dequantize=asked["dequantize"]),
         recipe=asked["recipe"],
         quantize_vision=asked["quantize_vision"],
         tokenizer=asked["tokenizer"],
@@ -132,6 +143,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
         mmproj=asked["mmproj"],
         calibration=asked["calibration"] or None,
         method=asked["method"],
+        adapter=asked["adapter"],
     )
     if asked["upload"]:
         require_repo(asked["upload"])
@@ -157,6 +169,15 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     else:
         click.echo(address or target)
     return 0
+
+
+def _mode(mode: str | None, *, dequantize: bool) -> str:
+    """The mode that is asked for by either of its options."""
+    if dequantize and mode not in (None, "none"):
+        raise click.UsageError(
+            f"--dequantize writes bfloat16, and --mode {mode} quantizes. Give one of the two."
+        )
+    return "none" if dequantize else mode or "affine"
 
 
 def _run(conversion: Conversion, source: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from magistral_mlx.checkpoint.adapters.config import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
@@ -10,6 +11,16 @@ from magistral_mlx.files import user_path
 from magistral_mlx.hub.repository import parse_repo
 from magistral_mlx.hub.snapshot import fetch_file
 from magistral_mlx.hub.transfer import DownloadProgress
+
+BASE = "base"  # names the model without an adapter
+
+
+def adapter_name(source: str | Path) -> str:
+    """The name of an adapter by its folder or repository: the last part, of plain characters."""
+    path = user_path(source)
+    last = path.resolve().name if path.exists() else str(source).partition("@")[0]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.rpartition("/")[2]).lstrip("._-")[:96]
+    return "adapter" if not name or name == BASE else name
 
 
 def locate_adapter(name: str, *, on_progress: DownloadProgress | None = None) -> Path:

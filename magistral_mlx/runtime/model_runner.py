@@ -48,9 +48,8 @@ class ModelRunner:
         tokenizer: str | None = None,
         adapters: Mapping[str, StoredAdapter] | None = None,
     ) -> None:
-        """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model.
-        `dtype`: None for the best one here. `tokenizer`: in place of the checkpoint's own.
-        `adapters`: those that are in the plan, by name."""
+        """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model. `dtype`:
+        None for the best one here. `tokenizer`: in place of its own. `adapters`: by name."""
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from magistral_mlx import Magistral
-from magistral_mlx.api.adapters import adapter_name
 from magistral_mlx.api.models import plan_model
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError, InvalidOption, ModelNotFound, OutOfMemory
+from magistral_mlx.hub.adapters import adapter_name
 from tests.adapter_files import write_adapter, write_peft_adapter
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 
