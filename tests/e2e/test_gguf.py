@@ -121,6 +121,9 @@ def test_a_dry_run_tells_what_becomes_of_each_type(tmp_path: Path):
         (("plan", "FILE"), "is damaged or no GGUF file"),
         (("convert", "FILE", "--mode", "none"), "is damaged or no GGUF file"),
         (("convert", "FILE", "--mode", "none", "--bits", "4"), "--mode none quantizes nothing"),
+        (("convert", "FILE", "--dequantize", "--bits", "4"), "--mode none quantizes nothing"),
+        (("convert", "FILE", "--dequantize"), "is damaged or no GGUF file"),
+        (("convert", "FILE", "--dequantize", "--mode", "nvfp4"), "Give one of the two"),
     ],
 )
 def test_a_damaged_file_ends_in_one_line(tmp_path: Path, arguments: tuple[str, ...], told: str):
