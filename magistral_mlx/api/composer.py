@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from magistral_mlx.api.history import (
     without_thinking_in_system,
 )
 from magistral_mlx.api.options import DEFAULT, Options
+from magistral_mlx.api.prompt_length import estimated_overflow, texts_of
 from magistral_mlx.chat.messages import Message, RawPrompt, System
 from magistral_mlx.chat.normalize import normalized
 from magistral_mlx.chat.prompt import Prompt, encode, encode_raw
@@ -99,6 +100,9 @@ class Composer:
         """
         self._check(options)
         messages = self._prepared(messages, options)
+        # Whatever is dropped, the last turn stays.
+        starts = turn_starts(messages) if options.overflow == "drop" else []
+        self._check_length(texts_of(messages[starts[-1] :] if starts else messages))
         prompt = self._encode(messages, options)
         dropped = None
         if self._room(prompt) < self._wanted(options):
@@ -108,6 +112,8 @@ class Composer:
     def compose_raw(self, raw: RawPrompt, options: Options) -> GenerationRequest:
         """The inputs of a request that goes on where `raw` ends. Raises what `compose` raises."""
         self._check(options)
+        if isinstance(raw.content, str):
+            self._check_length([raw.content])
         prompt = encode_raw(raw, self.tokenizer)
         if self._room(prompt) < 1:
             raise self._overflow(prompt, 0)
@@ -217,6 +223,17 @@ class Composer:
             else:
                 low = middle + 1
         return low, fitting
+
+    def _check_length(self, texts: Iterable[str]) -> None:
+        """Refuse what is far too long without tokenizing all of it. Raises ContextOverflow."""
+        about = estimated_overflow(texts, self.context, self.tokenizer)
+        if about is not None:
+            raise ContextOverflow(
+                f"the prompt has about {about:,} tokens, and the context holds {self.context:,} "
+                "with the answer. Shorten it, or load the model with a larger context.",
+                about,
+                self.context,
+            )
 
     def _overflow(self, prompt: Prompt, drop_turns: int) -> ContextOverflow:
         oldest = "oldest turn" if drop_turns == 1 else f"oldest {drop_turns} turns"

@@ -41,6 +41,7 @@ from magistral_mlx.server.openai.response_object import ResponseEvent
 from magistral_mlx.server.openapi import describe
 from magistral_mlx.server.operation import router as operation
 from magistral_mlx.server.page import mount_page
+from magistral_mlx.server.paths import PathForgiver
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 
@@ -130,3 +131,4 @@ def _add_middleware(app: FastAPI, service: GenerationService) -> None:
     app.add_middleware(HostGuard, settings=settings)
     app.add_middleware(RequestCounter, counter=service.metrics.requests)
     app.add_middleware(BodyDrain)
+    app.add_middleware(PathForgiver)

@@ -219,7 +219,10 @@ def install_handlers(app: FastAPI) -> None:
 def _of_http(error: HTTPException) -> ErrorResponse:
     status = error.status_code
     if status == 404:
-        message = "there is nothing at this address. /openapi.json lists all addresses."
+        message = (
+            "there is nothing at this address. A client's base URL ends with /v1 here, Anthropic's "
+            "and Ollama's without it; /openapi.json lists all addresses."
+        )
     elif status == 405:
         message = "this address does not take that method. /openapi.json lists its methods."
     else:

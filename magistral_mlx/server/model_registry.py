@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +11,14 @@ from magistral_mlx.api.adapters import open_adapters
 from magistral_mlx.api.composer import Composer
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.options import Options
+from magistral_mlx.api.prompt_length import estimated_overflow
 from magistral_mlx.chat.messages import Message, RawPrompt
 from magistral_mlx.chat.prompt import Prompt, encode_raw
 from magistral_mlx.chat.system import marked_text
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import CheckpointError, InvalidOption
+from magistral_mlx.errors import CheckpointError, ContextOverflow, InvalidOption
 from magistral_mlx.files import user_path
 from magistral_mlx.hub import DownloadProgress, find_tokenizer
 from magistral_mlx.hub.cache import repo_of_snapshot
@@ -170,6 +171,22 @@ class ServedModel:
             return self._composer.tokenizer
         assert self._magistral is not None
         return self._magistral.tokenizer
+
+    def check_length(self, texts: Iterable[str], contexts: int) -> None:
+        """Refuse texts that would fill so many contexts, without tokenizing all of them.
+
+        Raises:
+            ContextOverflow: with an estimate of their tokens.
+        """
+        context = self.info.context
+        about = estimated_overflow(texts, contexts * context, self.tokenizer)
+        if about is not None:
+            raise ContextOverflow(
+                f"the text has about {about:,} tokens, and {contexts * context:,} are counted at "
+                "most. Send less of it at once.",
+                about,
+                context,
+            )
 
     def prompt(self, prompt: list[Message] | RawPrompt, options: Options) -> Prompt:
         """Encode a prompt, whether the model is in memory or not."""

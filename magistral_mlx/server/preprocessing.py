@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from magistral_mlx.api.image_inputs import data_of_url
 from magistral_mlx.api.inputs import PromptLike, to_messages
 from magistral_mlx.api.options import Options
+from magistral_mlx.api.prompt_length import texts_of
 from magistral_mlx.chat.messages import Image, Message, RawPrompt
 from magistral_mlx.errors import ImageError, InvalidOption
 from magistral_mlx.server.errors import BadRequest
@@ -29,6 +30,7 @@ from magistral_mlx.server.image_fetching import ImageFetcher
 from magistral_mlx.server.model_registry import ServedModel
 from magistral_mlx.server.settings import Settings
 
+_COUNTED = 16  # contexts: counting a text that is longer would take minutes
 _MOST_ANSWERS = 128  # to one prompt, as in OpenAI's API
 # A file of a few kilobytes may unfold to half a gigabyte of pixels, so they are counted undecoded.
 MAX_IMAGE_PIXELS = 50_000_000  # of one image: a photograph of a good camera
@@ -105,8 +107,11 @@ class Preprocessor:
 
         def encode() -> NDArray[np.int32]:
             if isinstance(prompt, RawPrompt):
+                served.check_length([str(prompt.content)], _COUNTED)
                 return served.prompt(prompt, options).tokens
-            return served.prompt(to_messages(prompt, local_files=False), options).tokens
+            messages = to_messages(prompt, local_files=False)
+            served.check_length(texts_of(messages), _COUNTED)
+            return served.prompt(messages, options).tokens
 
         pool = self._images if images_in(prompt) else self._counts
         return await asyncio.get_running_loop().run_in_executor(pool, encode)

@@ -64,3 +64,20 @@ def test_a_tool_that_the_server_would_run_is_told_from_a_function(
     assert status == 400
     assert "only functions are supported" in answer["error"]["message"]
     assert f"tools[0]: this server runs no tools of its own, such as '{kind}'" in str(answer)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/messages", "/v1/responses"])
+def test_a_text_that_no_context_holds_is_refused_by_its_length(server: Server, path: str):
+    text = "word " * 1_000_000
+    body = {"messages": [{"role": "user", "content": text}], "prompt": text, "input": text}
+    status, answer = server.post(path, body | {"max_tokens": 2})
+    assert status == 400
+    message = answer["error"]["message"]
+    assert "maximum context length is 8192 tokens" in message or "prompt is too long" in message
+    assert "about" in message
+
+
+def test_only_so_much_is_counted(server: Server):
+    status, answer = server.post("/tokenize", {"content": "word " * 2_000_000})
+    assert status == 400
+    assert "131,072 are counted at most" in answer["error"]["message"]
