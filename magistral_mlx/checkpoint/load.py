@@ -1,7 +1,7 @@
 """Loading of a checkpoint's weights into the model.
 
 A parameter of the model is one tensor of the checkpoint, or several concatenated by rows. Arrays
-are lazy and evaluated by batches, so memory holds what has been loaded and one batch of stored
+are read and laid out by batches, so memory holds what has been loaded and one batch of stored
 tensors, never the whole checkpoint twice.
 """
 
@@ -32,7 +32,7 @@ _log = logging.getLogger("magistral_mlx")
 
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes in all
 
-_BATCH_BYTES = 256 << 20  # stored bytes that are read before they are evaluated
+_BATCH_BYTES = 128 << 20  # stored bytes that are read before they are laid out
 _FP8_PIECE = 4 << 20  # weights that are dequantized at once
 _LARGE_SCALES = 512 << 20  # bytes that casting all scales may cost
 
@@ -163,7 +163,7 @@ def computes_in_float32(name: str, config: ModelConfig) -> bool:
 def _read(
     checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
 ) -> dict[str, mx.array]:
-    """Read lazy arrays by name, in the layout and dtype of the model."""
+    """Read arrays by name; lazy ones in the layout and dtype of the model."""
     found = {}
     for name, stored in _stored(checkpoint, names, dtype, compact).items():
         array = _arrange(checkpoint, name, stored)
@@ -179,7 +179,7 @@ def _read(
 def _stored(
     checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
 ) -> dict[str, mx.array]:
-    """Read lazy arrays by name, as stored; FP8 matrices are dequantized to `dtype`."""
+    """Read arrays by name, as stored; FP8 matrices are dequantized to `dtype`."""
     if checkpoint.layout == "gguf":
         return read_arrays(checkpoint, names, dtype, compact=compact)
     tensors = {name: checkpoint.tensors[name] for name in names}
@@ -189,6 +189,10 @@ def _stored(
     files = {tensor.file for tensor in (*tensors.values(), *scales.values())}
     stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
     arrays = {name: stored[tensor.file].pop(tensor.name) for name, tensor in tensors.items()}
+    # Read now. On Metal files are read by the CPU (mlx/io/safetensors.cpp, line 122 of commit
+    # 846d176), and the GPU's work on them waits in its queue: with a slow disk longer than macOS
+    # lets it.
+    mx.eval([*arrays.values(), *(stored[scale.file][scale.name] for scale in scales.values())])
     for name, scale in scales.items():
         codes = arrays.pop(name)
         arrays[name] = _dequantize_fp8(tensors[name], codes, stored[scale.file][scale.name], dtype)

@@ -1,4 +1,4 @@
-"""Sampling filters: top-k, top-p (nucleus) and min-p, with one sort of the logits.
+"""Sampling filters: top-k, top-p (nucleus) and min-p, with one sort of the logits at most.
 
 The order is that of transformers and vLLM: temperature, then top_k, then top_p over the remaining
 tokens (renormalised), then min_p. mlx-lm filters before the temperature, in the order top_p, min_p,
@@ -35,8 +35,9 @@ def keep_likely(
 def _least_likely(logits: mx.array, top_k: int, top_p: float) -> mx.array | None:
     """Return the lowest logit that top_k and top_p keep, (1, 1); None if both are off.
 
-    A threshold needs no scatter. `mx.topk` partitions instead of sorting on the CPU; on Metal
-    MLX implements it by a full sort.
+    A threshold needs no scatter. `mx.topk` partitions on the CPU. On Metal MLX sorts all logits for
+    that (`Partition::eval_gpu`, mlx/backend/metal/sort.cpp, line 355 of commit 846d176), so there
+    top_k takes as long as top_p.
     """
     limited = 0 < top_k < logits.shape[-1]
     if not limited and top_p >= 1:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from magistral_convert import convert
 from magistral_convert.options import ConvertOptions
@@ -17,7 +20,12 @@ from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.model.linear import Projections
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.quantization import Quantization
-from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
+from tests.checkpoints import (
+    random_weights,
+    tiny_config,
+    write_hf_checkpoint,
+    write_mistral_checkpoint,
+)
 
 FOUR, SIX = Quantization(4, 64), Quantization(6, 64)
 SIZES = {"q_proj": 64, "k_proj": 32, "v_proj": 32}
@@ -118,3 +126,26 @@ def test_loading_holds_one_batch_twice_and_no_more(tmp_path: Path, monkeypatch: 
     assert held < checkpoint.nbytes * 1.01
     assert mx.get_peak_memory() - before <= held + batch * 1.01
     assert model.dtype == mx.float32
+
+
+@pytest.mark.parametrize("layout", ["separate", "interleaved"])
+def test_files_are_read_before_other_work_waits_for_them(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Metal a GPU's queue that waits for a slow disk is stopped by macOS."""
+    config = tiny_config(vision=False)
+    write = write_hf_checkpoint if layout == "separate" else write_mistral_checkpoint
+    checkpoint = Checkpoint.open(write(tmp_path, config=config))
+    evaluate, graphs = mx.eval, list[set[str]]()
+
+    def record(*given: object) -> None:
+        arrays = [array for _, array in tree_flatten(given)]
+        text = io.StringIO()
+        mx.export_to_dot(text, *arrays)
+        graphs.append(set(re.findall(r'label ="([^"]+)", shape=rectangle', text.getvalue())))
+        evaluate(*given)
+
+    monkeypatch.setattr(mx, "eval", record)
+    load_model(checkpoint, mx.float16)
+    assert {"Load"} in graphs and any("Concatenate" in graph for graph in graphs)
+    assert all(graph == {"Load"} for graph in graphs if "Load" in graph)

@@ -30,6 +30,7 @@ def load_adapter(stored: StoredAdapter, model: MagistralModel) -> Adapter:
 
     def take(tensor: StoredTensor) -> mx.array:
         array = arrays.pop(tensor.name)
+        mx.eval(array)  # read, before the GPU waits for it; see `checkpoint.load`
         if not mx.all(mx.isfinite(array)).item():
             raise CheckpointError(
                 f"{tensor.name} in {stored.config.file} holds infinities or NaNs. Fetch or train "
