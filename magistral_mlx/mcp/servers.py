@@ -48,7 +48,7 @@ class MCPTool:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CallOutcome:
     """The result of a call as text; `failed` where the tool says that it is an error."""
 
     text: str
@@ -107,7 +107,7 @@ class MCPServers:
     ) -> None:
         await self._close()
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> Outcome:
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> CallOutcome:
         """Call a tool by the name that the model has for it.
 
         What goes wrong in the tool, or on the way to it, is an outcome for the model to read.
@@ -122,7 +122,7 @@ class MCPServers:
             )
         client = self._clients.get(found.server)
         if client is None:
-            return Outcome(f"The MCP server {found.server} is no longer there.", failed=True)
+            return CallOutcome(f"The MCP server {found.server} is no longer there.", failed=True)
         try:
             result = await client.call_tool(
                 found.own_name, dict(arguments), read_timeout_seconds=CALL_SECONDS
@@ -130,8 +130,8 @@ class MCPServers:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # a server may fail in any way
-            return Outcome(f"The call of {name} failed: {_reason(error)}.", failed=True)
-        return Outcome(_cut(_text_of(result)), failed=bool(result.is_error))
+            return CallOutcome(f"The call of {name} failed: {_reason(error)}.", failed=True)
+        return CallOutcome(_cut(_text_of(result)), failed=bool(result.is_error))
 
     def _add(self, found: MCPTool) -> None:
         """Take a tool in; a name that is taken, or too long, gets a digest of it at its end."""

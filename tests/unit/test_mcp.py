@@ -15,7 +15,7 @@ from magistral_mlx import InvalidOption, MissingExtra
 from magistral_mlx.errors import ToolServerError
 from magistral_mlx.mcp import servers as module
 from magistral_mlx.mcp.config import ServerSpec, read_servers
-from magistral_mlx.mcp.servers import MCPServers, Outcome
+from magistral_mlx.mcp.servers import CallOutcome, MCPServers
 from tests.mcp_servers import TIME, http_server, write_servers
 
 
@@ -70,8 +70,8 @@ def test_a_wrong_file_is_refused(content: Any, words: str, tmp_path: Path) -> No
     assert words in str(caught.value)
 
 
-def outcomes(spec: ServerSpec, *calls: tuple[str, dict[str, Any]]) -> Sequence[Outcome]:
-    async def run() -> Sequence[Outcome]:
+def outcomes(spec: ServerSpec, *calls: tuple[str, dict[str, Any]]) -> Sequence[CallOutcome]:
+    async def run() -> Sequence[CallOutcome]:
         async with MCPServers([spec]) as servers:
             assert {tool.server for tool in servers.tools} == {spec.name}
             return await asyncio.gather(*(servers.call(*call) for call in calls))
@@ -106,8 +106,8 @@ def test_a_server_is_reached_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
             ("own_talk", {"characters": 70}),
             ("own_fail_on_purpose", {}),  # its own name has signs that no tool's name may have
         )
-    assert added == Outcome("122")
-    assert shown == Outcome("a text\n\n[image, image/png, not shown]")
+    assert added == CallOutcome("122")
+    assert shown == CallOutcome("a text\n\n[image, image/png, not shown]")
     assert talked.text == "x" * 50 + "\n[cut here: the result has 70 characters]"
     assert failed.failed and "on purpose" in failed.text
 

@@ -1,4 +1,7 @@
-"""The chat itself: read a line, run its command or answer it, until the user leaves."""
+"""The chat itself: read a line, run its command or answer it, until the user leaves.
+
+The file is longer than others because one loop takes turns with lines, keys, answers and calls.
+"""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from magistral_mlx.chat.messages import ToolResult
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.events import ToolCall
-from magistral_mlx.mcp.servers import MCPServers, MCPTool, Outcome
+from magistral_mlx.mcp.servers import CallOutcome, MCPServers, MCPTool
 
 QUESTION = "Allow it? [y]es, always this [t]ool, [a]lways all, [n]o: "
-_DENIED = Outcome("The user did not allow this call.", failed=True)
+_DENIED = CallOutcome("The user did not allow this call.", failed=True)
 _ANSWERS = {"y": "yes", "t": "tool", "a": "all", "n": "no", "": "no"}
 
 
@@ -33,7 +33,7 @@ class ToolCaller:
         self._ask, self._say = ask, say
         self._allowed: set[str] = set()  # names of tools
         self._all = False
-        self.last: list[tuple[ToolCall, Outcome]] = []  # of the last answer
+        self.last: list[tuple[ToolCall, CallOutcome]] = []  # of the last answer
 
     @property
     def found(self) -> list[MCPTool]:
@@ -54,12 +54,12 @@ class ToolCaller:
         """Whether a tool is called without a question."""
         return self._all or name in self._allowed
 
-    async def _outcome(self, call: ToolCall) -> Outcome:
+    async def _outcome(self, call: ToolCall) -> CallOutcome:
         if call.name not in {tool.tool.name for tool in self.found}:
-            return Outcome(f"There is no tool {call.name}.", failed=True)
+            return CallOutcome(f"There is no tool {call.name}.", failed=True)
         arguments = _arguments(call)
         if arguments is None:
-            return Outcome("The arguments are no JSON object.", failed=True)
+            return CallOutcome("The arguments are no JSON object.", failed=True)
         if not self.allowed(call.name) and not await self._confirm(call):
             return _DENIED
         return await self._servers.call(call.name, arguments)

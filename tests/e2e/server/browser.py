@@ -1,7 +1,8 @@
-"""A headless Chromium that lets the page talk to its own server alone."""
+"""A headless browser that lets the page talk to its own server alone."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from playwright.sync_api import (
     BrowserContext,
     Locator,
     Page,
+    Playwright,
     Route,
     expect,
     sync_playwright,
@@ -23,12 +25,23 @@ from playwright.sync_api import (
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The machine's Chromium, or Playwright's own."""
+    """The machine's Chromium, or Playwright's own. PAGE_BROWSER=firefox takes a Firefox instead."""
     with sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("chromium-browser")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        if os.environ.get("PAGE_BROWSER") == "firefox":
+            browser = firefox(playwright)
+        else:
+            path = shutil.which("chromium") or shutil.which("chromium-browser")
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def firefox(playwright: Playwright) -> Browser:
+    """The machine's Firefox, by WebDriver BiDi, or Playwright's own."""
+    path = shutil.which("firefox") or shutil.which("firefox-esr")
+    if path is None:
+        return playwright.firefox.launch()
+    return playwright.firefox.launch(channel="moz-firefox", executable_path=path)
 
 
 @pytest.fixture(scope="module")

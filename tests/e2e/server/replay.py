@@ -4,6 +4,7 @@ A script is a list of steps; text is sent in pieces of a few characters, as toke
 
     Reading(done, total)   the prompt is being read       Gate()            wait until it is opened
     Thought(text)          a piece of the trace           Said(text)        a piece of the answer
+    Called(name, …)        a call to a tool
     Ended(reason)          usage, timings, [DONE]         Broken(message)   an error in the stream
     Cut()                  the connection ends
 """
@@ -13,16 +14,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from magistral_mlx.mcp.config import ServerSpec
+from magistral_mlx.mcp.servers import MCPServers
+from magistral_mlx.server import mcp_tools
+from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.page import mount_page
 
 OWN_PROMPT = "First draft your thinking process."
@@ -54,6 +60,12 @@ class Thought:
 @dataclass(frozen=True)
 class Said:
     text: str
+
+
+@dataclass(frozen=True)
+class Called:
+    name: str
+    arguments: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,7 @@ class Replay:
     scripts: list[Any] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     models: list[str] = field(default_factory=lambda: [MODEL])
+    specs: Sequence[ServerSpec] = ()  # MCP servers whose tools the page may call
     left: int = 0  # streams that the page has closed early
     url: str = ""
 
@@ -116,10 +129,21 @@ class Replay:
         self.left = 0
 
     def app(self) -> Starlette:
-        app = Starlette()
+        @asynccontextmanager
+        async def life(app: FastAPI) -> AsyncIterator[None]:
+            if not self.specs:
+                yield
+                return
+            async with MCPServers(self.specs) as app.state.mcp:
+                yield
+
+        app = FastAPI(lifespan=life)
+        if self.specs:
+            app.include_router(mcp_tools.router)
         app.add_route("/v1/models", self._models)
         app.add_route("/metrics", self._metrics)
         app.add_route("/v1/chat/completions", self._chat, methods=["POST"])
+        app.add_route("/v1/documents", self._documents, methods=["POST"])
         mount_page(app)
         return app
 
@@ -128,8 +152,14 @@ class Replay:
             {
                 "object": "list",
                 "data": [{"id": name, "system_prompt": OWN_PROMPT} for name in self.models],
+                "mcp": bool(self.specs),
             }
         )
+
+    async def _documents(self, request: Request) -> Response:
+        body = await request.json()
+        parts = document_parts(body["data"], body["name"], body["pdf"])
+        return JSONResponse({"parts": parts, "tokens": 1234})
 
     async def _metrics(self, _request: Request) -> Response:
         return PlainTextResponse(METRICS)
@@ -143,7 +173,7 @@ class Replay:
         return StreamingResponse(self._stream(script), media_type="text/event-stream")
 
     async def _stream(self, script: tuple[Any, ...]) -> AsyncIterator[str]:
-        counts = {"thinking": 0, "answer": 0}
+        counts = {"thinking": 0, "answer": 0, "calls": 0}
         finished = False
         try:
             for step in script:
@@ -171,6 +201,14 @@ def _chunks(step: Any, counts: dict[str, int]) -> Iterator[str]:
             for piece in _pieces(text):
                 counts["answer"] += 1
                 yield _event({"content": piece})
+        case Called(name, arguments):
+            function = {"name": name, "arguments": ""}
+            call = {"index": counts["calls"], "id": f"call{counts['calls']:05}", "type": "function"}
+            yield _event({"tool_calls": [call | {"function": function}]})
+            for piece in _pieces(arguments):
+                more = {"index": counts["calls"], "function": {"arguments": piece}}
+                yield _event({"tool_calls": [more]})
+            counts["calls"] += 1
         case Ended(reason, notes):
             yield _event(reason=reason, notes=notes)
             yield _last(counts)
@@ -186,7 +224,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _event(
-    delta: dict[str, str] | None = None,
+    delta: dict[str, Any] | None = None,
     reason: str | None = None,
     notes: tuple[str, ...] = (),
     **more: Any,
@@ -200,7 +238,7 @@ def _event(
 
 
 def _last(counts: dict[str, int]) -> str:
-    written = sum(counts.values())
+    written = counts["thinking"] + counts["answer"]
     usage = {
         "prompt_tokens": 412,
         "completion_tokens": written,
@@ -212,9 +250,9 @@ def _last(counts: dict[str, int]) -> str:
 
 
 @contextmanager
-def replaying() -> Iterator[Replay]:
-    """A replay on a free port of 127.0.0.1, in a thread of its own."""
-    replay = Replay()
+def replaying(specs: Sequence[ServerSpec] = ()) -> Iterator[Replay]:
+    """A replay on a free port of 127.0.0.1, in a thread of its own; with tools of MCP servers."""
+    replay = Replay(specs=specs)
     server = uvicorn.Server(uvicorn.Config(replay.app(), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -12,8 +12,10 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page
 
 from magistral_mlx.demo.cases import make_case
+from magistral_mlx.mcp.config import ServerSpec
 from tests.e2e.server.browser import chromium, visiting
 from tests.e2e.server.replay import (
+    Called,
     Ended,
     Gate,
     Reading,
@@ -23,9 +25,12 @@ from tests.e2e.server.replay import (
     Thought,
     replaying,
 )
+from tests.mcp_servers import TIME
+from tests.pdf_files import pdf_of
 from tests.serving import live_server
 
 ROOT = Path(__file__).resolve().parents[3]
+TIME_SERVER = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
 COVER = 1_000_000_004  # the seed of the images of the cover
 IMAGE = ROOT / "examples" / "circle.png"
 
@@ -128,6 +133,46 @@ class Camera:
             self.shoot(page, f"{prefix}image")
             page.locator(".user-images button").first.click()
             self.shoot(page, f"{prefix}image-large")
+
+    def documents(self, prefix: str = "", **context: object) -> None:
+        with visiting(self.browser, self.replay.url, **context) as visit:
+            page = visit.page
+            files = {
+                "primes.py": b"def primes(n): ...\n",
+                "report.pdf": pdf_of(["Revenue grew."] * 3),
+            }
+            page.locator("#files").set_input_files(
+                [{"name": n, "mimeType": "", "buffer": data} for n, data in files.items()]
+            )
+            page.locator("#tray select").wait_for()
+            page.locator("#message").fill("What does the report say?")
+            self.shoot(page, f"{prefix}documents-attached")
+            self.replay.next(Said("Revenue grew."), Ended())
+            page.keyboard.press("Enter")
+            page.locator(".assistant .tools").wait_for()
+            self.shoot(page, f"{prefix}documents")
+            page.locator(".user-images button").first.click()
+            self.shoot(page, f"{prefix}document-large")
+
+    def tools(self, prefix: str = "", **context: object) -> None:
+        """Calls to tools of an MCP server: asked for, and made."""
+        with visiting(self.browser, self.replay.url, **context) as visit:
+            page = visit.page
+            arguments = (
+                '{"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}'
+            )
+            call = Called("time_convert_time", arguments)
+            self.replay.next(Thought("I should convert it."), call, Ended("tool_calls"))
+            self.ask(page, "What is noon UTC in Tokyo?", Said("It is 21:00 there."), Ended())
+            page.locator(".call button").first.wait_for()
+            self.shoot(page, f"{prefix}call-asked")
+            page.locator(".call button").first.click()
+            page.locator(".assistant .tools").wait_for()
+            page.locator(".call summary").click()
+            self.shoot(page, f"{prefix}call-made")
+            page.locator("#options-open").click()
+            page.locator(".tool-options").scroll_into_view_if_needed()
+            self.shoot(page, f"{prefix}tool-options")
 
     def ends(self, prefix: str = "", **context: object) -> None:
         with visiting(self.browser, self.replay.url, **context) as visit:
@@ -237,7 +282,7 @@ def cover(browser: Browser, path: Path) -> None:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with replaying() as replay, chromium() as browser:
+    with replaying([TIME_SERVER]) as replay, chromium() as browser:
         camera = Camera(folder, browser, replay)
         camera.states()
         camera.states("dark-", color_scheme="dark")
@@ -257,6 +302,14 @@ def main(folder: Path) -> None:
         camera.more("narrowest-dark-", viewport=narrowest, has_touch=True, color_scheme="dark")
         camera.states("narrowest-", viewport=narrowest, has_touch=True)
         camera.list()
+        for prefix, context in {
+            "": {"viewport": {"width": 1280, "height": 800}},
+            "narrow-dark-": {"viewport": narrow, "has_touch": True, "color_scheme": "dark"},
+            "narrowest-": {"viewport": narrowest, "has_touch": True},
+            "german-dark-": {"locale": "de-DE", "color_scheme": "dark"},
+        }.items():
+            camera.documents(prefix, **context)
+            camera.tools(prefix, **context)
         cover(browser, folder / "cover.png")
 
 

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, Request, expect
 
 from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.screenshots import IMAGE
+from tests.e2e.server.test_page_looks import complaints
 from tests.pdf_files import pdf_of
 from tests.serving import Server
 from tests.unit.test_documents import ENCRYPTED
@@ -59,6 +60,7 @@ def test_files_are_read_and_sent_in_a_named_block(
             page.locator("#files").set_input_files([file(name, data)])
             expect(page.locator(".toast").last).to_contain_text(words)
         expect(tray).to_have_count(2)
+        assert complaints(page) == []
         # A PDF is its text or its pages; a scan has no text.
         as_text = tray.nth(1).locator("small").inner_text()
         tray.nth(1).get_by_role("combobox").select_option(label="Pages")
@@ -81,6 +83,7 @@ def test_files_are_read_and_sent_in_a_named_block(
         # They are seen in the question, and go along with the next one.
         page.locator(".user-images button").first.click()
         expect(page.locator("#image pre")).to_contain_text("total = 37 + 85")
+        assert complaints(page) == []
         page.get_by_role("button", name="Next").click()
         expect(page.locator("#image figcaption")).to_have_text("report.pdf · 1")
         page.keyboard.press("Escape")

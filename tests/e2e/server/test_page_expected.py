@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, expect
 from magistral_mlx.server.page import STATIC
 from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import OWN_PROMPT, Ended, Gate, Replay, Said, Thought, replaying
+from tests.e2e.server.test_page_looks import complaints
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +268,49 @@ def test_answers_are_changed_messages_removed_and_chats_pinned_and_exported(
     chat.get_by_role("button", name="More").click()
     page.get_by_role("menuitem", name="Unpin").click()
     expect(names).to_have_text(["Newer", "One"])
+
+
+def test_chats_are_put_into_folders(visit: Visit, replay: Replay) -> None:
+    page = visit.page
+    for title in ("Bread", "Soup", "Taxes"):
+        page.locator("#new-chat").click()
+        replay.next(Said("Yes."), Ended())
+        visit.ask(title)
+        visit.answered()
+    names = page.locator("#conversations .conversation .name")
+
+    def move(title: str, folder: str) -> None:
+        chat = page.locator(".conversation", has_text=title)
+        chat.hover()
+        chat.get_by_role("button", name="More").click()
+        page.get_by_role("menuitem", name="Put into a folder").click()
+        page.keyboard.type(folder)
+        page.keyboard.press("Enter")
+
+    move("Bread", "Cooking")
+    expect(names).to_have_text(["Bread", "Taxes", "Soup"])
+    move("Soup", "Cooking")
+    expect(names).to_have_text(["Soup", "Bread", "Taxes"])
+    assert complaints(page) == []
+    page.reload()
+    folder = page.locator(".folder")
+    expect(folder.locator(".name")).to_have_text(["Soup", "Bread"])
+    # A folded one stays folded, and a search looks into it.
+    folder.locator("summary").click()
+    page.reload()
+    expect(folder).to_have_count(1)
+    expect(folder.locator(".name").first).to_be_hidden()
+    page.locator("#search").fill("soup")
+    expect(folder.locator(".name")).to_be_visible()
+    page.locator("#search").fill("")
+    folder.locator("summary").click()
+    chat = page.locator(".conversation", has_text="Soup")
+    chat.hover()
+    chat.get_by_role("button", name="More").click()
+    page.get_by_role("menuitem", name="Put into a folder").click()
+    page.keyboard.press("Delete")
+    page.keyboard.press("Enter")
+    expect(folder.locator(".name")).to_have_text(["Bread"])
 
 
 def test_shortcuts_do_what_their_sheet_says(visit: Visit, replay: Replay) -> None:

@@ -4,10 +4,22 @@ import { meaning, named, requestBody } from "./completion.js";
 import * as rescue from "./rescue.js";
 import * as store from "./store.js";
 import { tell } from "./sync.js";
+import * as tools from "./tools.js";
 
 const SAVE_EVERY = 500; // milliseconds
 const TELL_EVERY = 150; // other tabs
 const SPEED_OVER = 3; // seconds
+const MOST_ROUNDS = 20; // of calls to tools
+
+// What an answer has of a round, before its first token.
+const blankRound = {
+  thinking: "",
+  thinkingTokens: 0,
+  thinkingSeconds: null,
+  text: "",
+  answerTokens: 0,
+  reason: null,
+};
 
 /**
  * Events: "grow" when something came, "end" when nothing more comes. `message` is the record that
@@ -23,6 +35,8 @@ export class Answer extends EventTarget {
     this.thinkingBegun = null;
     this.recent = []; // times of the last tokens
     this.received = false; // any token yet
+    this.calls = []; // of this round, as they are written
+    this.decided = null; // takes what the user decides of a call
     this.controller = new AbortController();
     this.telling = null; // timers
     this.saving = null;
@@ -50,13 +64,19 @@ export class Answer extends EventTarget {
   async run(messages, system = null) {
     const leaving = () => rescue.keep(this.message);
     addEventListener("pagehide", leaving);
+    const { message } = this;
+    const before = messages.filter((other) => other !== message);
     try {
-      for await (const chunk of api.chat(requestBody(messages, system), this.controller.signal)) {
-        this.#take(meaning(chunk));
-        this.dispatchEvent(new Event("grow"));
-        this.#nowAndThen();
-      }
-      this.message.state = "done";
+      await tools.ready;
+      do {
+        const read = message.rounds.length || message.text ? [...before, message] : messages;
+        for await (const chunk of api.chat(requestBody(read, system), this.controller.signal)) {
+          this.#take(meaning(chunk));
+          this.dispatchEvent(new Event("grow"));
+          this.#nowAndThen();
+        }
+      } while (await this.#callTools());
+      message.state = "done";
     } catch (error) {
       this.#fail(error, messages, system);
     } finally {
@@ -67,7 +87,65 @@ export class Answer extends EventTarget {
     }
   }
 
-  #take({ model, progress, thinking, text, reason, notes, usage, timings }) {
+  /** Say what is to be done with the call that is asked for: once, tool, all or no. */
+  decide(choice) {
+    this.decided?.(choice);
+  }
+
+  // Make the calls that were written, as far as the user allows them; whether there were any.
+  async #callTools() {
+    const { message } = this;
+    if (!this.calls.length || message.reason !== "tool_calls") return false;
+    if (message.rounds.length >= MOST_ROUNDS) return false;
+    this.#endThinking();
+    const { thinking, thinkingTokens, thinkingSeconds, text } = message;
+    const calls = this.calls.map((call) => ({ ...call, state: "asked", result: null }));
+    message.rounds = [
+      ...message.rounds,
+      { thinking, thinkingTokens, thinkingSeconds, text, calls },
+    ];
+    Object.assign(message, blankRound);
+    this.calls = [];
+    for (const call of calls) await this.#make(call);
+    this.before = { ...message };
+    this.thinkingBegun = null;
+    this.received = false;
+    return true;
+  }
+
+  async #make(call) {
+    const { signal } = this.controller;
+    if (!tools.allowed(call)) {
+      this.dispatchEvent(new Event("grow"));
+      this.tell();
+      await this.#save();
+      const choice = await new Promise((resolve, reject) => {
+        this.decided = resolve;
+        signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+        signal.throwIfAborted();
+      });
+      tools.allow(call, choice);
+      if (choice === "no") {
+        Object.assign(call, { state: "denied", result: "The user did not allow this call." });
+        return;
+      }
+    }
+    call.state = "running";
+    this.dispatchEvent(new Event("grow"));
+    Object.assign(call, await tools.make(call, signal));
+    this.dispatchEvent(new Event("grow"));
+    this.#nowAndThen();
+  }
+
+  // Pieces of calls come by index: the name first, then the arguments.
+  #takeCalls(pieces) {
+    for (const { index, id, function: { name, arguments: written = "" } = {} } of pieces) {
+      this.calls[index] ??= { id, name, arguments: "" };
+      this.calls[index].arguments += written;
+    }
+  }
+
+  #take({ model, progress, thinking, text, calls, reason, notes, usage, timings }) {
     const message = this.message;
     if (model) message.model = model;
     if (progress) {
@@ -89,6 +167,7 @@ export class Answer extends EventTarget {
       message.text += text;
       message.answerTokens += 1;
     }
+    this.#takeCalls(calls);
     if (reason) message.reason = reason;
     if (notes) message.notes = notes;
     if (timings) message.timings = timings;
@@ -113,6 +192,9 @@ export class Answer extends EventTarget {
   }
 
   #fail(error, messages, system) {
+    for (const call of this.message.rounds.at(-1)?.calls ?? []) {
+      if (["asked", "running"].includes(call.state)) call.state = "stopped";
+    }
     if (error.name === "AbortError") {
       this.message.state = "stopped";
       return;

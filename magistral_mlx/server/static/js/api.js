@@ -96,6 +96,13 @@ export async function imageTokens(urls, heading = null) {
 export const readDocument = async (file) =>
   (await post("v1/documents", { ...file, ...promptOptions() })).json();
 
+/** The tools of MCP servers that this server has. */
+export const tools = async () => (await request("v1/mcp/tools")).json();
+
+/** Call one of them: { content, is_error }. Throws Failure, or AbortError. */
+export const callTool = async (name, values, signal) =>
+  (await post("v1/mcp/calls", { name, arguments: values }, { signal })).json();
+
 /** The server's figures as Prometheus text. */
 export const metrics = async () => (await request("metrics")).text();
 

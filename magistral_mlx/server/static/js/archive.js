@@ -22,14 +22,18 @@ export async function exported(conversations) {
 /** A conversation as Markdown: what is on its path, thinking folded, attachments by their names. */
 export async function markdown(conversation) {
   const messages = path(await store.messages(conversation.id), conversation.leaf);
-  const parts = messages.map(({ role, text, thinking, attachments = [] }) => {
+  const parts = messages.map(({ role, text, thinking, rounds = [], attachments = [] }) => {
     if (role === "user") {
       const names = attachments.map(({ name }) => `*${name}*`);
       return [`## ${t("message.user")}`, ...names, text];
     }
     const summary = `<details><summary>${t("thinking.done")}</summary>`;
     const trace = thinking ? [summary, thinking, "</details>"] : [];
-    return [`## ${t("message.assistant")}`, ...trace, text];
+    const calls = rounds.flatMap((round) => [
+      round.text,
+      ...round.calls.map(({ name, arguments: written }) => `*${name}* \`${written}\``),
+    ]);
+    return [`## ${t("message.assistant")}`, ...calls, ...trace, text];
   });
   const whole = [`# ${conversation.title}`, ...parts.flat()].filter(Boolean).join("\n\n");
   return new Blob([`${whole}\n`], { type: "text/markdown" });
@@ -121,6 +125,7 @@ function sound({ messages: entries, ...conversation }) {
     conversation: {
       ...conversation,
       title: text(conversation.title) ? conversation.title : "",
+      folder: text(conversation.folder) ? conversation.folder : "",
       created: time(conversation.created),
       updated: time(conversation.updated),
       leaf,
@@ -182,6 +187,7 @@ function completed({
     ...common,
     ...Object.fromEntries(fields),
     thinkingSeconds: figure(message.thinkingSeconds),
+    rounds: Array.isArray(message.rounds) ? message.rounds.filter(isRound) : [],
     notes: [],
     usage: figures(message.usage),
     timings: figures(message.timings),
@@ -190,6 +196,12 @@ function completed({
     state: message.state === "done" ? "done" : "stopped",
   };
 }
+
+const isRound = ({ thinking, text: said, calls } = {}) =>
+  text(thinking) && text(said) && Array.isArray(calls) && calls.every(isCall);
+
+const isCall = (call) =>
+  text(call?.id) && text(call.name) && text(call.arguments) && text(call.result ?? "");
 
 const figure = (value) => (Number.isFinite(value) ? value : null);
 

@@ -9,6 +9,7 @@ import { duration, moment, number, say, t } from "./i18n.js";
 import { later } from "./later.js";
 import { reachScrollers } from "./scrollers.js";
 import { announce, Speaker } from "./speech.js";
+import { RoundsView } from "./rounds.js";
 import { ThinkingFold } from "./thinking.js";
 import { versionSwitch } from "./versions.js";
 
@@ -29,10 +30,8 @@ export class AssistantView {
       h("span", { class: "dots" }),
       h("span"),
     );
-    this.fold = new ThinkingFold(message, (open) => {
-      message.open = open;
-      actions.fold(message);
-    });
+    this.fold = this.#newFold();
+    this.rounds = new RoundsView(message);
     this.body = h("div", { class: "markdown answer" });
     this.note = h("div", { class: "note", hidden: true });
     this.facts = h("span", { class: "facts" });
@@ -50,6 +49,7 @@ export class AssistantView {
       "article",
       { class: "message assistant" },
       h("h2", { class: "hidden", t: "message.assistant" }),
+      this.rounds.element,
       this.fold.element,
       this.body,
       this.waiting,
@@ -90,8 +90,30 @@ export class AssistantView {
     this.#draw();
   }
 
+  #newFold() {
+    const { message, actions } = this;
+    return new ThinkingFold(message, (open) => {
+      message.open = open;
+      actions.fold(message);
+    });
+  }
+
+  // Calls to tools are made: what comes after them begins anew.
+  #drawRounds() {
+    const before = this.rounds.shown;
+    this.rounds.update(this.answer);
+    if (!this.blocks || this.rounds.shown === before) return;
+    const fold = this.#newFold();
+    this.fold.element.replaceWith(fold.element);
+    this.fold = fold;
+    this.body.replaceChildren();
+    this.blocks = new Blocks(this.body);
+    this.speaker = new Speaker(0);
+  }
+
   #draw() {
     const { message, answer } = this;
+    this.#drawRounds();
     const thinks = Boolean(message.thinking) && !message.text;
     this.#drawWaiting();
     if (message.text && this.fold.thinks && this.following()) this.fold.collapse();
@@ -106,7 +128,8 @@ export class AssistantView {
 
   #drawWaiting() {
     const { answer } = this;
-    this.waiting.hidden = answer.received;
+    const asked = this.message.rounds.at(-1)?.calls.some(({ state }) => state === "asked");
+    this.waiting.hidden = answer.received || asked;
     if (this.waiting.hidden) return;
     const { prompt_tokens: total, done_tokens: done, seconds_left: left } = answer.progress ?? {};
     const words = this.waiting.lastChild;
@@ -130,7 +153,8 @@ export class AssistantView {
     const { message } = this;
     this.shown = [message.text, message.thinking, message.state];
     this.waiting.hidden = true;
-    this.tools.hidden = !message.text && !message.thinking;
+    this.tools.hidden = !message.text && !message.thinking && !message.rounds.length;
+    this.rounds.update(null);
     this.#words();
     if (far && message.text) {
       this.body.replaceChildren(h("p", { class: "plain", dir: "auto" }, message.text));
@@ -159,8 +183,9 @@ export class AssistantView {
     const { message } = this;
     this.fold.update({ thinks: false, seconds: message.thinkingSeconds ?? 0 });
     this.#ending();
-    const { timings, answerTokens, thinkingTokens } = message;
-    const tokens = answerTokens + thinkingTokens;
+    const { timings, answerTokens, thinkingTokens, rounds } = message;
+    const thought = rounds.reduce((sum, round) => sum + round.thinkingTokens, 0);
+    const tokens = answerTokens + thinkingTokens + thought;
     const speed = timings?.decode_tokens_per_second;
     this.facts.textContent = [
       tokens ? t("tokens", tokens, number(tokens)) : null,
@@ -206,7 +231,7 @@ export class AssistantView {
       h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null),
     );
     if (kind === "hint") return;
-    const begun = message.text || message.thinking;
+    const begun = message.text || message.thinking || message.rounds.length;
     for (const action of begun ? ["resume", "retry"] : ["retry"]) {
       const click = () => this.actions[action](message);
       this.note.append(h("button", { type: "button", t: action, on: { click } }));
@@ -221,6 +246,7 @@ function ending({ state, reason, error, notes = [] }) {
   }
   if (state === "stopped") return ["plain", t("answer.stopped")];
   const said = notes.join(" ");
+  if (reason === "tool_calls") return ["plain", t("call.most")];
   if (reason === "length") return ["plain", said || t("answer.length")];
   return said ? ["hint", said] : [""];
 }

@@ -194,7 +194,7 @@ export class Chat extends EventTarget {
   async retry(message) {
     const { conversation, messages } = this;
     const question = messages.find(({ id }) => id === message.parent);
-    if (message.text || message.thinking) return this.#ask(conversation, messages, question);
+    if (message.text || message.thinking || message.rounds.length) return this.#ask(conversation, messages, question);
     Object.assign(message, structuredClone(blankAnswer));
     return this.#run(conversation, path(messages, question.id), message);
   }

@@ -1,6 +1,7 @@
 // What the server is asked, and what its chunks mean.
 import { urlsOf } from "./attach.js";
 import { settings } from "./settings.js";
+import { offered } from "./tools.js";
 
 // Options under their names in the API.
 const NAMES = {
@@ -27,7 +28,7 @@ export function requestBody(messages, system = null) {
   const body = {
     messages: [
       ...(prompt ? [{ role: "system", content: prompt }] : []),
-      ...messages.filter(says).map((message) => wire(message, message === messages.at(-1))),
+      ...messages.filter(says).flatMap((message) => wire(message, message === messages.at(-1))),
     ],
     stream: true,
     stream_options: { include_usage: true },
@@ -43,20 +44,26 @@ export function requestBody(messages, system = null) {
     body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
   }
   if (!settings.keepThinking) body.keep_thinking = false;
+  const tools = offered();
+  if (tools.length) body.tools = tools;
   return body;
 }
 
 const systemPrompt = (own) => (own ?? settings.system).trim();
 
 // An answer that failed before its first word is no part of what the model reads.
-const says = (message) => message.role === "user" || message.text || message.thinking;
+const says = ({ role, text, thinking, rounds }) =>
+  role === "user" || text || thinking || rounds?.length;
 
 /**
  * What the server said of a request with `messages`, with names for the places in its JSON:
  * "messages[0].content[0].image_url: The image is empty" is "circle.png is empty".
  */
 export function named(detail, messages, system = null) {
-  const sent = [...(systemPrompt(system) ? [{}] : []), ...messages.filter(says)];
+  const sent = [
+    ...(systemPrompt(system) ? [{}] : []),
+    ...messages.filter(says).flatMap((message) => wire(message, false).map(() => message)),
+  ];
   const nameOf = (message, part) =>
     sent[message]?.attachments?.flatMap((one) => partsOf(one).map(() => one.name))[part];
   return detail.replace(
@@ -65,15 +72,36 @@ export function named(detail, messages, system = null) {
   );
 }
 
-function wire({ role, text, thinking, attachments }, last) {
+// A message as the API has it; an answer that calls tools is several.
+function wire({ role, text, thinking, attachments, rounds = [] }, last) {
   if (role === "assistant") {
-    const reasoning = thinking ? { reasoning_content: thinking } : {};
-    return { role, content: text, ...reasoning, ...(last ? { prefix: true } : {}) };
+    const before = rounds.flatMap((round) => [said(round), ...round.calls.map(resultOf)]);
+    if (!text && !thinking) return before;
+    return [...before, { ...said({ text, thinking }), ...(last ? { prefix: true } : {}) }];
   }
-  if (!attachments?.length) return { role, content: text };
+  if (!attachments?.length) return [{ role, content: text }];
   const parts = attachments.flatMap(partsOf);
-  return { role, content: text ? [...parts, { type: "text", text }] : parts };
+  return [{ role, content: text ? [...parts, { type: "text", text }] : parts }];
 }
+
+const said = ({ text, thinking, calls = [] }) => ({
+  role: "assistant",
+  content: text,
+  ...(thinking ? { reasoning_content: thinking } : {}),
+  ...(calls.length ? { tool_calls: calls.map(callOf) } : {}),
+});
+
+const callOf = ({ id, name, arguments: written }) => ({
+  id,
+  type: "function",
+  function: { name, arguments: written },
+});
+
+const resultOf = ({ id, result }) => ({
+  role: "tool",
+  tool_call_id: id,
+  content: result ?? "This call was not made.",
+});
 
 /** What is sent for an attachment: its text, its images, or both. */
 const partsOf = (attachment) => [
@@ -83,7 +111,7 @@ const partsOf = (attachment) => [
 
 /**
  * What a chunk brings: any of model, progress ({ prompt_tokens, done_tokens, seconds_left }),
- * thinking, text, reason, notes (what the server has to say), usage, timings.
+ * thinking, text, calls (pieces of calls to tools, by their index), reason, notes (what the server has to say), usage, timings.
  */
 export function meaning(chunk) {
   const choice = chunk.choices?.[0];
@@ -92,6 +120,7 @@ export function meaning(chunk) {
     progress: chunk.progress ?? null,
     thinking: choice?.delta?.reasoning_content ?? "",
     text: choice?.delta?.content ?? "",
+    calls: choice?.delta?.tool_calls ?? [],
     reason: choice?.finish_reason ?? null,
     notes: choice?.notes ?? null,
     usage: chunk.usage ?? null,

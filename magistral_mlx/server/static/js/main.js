@@ -185,7 +185,7 @@ chat.addEventListener("ended", ({ detail: { conversation, message, elsewhere } }
 chat.addEventListener("key", async ({ detail: message }) => {
   if (!(await askForKey())) return;
   connect();
-  const how = message.text || message.thinking ? "resume" : "retry";
+  const how = message.text || message.thinking || message.rounds.length ? "resume" : "retry";
   if (chat.path.includes(message)) await again(how, message);
 });
 chat.addEventListener("unstored", ({ detail }) => unstored(detail));

@@ -2,6 +2,7 @@
 import * as api from "./api.js";
 import { $, h } from "./dom.js";
 import { settings } from "./settings.js";
+import { findTools } from "./tools.js";
 
 // As the server has them, unless it tells others.
 const LIMITS = {
@@ -26,7 +27,9 @@ export const sees = () => answering()?.vision ?? true;
 
 /** Ask the server for its models and show them. Throws Failure. */
 export async function showModels() {
-  const list = await api.models();
+  const asking = api.models();
+  await findTools(asking);
+  const list = await asking;
   found = list.data;
   told = list.limits ?? {};
   if (!found.some(({ id }) => id === settings.model)) settings.model = null;

@@ -10,6 +10,7 @@ import { showShortcuts } from "./shortcuts.js";
 import * as store from "./store.js";
 import { systemPrompt } from "./system.js";
 import { toast } from "./toast.js";
+import { toolOptions } from "./tooloptions.js";
 
 // The same server by another name has other histories.
 const OTHER = { "localhost": "127.0.0.1", "127.0.0.1": "localhost" };
@@ -45,6 +46,7 @@ export function buildOptions(chat, imported) {
       checkField("keepThinking", { inverted: true }),
     ),
     systemPrompt(chat),
+    toolOptions(),
     h("h3", { t: "options.page" }),
     choice(
       "theme",

@@ -22,6 +22,9 @@ const DEFAULTS = {
   keepThinking: true, // earlier traces are part of the prompt
   notify: false, // when an answer ends out of sight
   system: "",
+  toolsOff: [], // names of MCP servers
+  toolsAllowed: {}, // fingerprints of tools that are called without a question, by name
+  foldersClosed: [], // names of folders of conversations
   presets: [], // system prompts as { name, text }
   model: null,
 };

@@ -1,4 +1,4 @@
-// The list of conversations: open, search, rename, export, delete with a way back.
+// The list of conversations: open, search, rename, put into folders, export, delete with a way back.
 import { download, exported, markdown } from "./archive.js";
 import { $, h, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
@@ -92,25 +92,53 @@ export class Sidebar {
       ({ id, title }) =>
         !this.found || this.found.has(id) || title.toLocaleLowerCase().includes(needle),
     );
-    const groups = new Map(shown.some(({ pinned }) => pinned) ? [["age.pinned", []]] : []);
-    for (const conversation of shown) {
-      const name = conversation.pinned ? "age.pinned" : age(conversation.updated);
-      groups.set(name, [...(groups.get(name) ?? []), conversation]);
+    const list = (conversations) =>
+      h("ul", {}, ...conversations.map((conversation) => this.#item(conversation)));
+    const pinned = shown.filter((conversation) => conversation.pinned);
+    const loose = shown.filter(({ pinned, folder }) => !pinned && !folder);
+    const groups = new Map(pinned.length ? [["age.pinned", pinned]] : []);
+    const ages = new Map();
+    for (const conversation of loose) {
+      const name = age(conversation.updated);
+      ages.set(name, [...(ages.get(name) ?? []), conversation]);
     }
+    const section = ([name, conversations]) =>
+      h("section", {}, h("h2", { t: name }), list(conversations));
+    const folders = this.#folders.map((name) => [
+      name,
+      shown.filter((conversation) => !conversation.pinned && conversation.folder === name),
+    ]);
     $("#conversations").replaceChildren(
-      ...[...groups].map(([name, conversations]) =>
-        h(
-          "section",
-          {},
-          h("h2", { t: name }),
-          h("ul", {}, ...conversations.map((conversation) => this.#item(conversation))),
-        ),
-      ),
+      ...[...groups].map(section),
+      ...folders
+        .filter(([, conversations]) => conversations.length)
+        .map(([name, conversations]) => this.#folder(name, list(conversations), Boolean(needle))),
+      ...[...ages].map(section),
       ...(shown.length
         ? []
         : [h("p", { class: "nothing", t: needle ? "sidebar.none" : "sidebar.empty" })]),
     );
     if (focused) $(`.conversation[data-id="${focused}"] > button`)?.focus();
+  }
+
+  get #folders() {
+    const names = this.all.map(({ folder }) => folder).filter(Boolean);
+    return [...new Set(names)].sort((a, b) => a.localeCompare(b));
+  }
+
+  // A folder can be folded; what a search has found in it is shown.
+  #folder(name, list, searching) {
+    const fold = h(
+      "details",
+      { class: "folder", open: searching || !settings.foldersClosed.includes(name) },
+      h("summary", { icon: "chevron" }, h("h2", { dir: "auto" }, name)),
+      list,
+    );
+    fold.firstChild.addEventListener("click", () => {
+      const others = settings.foldersClosed.filter((other) => other !== name);
+      settings.foldersClosed = fold.open ? [...others, name] : others;
+    });
+    return fold;
   }
 
   #item(conversation) {
@@ -138,6 +166,7 @@ export class Sidebar {
         iconButton("more", "chat.more", ({ currentTarget }) =>
           openMenu(currentTarget, [
             [conversation.pinned ? "chat.unpin" : "chat.pin", () => this.#pin(conversation)],
+            ["chat.folder", () => this.#move(item, conversation)],
             ["chat.markdown", () => this.#export(conversation, markdown, "md")],
             [
               "chat.export",
@@ -151,14 +180,36 @@ export class Sidebar {
     return item;
   }
 
-  #rename(item, conversation) {
-    const field = h("input", { dir: "auto", value: conversation.title, label: "chat.rename", maxlength: "200" });
+  #rename(item, { id, title }) {
+    const store = (title) => title && this.#store(id, { title });
+    this.#edit(item, h("input", { value: title, label: "chat.rename", maxlength: "200" }), store);
+  }
+
+  // No name takes it out of its folder.
+  #move(item, { id, folder = "" }) {
+    const names = h(
+      "datalist",
+      { id: "folder-names" },
+      ...this.#folders.map((value) => h("option", { value })),
+    );
+    const field = h("input", {
+      value: folder,
+      label: "chat.folder",
+      placeholder: "chat.folder.name",
+      list: "folder-names",
+      maxlength: "60",
+    });
+    this.#edit(item, field, (folder) => this.#store(id, { folder }), names);
+  }
+
+  // Let the user write into `field`, in place of an item of the list; `store(text)` keeps it.
+  #edit(item, field, store, ...beside) {
+    field.dir = "auto";
     this.renaming = true;
     const close = async (keep) => {
       if (!this.renaming) return;
       this.renaming = false;
-      const title = field.value.trim();
-      if (keep && title) await this.#store(conversation.id, { title });
+      if (keep) await store(field.value.trim());
       await this.refresh(); // which keeps the focus here, unless it has gone on meanwhile
     };
     field.addEventListener("keydown", (event) => {
@@ -170,7 +221,8 @@ export class Sidebar {
       }
     });
     field.addEventListener("blur", () => close(true));
-    item.replaceChildren(field);
+    item.replaceChildren(field, ...beside);
+    field.focus();
     field.select();
   }
 

@@ -108,7 +108,9 @@ const attachmentsOf = async (id) =>
   );
 
 const withAttachments = (message, attachments) =>
-  message.role === "user" ? { ...message, attachments: attachments ?? [] } : message;
+  message.role === "user"
+    ? { ...message, attachments: attachments ?? [] }
+    : { rounds: [], ...message };
 
 /** One message, without its attachments. */
 export const message = (id) => read("messages", (store) => store.get(id));

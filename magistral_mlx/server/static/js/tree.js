@@ -10,6 +10,7 @@ export const blankAnswer = {
   answerTokens: 0,
   promptTokens: null,
   reason: null, // as the server names the end
+  rounds: [], // of calls to tools; see rounds.js
   notes: [], // what the server had to say, in sentences
   usage: null,
   timings: null,
