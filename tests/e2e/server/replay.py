@@ -253,7 +253,9 @@ def _last(counts: dict[str, int]) -> str:
 def replaying(specs: Sequence[ServerSpec] = ()) -> Iterator[Replay]:
     """A replay on a free port of 127.0.0.1, in a thread of its own; with tools of MCP servers."""
     replay = Replay(specs=specs)
-    server = uvicorn.Server(uvicorn.Config(replay.app(), port=0, log_level="warning"))
+    lifespan = "on" if specs else "off"  # without, the app has nothing to begin or to end
+    config = uvicorn.Config(replay.app(), port=0, log_level="critical", lifespan=lifespan)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -119,3 +119,39 @@ def test_a_call_may_be_refused_or_allowed_from_now_on(
         visit.ask("Noon?")
         visit.answered()
         assert "tools" not in tooled.requests[-1]
+
+
+def test_a_page_of_another_origin_never_reaches_them(
+    browser: Browser,  # noqa: F811
+    tooled: Replay,
+) -> None:
+    call = {"name": "time_convert_time", "arguments": NOON}
+    statuses: list[int] = []
+    with replaying() as other, browser.new_context() as context:
+        page = context.new_page()
+        page.on(
+            "response",
+            lambda answer: statuses.append(answer.status) if "/v1/mcp/" in answer.url else None,
+        )
+        page.goto(f"{other.url}/metrics")  # which has no policy that would hold it back
+        reached = page.evaluate(
+            """async ([url, call]) => {
+                const body = JSON.stringify(call);
+                const tries = [
+                    ["calls", { method: "POST", mode: "no-cors", body }],
+                    ["calls", { method: "POST", body, headers: {
+                        "Content-Type": "application/json" } }],
+                    ["tools", { mode: "no-cors" }],
+                    ["tools", {}],
+                ];
+                const read = [];
+                for (const [path, options] of tries) {
+                    const answer = await fetch(`${url}/v1/mcp/${path}`, options).catch(() => null);
+                    read.push(answer ? await answer.text() : "");
+                }
+                return read.join("");
+            }""",
+            [tooled.url, call],
+        )
+    assert reached == ""
+    assert statuses and 200 not in statuses
