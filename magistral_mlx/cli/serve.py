@@ -1,7 +1,4 @@
-"""`magistral-mlx serve`: a model behind the APIs that apps know, and a page to talk to it.
-
-The file is longer than others because each option of the server is declared here, with its help.
-"""
+"""`magistral-mlx serve`: a model behind the APIs that apps know, and a page to talk to it."""
 
 from __future__ import annotations
 
