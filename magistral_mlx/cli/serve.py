@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.cli.client_configs import CLIENTS, served_of
 from magistral_mlx.cli.loading import load_bar, load_options, loading_options
-from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
+from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, Value, command, option
 from magistral_mlx.cli.terminal import say
-from magistral_mlx.option_spec import Integer, Number
+from magistral_mlx.option_spec import Choice, Integer, Number
 
 if TYPE_CHECKING:
     from magistral_mlx.mcp.config import ServerSpec
@@ -178,6 +179,14 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     section="Server",
     help="Let clients load and drop adapters, from any folder of this machine and the hub.",
 )
+@option(
+    "--print-config",
+    "client",
+    type=Value(str, Choice(*CLIENTS), words=tuple(CLIENTS)),
+    metavar="CLIENT",
+    section="Server",
+    help="Print what CLIENT needs to use this server, and end: " + ", ".join(CLIENTS) + ".",
+)
 @loading_options(without=("adapter",), defaults={"wire": "off"})
 def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> None:
     """Answer apps and browsers: OpenAI's, Anthropic's and Ollama's APIs, and a chat page at /.
@@ -191,6 +200,9 @@ def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> No
     from magistral_mlx.server.launcher import serve as run
 
     settings = _settings((*models, *named), options)
+    if options["client"] is not None:
+        click.echo(CLIENTS[options["client"]](served_of(settings)), nl=False)
+        return
     with _ending_quietly(), ExitStack() as bar:
 
         def on_ready() -> None:

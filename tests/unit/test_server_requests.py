@@ -450,3 +450,14 @@ def test_a_document_that_cannot_be_read_is_refused(data: str, why: str):
     source = {"type": "base64", "media_type": "application/pdf", "data": data}
     with pytest.raises(MagistralError, match=why):
         documents({"type": "document", "source": source})
+
+
+def test_the_prompt_does_not_vary_with_claude_codes_billing_header():
+    system = [TEXT | {"text": "You are an agent."}]
+    plain = {"messages": [HELLO], "system": system}
+    for header in ("cc_version=2.1.197; cch=1a2b;", "cc_version=9;"):
+        billing = TEXT | {"text": f"x-anthropic-billing-header: {header}"}
+        billed = plain | {"system": [billing, *system]}
+        assert conversation(MessageRequest.model_validate(billed)) == conversation(
+            MessageRequest.model_validate(plain)
+        )

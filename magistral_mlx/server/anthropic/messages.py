@@ -20,6 +20,7 @@ from magistral_mlx.server.anthropic.schemas import (
     CountRequest,
     MessageRequest,
     MessageTool,
+    TextBlock,
     ThinkingDisabled,
     ThinkingEnabled,
 )
@@ -43,6 +44,9 @@ from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
 
 PATH = "/v1/messages"
+# Claude Code's first block of the system prompt. It instructs nobody, and may differ from one
+# request to the next, so that no prefix of the prompt would stay.
+_BILLING = "x-anthropic-billing-header:"
 
 router = APIRouter(
     tags=["Anthropic"],
@@ -124,10 +128,13 @@ def conversation(request: CountRequest) -> list[dict[str, Any]]:
             param="thread",
         )
     builder = MessageBuilder()
-    if request.system:
-        builder.system(
-            request.system if isinstance(request.system, str) else parts_of(request.system)
-        )
+    if isinstance(request.system, str):
+        blocks = [TextBlock(type="text", text=request.system)]
+    else:
+        blocks = request.system or []
+    blocks = [block for block in blocks if not block.text.startswith(_BILLING)]
+    if blocks:
+        builder.system(parts_of(blocks))
     for n, message in enumerate(request.messages):
         add_message(builder, message, f"messages[{n}]")
     return continue_last(builder.messages())
