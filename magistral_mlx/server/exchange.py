@@ -110,6 +110,11 @@ class Exchange(AsyncIterator[Event]):
 
     # For the endpoint
 
+    def prompt_token_ids(self) -> list[int]:
+        """The ids of the prompt, once the answer has begun."""
+        assert self._queued is not None and self._queued.request is not None
+        return self._queued.request.inputs.prompt.tokens.tolist()
+
     def within(self, seconds: float) -> Exchange:
         """Bound the time of entering; later failures are raised by the first event.
 

@@ -27,6 +27,22 @@ class GenerationTimings(BaseModel):
     decode_tokens_per_second: float
 
 
+class ServerTimings(BaseModel):
+    """Counts and times of the last answer, in llama-server's words; `prompt_n` is what was read."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
+    draft_n: int
+    draft_n_accepted: int
+
+
 class PromptProgress(BaseModel):
     """Prefill progress of a long prompt. Only on this server."""
 
@@ -39,6 +55,25 @@ def timings_of(stats: Stats) -> GenerationTimings:
     """The timings of one answer as a response field."""
     values = stats.as_dict()
     return GenerationTimings(**{name: values[name] for name in GenerationTimings.model_fields})
+
+
+def server_timings_of(stats: Stats) -> ServerTimings:
+    """The timings of one answer, in llama-server's words."""
+    read = stats.prompt_tokens - stats.cached_tokens
+    prompt_ms, predicted_ms = 1000 * stats.prefill_seconds, 1000 * stats.decode_seconds
+    return ServerTimings(
+        cache_n=stats.cached_tokens,
+        prompt_n=read,
+        prompt_ms=prompt_ms,
+        prompt_per_token_ms=prompt_ms / read if read else 0.0,
+        prompt_per_second=stats.prefill_tokens_per_second,
+        predicted_n=stats.completion_tokens,
+        predicted_ms=predicted_ms,
+        predicted_per_token_ms=predicted_ms / max(1, stats.completion_tokens),
+        predicted_per_second=stats.decode_tokens_per_second,
+        draft_n=stats.drafted,
+        draft_n_accepted=stats.accepted,
+    )
 
 
 def progress_of(event: Prefill) -> PromptProgress:

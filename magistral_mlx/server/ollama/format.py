@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -39,19 +39,20 @@ class OllamaFormatter:
     """Formats the answer to one request.
 
     chat: as /api/chat has it, else as /api/generate. thinking: whether it is shown. logprobs:
-    whether they are reported.
+    whether they are reported. names: of the tools, as `own_names` gives them.
     """
 
     model: str
     chat: bool
     thinking: bool = True
     logprobs: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
     _begun: float = field(default_factory=time.perf_counter)
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[OllamaEnd]:
         """All lines of a stream."""
         calls = 0
-        async for event in read_blocks(events):
+        async for event in read_blocks(events, self.names):
             for line in self._lines(event, calls):
                 yield line
             if isinstance(event, BlockEnd) and event.block.kind == "tool_call":

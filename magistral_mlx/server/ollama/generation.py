@@ -30,6 +30,7 @@ from magistral_mlx.server.ollama.translation import (
 )
 from magistral_mlx.server.openapi import error_responses, lines_response
 from magistral_mlx.server.request_body import JSONRoute
+from magistral_mlx.server.request_translation import own_names
 from magistral_mlx.server.service import GenerationService
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -78,11 +79,14 @@ async def _answer(
         math.inf if body.keep_alive is not None and body.keep_alive < 0 else body.keep_alive
     )
     options = generation_options(body)
+    tools = body.tools if isinstance(body, OllamaChatRequest) else None
+    names = own_names(tool.function for tool in tools or ())
     formatter = OllamaFormatter(
         body.model,
         chat,
         thinking=body.think is not False,
         logprobs=options.reported_logprobs is not None,
+        names=names,
     )
     if prompt is None:
         await service.load(request, body.model, keep_alive)
@@ -105,5 +109,5 @@ async def _answer(
             ping=formatter.empty,
         )
     async with exchange as events:
-        samples = await read_samples(events)
+        samples = await read_samples(events, names)
     return JSONResponse(formatter.whole(samples[0]).model_dump(mode="json", exclude_unset=True))

@@ -91,7 +91,8 @@ async def chat_completions(
             exchange.model,
             exchange.created,
             exchange.seed,
-            logprobs=options.reported_logprobs is not None,
+            logprobs=bool(body.logprobs or body.top_logprobs),
+            prompt_ids=exchange.prompt_token_ids if body.return_token_ids else None,
             mistral=mistral,
             thinking=body.shows_thinking,
             whole_calls=mistral or wants_whole_calls(request.headers),
@@ -141,7 +142,7 @@ def chat_options(request: ChatRequest) -> Options:
             "min_thinking": request.min_thinking,
             "keep_thinking": request.keep_thinking,
             "image_tokens": request.image_tokens,
-            "logprobs": request.logprobs,
+            "logprobs": request.logprobs or request.return_token_ids,  # which tell the tokens
             "top_logprobs": request.top_logprobs,
             "parallel_tool_calls": request.parallel_tool_calls,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +36,22 @@ from magistral_mlx.server.openai.chat_response_schemas import (
     ToolCallOut,
 )
 from magistral_mlx.server.openai.usage import logprobs_of, usage_of
-from magistral_mlx.server.shared_fields import fingerprint, new_id, progress_of, timings_of
+from magistral_mlx.server.shared_fields import (
+    fingerprint,
+    new_id,
+    progress_of,
+    server_timings_of,
+    timings_of,
+)
 
 
 @dataclass
 class ChatFormatter:
     """Formats the answers to one request.
 
-    seed: of the first answer. logprobs: whether they are reported. mistral: in Mistral's dialect:
-    thinking goes into the content, and a stream has usage with its last chunk. thinking: whether
+    seed: of the first answer. logprobs: whether they are reported. prompt_ids: tells the ids of the
+    prompt, where those of all tokens are reported. mistral: in Mistral's dialect: thinking goes
+    into the content, and a stream has usage with its last chunk. thinking: whether
     it is shown. usage: a stream ends with a chunk of usage alone. whole_calls: it has each call
     whole in one delta. names: the tools' own names, by those in the prompt.
     """
@@ -53,6 +60,7 @@ class ChatFormatter:
     created: int
     seed: int
     logprobs: bool = False
+    prompt_ids: Callable[[], list[int]] | None = None
     mistral: bool = False
     thinking: bool = True
     usage: bool = False
@@ -79,7 +87,8 @@ class ChatFormatter:
         match event:
             case SampleStart(index):
                 self._sample, self._calls = index, 0
-                yield self._delta(ChatDelta(role="assistant", content=""))
+                start = self._choice(ChatDelta(role="assistant", content=""))
+                yield self._chunk([start], **self._prompt_ids())
             case Prefill(done, total) if done < total:
                 yield self._chunk([self._choice(ChatDelta())], progress=progress_of(event))
             case BlockStart(OutputBlock("tool_call")) if self.whole_calls:
@@ -108,7 +117,9 @@ class ChatFormatter:
                 choice = self._choice(
                     ChatDelta(content="") if self.mistral else ChatDelta(), logprobs
                 )
-                more = {"usage": usage_of(self._stats)} if self.mistral else {}
+                more: dict[str, Any] = {"timings": server_timings_of(sample.stats)}
+                if self.mistral:
+                    more["usage"] = usage_of(self._stats)
                 yield self._chunk([choice.model_copy(update=self._end(sample))], **more)
 
     def whole(self, samples: list[SampleOutput]) -> ChatCompletion:
@@ -117,6 +128,8 @@ class ChatFormatter:
             **self._head("chat.completion"),
             choices=[self._whole_choice(sample) for sample in samples],
             usage=usage_of([sample.stats for sample in samples]),
+            timings=server_timings_of(samples[-1].stats),
+            **self._prompt_ids(),
         )
 
     def _whole_choice(self, sample: SampleOutput) -> ChatChoice:
@@ -125,7 +138,11 @@ class ChatFormatter:
         thinking = sample.thinking if self.thinking else ""
         message = _message(sample, thinking, mistral=self.mistral)
         return ChatChoice(
-            index=sample.index, message=message, logprobs=logprobs, **self._end(sample)
+            index=sample.index,
+            message=message,
+            logprobs=logprobs,
+            **self._end(sample),
+            **self._ids(shown),
         )
 
     def _end(self, sample: SampleOutput) -> dict[str, Any]:
@@ -147,7 +164,20 @@ class ChatFormatter:
 
     def _choice(self, delta: ChatDelta, logprobs: Sequence[TokenLogprob] = ()) -> ChatChunkChoice:
         found = logprobs_of(logprobs) if self.logprobs and logprobs else None
-        return ChatChunkChoice(index=self._sample, delta=delta, finish_reason=None, logprobs=found)
+        return ChatChunkChoice(
+            index=self._sample,
+            delta=delta,
+            finish_reason=None,
+            logprobs=found,
+            **self._ids(logprobs),
+        )
+
+    def _ids(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """The field with the ids of tokens, if it was asked for."""
+        return {} if self.prompt_ids is None else {"token_ids": [token.id for token in tokens]}
+
+    def _prompt_ids(self) -> dict[str, Any]:
+        return {} if self.prompt_ids is None else {"prompt_token_ids": self.prompt_ids()}
 
     def _delta(self, delta: ChatDelta, logprobs: Sequence[TokenLogprob] = ()) -> ChatChunk:
         return self._chunk([self._choice(delta, logprobs)])

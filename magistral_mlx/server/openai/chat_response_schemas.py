@@ -7,9 +7,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from magistral_mlx.server.openai.usage import ChatLogprobs, ChatUsage
-from magistral_mlx.server.shared_fields import GenerationTimings, Notes, PromptProgress
+from magistral_mlx.server.shared_fields import (
+    GenerationTimings,
+    Notes,
+    PromptProgress,
+    ServerTimings,
+)
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+TokenIdsOut = Annotated[list[int], Field(description="Where return_token_ids asks for them.")]
 ReasoningContent = Annotated[str, Field(description="The thinking, as far as there is any.")]
 
 
@@ -58,6 +64,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None
     seed: Annotated[int, Field(description="It gives this answer again. Not in OpenAI's API.")]
     timings: GenerationTimings
+    token_ids: TokenIdsOut = []
     notes: Notes = []
 
 
@@ -70,6 +77,8 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: ChatUsage
+    timings: ServerTimings
+    prompt_token_ids: TokenIdsOut = []
     system_fingerprint: str
 
 
@@ -103,6 +112,7 @@ class ChatChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None
     seed: int = 0
     timings: GenerationTimings | None = None
+    token_ids: TokenIdsOut = []
     notes: Notes = []
 
 
@@ -117,3 +127,5 @@ class ChatChunk(BaseModel):
     system_fingerprint: str
     usage: ChatUsage | None = None
     progress: PromptProgress | None = None
+    timings: ServerTimings | None = None
+    prompt_token_ids: TokenIdsOut = []

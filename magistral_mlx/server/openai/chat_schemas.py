@@ -271,6 +271,9 @@ class ChatRequest(SamplingFields, ThinkingFields, StructureFields, MistralFields
     ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, option_field("top_logprobs")] = None
+    return_token_ids: Annotated[
+        bool | None, Field(description="Tell the ids of prompt and answer, as vLLM does.")
+    ] = None
     tools: Many[Annotated[ChatTool, FunctionOnly]] | None = None
     tool_choice: ToolChoice | None = None
     functions: Annotated[Any, Field(description="Refused: the old name of tools.")] = None

@@ -24,7 +24,13 @@ from magistral_mlx.server.openai.completion_schemas import (
     CompletionLogprobs,
 )
 from magistral_mlx.server.openai.usage import finite, text_of, usage_of
-from magistral_mlx.server.shared_fields import fingerprint, new_id, progress_of, timings_of
+from magistral_mlx.server.shared_fields import (
+    fingerprint,
+    new_id,
+    progress_of,
+    server_timings_of,
+    timings_of,
+)
 
 
 @dataclass
@@ -75,7 +81,10 @@ class CompletionFormatter:
             case SampleEnd(sample, logprobs):
                 self.stats[-1].append(sample.stats)
                 choice = self._choice("", self._logprobs(logprobs))
-                yield self.completion([choice.model_copy(update=self._end(sample))])
+                timings = server_timings_of(sample.stats)
+                yield self.completion(
+                    [choice.model_copy(update=self._end(sample))], timings=timings
+                )
 
     def usage(self) -> Completion:
         """The piece after all others, with the usage of all prompts."""

@@ -12,7 +12,12 @@ from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 from magistral_mlx.server.openai.structure_fields import StructureFields
 from magistral_mlx.server.openai.usage import ChatUsage
 from magistral_mlx.server.option_values import MaxTokens
-from magistral_mlx.server.shared_fields import GenerationTimings, Notes, PromptProgress
+from magistral_mlx.server.shared_fields import (
+    GenerationTimings,
+    Notes,
+    PromptProgress,
+    ServerTimings,
+)
 
 Ids = Annotated[list[int], Field(min_length=1, max_length=500_000, fail_fast=True)]
 Prompts = (
@@ -96,3 +101,4 @@ class Completion(BaseModel):
     system_fingerprint: str
     usage: ChatUsage | None = None
     progress: PromptProgress | None = None
+    timings: ServerTimings | None = None

@@ -27,6 +27,7 @@ from magistral_mlx.server.openapi import stream_response
 from magistral_mlx.server.openapi_examples import COMPLETION_EXAMPLES
 from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.service import GenerationService
+from magistral_mlx.server.shared_fields import server_timings_of
 from magistral_mlx.server.sse import stream_of
 
 PATH = "/v1/completions"
@@ -117,7 +118,11 @@ class _CompletionJob:
         async for prompt, exchange in self._exchanges(first):
             formatter.start_prompt(self._echo(prompt))
             choices += formatter.whole(await read_samples(exchange))
-        return formatter.completion(choices, usage=usage_of(*formatter.stats))
+        return formatter.completion(
+            choices,
+            usage=usage_of(*formatter.stats),
+            timings=server_timings_of(formatter.stats[-1][-1]),
+        )
 
     async def _exchanges(self, first: Exchange) -> AsyncIterator[tuple[RawPrompt, Exchange]]:
         yield self.prompts[0], first

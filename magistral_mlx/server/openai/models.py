@@ -33,6 +33,14 @@ class ModelCapabilities(BaseModel):
     reasoning: bool
 
 
+class ModelMeta(BaseModel):
+    """Sizes of a model: its context, weights, and bytes on disk."""
+
+    n_ctx: int
+    n_params: int
+    size: int
+
+
 class ModelCard(BaseModel):
     """A model that requests may name."""
 
@@ -51,6 +59,8 @@ class ModelCard(BaseModel):
     max_context_length: Annotated[
         int, Field(description="`context_length` once more, for Mistral's API.")
     ]
+    max_model_len: Annotated[int, Field(description="`context_length` once more, as vLLM has it.")]
+    meta: Annotated[ModelMeta, Field(description="Sizes, as llama-server has them.")]
     capabilities: ModelCapabilities
     vision: Annotated[bool, Field(description="Whether it supports images.")]
     thinking: Annotated[bool, Field(description="Whether it thinks before it answers.")]
@@ -121,6 +131,10 @@ def _model(info: ModelInfo, request: Request) -> ModelCard:
         created_at=datetime.fromtimestamp(info.created, UTC),
         context_length=info.context,
         max_context_length=info.context,
+        max_model_len=info.context,
+        meta=ModelMeta(
+            n_ctx=info.context, n_params=info.files.parameters, size=info.files.size_bytes
+        ),
         capabilities=ModelCapabilities(vision=info.supports_images, reasoning=info.thinks),
         vision=info.supports_images,
         thinking=info.thinks,

@@ -90,3 +90,40 @@ def test_an_address_without_v1_or_with_two_is_forgiven(server: Server):
     status, answer = server.post("/v2/chat/completions", body)
     assert status == 404 and "/v1" in answer["error"]["message"]
     assert server.metric("magistral_requests_total", endpoint=CHAT, status="200") >= 2
+
+
+def test_token_ids_come_if_asked_for(server: Server):
+    magistral = server.service.registry.first.magistral
+    assert magistral is not None
+    asked: dict[str, Any] = {"messages": SUM, "temperature": 0, "return_token_ids": True}
+    whole = server.post(CHAT, asked)[1]
+    count = whole["usage"]
+    assert len(whole["prompt_token_ids"]) == count["prompt_tokens"]
+    ids = whole["choices"][0]["token_ids"]
+    assert len(ids) == count["completion_tokens"]
+    assert magistral.tokenizer.decode(ids).endswith("122")
+    assert whole["choices"][0]["logprobs"] is None
+    fields = {name: asked[name] for name in asked if name != "messages"}
+    with server.streaming(SUM[0]["content"], **fields) as chunks:
+        sent = list(chunks)
+    assert sent[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+    assert [id for chunk in sent for id in chunk["choices"][0]["token_ids"]] == ids
+    assert "token_ids" not in server.ask("Hi", max_tokens=2)[1]["choices"][0]
+
+
+def test_timings_come_in_the_words_of_llama_server(server: Server):
+    body = server.post(CHAT, {"messages": SUM, "max_tokens": 9})[1]
+    told, usage = body["timings"], body["usage"]
+    assert told["predicted_n"] == usage["completion_tokens"] == 9
+    assert told["prompt_n"] + told["cache_n"] == usage["prompt_tokens"]
+    with server.streaming("Hi", max_tokens=3) as chunks:
+        assert list(chunks)[-1]["timings"]["predicted_n"] == 3
+    text = server.post("/v1/completions", {"prompt": "2 +", "max_tokens": 4})[1]
+    assert text["timings"]["predicted_n"] == 4
+
+
+def test_a_model_is_described_in_everybodys_words(server: Server):
+    (card,) = server.get("/v1/models")[1]["data"]
+    lengths = ("context_length", "max_context_length", "max_model_len")
+    assert {card[name] for name in lengths} == {card["meta"]["n_ctx"]} == {8192}
+    assert card["meta"]["n_params"] > 2_000_000 and card["capabilities"]["vision"]
