@@ -21,7 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.attention import QUERY_BLOCK, dequantized_bytes, queries_per_call
+from magistral_mlx.cache.attention import dequantized_bytes, queries_per_call
+from magistral_mlx.cache.blocks import QUERY_BLOCK
+from magistral_mlx.cache.scheme import PIECE, KVScheme
 from magistral_mlx.cache.segments import Segment
 
 # Masks up to these bytes may be in memory together; larger ones one at a time.
@@ -34,6 +36,22 @@ class Piece(NamedTuple):
     start: int
     end: int
     packed: int
+
+
+def split_chunk(scheme: KVScheme, length: int, count: int, packed: int) -> list[Piece]:
+    """Split `count` tokens after `length` into pieces that end where a block leaves the window.
+
+    All tokens of a piece attend to the same quantized tokens, `packed` at least, so results do not
+    depend on how a sequence is cut into chunks.
+    """
+    pieces, start = [], length
+    while start < length + count:
+        aged = start - scheme.first - scheme.window
+        most = scheme.block - aged % scheme.block if scheme.window else PIECE
+        end = min(length + count, start + most)
+        pieces.append(Piece(start, end, max(packed, scheme.packed(start))))
+        start = end
+    return pieces
 
 
 class ChunkKeys(NamedTuple):

@@ -14,6 +14,7 @@ SCHEMES = ("full", "8/8", "6/6", "6/4", "5/4", "4/4")
 _PAIRS = {f"{keys}/{values}": (keys, values) for keys, values in product(BITS, repeat=2)}
 NAMES = "full, or bits of keys and values of 2, 3, 4, 5, 6 or 8 each, as in 6/4"
 SLACK = 64  # tokens that can be trimmed and written again exactly
+PIECE = 64  # new tokens that are written to a window at once, at most; more pass through
 RESERVED = 1024  # tokens allocated beyond a prompt, so that a short output never grows the cache
 # Tokens that leave the window together. Prefill reads the quantized tokens once per block: larger
 # blocks mean fewer reads, and more tokens in full precision.
@@ -83,6 +84,13 @@ class KVScheme:
     def slack(self) -> int:
         """Number of newest tokens that can always be trimmed exactly."""
         return SLACK if self.window else 0
+
+    @property
+    def window_capacity(self) -> int:
+        """Tokens that the window's buffers hold: the window, the slack for trims, tokens waiting to
+        be quantized or dropped, and one piece of new tokens."""
+        waiting = 2 * self.block + max(self.block, self.slack)
+        return self.window + self.slack + waiting + PIECE
 
     def without_window(self) -> KVScheme:
         """The same bits with no tokens kept in full precision."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from magistral_mlx.backend import mx
+
+_LARGEST = 65_280  # of bfloat16 within the range of float16
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,13 @@ class Segment(NamedTuple):
     def plain_values(self, dtype: mx.Dtype) -> mx.array:
         """Values as a plain array, dequantized to `dtype` if they are packed."""
         return self.values.dequantize(dtype) if isinstance(self.values, Packed) else self.values
+
+
+@partial(mx.compile, shapeless=True)
+def as_float16(x: mx.array) -> mx.array:
+    """bfloat16 to float16, in one kernel; what is beyond its range becomes the largest value.
+
+    Scores, and the scales of quantized tokens, lose more to rounding in bfloat16 than 8 bits do to
+    quantization.
+    """
+    return mx.clip(x, -_LARGEST, _LARGEST).astype(mx.float16)

@@ -13,17 +13,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from magistral_mlx.cache.attention import (
-    FEW_QUERIES,
-    QUERY_BLOCK,
-    WORKSPACE,
-    dequantized_bytes,
-    score_bytes,
-)
+from magistral_mlx.cache.attention import FEW_QUERIES, WORKSPACE, dequantized_bytes
+from magistral_mlx.cache.blocks import QUERY_BLOCK, score_bytes
 from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.chunk import mask_bytes
-from magistral_mlx.cache.quantized import PIECE, window_capacity
-from magistral_mlx.cache.scheme import RESERVED, KVScheme
+from magistral_mlx.cache.scheme import PIECE, RESERVED, KVScheme
 from magistral_mlx.cache.segments import dequantized_copies
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.fp8 import FP8
@@ -196,7 +190,7 @@ def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: in
     if not scheme.quantized:
         return text.num_hidden_layers * rounded(tokens) * plain
     assert scheme.key_bits and scheme.value_bits
-    kept = rounded(window_capacity(scheme)) + (rounded(scheme.first) if scheme.first else 0)
+    kept = rounded(scheme.window_capacity) + (rounded(scheme.first) if scheme.first else 0)
     packed = rounded(scheme.packed(tokens)) * packed_token_bytes(text, scheme, float_bytes)
     if packed and scheme.center:
         packed += heads * width * float_bytes
@@ -261,6 +255,8 @@ def _chunk(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendPro
     width = text.num_attention_heads * text.head_dim
     keys = text.num_key_value_heads * text.head_dim
     attention = rows * (5 * text.hidden_size + 4 * width + 5 * keys) * profile.float_bytes
+    if scheme.quantized and profile.float_bytes == 2:  # cast to float16, and back
+        attention += rows * 2 * (width + keys) * profile.float_bytes
     attention += _attention(text, scheme, rows, shape.prompt, profile)
     # Gate, and up with the parts it is concatenated from; on a GPU the next operation as well.
     wide = 4 if profile.fused_attention else 3

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.attention import attend_blocks, attend_dequantized, attend_packed
+from magistral_mlx.cache.attention import attend_dequantized, attend_packed
+from magistral_mlx.cache.blocks import attend_blocks
 from magistral_mlx.cache.kv import KVCache, make_cache
 from magistral_mlx.cache.scheme import BITS, FULL, SLACK, KVScheme
 from magistral_mlx.cache.segments import Packed, Segment

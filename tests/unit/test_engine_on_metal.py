@@ -118,7 +118,8 @@ def test_nothing_leaves_the_compute_dtype(
     ids_of(generation)
     assert set(logits) == {dtype}
     held = {array.dtype for cache in generation.caches for array in cache.state}
-    assert held == {dtype, *([mx.uint32] if scheme.quantized else [])}
+    # bfloat16 is too coarse for the scales of quantized tokens.
+    assert held == ({mx.float16, mx.uint32} if scheme.quantized else {dtype})
 
 
 # Speculation
