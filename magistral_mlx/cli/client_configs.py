@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from magistral_mlx.cli.params import Value, option
+from magistral_mlx.option_spec import Choice
+
 if TYPE_CHECKING:
     from magistral_mlx.server.settings import Settings
 
@@ -201,6 +204,15 @@ CLIENTS: dict[str, Callable[[Served], str]] = {
     "aider": _aider,
     "open-webui": _open_webui,
 }
+
+config_option = option(
+    "--print-config",
+    "client",
+    type=Value(str, Choice(*CLIENTS), words=tuple(CLIENTS)),
+    metavar="CLIENT",
+    section="Server",
+    help="Print what CLIENT needs to use this server, and end: " + ", ".join(CLIENTS) + ".",
+)
 
 
 def _json(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import sys
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.client_configs import CLIENTS, served_of
+from magistral_mlx.cli.client_configs import CLIENTS, config_option, served_of
 from magistral_mlx.cli.loading import load_bar, load_options, loading_options
-from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, Value, command, option
-from magistral_mlx.cli.terminal import say
-from magistral_mlx.option_spec import Choice, Integer, Number
+from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
+from magistral_mlx.cli.terminal import log_to_stderr, say
+from magistral_mlx.option_spec import Integer, Number
 
 if TYPE_CHECKING:
     from magistral_mlx.mcp.config import ServerSpec
@@ -179,14 +178,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     section="Server",
     help="Let clients load and drop adapters, from any folder of this machine and the hub.",
 )
-@option(
-    "--print-config",
-    "client",
-    type=Value(str, Choice(*CLIENTS), words=tuple(CLIENTS)),
-    metavar="CLIENT",
-    section="Server",
-    help="Print what CLIENT needs to use this server, and end: " + ", ".join(CLIENTS) + ".",
-)
+@config_option
 @loading_options(without=("adapter",), defaults={"wire": "off"})
 def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> None:
     """Answer apps and browsers: OpenAI's, Anthropic's and Ollama's APIs, and a chat page at /.
@@ -269,21 +261,11 @@ def _mcp_servers(file: str | None) -> tuple[ServerSpec, ...]:
     return read_servers(file)
 
 
-def _log_to_stderr() -> None:
-    """Our own lines, and warnings of uvicorn's; nothing of stdout."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name, level in (("magistral_mlx", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(level)
-
-
 def _tell(urls: list[str], service: GenerationService, settings: Settings) -> None:
     """Where it listens, and what of each model fits."""
     from magistral_mlx.memory.plan import gib
 
-    _log_to_stderr()
+    log_to_stderr()
     for url in urls:
         say(f"{url}/ is the page, {url}/v1 the API{_reach(settings)}.")
     if service.pool.disk_problem:

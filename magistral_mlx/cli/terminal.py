@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -88,3 +89,13 @@ def prepare_streams() -> None:
 def stdout_is_unicode() -> bool:
     """Whether stdout takes every character."""
     return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def log_to_stderr() -> None:
+    """Our own lines, and warnings of uvicorn's; nothing of stdout."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name, level in (("magistral_mlx", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
