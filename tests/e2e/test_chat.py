@@ -287,12 +287,6 @@ def test_tools_of_mcp_servers_ask_before_they_are_called(tmp_path: Path, home: P
             type_command(terminal, "And again?", "own_now: done")
 
 
-def test_an_mcp_server_that_is_none_is_one_line(talker: Path, home: Path, tmp_path: Path):
-    file = write_servers(tmp_path / "mcp.json", a={"command": "/no/such"})
-    with Terminal("chat", "--model", str(talker), "--mcp", str(file), env={}) as terminal:
-        terminal.wait_for("the MCP server a cannot be started: there is no command /no/such.")
-
-
 def test_the_system_prompt_is_shown_and_changed(chat: Terminal):
     type_command(chat, "/system", "Think first.")
     type_command(chat, "/system Be a pirate.", "Be a pirate.")

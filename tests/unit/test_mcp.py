@@ -96,6 +96,11 @@ def test_a_real_server_is_started_asked_and_stopped() -> None:
     assert nothing.failed and "Field required" in nothing.text
 
 
+def test_a_tool_that_is_unknown_is_named() -> None:
+    with http_server() as url, pytest.raises(ToolServerError, match=r"no tool x\. Known: own_add"):
+        outcomes(ServerSpec(name="own", url=url), ("x", {}))
+
+
 def test_a_server_is_reached_by_http(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_RESULT", 50)
     with http_server() as url:
@@ -133,10 +138,8 @@ def test_a_server_that_is_none_is_named(spec: ServerSpec, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
-    with pytest.raises(ToolServerError, match=r"there is no tool nothing\. Known: time_get"):
-        outcomes(spec, ("nothing", {}))
     monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(MissingExtra, match=r"--mcp needs mcp. Install.*magistral-mlx\[mcp\]"):
         outcomes(spec)
