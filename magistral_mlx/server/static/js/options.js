@@ -61,6 +61,10 @@ export function buildOptions(chat, imported) {
     archive(imported),
     h("div", { class: "toasts", role: "status" }),
   );
+  // Escape closes it over a number that is being written: Firefox would not tell of the change.
+  dialog.addEventListener("cancel", () =>
+    dialog.querySelector("input[type=number]:focus")?.dispatchEvent(new Event("change")),
+  );
   // A click beside the drawer closes it.
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   $("#options-open").addEventListener("click", () => {
