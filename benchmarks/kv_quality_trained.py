@@ -275,9 +275,10 @@ def by_position(model: MagistralModel, text: list[int], pairs: Sequence[str]) ->
     others = {name: logits_of(model, text, caches_of(KVScheme.parse(name))) for name in pairs}
     # Side by side, so that only one chunk's logits are in memory.
     for n, reference in enumerate(logits_of(model, text, caches_of(FULL))):
-        console.print(f"token {(n + 1) * CHUNK:,}", style="dim")
         for name, logits in others.items():
             values[name] += compare(reference, next(logits))[0]
+        latest = (f"{name} {np.mean(some[n * CHUNK :]):.4f}" for name, some in values.items())
+        console.print(f"tokens from {n * CHUNK:,} on: {', '.join(latest)}", style="dim")
     bands = [(a, min(b, len(text))) for a, b in pairwise(BANDS) if a < len(text)]
     found = {
         name: {f"{a:,} to {b:,}": float(np.mean(some[a:b])) for a, b in bands}
