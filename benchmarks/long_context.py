@@ -63,6 +63,8 @@ def filled(scheme: KVScheme, text: TextConfig, tokens: int, dtype: mx.Dtype) -> 
         repeats = -(-packed // 1024)
         for part, array in zip(PARTS, block, strict=True):
             saved[f"packed_{kind}_{part}"] = mx.tile(array, (1, 1, repeats, 1))[:, :, :packed]
+    if packed and scheme.center:
+        saved["center"] = plain(1)
     return saved
 
 

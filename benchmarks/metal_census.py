@@ -248,7 +248,11 @@ def _fill(layer: Any, scheme: KVScheme, shape: tuple[int, ...]) -> None:
             saved |= {f"packed_{kind}_{n}": x for n, x in zip(names, parts, strict=True)}
         # As after decoding: the window keeps 64 tokens more than it needs.
         saved[f"window_{kind}"] = plain(held - scheme.first - packed)
+    if packed and scheme.center:
+        saved["center"] = plain(1)
     layer.restore(saved, held)
+    # What a cache computes once, and not a token.
+    mx.eval([x for x in vars(layer).values() if isinstance(x, mx.array)])
 
 
 def _buffers(layer: Any) -> Iterator[Buffer]:

@@ -42,7 +42,7 @@ class QuantizedKVCache:
             PackedBuffer(scheme.value_bits, scheme.group_size),
         )
         self._window = (Buffer(), Buffer())
-        self._center: mx.array | None = None  # (B, H_kv, 1, D), less than which keys are attended
+        self._center_on(None)
         self._snapshots = Snapshots(scheme)
         for buffer in self._window:
             buffer.reserve(scheme.window_capacity)
@@ -54,9 +54,9 @@ class QuantizedKVCache:
     @property
     def state(self) -> list[mx.array]:
         buffers = (*self._first, *self._quantized, *self._window)
-        center = [] if self._center is None else [self._center]
         arrays = [array for buffer in buffers for array in buffer.state]
-        return arrays + center + self._snapshots.state
+        centered = [x for x in (self._center, self._centered_first) if x is not None]
+        return arrays + centered + self._snapshots.state
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +81,8 @@ class QuantizedKVCache:
             self._start = snapshot.start
         only_packed = min(self._start, length) - self.scheme.first
         self._packed = max(0, min(self._packed, max(self.scheme.packed(length), only_packed)))
-        self._center = self._center if self._packed else None
+        if not self._packed:
+            self._center_on(None)
         self._start = max(self.scheme.first, min(self._start, length))
         self.length = length
         self._snapshots.trim(length)
@@ -172,10 +173,10 @@ class QuantizedKVCache:
         target = self.scheme.packed(self.length)
         if target > before:
             aged = keys[:, :, : target - before]
-            if self.scheme.center:
-                if self._center is None:
-                    count = self.scheme.block if self.scheme.window else PIECE
-                    self._center = aged[:, :, :count].mean(axis=2, keepdims=True)
+            if self.scheme.center and not before:
+                count = self.scheme.block if self.scheme.window else PIECE
+                self._center_on(aged[:, :, :count].mean(axis=2, keepdims=True))
+            if self._center is not None:
                 aged = aged - self._center
             self._quantized[0].write(before, aged)
             self._quantized[1].write(before, values[:, :, : target - before])
@@ -214,6 +215,16 @@ class QuantizedKVCache:
             segments.append(self._centered(plain.tokens(piece.packed - before, end)))
         return segments
 
+    def _center_on(self, center: mx.array | None) -> None:
+        """Attend to keys less `center`, (B, H_kv, 1, D), from now on.
+
+        The first tokens never change, so theirs are computed once.
+        """
+        self._center = center
+        self._centered_first: mx.array | None = None
+        if center is not None and self.scheme.first:
+            self._centered_first = self._first[0].read(0, self.scheme.first) - center
+
     def _centered(self, plain: Segment) -> Segment:
         """Plain tokens as the quantized ones are: keys less the center, if there is one yet."""
         if self._center is None or isinstance(plain.keys, Packed):
@@ -238,7 +249,9 @@ class QuantizedKVCache:
         if not first:
             return None
         keys, values = (buffer.read(0, first) for buffer in self._first)
-        return self._centered(Segment(keys, values, first))
+        if self._centered_first is not None:
+            keys = self._centered_first[:, :, :first]
+        return Segment(keys, values, first)
 
     def _packed_tokens(self, count: int) -> Segment:
         keys, values = (buffer.read(count) for buffer in self._quantized)
@@ -282,7 +295,6 @@ class QuantizedKVCache:
 
     def restore(self, saved: dict[str, mx.array], length: int) -> None:
         self.length = length
-        self._center = saved.get("center")
         self._snapshots.restore(saved)
         for index, kind in enumerate(("keys", "values")):
             if f"first_{kind}" in saved:
@@ -296,3 +308,4 @@ class QuantizedKVCache:
                 self._start = length - saved[f"window_{kind}"].shape[2]
             else:
                 self._start = max(length, self.scheme.first)
+        self._center_on(saved.get("center"))

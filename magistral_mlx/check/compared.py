@@ -217,7 +217,7 @@ def _kinds(scheme: KVScheme) -> list[tuple[str, int]]:
 
 
 def _stored(saved: dict[str, mx.array], kind: str, scheme: KVScheme, bits: int) -> Floats:
-    """The quantized tokens of a cache in float32: (1, H_kv, packed, D)."""
+    """The quantized tokens of a cache in float32, keys with their mean: (1, H_kv, packed, D)."""
     codes, scales, biases = (
         saved[f"packed_{kind}_{part}"] for part in ("weight", "scales", "biases")
     )
@@ -230,7 +230,8 @@ def _stored(saved: dict[str, mx.array], kind: str, scheme: KVScheme, bits: int) 
         bits=bits,
         stream=mx.cpu,
     )
-    return plain(wide)
+    stored = plain(wide)
+    return stored + plain(saved["center"]) if kind == "keys" and "center" in saved else stored
 
 
 def _rotated(x: Floats, scheme: KVScheme) -> Floats:

@@ -193,7 +193,7 @@ def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: in
     kept = rounded(scheme.window_capacity) + (rounded(scheme.first) if scheme.first else 0)
     packed = rounded(scheme.packed(tokens)) * packed_token_bytes(text, scheme, float_bytes)
     if packed and scheme.center:
-        packed += heads * width * float_bytes
+        packed += (1 + scheme.first) * heads * width * float_bytes
     return text.num_hidden_layers * (kept * plain + packed)
 
 
