@@ -9,6 +9,9 @@ output and draft tokens may come in any pieces with the same result up to roundi
 `slack` more tokens than it needs, so trimming by up to that many tokens and writing again changes
 nothing; neither does trimming back to a snapshot, which holds the window of its length. A model in
 bfloat16 has its quantized caches in float16, as small and eight times as exact (`as_float16`).
+
+The file is longer than others because growing, trimming, saving and restoring keep one set of
+buffers consistent.
 """
 
 from __future__ import annotations
