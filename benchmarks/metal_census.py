@@ -203,7 +203,11 @@ def _ours(cache: str, held: int, rows: int, layers: int, chunk: bool) -> list[Op
             if name.startswith(LANGUAGE) and len(shape) == 2
         }
         quantize_modules(model, schemes)
-        weights = _weights(model)
+        weights = [
+            # The head computes in float32 (`computes_in_float32` in checkpoint/load.py).
+            (name, x.astype(mx.float32) if "lm_head" in name and x.dtype == DTYPE else x)
+            for name, x in _weights(model)
+        ]
         caches = model.make_caches(scheme)
         text = config.text
         for layer in caches:
@@ -233,13 +237,17 @@ def _fill(layer: Any, scheme: KVScheme, shape: tuple[int, ...]) -> None:
     """Let a cache hold tokens, none of which is computed."""
 
     def plain(tokens: int) -> mx.array:
-        return mx.zeros((*shape[:2], tokens, shape[3]), DTYPE)
+        dtype = mx.float16 if scheme.quantized else DTYPE
+        return mx.zeros((*shape[:2], tokens, shape[3]), dtype)
 
     held = shape[2]
     if not scheme.quantized:
         layer.restore({"keys": plain(held), "values": plain(held)}, held)
         return
     saved, packed = {}, scheme.packed(held)
+    if packed and scheme.center:
+        saved["center"] = plain(1)
+        mx.eval(saved["center"])  # a constant of the graph
     for kind, bits in (("keys", scheme.key_bits), ("values", scheme.value_bits)):
         saved[f"first_{kind}"] = plain(min(held, scheme.first))
         if packed:

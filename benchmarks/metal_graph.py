@@ -68,9 +68,13 @@ def _fast_as_one() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
         like = mx.broadcast_to(mx.array(False), (sight[0].shape[0], column.shape[0]))
         return marked(like, "mask", [column, *sight])
 
+    def as_float16(x: mx.array) -> mx.array:
+        return marked(mx.broadcast_to(mx.array(0, mx.float16), x.shape), "as_float16", [x])
+
     import mlx_lm.models.llama
 
     import magistral_mlx.cache.chunk
+    import magistral_mlx.cache.quantized
     import magistral_mlx.model.text
 
     fakes: list[tuple[Any, str, Any]] = [
@@ -83,6 +87,7 @@ def _fast_as_one() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
         (mx, "clear_cache", lambda: None),
         (magistral_mlx.model.text, "swiglu", swiglu),
         (magistral_mlx.cache.chunk, "_visible", visible),
+        (magistral_mlx.cache.quantized, "as_float16", as_float16),
         (mlx_lm.models.llama, "swiglu", swiglu),
     ]
     with ExitStack() as stack:

@@ -112,9 +112,15 @@ def _products(model: MagistralModel) -> Iterator[Deviation]:
         some = np.unique(np.linspace(0, outputs - 1, _OUTPUTS).astype(np.int32))
         weights = _dense(module, mx.array(some))
         for rows in _rows():
-            x = _normal((1, rows, weights.shape[1]), model.dtype)
+            x = _normal((1, rows, weights.shape[1]), _input_dtype(module, model.dtype))
             y = plain(matmul(x, module)[0][:, mx.array(some)])
             yield Deviation(f"{name}, {rows} rows", error_of(y, plain(x)[0] @ weights.T))
+
+
+def _input_dtype(module: Linear | Embedding, dtype: mx.Dtype) -> mx.Dtype:
+    """The dtype of the inputs of a matrix: that of its scales, which is float32 for the head."""
+    scheme = module._scheme
+    return module.scales.dtype if scheme and scheme.has_biases else dtype
 
 
 def _dense(module: Linear | Embedding, rows: mx.array) -> Floats:
@@ -194,14 +200,20 @@ def _attention(model: MagistralModel, scheme: KVScheme) -> Iterator[Deviation]:
         keys, values = (plain(mx.concatenate(x, axis=2)) for x in ([k, new_k], [v, new_v]))
         saved = cache.save()
         stored = [_stored(saved, kind, scheme, bits) for kind, bits in _kinds(scheme)]
+        center = plain(saved["center"]) if "center" in saved else np.float32(0)
         some = sorted({0, length // 2, length - 1})
         expected = np.stack(
-            [_attended(plain(q)[:, :, n], keys, values, stored, scheme, held + n) for n in some],
+            [
+                _attended(plain(q)[:, :, n], keys, values, stored, center, scheme, held + n)
+                for n in some
+            ],
             axis=2,
         )
         yield Deviation(f"{length} queries", error_of(y[:, :, some], expected))
         for (kind, bits), packed in zip(_kinds(scheme), stored, strict=True):
-            exact = _rotated(keys if kind == "keys" else values, scheme)
+            exact = _rotated(values, scheme)
+            if kind == "keys":
+                exact = _rotated(keys, scheme) - center
             part = exact[:, :, scheme.first : scheme.first + packed.shape[2]]
             # Rounding to steps of a group's range, about 4.8 deviations of 64 normal values.
             rounding = 4.8 / ((1 << bits) - 1) / math.sqrt(12)
@@ -241,16 +253,25 @@ def _rotated(x: Floats, scheme: KVScheme) -> Floats:
 
 
 def _attended(
-    q: Floats, keys: Floats, values: Floats, stored: list[Floats], scheme: KVScheme, position: int
+    q: Floats,
+    keys: Floats,
+    values: Floats,
+    stored: list[Floats],
+    center: Floats | np.float32,
+    scheme: KVScheme,
+    position: int,
 ) -> Floats:
-    """Attention of the query at `position`, (1, H, D), to the tokens up to its own."""
+    """Attention of the query at `position`, (1, H, D), to the tokens up to its own.
+
+    stored: the tokens that are quantized later, keys less the `center`.
+    """
     group = q.shape[1] // keys.shape[1]
     k, v = keys[:, :, : position + 1], values[:, :, : position + 1]
     if stored:
         q, k, v = (_rotated(x, scheme) for x in (q, k, v))
         packed = slice(scheme.first, scheme.first + scheme.packed(position))
         count = scheme.packed(position)
-        k, v = k.copy(), v.copy()
+        k, v = k - center, v.copy()
         k[:, :, packed], v[:, :, packed] = (x[:, :, :count] for x in stored)
     by_head = q.reshape(k.shape[1], group, -1)
     scores = by_head @ k[0].swapaxes(1, 2) / math.sqrt(q.shape[-1])

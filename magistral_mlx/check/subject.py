@@ -67,8 +67,11 @@ def make_slice(subject: Subject, dtype: mx.Dtype) -> MagistralModel:
     model = MagistralModel(replace(config, text=text, vision=vision), dtype)
     quantize_modules(model, subject.schemes)
     mx.random.seed(0)
-    for module in _modules(model):
-        _randomize(module, dtype)
+    tied = text.tie_word_embeddings
+    for path, module in _modules(model):
+        is_head = path.endswith("embed_tokens" if tied else "lm_head")
+        # As a checkpoint's is loaded (`computes_in_float32` in checkpoint/load.py).
+        _randomize(module, mx.float32 if is_head and module.quantized else dtype)
         mx.eval(module.parameters())
     for name, norm in model.named_modules():
         if name.endswith("norm"):
@@ -110,10 +113,10 @@ def _parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
     return cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))
 
 
-def _modules(model: MagistralModel) -> Iterator[Linear | Embedding]:
-    for _, module in sorted(model.named_modules()):
+def _modules(model: MagistralModel) -> Iterator[tuple[str, Linear | Embedding]]:
+    for path, module in sorted(model.named_modules()):
         if isinstance(module, Linear | Embedding):
-            yield module
+            yield path, module
 
 
 def _randomize(module: Linear | Embedding, dtype: mx.Dtype) -> None:
