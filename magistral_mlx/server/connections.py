@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import resource
 import socket
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -17,7 +19,8 @@ from magistral_mlx.server.error_responses import error_response
 from magistral_mlx.server.errors import APIError, Busy, Unavailable
 
 _FILES = 10_240  # open files that are asked for; macOS allows no more
-_OTHER_FILES = 96  # weights, caches, traces, downloads
+ACCEPTED_AT_ONCE = 32  # connections, before those that are too many are closed
+_OTHER_FILES = 2 * ACCEPTED_AT_ONCE + 64  # and weights, caches, traces, downloads
 _MOST = 4096
 _HEADER_SECONDS = 30.0  # in which a connection must bring the headers of its request
 _BODY_SECONDS = 60.0  # without a byte of a body that has begun
@@ -47,6 +50,24 @@ def raise_file_limit() -> int:
 def most_connections(files: int) -> int:
     """Connections that a process with so many open files may have."""
     return max(8, min(_MOST, files - _OTHER_FILES))
+
+
+class OnceOutOfFiles:
+    """Handler of a loop's exceptions that logs once that the process is out of files.
+
+    asyncio tries to accept again each second, and would log that with a traceback each time.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
+            loop.default_exception_handler(context)
+        elif not self._told:
+            self._told = True
+            _log.error("no connection can be accepted: %s. Raise the limit of open files.", error)
 
 
 def protocol_of(most: int) -> type[BoundedProtocol]:
@@ -124,6 +145,15 @@ class BoundedProtocol(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the connection that has been idle longest, or this one if none is idle."""
+        others = [
+            other
+            for other in self.connections
+            if isinstance(other, BoundedProtocol)
+            and other is not self
+            and not other.transport.is_closing()
+        ]
+        if len(others) < self.most:  # the rest are closed already
+            return
         if not type(self).full:
             type(self).full = True
             _log.warning(
@@ -131,13 +161,9 @@ class BoundedProtocol(H11Protocol):
                 "been idle longest are closed.",
                 self.most,
             )
-        others = [
-            other
-            for other in self.connections
-            if isinstance(other, BoundedProtocol) and other is not self and other.idle
-        ]
-        if others:
-            min(others, key=lambda other: other._idle_since).transport.abort()
+        idle = [other for other in others if other.idle]
+        if idle:
+            min(idle, key=lambda other: other._idle_since).transport.abort()
         else:
             self._refuse(Busy("too many connections are open. Try again later.", 1))
 
@@ -163,7 +189,11 @@ class BoundedProtocol(H11Protocol):
             *answer.headers.items(),
         ]
         for event in (
-            h11.Response(status_code=answer.status, headers=headers),
+            h11.Response(
+                status_code=answer.status,
+                headers=headers,
+                reason=HTTPStatus(answer.status).phrase.encode(),
+            ),
             h11.Data(data=body),
             h11.EndOfMessage(),
         ):

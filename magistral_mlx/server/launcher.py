@@ -16,7 +16,13 @@ from fastapi import FastAPI
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server.app import create_app
-from magistral_mlx.server.connections import most_connections, protocol_of, raise_file_limit
+from magistral_mlx.server.connections import (
+    ACCEPTED_AT_ONCE,
+    OnceOutOfFiles,
+    most_connections,
+    protocol_of,
+    raise_file_limit,
+)
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import OLLAMA_PORT, Settings
 
@@ -77,6 +83,7 @@ def uvicorn_config(app: FastAPI, grace: float, connections: int | None = None) -
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_CONNECTION,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=_timeout(grace),
     )
 
@@ -157,7 +164,10 @@ class _Server(uvicorn.Server):
         self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(OnceOutOfFiles())
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # uvicorn's is what is accepted at once
         self._tasks.append(asyncio.create_task(self._wait_for_model()))
 
     async def _wait_for_model(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import gzip
 import json
 import logging
@@ -17,7 +19,7 @@ from backports import zstd
 from pydantic import BaseModel
 
 from magistral_mlx.server import connections
-from magistral_mlx.server.connections import most_connections, raise_file_limit
+from magistral_mlx.server.connections import OnceOutOfFiles, most_connections, raise_file_limit
 from magistral_mlx.server.settings import Limits, Settings
 from magistral_mlx.server.sse import json_text
 from tests.serving import CHAT, Server, live_server
@@ -55,6 +57,15 @@ def test_a_client_that_closes_its_side_gets_its_answer(server: Server, stream: b
     head, _, body = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
     assert b"[DONE]" in body if stream else b'"content":"122"' in body
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server closes the connection, or has."""
+    client.settimeout(60)
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def zipped(data: bytes) -> bytes:
@@ -150,7 +161,7 @@ def test_idle_connections_make_room_and_are_told_of_once(
         try:
             for _ in range(3):
                 assert small.get("/health")[0] == 200
-            assert len(small.service.settings.models) == 1
+            assert all(is_closed(client) for client in clients[:20])
         finally:
             for client in clients:
                 client.close()
@@ -203,6 +214,21 @@ def test_the_limit_of_open_files_is_raised(
     monkeypatch.setattr(resource, "setrlimit", set_limit)
     assert raise_file_limit() == asked
     assert 8 <= most_connections(asked) < asked
+
+
+def test_being_out_of_files_is_logged_once(caplog: pytest.LogCaptureFixture):
+    loop, others = asyncio.new_event_loop(), []
+    loop.default_exception_handler = others.append  # type: ignore[method-assign]
+    handler = OnceOutOfFiles()
+    for number in (errno.EMFILE, errno.EMFILE, errno.ENFILE):
+        handler(loop, {"message": "accept", "exception": OSError(number, "Too many open files")})
+    handler(loop, {"message": "other", "exception": ValueError()})
+    loop.close()
+    assert [record.message for record in caplog.records] == [
+        f"no connection can be accepted: [Errno {errno.EMFILE}] Too many open files. Raise the "
+        "limit of open files."
+    ]
+    assert [context["message"] for context in others] == ["other"]
 
 
 class Piece(BaseModel):
