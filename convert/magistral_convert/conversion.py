@@ -13,6 +13,7 @@ from typing import Any
 from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.calibration.facts import METADATA, CalibrationFacts
 from magistral_convert.calibration.files import in_layer_order, most_at_once
+from magistral_convert.calibration.memory import peak_bytes
 from magistral_convert.calibration.text import (
     HELD_OUT,
     SEQUENCE,
@@ -31,9 +32,10 @@ from magistral_convert.staging import StagingFolder, staging_path
 from magistral_convert.target import check_target, target_path
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import InvalidOption
+from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.hub.adapters import locate_adapter
+from magistral_mlx.memory.machine import this_machine
 
 _FORMAT = 1  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
@@ -62,6 +64,21 @@ class Conversion:
             if not self.options.keep_source:
                 downloads = min(downloads, 1) * most_at_once(self.plan)
         return [(self.target, output), (place, downloads)]
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Most memory that arrays take; None without calibration, which takes a few blocks."""
+        if not self.calibrates:
+            return None
+        from magistral_mlx.backend import backend
+
+        return peak_bytes(
+            self.plan,
+            self.source.checkpoint.config.text,
+            self.options.calibration_tokens,
+            float_bytes=backend().dtype.size,
+            compensates=self.options.method == "gptq",
+        )
 
     @property
     def _states_bytes(self) -> int:
@@ -150,14 +167,21 @@ def convert(
 
 
 def check(conversion: Conversion) -> None:
-    """Check the target and the free disk space before the conversion.
+    """Check the target, the free disk space and the memory before the conversion.
 
     Raises:
         TargetExists, InvalidOption: see `check_target`.
         StorageError: too little disk space.
+        OutOfMemory: calibration needs more memory than there is.
     """
     check_target(conversion.target, conversion.source.folder, force=conversion.options.force)
     check_free_space(conversion.space_needed)
+    peak, most = conversion.peak_bytes, this_machine().limit
+    if peak is not None and peak > most:
+        raise OutOfMemory(
+            f"calibration takes {peak / 1e9:.1f} GB of memory, and {most / 1e9:.1f} GB may be used "
+            "here. Give --method search if it was gptq, or --calibration none."
+        )
 
 
 def run(conversion: Conversion, on_progress: OnConversionProgress | None = None) -> Path:

@@ -62,6 +62,8 @@ def print_plan(conversion: Conversion) -> None:
         console.print()
         print_wide(_types(plan))
     console.print(f"\nOutput: {conversion.target}, {len(plan.shards)} file(s)")
+    if (peak := conversion.peak_bytes) is not None:
+        console.print(f"Memory: {_gb(peak)} at most, calibrating")
     for place, needed, free in _room(conversion):
         console.print(f"Disk:   {_gb(needed)} needed, {_gb(free)} free at {place}")
 
@@ -124,6 +126,8 @@ def print_json(
         ]
     else:
         figures["seconds"] = seconds
+    if (peak := conversion.peak_bytes) is not None:
+        figures["peak_bytes"] = peak
     if quality is not None:
         figures["quality"] = quality.as_dict()
     if address is not None:

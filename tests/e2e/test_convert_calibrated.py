@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magistral_convert import ConvertOptions, convert, prepare
+from benchmarks.sparse import write_sparse_checkpoint
+from magistral_convert import ConvertOptions, convert, prepare, run
 from magistral_convert.calibration import text
+from magistral_convert.calibration.memory import peak_bytes
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
@@ -116,3 +118,31 @@ def test_bad_text_leaves_nothing_behind(source: Path, tmp_path: Path):
     with pytest.raises(InvalidOption, match=r"none\.txt cannot be read"):
         convert(source, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["search", "gptq"])
+def test_memory_stays_within_the_plan(method: str, tmp_path: Path):
+    config = tiny_config(vision=False, layers=1, hidden_size=256, intermediate_size=1024)
+    folder = write_hf_checkpoint(tmp_path / "source", config=config)
+    options = ConvertOptions(calibration=("default",), calibration_tokens=512, method=method)
+    conversion = prepare(folder, tmp_path / "out", options)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    run(conversion)
+    used = mx.get_peak_memory() - before
+    assert conversion.peak_bytes is not None
+    assert used <= conversion.peak_bytes
+
+
+def test_the_full_size_model_is_calibrated_within_six_gigabytes(tmp_path: Path):
+    """On a GPU, where values have two bytes; nothing is converted."""
+    folder = write_sparse_checkpoint(tmp_path / "full")
+    for method in ("search", "gptq"):
+        options = ConvertOptions(calibration=("default",), method=method)
+        conversion = prepare(folder, tmp_path / "out", options)
+        config = conversion.source.checkpoint.config.text
+        peak = peak_bytes(
+            conversion.plan, config, 16_384, float_bytes=2, compensates=method == "gptq"
+        )
+        assert 2e9 < peak < 6e9

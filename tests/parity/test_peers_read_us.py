@@ -33,6 +33,7 @@ CASES = {
     "vision too": ("classic", ConvertOptions(quantize_vision=True)),
     "vision in small groups": ("new", ConvertOptions(quantize_vision=True, group_size=32, bits=6)),
     "mixed": ("new", ConvertOptions(recipe="4bit-plus", quantize_vision=True)),
+    "calibrated": ("classic", ConvertOptions(calibration=("default",), calibration_tokens=512)),
     "mxfp4": ("classic", ConvertOptions(mode="mxfp4", quantize_vision=True)),
     "nvfp4": ("classic", ConvertOptions(mode="nvfp4")),
     "from Mistral's layout": ("mistral", ConvertOptions(bits=8)),

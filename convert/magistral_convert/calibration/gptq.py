@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from magistral_convert.calibration.memory import PRODUCT_COLUMNS
 from magistral_convert.calibration.search import Packed, fit, group_importance, pack
 from magistral_mlx.backend import mx
 from magistral_mlx.quantization import Quantization
 
-BLOCK = 8192  # columns whose products are kept together
 _STEP = 32  # columns between two updates of all that follow
 _DAMPING = 0.01  # share of the mean diagonal that is added to it
 
@@ -38,7 +38,10 @@ class Factor:
 
 def blocks(columns: int) -> list[slice]:
     """Return the blocks of columns that products are kept for."""
-    return [slice(start, min(start + BLOCK, columns)) for start in range(0, columns, BLOCK)]
+    return [
+        slice(start, min(start + PRODUCT_COLUMNS, columns))
+        for start in range(0, columns, PRODUCT_COLUMNS)
+    ]
 
 
 def factorize(products: Floats) -> Factor:

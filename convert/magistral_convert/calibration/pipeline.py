@@ -23,6 +23,7 @@ from magistral_convert.calibration.facts import Quality
 from magistral_convert.calibration.files import SourceFiles, by_layer
 from magistral_convert.calibration.gptq import Factor, compensate, factorize
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass
+from magistral_convert.calibration.memory import BATCH_TOKENS
 from magistral_convert.calibration.quality import compare
 from magistral_convert.calibration.search import search
 from magistral_convert.calibration.states import HiddenStates, SavedStates
@@ -48,7 +49,6 @@ from magistral_mlx.config import ModelConfig
 Importance = dict[str, mx.array]  # tensor -> (columns,) float32
 Factors = dict[str, list[Factor]]  # tensor -> of each block of columns
 
-_BATCH_TOKENS = 2048  # that run through a layer at once
 _COMPENSATED_BYTES = 32 << 20  # of the source: its columns go one by one
 _NORM = LANGUAGE + "model.norm.weight"
 
@@ -196,7 +196,7 @@ class _Calibrated:
         self, h: mx.array, weights: dict[str, mx.array], statistics: InputStatistics | None = None
     ) -> mx.array:
         """Run sequences (S, L, D) through a layer, a few at a time."""
-        step = max(1, _BATCH_TOKENS // h.shape[1])
+        step = max(1, BATCH_TOKENS // h.shape[1])
         outputs = []
         for start in range(0, len(h), step):
             on_input = statistics.add if statistics else None

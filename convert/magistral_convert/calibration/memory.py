@@ -1,0 +1,71 @@
+"""Peak memory of a calibrated conversion: arithmetic over shapes.
+
+Beside the hidden states it is the largest of these: the weights of a layer, original or written,
+while text runs through them and statistics are gathered; its products while they are factorized;
+blocks that are being searched; the original head and the written one.
+"""
+
+from __future__ import annotations
+
+from magistral_convert.calibration.files import Unit, by_layer
+from magistral_convert.calibration.text import HELD_OUT, SEQUENCE
+from magistral_convert.plan import ConversionPlan
+from magistral_convert.recipe import layer_of
+from magistral_mlx.config import TextConfig
+
+BATCH_TOKENS = 2048  # that run through a layer at once
+PRODUCT_COLUMNS = 8192  # columns whose products are kept together
+LOGITS_ROWS = 128  # tokens whose logits are in memory at once
+_SEARCH = 512 << 20  # blocks of the worker threads, searched at once
+_BLOCKS = 64 << 20  # of a tensor that is being read
+_F32, _F64 = 4, 8
+
+
+def peak_bytes(
+    plan: ConversionPlan, config: TextConfig, tokens: int, *, float_bytes: int, compensates: bool
+) -> int:
+    """Return the most bytes of arrays at any one time.
+
+    Args:
+        tokens: of calibration text.
+        float_bytes: of a value while computing, 2 on a GPU and 4 on a CPU.
+    """
+    layers = [unit for unit in by_layer(plan) if layer_of(unit[0].name) is not None]
+    every = [_of_layer(unit, float_bytes, compensates=compensates) for unit in layers]
+    head = _of_head(config, float_bytes)
+    return _states(config, tokens, float_bytes) + max([*every, head])
+
+
+def _states(config: TextConfig, tokens: int, float_bytes: int) -> int:
+    """Hidden states before and after a layer."""
+    sequences = max(1, tokens // SEQUENCE) + 2 * HELD_OUT
+    return 2 * sequences * SEQUENCE * config.hidden_size * float_bytes
+
+
+def _of_layer(unit: Unit, float_bytes: int, *, compensates: bool) -> int:
+    sizes = [tensor.rows * tensor.columns for tensor in unit]
+    columns = [tensor.columns for tensor in unit if tensor.rows > 1]
+    weights, largest = sum(sizes) * float_bytes, max(sizes)
+    widest = max(columns)
+    # Gate, up and their product, and the squares of an input in float32.
+    running = BATCH_TOKENS * widest * (4 * float_bytes + 2 * _F32)
+    products = _products(columns) if compensates else 0
+    block = min(widest, PRODUCT_COLUMNS)
+    factors = 2 * products + 4 * _F64 * block**2 if compensates else 0
+    reading = largest * float_bytes + _BLOCKS
+    return max(weights + reading + running + products, factors, products + _SEARCH)
+
+
+def _products(columns: list[int]) -> int:
+    """Products of the inputs of a layer, by blocks along the diagonal."""
+    total = 0
+    for width in columns:
+        whole, rest = divmod(width, PRODUCT_COLUMNS)
+        total += whole * PRODUCT_COLUMNS**2 + rest**2
+    return total * _F32
+
+
+def _of_head(config: TextConfig, float_bytes: int) -> int:
+    """The original head, the written one while it is put together, and some rows of logits."""
+    logits = 6 * LOGITS_ROWS * config.vocab_size * _F32
+    return 3 * config.vocab_size * config.hidden_size * float_bytes + logits + _BLOCKS
