@@ -102,6 +102,8 @@ def _describe(options: ConvertOptions) -> str:
     scheme = options.scheme
     if scheme is None:
         return "bfloat16"
+    if options.has_target:
+        return f"2 to 8 bits, chosen for each matrix; groups of {scheme.group_size}"
     if options.recipe == "4bit-plus":
         return (
             f"4 bits, groups of {scheme.group_size}; 6 bits in the head and in the value and down "

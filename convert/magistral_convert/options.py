@@ -58,8 +58,10 @@ class ConvertOptions:
     the one found beside it. Mode "none" writes bfloat16 from any source. `calibration` names text
     files, with "default" for the text that ships; ("none",) leaves scales to MLX, and None
     calibrates where the backend is a GPU. At most `calibration_tokens` of the text are used.
-    `method` "gptq" compensates errors as well, and calibrates on any backend. `adapter` is a
-    LoRA adapter, a folder or a repository, that becomes part of the weights.
+    `method` "gptq" compensates errors as well, and calibrates on any backend. `target_size`, in
+    bytes of all weights, or `target_bits`, the mean of the decoder's matrices with their scales,
+    chooses the bits of each matrix by its measured sensitivity. `adapter` is a LoRA adapter, a
+    folder or a repository, that becomes part of the weights.
 
     Raises:
         InvalidOption: a value that is not allowed, or two that conflict.
@@ -79,6 +81,8 @@ class ConvertOptions:
     calibration_tokens: int = 16_384
     method: str = "search"
     adapter: str | None = None
+    target_size: int | None = None
+    target_bits: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--mode", self.mode, MODES)
@@ -90,6 +94,7 @@ class ConvertOptions:
         else:
             _check_choice("--group-size", self.group_size, (None, *AFFINE_GROUP_SIZES))
         self._check_recipe()
+        self._check_target()
         self._check_calibration()
 
     @property
@@ -97,12 +102,18 @@ class ConvertOptions:
         """Whether to calibrate what can be; None leaves it to the backend."""
         if self.mode != "affine" or self.calibration == (UNCALIBRATED,):
             return False
-        return True if self.calibration or self.method != METHODS[0] else None
+        asked = self.calibration or self.method != METHODS[0] or self.has_target
+        return True if asked else None
+
+    @property
+    def has_target(self) -> bool:
+        """Whether bits are chosen for each matrix, to a size."""
+        return self.target_size is not None or self.target_bits is not None
 
     @property
     def asks_to_quantize(self) -> bool:
         """Whether a way to quantize was asked for, rather than left to the defaults."""
-        asked = (self.bits, self.group_size, self.recipe)
+        asked = (self.bits, self.group_size, self.recipe, self.target_size, self.target_bits)
         return self.mode in FIXED_MODES or any(asked) or self.quantize_vision
 
     @property
@@ -120,6 +131,10 @@ class ConvertOptions:
         if scheme is None:
             return "-".join([*self.adapted, "bf16"])
         parts = [f"{scheme.bits}bit" if scheme.mode == "affine" else scheme.mode]
+        if self.target_size is not None:
+            parts = [f"{self.target_size / 1e9:.4g}gb"]
+        elif self.target_bits is not None:
+            parts = [f"{self.target_bits:.4g}bits"]
         if self.recipe == "4bit-plus":
             parts = [self.recipe]
         if scheme.mode == "affine" and scheme.group_size != _GROUP_SIZE:
@@ -156,6 +171,29 @@ class ConvertOptions:
                     f"--mode {self.mode} means {bits} bits and groups of {group_size}, so "
                     f"{option} {asked} contradicts it. Leave {option} out, or use --mode affine."
                 )
+
+    def _check_target(self) -> None:
+        if not self.has_target:
+            return
+        name = "--target-bits" if self.target_size is None else "--target-size"
+        for other, given in (
+            ("--bits", self.bits),
+            ("--recipe", self.recipe),
+            ("--target-bits", self.target_bits if self.target_size is not None else None),
+            (f"--mode {self.mode}", self.mode if self.mode != "affine" else None),
+            ("--calibration none", True if self.calibration == (UNCALIBRATED,) else None),
+        ):
+            if given is not None:
+                raise InvalidOption(
+                    f"{name} chooses the bits of each matrix by calibration, which {other} "
+                    "contradicts. Leave one of the two out."
+                )
+        least, most = AFFINE_BITS[0], AFFINE_BITS[-1] + 1
+        if self.target_bits is not None and not least < self.target_bits < most:
+            raise InvalidOption(
+                f"--target-bits {self.target_bits:g} is not possible. Give a mean between {least} "
+                f"and {most}, scales included, such as 4.25."
+            )
 
     def _check_calibration(self) -> None:
         _check_choice("--method", self.method, METHODS)

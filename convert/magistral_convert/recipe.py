@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from magistral_convert.options import ConvertOptions
 from magistral_mlx.checkpoint.names import LANGUAGE
@@ -14,6 +15,7 @@ from magistral_mlx.quantization import AFFINE_GROUP_SIZES, Quantization
 _HIGH_BITS = 6
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 EMBEDDING = LANGUAGE + "model.embed_tokens.weight"
+NORM = LANGUAGE + "model.norm.weight"
 HEAD = LANGUAGE + "lm_head.weight"
 
 
@@ -24,6 +26,7 @@ class Recipe:
     `base` is that of every matrix of the decoder (of the vision tower and projector too with
     `quantize_vision`). `high`, where it is not None, is that of the most sensitive matrices: the
     head, and the value and down projections of some layers. Without a base nothing is quantized.
+    `chosen` holds those that were chosen for a size, by name.
     `keeps_floats` leaves what a quantized source has in floating point as it is.
     """
 
@@ -33,6 +36,7 @@ class Recipe:
     tied: bool
     quantize_vision: bool
     keeps_floats: bool = False
+    chosen: Mapping[str, Quantization] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: ConvertOptions, config: ModelConfig) -> Recipe:
@@ -65,6 +69,7 @@ class Recipe:
         if not (self.quantize_vision or name.startswith(LANGUAGE)):
             return None
         chosen = self.high if self.high and self._is_sensitive(name) else self.base
+        chosen = self.chosen.get(name, chosen)
         if chosen.fits(shape):
             return chosen
         fitting = [size for size in AFFINE_GROUP_SIZES if Quantization(4, size).fits(shape)]

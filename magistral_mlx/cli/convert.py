@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.params import FILE, MODEL, Value, command, option
+from magistral_mlx.cli.params import FILE, MODEL, SIZE, Value, command, option
 from magistral_mlx.option_spec import Choice
 
 if TYPE_CHECKING:
@@ -97,6 +97,21 @@ def _choice(*values: object) -> Value:
     help="gptq also compensates each error in the columns that follow; slower, and nearer to the "
     "original.  [default: search]",
 )
+@option(
+    "--target-size",
+    type=SIZE(),
+    metavar="SIZE",
+    section="Quantization",
+    help="Choose 2 to 8 bits for each matrix, by what its error costs, to this size of all "
+    "weights, as in 12.5GB.",
+)
+@option(
+    "--target-bits",
+    type=float,
+    metavar="BITS",
+    section="Quantization",
+    help="The same, to these mean bits of a weight, scales included, as in 4.25.",
+)
 @option("--dry-run", is_flag=True, help="Show sizes and the disk needed, and stop.")
 @option("--force", is_flag=True, help="Replace an earlier conversion, when the new is done.")
 @option("--keep-source", is_flag=True, help="Keep what is downloaded, in the hub's cache.")
@@ -144,6 +159,8 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
         calibration=asked["calibration"] or None,
         method=asked["method"],
         adapter=asked["adapter"],
+        target_size=asked["target_size"],
+        target_bits=asked["target_bits"],
     )
     if asked["upload"]:
         require_repo(asked["upload"])

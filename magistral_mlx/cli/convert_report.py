@@ -61,11 +61,27 @@ def print_plan(conversion: Conversion) -> None:
     if shows_types(conversion):
         console.print()
         print_wide(_types(plan))
+    if conversion.options.has_target:
+        console.print()
+        print_wide(_bits(plan))
     console.print(f"\nOutput: {conversion.target}, {len(plan.shards)} file(s)")
     if (peak := conversion.peak_bytes) is not None:
         console.print(f"Memory: {_gb(peak)} at most, calibrating")
     for place, needed, free in _room(conversion):
         console.print(f"Disk:   {_gb(needed)} needed, {_gb(free)} free at {place}")
+
+
+def _bits(plan: ConversionPlan) -> Table:
+    """Return a table of the bits of each matrix, by layer."""
+    table = Table("matrix", "bits, by layer", box=None, pad_edge=False)
+    found: dict[str, list[str]] = {}
+    for tensor in plan.tensors:
+        if tensor.scheme:
+            name = tensor.name.removesuffix(".weight").rpartition(".")[2]
+            found.setdefault(name, []).append(str(tensor.scheme.bits))
+    for name, bits in found.items():
+        table.add_row(name, " ".join(bits))
+    return table
 
 
 def shows_types(conversion: Conversion) -> bool:
@@ -126,6 +142,8 @@ def print_json(
         ]
     else:
         figures["seconds"] = seconds
+    if conversion.options.has_target:
+        figures["bits"] = {t.name: t.scheme.bits for t in plan.tensors if t.scheme}
     if (peak := conversion.peak_bytes) is not None:
         figures["peak_bytes"] = peak
     if quality is not None:

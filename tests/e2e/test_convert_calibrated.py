@@ -146,3 +146,21 @@ def test_the_full_size_model_is_calibrated_within_six_gigabytes(tmp_path: Path):
             conversion.plan, config, 16_384, float_bytes=2, compensates=method == "gptq"
         )
         assert 2e9 < peak < 6e9
+
+
+def test_a_target_chooses_bits_by_what_errors_cost(source: Path, tmp_path: Path):
+    asked = ConvertOptions(target_bits=4.0, calibration_tokens=TOKENS)
+    folder = convert(source, tmp_path / "out", asked)
+    checkpoint = Checkpoint.open(folder)
+    bits = {scheme.bits for scheme in checkpoint.quantized.values()}
+    assert len(bits) > 1
+    plan = prepare(source, tmp_path / "other", asked).plan
+    matrices = [tensor for tensor in plan.tensors if tensor.scheme]
+    weights = sum(tensor.rows * tensor.columns for tensor in matrices)
+    mean = 8 * sum(tensor.nbytes for tensor in matrices) / weights
+    assert 3.7 < mean <= 4.0
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    larger = ConvertOptions(target_size=size + 2 * 10**6, calibration_tokens=TOKENS)
+    assert prepare(source, tmp_path / "larger", larger).plan.output_bytes <= larger.target_size
+    with pytest.raises(InvalidOption, match="smaller than all matrices at 2 bits"):
+        prepare(source, tmp_path / "least", ConvertOptions(target_size=1000))

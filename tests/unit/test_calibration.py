@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from magistral_convert.calibration.allocation import Choice, allocate
 from magistral_convert.calibration.gptq import blocks, compensate, factorize
 from magistral_convert.calibration.layers import InputStatistics
 from magistral_convert.calibration.search import search
@@ -93,6 +94,36 @@ def test_products_are_kept_for_blocks_of_columns():
     assert blocks(32768) == [slice(n, n + 8192) for n in range(0, 32768, 8192)]
 
 
+# Sizes
+
+
+def choices(*costs: float) -> list[Choice]:
+    """Choices of 100, 200, … bytes."""
+    return [
+        Choice(Quantization(bits), 100 * (n + 1), cost)
+        for n, (bits, cost) in enumerate(zip(AFFINE_BITS, costs, strict=False))
+    ]
+
+
+def test_bytes_go_where_they_save_most():
+    found = allocate({"loud": choices(9, 3, 1), "quiet": choices(2, 1.5, 1.4)}, 400)
+    assert {name: choice.nbytes for name, choice in found.items()} == {"loud": 300, "quiet": 100}
+
+
+def test_a_step_that_saves_nothing_is_passed_over():
+    found = allocate({"odd": choices(9, 9.5, 1), "even": choices(5, 4.9)}, 400)
+    assert found["odd"].nbytes == 300
+
+
+def test_a_budget_is_never_passed_and_too_small_a_one_is_refused():
+    rng = np.random.default_rng(0)
+    many = {str(n): choices(*sorted(rng.random(6), reverse=True)) for n in range(20)}
+    for budget in (2000, 3333, 6010, 10**6):
+        assert sum(choice.nbytes for choice in allocate(many, budget).values()) <= budget
+    with pytest.raises(ValueError, match="do not fit"):
+        allocate(many, 1999)
+
+
 # Text
 
 
@@ -173,6 +204,10 @@ def test_a_tokenizer_of_another_model_is_refused():
         ({"calibration": ("default",), "mode": "none"}, "--mode none has none"),
         ({"calibration": ("none",), "method": "gptq"}, "--calibration none does without"),
         ({"method": "gptq", "mode": "nvfp4"}, "--mode nvfp4 does without"),
+        ({"target_bits": 4.25, "bits": 4}, "which --bits contradicts"),
+        ({"target_size": 10**9, "target_bits": 4.0}, "which --target-bits contradicts"),
+        ({"target_size": 10**9, "mode": "mxfp8"}, "which --mode mxfp8 contradicts"),
+        ({"target_bits": 1.5}, "between 2 and 9"),
         ({"method": "awq"}, "Choose one of search, gptq"),
     ],
 )

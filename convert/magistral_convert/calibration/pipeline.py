@@ -27,7 +27,11 @@ from magistral_convert.calibration.memory import BATCH_TOKENS
 from magistral_convert.calibration.quality import compare
 from magistral_convert.calibration.search import search
 from magistral_convert.calibration.states import HiddenStates, SavedStates
-from magistral_convert.calibration.tensors import READ_BYTES, TensorReader
+from magistral_convert.calibration.tensors import (
+    READ_BYTES,
+    WrittenTensors,
+    read_original,
+)
 from magistral_convert.calibration.text import CalibrationText
 from magistral_convert.options import OnConversionProgress
 from magistral_convert.pipeline import (
@@ -38,7 +42,7 @@ from magistral_convert.pipeline import (
 )
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.quantize import encode_arrays, to_bfloat16
-from magistral_convert.recipe import EMBEDDING, HEAD
+from magistral_convert.recipe import EMBEDDING, HEAD, NORM
 from magistral_convert.source_rows import Rows, block_rows, read_rows
 from magistral_convert.staging import StagingFolder
 from magistral_convert.verify import verify_searched
@@ -50,7 +54,6 @@ Importance = dict[str, mx.array]  # tensor -> (columns,) float32
 Factors = dict[str, list[Factor]]  # tensor -> of each block of columns
 
 _COMPENSATED_BYTES = 32 << 20  # of the source: its columns go one by one
-_NORM = LANGUAGE + "model.norm.weight"
 
 
 def run(
@@ -107,7 +110,8 @@ class _Calibrated:
         self._numbers = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
         self._pass = LayerPass(config.text)
         self._saved = SavedStates(work.path / "calibration")
-        self._read = TensorReader(work, backend().dtype)
+        self._dtype = backend().dtype
+        self._written = WrittenTensors(work, self._dtype)
         self._states: HiddenStates | None = None
 
     # The embedding
@@ -120,10 +124,10 @@ class _Calibrated:
         (unit, *_) = self._units
         (embedding,) = unit
         tied = self._config.text.tie_word_embeddings
-        norm = self._tensors[_NORM if tied else _layer_name(0, "input_layernorm")]
+        norm = self._tensors[NORM if tied else _layer_name(0, "input_layernorm")]
         files.open([embedding, norm])
         # What multiplies it next: the norm before the head, or before the first layer.
-        gain = self._read.original(norm).astype(mx.float32)
+        gain = read_original(norm, self._dtype).astype(mx.float32)
         self._convert(unit, {embedding.name: gain * gain})
         original = self._embed(embedding, written=False, tokens=self._text.held_out)
         self._states = HiddenStates(
@@ -145,7 +149,7 @@ class _Calibrated:
             if first == last:
                 continue
             rows = (
-                self._read.written(embedding, start, stop)
+                self._written.read(embedding, start, stop)
                 if written
                 else to_bfloat16(read_rows(embedding, start, stop)).astype(mx.float32)
             )
@@ -167,7 +171,7 @@ class _Calibrated:
         assert states is not None
         unit = self._units[layer + 1]
         files.open(unit)
-        original = {_part(tensor.name): self._read.original(tensor) for tensor in unit}
+        original = {_part(tensor.name): read_original(tensor, self._dtype) for tensor in unit}
         states.original = self._run(states.original, original)
         importance: Importance = {}
         factors: Factors = {}
@@ -185,7 +189,7 @@ class _Calibrated:
             mx.eval(importance)
         del original
         self._convert(unit, importance, factors)
-        written = {_part(tensor.name): self._read.written(tensor) for tensor in unit}
+        written = {_part(tensor.name): self._written.read(tensor) for tensor in unit}
         states.calibration = self._run(states.calibration, written)
         states.held_out = self._run(states.held_out, written)
         self._saved.save(layer + 1, states)
@@ -218,7 +222,7 @@ class _Calibrated:
         head = self._tensors.get(HEAD, self._tensors[EMBEDDING])
         files.open([*rest, head])
         config = self._config.text
-        gain = self._read.original(self._tensors[_NORM])
+        gain = read_original(self._tensors[NORM], self._dtype)
 
         def normed(h: mx.array) -> mx.array:
             return mx.fast.rms_norm(h.reshape(-1, h.shape[-1]), gain, config.rms_norm_eps)
@@ -234,8 +238,8 @@ class _Calibrated:
         self, head: TensorConversion
     ) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
         """Return the products with the original and the written head."""
-        original = self._read.original(head)
-        written = self._read.written(head)
+        original = read_original(head, self._dtype)
+        written = self._written.read(head)
         mx.eval(original, written)
         return (lambda x: x @ original.T), (lambda x: x @ written.T)
 

@@ -1,0 +1,145 @@
+"""What quantizing each matrix costs, measured in one pass over the original weights.
+
+The cost of a matrix at some bits is the energy of its error as a share of the residual stream that
+it is added to: the squared error of sampled rows, weighted by the mean squares of the input
+columns, as a share of their weighted squares, times the share that the output of its block has in
+the stream. For the head and the embedding that share is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from magistral_convert.calibration.allocation import Choice
+from magistral_convert.calibration.files import SourceFiles, by_layer
+from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass, Weights
+from magistral_convert.calibration.memory import BATCH_TOKENS
+from magistral_convert.calibration.search import search
+from magistral_convert.calibration.tensors import read_original, read_sample
+from magistral_convert.plan import ConversionPlan, TensorConversion
+from magistral_convert.recipe import HEAD, NORM, layer_of
+from magistral_mlx.backend import backend, mx
+from magistral_mlx.config import TextConfig
+from magistral_mlx.quantization import AFFINE_BITS, Quantization
+
+Choices = dict[str, list[Choice]]
+
+TOKENS = 2048  # of calibration text
+_ROWS = 64  # of a matrix that are quantized to see the error
+
+
+def measure(
+    plan: ConversionPlan,
+    config: TextConfig,
+    tokens: np.ndarray,
+    group_size: int,
+    *,
+    fetch: Callable[[Path], None],
+) -> Choices:
+    """Return the choices of each quantized matrix of the decoder.
+
+    Args:
+        plan: in layer order.
+        tokens: (S, L); TOKENS of them are used.
+    """
+    dtype = backend().dtype
+    tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
+    units = by_layer(plan)
+    files = SourceFiles(plan, fetch, lambda file: None)
+    files.open(units[0])
+    (embedding,) = units[0]
+    wanted, places = np.unique(tokens, return_inverse=True)
+    rows = read_original(embedding, dtype)[mx.array(wanted)]
+    h = rows[mx.array(places.reshape(tokens.shape))]
+    mx.eval(h)
+    choices: Choices = {}
+    ones = mx.ones(embedding.columns)
+    _add(choices, embedding, ones, 1.0, group_size)
+    run = LayerPass(config)
+    for unit in units[1:]:
+        if layer_of(unit[0].name) is None:
+            continue
+        files.open(unit)
+        weights = {_part(t.name): read_original(t, dtype) for t in unit}
+        h, statistics, shares = _through(run, h, weights)
+        for name, members in SHARED_INPUTS.items():
+            squares = statistics.mean_squares(name)
+            for tensor in unit:
+                if _part(tensor.name) in members:
+                    share = shares[_part(tensor.name).partition(".")[0]]
+                    _add(choices, tensor, squares, share, group_size)
+        del weights
+        mx.clear_cache()
+    for tensor in units[-1]:
+        if tensor.name == HEAD:
+            files.open(units[-1])
+            gain = read_original(next(t for t in units[-1] if t.name == NORM), dtype)
+            statistics = InputStatistics()
+            statistics.add(HEAD, mx.fast.rms_norm(h, gain, config.rms_norm_eps))
+            _add(choices, tensor, statistics.mean_squares(HEAD), 1.0, group_size)
+    return choices
+
+
+def _through(
+    run: LayerPass, h: mx.array, weights: Weights
+) -> tuple[mx.array, InputStatistics, dict[str, float]]:
+    """Run sequences (S, L, D) through a layer.
+
+    Returns:
+        the outputs, the statistics of the inputs, and the energy of what each block adds, as a
+        share of that of the outputs.
+    """
+    statistics = InputStatistics()
+    added = {"self_attn": 0.0, "mlp": 0.0}
+    energy, outputs = 0.0, []
+    attended: list[mx.array] = []
+
+    def tell(name: str, x: mx.array) -> None:
+        statistics.add(name, x)
+        if name == "self_attn.o_proj":
+            attended.append(x)
+
+    step = max(1, BATCH_TOKENS // h.shape[1])
+    for start in range(0, len(h), step):
+        before = h[start : start + step]
+        after = run(before, weights, tell)
+        of_attention = attended.pop() @ weights["self_attn.o_proj"].T
+        statistics.evaluate()
+        added["self_attn"] += _energy(of_attention)
+        added["mlp"] += _energy(after - before - of_attention)
+        energy += _energy(after)
+        outputs.append(after)
+    found = mx.concatenate(outputs)
+    mx.eval(found)
+    return found, statistics, {name: value / energy for name, value in added.items()}
+
+
+def _add(
+    choices: Choices, tensor: TensorConversion, squares: mx.array, share: float, group_size: int
+) -> None:
+    if tensor.scheme is None or tensor.is_laid_out:
+        return
+    rows = read_sample(tensor, _ROWS).astype(mx.float32)
+    weight = mx.maximum(squares, 1e-12)
+    total = (mx.square(rows) * weight).sum()
+    found = []
+    for bits in AFFINE_BITS:
+        scheme = Quantization(bits, group_size)
+        parts = search(rows.astype(mx.bfloat16), squares, scheme)
+        back = mx.dequantize(*parts, group_size=group_size, bits=bits).astype(mx.float32)
+        error = (mx.square(back - rows) * weight).sum() / mx.maximum(total, 1e-30)
+        cost = cast(float, error.item()) * share
+        found.append(Choice(scheme, scheme.nbytes((tensor.rows, tensor.columns)), cost))
+    choices[tensor.name] = found
+
+
+def _energy(x: mx.array) -> float:
+    return cast(float, mx.square(x.astype(mx.float32)).sum().item())
+
+
+def _part(name: str) -> str:
+    return name.partition(".layers.")[2].partition(".")[2].removesuffix(".weight")
