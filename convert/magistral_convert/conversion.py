@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from magistral_convert.auxiliary import auxiliary_files
+from magistral_convert.calibration.decisions import calibrates_by, choose_bits, read_text
 from magistral_convert.calibration.facts import METADATA, CalibrationFacts
 from magistral_convert.calibration.files import in_layer_order, most_at_once
 from magistral_convert.calibration.memory import peak_bytes
@@ -19,11 +19,10 @@ from magistral_convert.calibration.text import (
     HELD_OUT,
     SEQUENCE,
     CalibrationText,
-    calibration_text,
 )
 from magistral_convert.card import model_card
 from magistral_convert.disk import allocated_bytes, check_free_space, storage_errors, write_file
-from magistral_convert.fusion import Fusion, fusions
+from magistral_convert.fusion import fusions
 from magistral_convert.options import ConvertOptions, OnConversionProgress
 from magistral_convert.output_format import is_flat, output_config
 from magistral_convert.plan import ConversionPlan, plan_conversion
@@ -33,11 +32,9 @@ from magistral_convert.staging import StagingFolder, staging_path
 from magistral_convert.target import check_target, target_path
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import InvalidOption, OutOfMemory
-from magistral_mlx.hub import find_tokenizer
+from magistral_mlx.errors import OutOfMemory
 from magistral_mlx.hub.adapters import locate_adapter
 from magistral_mlx.memory.machine import this_machine
-from magistral_mlx.quantization import Quantization
 
 _FORMAT = 1  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
@@ -112,67 +109,18 @@ def prepare(
     recipe = Recipe.of(options, model)
     if opened.checkpoint.blocks and not options.asks_to_quantize:
         recipe = replace(recipe, keeps_floats=True)
-    calibrates = _calibrates(opened, recipe, options)
+    calibrates = calibrates_by(opened, recipe, options)
     adapter = None
     if options.adapter is not None:
         adapter = StoredAdapter.open(locate_adapter(options.adapter), model)
     changes = fusions(adapter, model) if adapter else None
     if options.has_target:
-        recipe = replace(recipe, chosen=_choose(opened, recipe, options, changes))
+        recipe = replace(recipe, chosen=choose_bits(opened, recipe, options, changes))
     plan = plan_conversion(opened.checkpoint, recipe, flat=is_flat(raw, model), changes=changes)
     if calibrates:
         plan = in_layer_order(plan, model)
     config = output_config(raw, model, plan.quantization)
     return Conversion(opened, target, options, plan, config, calibrates, adapter)
-
-
-def _choose(
-    source: Source,
-    recipe: Recipe,
-    options: ConvertOptions,
-    changes: Mapping[str, Fusion] | None,
-) -> dict[str, Quantization]:
-    """Choose the bits of each matrix for the size asked for.
-
-    Raises:
-        InvalidOption: the source's weights are not on this machine, or the size is too small.
-    """
-    from magistral_convert.calibration.sizing import choose_schemes
-
-    checkpoint = source.checkpoint
-    if not all(file.exists() for file in checkpoint.files):
-        raise InvalidOption(
-            "a target size needs a first pass over the weights, which are not on this machine. "
-            f"Fetch them first, with `hf download {source.base_model}`, or give --bits."
-        )
-    plan = plan_conversion(checkpoint, recipe, flat=False, changes=changes)
-    plan = in_layer_order(plan, checkpoint.config)
-    text = _read_text(source, options)
-    return choose_schemes(plan, checkpoint.config.text, text, options)
-
-
-def _calibrates(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:
-    """Whether scales are searched: where that was asked for, or the backend is a GPU.
-
-    Raises:
-        InvalidOption: it was asked for, and the source is quantized already.
-    """
-    asked = options.calibrates
-    if asked is False or recipe.base is None:
-        return False
-    checkpoint = source.checkpoint
-    if checkpoint.blocks:
-        if asked:
-            raise InvalidOption(
-                "--calibration goes with weights that are not quantized, and a GGUF file's are "
-                "laid out as they are. Leave --calibration out, or convert the original weights."
-            )
-        return False
-    if asked is None:
-        from magistral_mlx.backend import backend
-
-        return backend().name != "cpu"
-    return True
 
 
 def convert(
@@ -221,7 +169,7 @@ def run(conversion: Conversion, on_progress: OnConversionProgress | None = None)
     source, target, options = conversion.source, conversion.target, conversion.options
     check(conversion)
     files = auxiliary_files(source.folder, options.tokenizer)
-    text = _read_text(source, options) if conversion.calibrates else None
+    text = read_text(source, options) if conversion.calibrates else None
     facts = None
     with StagingFolder(target, conversion.plan, _identity(conversion, text)) as work:
 
@@ -252,15 +200,6 @@ def run(conversion: Conversion, on_progress: OnConversionProgress | None = None)
         Checkpoint.open(work.model)  # as the loader will
         work.publish(force=options.force)
     return target
-
-
-def _read_text(source: Source, options: ConvertOptions) -> CalibrationText:
-    return calibration_text(
-        options.calibration or (),
-        find_tokenizer(source.folder, options.tokenizer),
-        source.checkpoint.config.text.vocab_size,
-        options.calibration_tokens,
-    )
 
 
 def _write_auxiliary(

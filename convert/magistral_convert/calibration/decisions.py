@@ -1,0 +1,79 @@
+"""What the options mean for one source: whether it is calibrated, with what text and bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from magistral_convert.calibration.files import in_layer_order
+from magistral_convert.calibration.text import CalibrationText, calibration_text
+from magistral_convert.fusion import Fusion
+from magistral_convert.options import ConvertOptions
+from magistral_convert.plan import plan_conversion
+from magistral_convert.recipe import Recipe
+from magistral_convert.source import Source
+from magistral_mlx.errors import InvalidOption
+from magistral_mlx.hub import find_tokenizer
+from magistral_mlx.quantization import Quantization
+
+
+def choose_bits(
+    source: Source,
+    recipe: Recipe,
+    options: ConvertOptions,
+    changes: Mapping[str, Fusion] | None,
+) -> dict[str, Quantization]:
+    """Choose the bits of each matrix for the size asked for.
+
+    Raises:
+        InvalidOption: the source's weights are not on this machine, or the size is too small.
+    """
+    from magistral_convert.calibration.sizing import choose_schemes
+
+    checkpoint = source.checkpoint
+    if not all(file.exists() for file in checkpoint.files):
+        raise InvalidOption(
+            "a target size needs a first pass over the weights, which are not on this machine. "
+            f"Fetch them first, with `hf download {source.base_model}`, or give --bits."
+        )
+    plan = plan_conversion(checkpoint, recipe, flat=False, changes=changes)
+    plan = in_layer_order(plan, checkpoint.config)
+    text = read_text(source, options)
+    return choose_schemes(plan, checkpoint.config.text, text, options)
+
+
+def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:
+    """Whether scales are searched: where that was asked for, or the backend is a GPU.
+
+    Raises:
+        InvalidOption: it was asked for, and the source is quantized already.
+    """
+    asked = options.calibrates
+    if asked is False or recipe.base is None:
+        return False
+    checkpoint = source.checkpoint
+    if checkpoint.blocks:
+        if asked:
+            raise InvalidOption(
+                "--calibration goes with weights that are not quantized, and a GGUF file's are "
+                "laid out as they are. Leave --calibration out, or convert the original weights."
+            )
+        return False
+    if asked is None:
+        from magistral_mlx.backend import backend
+
+        return backend().name != "cpu"
+    return True
+
+
+def read_text(source: Source, options: ConvertOptions) -> CalibrationText:
+    """Read the calibration text that the options name, with the source's tokenizer.
+
+    Raises:
+        InvalidOption, TokenizerError: see `calibration_text`.
+    """
+    return calibration_text(
+        options.calibration or (),
+        find_tokenizer(source.folder, options.tokenizer),
+        source.checkpoint.config.text.vocab_size,
+        options.calibration_tokens,
+    )
