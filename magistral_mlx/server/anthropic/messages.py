@@ -34,6 +34,7 @@ from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.request_translation import (
     FunctionSchema,
     MessageBuilder,
+    Part,
     ToolChoiceMode,
     continue_last,
     own_names,
@@ -128,16 +129,18 @@ def conversation(request: CountRequest) -> list[dict[str, Any]]:
             param="thread",
         )
     builder = MessageBuilder()
-    if isinstance(request.system, str):
-        blocks = [TextBlock(type="text", text=request.system)]
-    else:
-        blocks = request.system or []
-    blocks = [block for block in blocks if not block.text.startswith(_BILLING)]
-    if blocks:
-        builder.system(parts_of(blocks))
+    if system := _system(request.system):
+        builder.system(system)
     for n, message in enumerate(request.messages):
         add_message(builder, message, f"messages[{n}]")
     return continue_last(builder.messages())
+
+
+def _system(given: str | list[TextBlock] | None) -> str | list[Part]:
+    """The system prompt without what instructs nobody; empty for none."""
+    if given is None or isinstance(given, str):
+        return given or ""
+    return parts_of(block for block in given if not block.text.startswith(_BILLING))
 
 
 def message_options(request: CountRequest) -> Options:
