@@ -102,7 +102,7 @@ def test_a_dry_run_tells_what_becomes_of_each_type(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert "codes as they are, 4 bits in groups of 32" in lines["Q4_K"]
-    assert "fitted, 8 bits in groups of 128" in lines["Q6_K"]
+    assert "fitted, 8 bits in groups of 32" in lines["Q6_K"]
     assert re.search(r"0\.0[5-9]%$", lines["Q4_K"])
     done = run("convert", str(path), "-o", str(target), "--dry-run", "--json")
     assert [kind["kind"] for kind in json.loads(done.stdout)["types"]] == [

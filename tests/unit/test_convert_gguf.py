@@ -101,7 +101,7 @@ def test_the_configuration_says_how_each_matrix_is_stored(tmp_path: Path):
     assert (rule["bits"], rule["group_size"], rule["mode"]) == (4, 32, "affine")
     layer = "language_model.model.layers.0."
     assert rule[layer + "mlp.down_proj"]["bits"] == 5
-    assert rule[layer + "self_attn.v_proj"] == {"group_size": 128, "bits": 8, "mode": "affine"}
+    assert rule[layer + "self_attn.v_proj"] == {"group_size": 32, "bits": 8, "mode": "affine"}
     assert rule["language_model.lm_head"] is False  # Q6_K, which MLX does not have
     assert layer + "self_attn.q_proj" not in rule
     assert config["text_config"]["rope_theta"] == 1e6
@@ -206,7 +206,7 @@ def test_what_becomes_of_each_type_is_told_with_its_error(tmp_path: Path):
     assert found["F16"].done == "bfloat16"
     plan = prepare(GGUF / "small.Q4_K_M.gguf", tmp_path / "out").plan
     found = {outcome.kind: outcome for outcome in outcomes(plan) if "deq" not in outcome.done}
-    assert found["Q6_K"].done == "fitted, 8 bits in groups of 128"
+    assert found["Q6_K"].done == "fitted, 8 bits in groups of 32"
     assert 0.005 < found["Q6_K"].error < 0.01
     assert 0 < found["Q4_K"].error < 0.001
     assert sum(outcome.output_bytes for outcome in found.values()) < plan.output_bytes

@@ -52,8 +52,8 @@ def test_each_matrix_has_the_form_of_its_type():
     checkpoint = Checkpoint.open(GGUF / "small.Q4_K_M.gguf")
     layer = "language_model.model.layers.2."
     assert checkpoint.quantized[layer + "mlp.gate_proj.weight"] == Quantization(4, 32)
-    assert checkpoint.quantized[layer + "mlp.down_proj.weight"] == Quantization(8, 128)
-    assert checkpoint.tensors[layer + "mlp.down_proj.scales"].shape == (256, 6)
+    assert checkpoint.quantized[layer + "mlp.down_proj.weight"] == Quantization(8, 32)
+    assert checkpoint.tensors[layer + "mlp.down_proj.scales"].shape == (256, 24)
     assert checkpoint.blocks[layer + "mlp.down_proj.weight"].dtype == "Q6_K"
 
 

@@ -4,7 +4,8 @@ Types in groups of 32 with up to 8 bits a code are affine as MLX's are: their co
 for bit into `EXACT`, and only scale and offset are rounded to the dtype that they are stored in.
 Scales for 16 weights, and levels that are not evenly spaced, fit nothing that MLX has. Those types
 become the form in `FITTED`: the smallest affine one whose error, in root mean square, stays below
-`BOUND` of the rounding error that the type itself has made. The head is not fitted, as its errors
+`BOUND` of the rounding error that the type itself has made; Q6_K a finer one, as mixes such as
+Q4_K_M have it in their most sensitive matrices. The head is not fitted, as its errors
 go straight to the answer: it becomes floating point, which costs a head of the full size 0.65 GB.
 """
 
@@ -27,7 +28,7 @@ EXACT = {
     "Q8_0": Quantization(8, 32),
 }  # fmt: skip
 FITTED = {
-    "Q6_K": Quantization(8, 128), "Q3_K": Quantization(5, 128), "Q2_K": Quantization(4, 128),
+    "Q6_K": Quantization(8, 32), "Q3_K": Quantization(5, 128), "Q2_K": Quantization(4, 128),
     "IQ4_NL": Quantization(5, 32), "IQ4_XS": Quantization(5, 32),
 }  # fmt: skip
 BOUND = 0.5
