@@ -163,14 +163,19 @@ def _attend_stored(
     if causal:
         scores[-1] = hide_later(scores[-1], length, segments[-1].length, 0)
     weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
-    start, parts = 0, []
+    start, y = 0, None
+    plain: list[tuple[mx.array, mx.array]] = []
     for segment in segments:
         seen = weights[..., start : start + segment.length]
-        parts.append(_weighted(seen, segment.values, length))
         start += segment.length
-    y = parts[0]
-    for part in parts[1:]:
-        y = y + part
+        if isinstance(segment.values, Packed):
+            part = _weighted(seen, segment.values, length)
+            y = part if y is None else y + part
+        else:
+            plain.append((seen, segment.values))
+    for seen, values in plain:  # last, as their products add what is there in the same kernel
+        y = seen @ values if y is None else mx.addmm(y, seen, values)
+    assert y is not None
     return y.reshape(batch, heads, length, head_dim)
 
 
@@ -185,10 +190,8 @@ def _scores(rows: mx.array, segment: Segment) -> mx.array:
     return keys.matmul(rows, transpose=True)
 
 
-def _weighted(weights: mx.array, values: mx.array | Packed, length: int) -> mx.array:
+def _weighted(weights: mx.array, values: Packed, length: int) -> mx.array:
     """weights @ values: (B, H_kv, group * length, S) and (B, H_kv, S, D) -> (B, H_kv, rows, D)."""
-    if not isinstance(values, Packed):
-        return weights @ values
     rows, keys = weights.shape[2:]
     if backend().name != "metal" or rows < _MATRIX_ROWS:
         return values.matmul(weights, transpose=False)

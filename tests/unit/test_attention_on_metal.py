@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.backend import device_error_advice, dispatch_flops, mx
+from magistral_mlx.bench.worker import launches, operations
 from magistral_mlx.cache import attention
 from magistral_mlx.cache.attention import attend
 from magistral_mlx.cache.scheme import KVScheme
@@ -96,6 +97,18 @@ def test_keys_of_other_bits_are_multiplied_by_a_row_at_a_time(
         attend(random((1, HEADS, 1, HEAD_DIM), 5), segments, scale=SCALE)
     scores = kernels[0]
     assert (scores.name, scores.rows) == ("qmv", rows)
+
+
+def test_a_decoded_token_takes_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of plain values add what packed ones gave; nothing is added by a kernel of its
+    own."""
+    use_metal(monkeypatch)
+    q = random((1, HEADS, 1, HEAD_DIM), 5)
+    segments = cache_of(2048, 128, (8, 8))
+    mx.eval([part for x in segments[1][:2] if isinstance(x, Packed) for part in x.parts])
+    counts = operations(mx, [attend(q, segments, scale=SCALE)])
+    assert counts["AddMM"] == 2 and "Add" not in counts
+    assert launches(counts) <= 9
 
 
 def test_the_parts_of_packed_values_are_views_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
