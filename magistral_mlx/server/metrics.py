@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from magistral_mlx.events import Finished
 from magistral_mlx.runtime.activity import MemoryUse
-from magistral_mlx.server.model_registry import ModelInfo
+from magistral_mlx.server.model_info import ModelInfo
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _SPEEDS = (1, 2, 5, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000)

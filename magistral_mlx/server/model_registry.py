@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from magistral_mlx.api.adapters import open_adapters
@@ -27,57 +27,8 @@ from magistral_mlx.memory.here import plan_here
 from magistral_mlx.memory.plan import Plan, PlanRequest
 from magistral_mlx.paths import DEMO
 from magistral_mlx.server.errors import UnknownModel
+from magistral_mlx.server.model_info import ModelFiles, ModelInfo
 from magistral_mlx.server.settings import Settings
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model as clients see it.
-
-    created: when its files were written, seconds since 1970. context: tokens of prompt and answer
-    together. loaded: whether it is in memory now. system_prompt: its own, None for none.
-    files: what is stored of it. parent: the model that an adapter changes; None for a model.
-    """
-
-    id: str
-    created: int
-    context: int
-    supports_images: bool
-    thinks: bool
-    loaded: bool
-    system_prompt: str | None
-    files: ModelFiles
-    parent: str | None = None
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Size and form of a model's files.
-
-    bits: of most weights; None where they are not quantized. digest: of configuration and weights.
-    """
-
-    size_bytes: int
-    parameters: int
-    bits: int | None
-    is_gguf: bool
-    digest: str
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> ModelFiles:
-        """Describe the files of a checkpoint."""
-        return cls(
-            checkpoint.nbytes,
-            checkpoint.parameters,
-            checkpoint.common_bits,
-            checkpoint.layout == "gguf",
-            checkpoint.fingerprint(),
-        )
-
-    @property
-    def quantization(self) -> str:
-        """The bits in words."""
-        return "BF16" if self.bits is None else f"{self.bits}-bit"
 
 
 class ServedModel:

@@ -26,8 +26,9 @@ from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.server.admission_queue import AdmissionQueue
 from magistral_mlx.server.exchange import Exchange, ServerParts, unless_disconnected
 from magistral_mlx.server.metrics import Metrics, ServerState
+from magistral_mlx.server.model_info import ModelInfo
 from magistral_mlx.server.model_pool import Load, ModelPool
-from magistral_mlx.server.model_registry import ModelInfo, ModelRegistry
+from magistral_mlx.server.model_registry import ModelRegistry
 from magistral_mlx.server.preprocessing import Preprocessor
 from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.trace_recorder import TraceRecorder

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 
 from magistral_mlx.server.errors import NotSupported
-from magistral_mlx.server.model_registry import ModelInfo
+from magistral_mlx.server.model_info import ModelInfo
 from magistral_mlx.server.ollama.examples import NAME_EXAMPLES
 from magistral_mlx.server.ollama.generation import ERRORS
 from magistral_mlx.server.ollama.response_schemas import (

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from magistral_mlx.server.error_responses import OPENAI_RESPONSES, OpenAIError
-from magistral_mlx.server.model_registry import ModelInfo
+from magistral_mlx.server.model_info import ModelInfo
 from magistral_mlx.server.openai.mistral import is_mistral_client
 from magistral_mlx.server.openapi import error_responses
 from magistral_mlx.server.preprocessing import MAX_IMAGE_PIXELS, MAX_PROMPT_PIXELS
