@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from magistral_mlx.backend import backend, mx
-from magistral_mlx.cache.kv import make_cache
 from magistral_mlx.cache.scheme import SCHEMES, KVScheme
+from magistral_mlx.check.attended import compare_attention
+from magistral_mlx.check.deviation import (
+    Deviation,
+    Floats,
+    error_of,
+    normal,
+    plain,
+    tolerance_of,
+)
 from magistral_mlx.check.finding import Finding
 from magistral_mlx.check.subject import matrices, randomize_vision
 from magistral_mlx.model.linear import Embedding, Linear, matmul
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.model.text import swiglu
 
-Floats = NDArray[np.float32]
-
-# Largest relative error, root mean square: inputs are exact, sums are in float32, and the result is
-# rounded. Kernels for many rows also round each dequantized weight. float32: MLX's kernels for
-# matrix units may round inputs to TF32 (11 bits).
-_TOLERANCE = {mx.float32: 2e-3, mx.float16: 4e-3, mx.bfloat16: 1.6e-2}
-_TOLERANCE_ON_CPU = 1e-4
 _OUTPUTS = 96  # of a matrix, compared
-_KEYS = {"cpu": 2048}  # tokens in a cache
 _BROKEN = (
     "the results of this kernel are wrong here: update macOS and MLX, and report this with "
     "`magistral-mlx doctor --check --json`"
 )
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """The relative error of a kernel's result."""
-
-    kernel: str
-    error: float
 
 
 def compare_kernels(model: MagistralModel) -> Iterator[Finding]:
@@ -50,19 +39,11 @@ def compare_kernels(model: MagistralModel) -> Iterator[Finding]:
     for scheme in map(KVScheme.parse, SCHEMES):
         # Scores of a quantized cache are rounded before the softmax; the fused kernel's are not.
         allowed = (2 if scheme.quantized else 1) * tolerance
-        found = list(_attention(model, scheme))
+        found = list(compare_attention(model, scheme))
         yield _finding(f"attention, KV cache {scheme.name}", found, allowed)
     yield _finding("sampling", list(_sampling(model)), 0)
     if model.config.vision is not None:
         yield _finding("vision tower", list(_vision(model)), 4 * tolerance)
-
-
-def tolerance_of(dtype: mx.Dtype) -> float:
-    """Largest relative error of a kernel that computes in `dtype`."""
-    if backend().name != "cpu":
-        return _TOLERANCE[dtype]
-    # The CPU's quantized kernel adds up in the dtype itself.
-    return _TOLERANCE_ON_CPU if dtype == mx.float32 else 3 * _TOLERANCE[dtype]
 
 
 def _finding(what: str, found: list[Deviation], tolerance: float) -> Finding:
@@ -78,29 +59,10 @@ def _finding(what: str, found: list[Deviation], tolerance: float) -> Finding:
     return Finding(what, "bad", words, _BROKEN, figures)
 
 
-def plain(x: mx.array) -> Floats:
-    """A float32 copy for NumPy."""
-    return np.array(x.astype(mx.float32))
-
-
-def error_of(y: Floats, expected: Floats) -> float:
-    """Relative error, root mean square; or of the worst value, if that is ten times as bad."""
-    scale = float(np.sqrt(np.mean(expected**2))) or 1.0
-    if not np.isfinite(y).all():
-        return math.inf
-    difference = np.abs(y - expected)
-    mean = float(np.sqrt(np.mean(difference**2)))
-    return max(mean, float(difference.max()) / 10) / scale
-
-
 def _rows() -> tuple[int, ...]:
     if backend().name == "cpu":
         return 1, 3, 8
     return 1, 2, 3, 4, 6, 8, 12, 16, 32, backend().few_rows, backend().prefill_chunk
-
-
-def _normal(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-    return mx.random.normal(shape).astype(dtype)
 
 
 # Matrix products
@@ -112,7 +74,7 @@ def _products(model: MagistralModel) -> Iterator[Deviation]:
         some = np.unique(np.linspace(0, outputs - 1, _OUTPUTS).astype(np.int32))
         weights = _dense(module, mx.array(some))
         for rows in _rows():
-            x = _normal((1, rows, weights.shape[1]), _input_dtype(module, model.dtype))
+            x = normal((1, rows, weights.shape[1]), _input_dtype(module, model.dtype))
             y = plain(matmul(x, module)[0][:, mx.array(some)])
             yield Deviation(f"{name}, {rows} rows", error_of(y, plain(x)[0] @ weights.T))
 
@@ -154,18 +116,18 @@ def _elementwise(model: MagistralModel) -> Iterator[Deviation]:
     rows = plain(model.embed(mx.array(some)[None]))[0]
     yield Deviation("embedding", error_of(rows, _dense(decoder.embed_tokens, mx.array(some))))
     for length in (1, 8, 300):
-        x = _normal((1, length, text.hidden_size), dtype)
+        x = normal((1, length, text.hidden_size), dtype)
         wide = plain(x)
         square = np.mean(wide**2, axis=-1, keepdims=True)
         norm = wide / np.sqrt(square + text.rms_norm_eps) * plain(block.input_layernorm.weight)
         yield Deviation(f"norm, {length} rows", error_of(plain(block.input_layernorm(x)), norm))
-        gate, up = (_normal((1, length, text.intermediate_size), dtype) for _ in range(2))
+        gate, up = (normal((1, length, text.intermediate_size), dtype) for _ in range(2))
         activated = plain(gate) / (1 + np.exp(-plain(gate))) * plain(up)
         yield Deviation(f"SwiGLU, {length} rows", error_of(plain(swiglu(gate, up)), activated))
     if text.yarn is not None:
         return
     for offset in (0, 1000, text.max_position_embeddings - 8):
-        q = _normal((1, text.num_attention_heads, 8, text.head_dim), dtype)
+        q = normal((1, text.num_attention_heads, 8, text.head_dim), dtype)
         turned = _rope(plain(q), offset, text.rope_theta)
         # float32 angles at a far position are exact to 2^-24 of the position.
         error = error_of(plain(block.self_attn.rope(q, offset)), turned)
@@ -180,105 +142,6 @@ def _rope(x: Floats, offset: int, theta: float) -> Floats:
     first, second = x[..., :half], x[..., half:]
     turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(np.float32)
-
-
-# Attention over each kind of cache
-
-
-def _attention(model: MagistralModel, scheme: KVScheme) -> Iterator[Deviation]:
-    """Attend over a cache, and to the same keys in float32 with what the cache quantized."""
-    text, dtype = model.config.text, model.dtype
-    held = min(_KEYS.get(backend().name, 8192), text.max_position_embeddings // 2)
-    shape = (1, text.num_key_value_heads, held, text.head_dim)
-    for length in (1, 4, 8, 200):
-        cache = make_cache(scheme)
-        k, v = _normal(shape, dtype), _normal(shape, dtype)
-        cache.append(k, v)
-        q = _normal((1, text.num_attention_heads, length, text.head_dim), dtype)
-        new_k, new_v = (_normal((*shape[:2], length, shape[3]), dtype) for _ in range(2))
-        y = plain(cache.attend(q, new_k, new_v, scale=text.head_dim**-0.5))
-        keys, values = (plain(mx.concatenate(x, axis=2)) for x in ([k, new_k], [v, new_v]))
-        saved = cache.save()
-        stored = [_stored(saved, kind, scheme, bits) for kind, bits in _kinds(scheme)]
-        center = plain(saved["center"]) if "center" in saved else np.float32(0)
-        some = sorted({0, length // 2, length - 1})
-        expected = np.stack(
-            [
-                _attended(plain(q)[:, :, n], keys, values, stored, center, scheme, held + n)
-                for n in some
-            ],
-            axis=2,
-        )
-        yield Deviation(f"{length} queries", error_of(y[:, :, some], expected))
-        for (kind, bits), packed in zip(_kinds(scheme), stored, strict=True):
-            exact = _rotated(values, scheme)
-            if kind == "keys":
-                exact = _rotated(keys, scheme) - center
-            part = exact[:, :, scheme.first : scheme.first + packed.shape[2]]
-            # Rounding to steps of a group's range, about 4.8 deviations of 64 normal values.
-            rounding = 4.8 / ((1 << bits) - 1) / math.sqrt(12)
-            error = error_of(packed, part)
-            allowed = 1.5 * max(rounding, tolerance_of(dtype))
-            yield Deviation(f"quantized {kind}, {length} new", max(0.0, error - allowed))
-
-
-def _kinds(scheme: KVScheme) -> list[tuple[str, int]]:
-    if scheme.key_bits is None or scheme.value_bits is None:
-        return []
-    return [("keys", scheme.key_bits), ("values", scheme.value_bits)]
-
-
-def _stored(saved: dict[str, mx.array], kind: str, scheme: KVScheme, bits: int) -> Floats:
-    """The quantized tokens of a cache in float32, keys with their mean: (1, H_kv, packed, D)."""
-    codes, scales, biases = (
-        saved[f"packed_{kind}_{part}"] for part in ("weight", "scales", "biases")
-    )
-    mx.eval(codes, scales, biases)
-    wide = mx.dequantize(
-        mx.contiguous(codes),
-        scales.astype(mx.float32),
-        biases.astype(mx.float32),
-        group_size=scheme.group_size,
-        bits=bits,
-        stream=mx.cpu,
-    )
-    stored = plain(wide)
-    return stored + plain(saved["center"]) if kind == "keys" and "center" in saved else stored
-
-
-def _rotated(x: Floats, scheme: KVScheme) -> Floats:
-    if not scheme.rotate:
-        return x
-    return np.array(mx.hadamard_transform(mx.array(x), stream=mx.cpu))
-
-
-def _attended(
-    q: Floats,
-    keys: Floats,
-    values: Floats,
-    stored: list[Floats],
-    center: Floats | np.float32,
-    scheme: KVScheme,
-    position: int,
-) -> Floats:
-    """Attention of the query at `position`, (1, H, D), to the tokens up to its own.
-
-    stored: the tokens that are quantized later, keys less the `center`.
-    """
-    group = q.shape[1] // keys.shape[1]
-    k, v = keys[:, :, : position + 1], values[:, :, : position + 1]
-    if stored:
-        q, k, v = (_rotated(x, scheme) for x in (q, k, v))
-        packed = slice(scheme.first, scheme.first + scheme.packed(position))
-        count = scheme.packed(position)
-        k, v = k - center, v.copy()
-        k[:, :, packed], v[:, :, packed] = (x[:, :, :count] for x in stored)
-    by_head = q.reshape(k.shape[1], group, -1)
-    scores = by_head @ k[0].swapaxes(1, 2) / math.sqrt(q.shape[-1])
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    y: Any = (weights @ v[0]).reshape(q.shape)
-    return _rotated(y, scheme) if stored else y
 
 
 # Sampling and vision

@@ -107,6 +107,6 @@ def test_what_does_not_fit_and_what_is_short_is_said(on_a_mac: Doctor) -> None:
     assert found["GPU limit"] == ("good", "10.7 GiB")
     assert found["free memory"] == (
         "warning",
-        "5.0 GiB now, and the weights alone take 12.3 GiB: close other programs before loading "
+        "5.0 GiB now, and the weights alone take 12.4 GiB: close other programs before loading "
         "the full-size model",
     )

@@ -12,7 +12,7 @@ import pytest
 
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.cache import quantized
-from magistral_mlx.check import compared, resources, run
+from magistral_mlx.check import attended, compared, resources, run
 from magistral_mlx.check.finding import Finding
 from magistral_mlx.check.subject import Subject, make_slice
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
@@ -48,7 +48,7 @@ SCHEMES = {
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MAGISTRAL_MLX_HOME", str(tmp_path))
-    monkeypatch.setitem(compared._KEYS, "cpu", 400)
+    monkeypatch.setitem(attended._KEYS, "cpu", 400)
     return tmp_path
 
 
