@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.common import ROOT, Record, arguments, console, show
 from benchmarks.smollm2 import chats, documents, smollm2
 from magistral_convert import ConvertOptions, convert
+from magistral_convert.calibration import text
 from magistral_convert.calibration.facts import Quality
 from magistral_convert.calibration.quality import compare
 from magistral_mlx.backend import mx
@@ -47,6 +48,7 @@ class Method:
 
 
 def methods(kinds: list[str], bits: list[int], tokens: int) -> list[Method]:
+    """Return the methods of these kinds, plain ones first."""
     found = []
     for n in bits:
         if "plain" in kinds:
@@ -126,14 +128,15 @@ def main() -> None:
         tokens={"type": int, "default": 4096, "help": "of calibration text at most"},
         methods={"nargs": "+", "default": ["plain", "calibrated"]},
         length={"type": int, "default": 256, "help": "tokens of a text"},
+        count={"type": int, "default": 8, "help": "documents, and chats at most"},
+        sequence={"type": int, "default": text.SEQUENCE, "help": "tokens that calibrate at once"},
     )
     record = Record("quality")
+    text.SEQUENCE = given.sequence
+    text.HELD_OUT = 1  # the converter's own figure is not what counts here
     source = smollm2()
-    count = 24 if given.full else 8
-    texts = {
-        "documents": documents(given.length, count),
-        "chats": chats(512 if given.full else given.length),
-    }
+    length, count = (512, 24) if given.full else (given.length, given.count)
+    texts = {"documents": documents(length, count), "chats": chats(length)[:count]}
     original = load(source)
     right = {kind: states(original, some) for kind, some in texts.items()}
     results: dict[str, Any] = {}
