@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magistral_convert.calibration.allocation import Choice, allocate
+from magistral_convert.calibration.allocation import SchemeChoice, allocate
 from magistral_convert.calibration.gptq import blocks, compensate, factorize
 from magistral_convert.calibration.layers import InputStatistics
 from magistral_convert.calibration.search import search
@@ -97,10 +97,10 @@ def test_products_are_kept_for_blocks_of_columns():
 # Sizes
 
 
-def choices(*costs: float) -> list[Choice]:
+def choices(*costs: float) -> list[SchemeChoice]:
     """Choices of 100, 200, … bytes."""
     return [
-        Choice(Quantization(bits), 100 * (n + 1), cost)
+        SchemeChoice(Quantization(bits), 100 * (n + 1), cost)
         for n, (bits, cost) in enumerate(zip(AFFINE_BITS, costs, strict=False))
     ]
 

@@ -14,7 +14,7 @@ from magistral_mlx.quantization import Quantization
 
 
 @dataclass(frozen=True)
-class Choice:
+class SchemeChoice:
     """A scheme of a matrix: its bytes, and what its error costs."""
 
     scheme: Quantization
@@ -22,7 +22,7 @@ class Choice:
     cost: float
 
 
-def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice]:
+def allocate(choices: Mapping[str, Sequence[SchemeChoice]], budget: int) -> dict[str, SchemeChoice]:
     """Return a choice for each matrix, within a budget of bytes in all.
 
     Raises:
@@ -48,15 +48,15 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
     return {name: hull[places[name]] for name, hull in hulls.items()}
 
 
-def _gain(hull: Sequence[Choice], place: int) -> float:
+def _gain(hull: Sequence[SchemeChoice], place: int) -> float:
     """Cost that the next choice saves for each byte."""
     here, following = hull[place], hull[place + 1]
     return (here.cost - following.cost) / (following.nbytes - here.nbytes)
 
 
-def _hull(choices: Sequence[Choice]) -> list[Choice]:
+def _hull(choices: Sequence[SchemeChoice]) -> list[SchemeChoice]:
     """Return the choices on the lower convex hull of cost over bytes, the smallest first."""
-    hull: list[Choice] = []
+    hull: list[SchemeChoice] = []
     for choice in sorted(choices, key=lambda choice: (choice.nbytes, choice.cost)):
         if hull and (choice.nbytes == hull[-1].nbytes or choice.cost >= hull[-1].cost):
             continue

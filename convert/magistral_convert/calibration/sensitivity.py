@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from magistral_convert.calibration.allocation import Choice
+from magistral_convert.calibration.allocation import SchemeChoice
 from magistral_convert.calibration.files import SourceFiles, by_layer
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass, Weights
 from magistral_convert.calibration.memory import BATCH_TOKENS
@@ -26,7 +26,7 @@ from magistral_mlx.backend import backend, mx
 from magistral_mlx.config import TextConfig
 from magistral_mlx.quantization import AFFINE_BITS, Quantization
 
-Choices = dict[str, list[Choice]]
+Choices = dict[str, list[SchemeChoice]]
 
 TOKENS = 2048  # of calibration text
 _ROWS = 64  # of a matrix that are quantized to see the error
@@ -133,7 +133,7 @@ def _add(
         back = mx.dequantize(*parts, group_size=group_size, bits=bits).astype(mx.float32)
         error = (mx.square(back - rows) * weight).sum() / mx.maximum(total, 1e-30)
         cost = cast(float, error.item()) * share
-        found.append(Choice(scheme, scheme.nbytes((tensor.rows, tensor.columns)), cost))
+        found.append(SchemeChoice(scheme, scheme.nbytes((tensor.rows, tensor.columns)), cost))
     choices[tensor.name] = found
 
 

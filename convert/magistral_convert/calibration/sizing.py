@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from magistral_convert.calibration.allocation import Choice, allocate
+from magistral_convert.calibration.allocation import SchemeChoice, allocate
 from magistral_convert.calibration.sensitivity import measure
 from magistral_convert.calibration.text import CalibrationText
 from magistral_convert.options import ConvertOptions
@@ -35,8 +35,8 @@ def choose_schemes(
         rest = _rest(plan, choices)
         weights = sum(t.rows * t.columns for t in plan.tensors if t.name in choices)
         raise InvalidOption(
-            f"that is smaller than all matrices at 2 bits, which take {(least + rest) / 1e9:.2f} "
-            f"GB in all, or {8 * least / weights:.2f} bits a weight. Give a larger target."
+            f"that is smaller than all matrices at 2 bits, which take {(least + rest) / 1e6:,.0f} "
+            f"MB in all, or {8 * least / weights:.2f} bits a weight. Give a larger target."
         ) from None
     return {name: choice.scheme for name, choice in found.items()}
 
@@ -48,7 +48,9 @@ def plan_group_size(options: ConvertOptions) -> int:
     return scheme.group_size
 
 
-def _budget(plan: ConversionPlan, choices: dict[str, list[Choice]], options: ConvertOptions) -> int:
+def _budget(
+    plan: ConversionPlan, choices: dict[str, list[SchemeChoice]], options: ConvertOptions
+) -> int:
     if options.target_size is not None:
         return options.target_size - _rest(plan, choices)
     assert options.target_bits is not None
@@ -56,6 +58,6 @@ def _budget(plan: ConversionPlan, choices: dict[str, list[Choice]], options: Con
     return int(weights * options.target_bits / 8)
 
 
-def _rest(plan: ConversionPlan, choices: dict[str, list[Choice]]) -> int:
+def _rest(plan: ConversionPlan, choices: dict[str, list[SchemeChoice]]) -> int:
     """Bytes of what is not chosen, and of the headers."""
     return _HEADERS + sum(t.nbytes for t in plan.tensors if t.name not in choices)
