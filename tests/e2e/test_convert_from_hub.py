@@ -231,3 +231,13 @@ def test_scales_in_another_shard_than_their_weight_are_fetched_and_kept_as_long_
             tmp_path / "b" / "out" / name
         ).read_bytes()
     assert 0 < most <= needed
+
+
+def test_calibrated_it_fetches_each_shard_once(hub: FakeHub, published: Path, tmp_path: Path):
+    folder = shutil.copytree(published, tmp_path / "Magistral-Small-2509")
+    options = ConvertOptions(calibration=("default",), calibration_tokens=512)
+    from_hub = content(convert(REPO, tmp_path / "a" / "out", options))
+    for number in range(1, SHARDS + 1):
+        sent = sum(request.sent for request in hub.downloads(shard(number)))
+        assert sent < (published / shard(number)).stat().st_size + (140 << 10)
+    assert from_hub == content(convert(folder, tmp_path / "b" / "out", options))
