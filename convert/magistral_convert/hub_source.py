@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from magistral_convert.options import Downloading, OnConversionProgress
-from magistral_convert.remote_headers import read_remote_gguf, read_remote_header
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout
 from magistral_mlx.checkpoint.gguf.checkpoint import gguf_model
+from magistral_mlx.checkpoint.gguf.header import GgufFile
 from magistral_mlx.config_files import read_config
 from magistral_mlx.hub import RemoteFile, RemoteModel, download_file
 from magistral_mlx.hub.cache import remember_commit, snapshot_folder
 from magistral_mlx.hub.gguf import RemoteGguf
+from magistral_mlx.hub.remote_headers import read_remote_gguf, read_remote_header
 from magistral_mlx.hub.support import check_weight_format
 
 
@@ -98,17 +99,24 @@ def open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSource
 
 
 def open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubSource:
-    """Download the small files and read the headers of a GGUF model, without its weights."""
+    """Read the headers of a GGUF model, without its weights, and download the small files."""
     model = found.model
-    towers = [found.mmproj] if found.mmproj else []
-    weights = [*found.parts, *towers]
+    parts, tower = read_remote_gguf(found)
     for file in model.files:
-        if file not in weights:
+        if file not in (*found.parts, found.mmproj):
             download_file(model, file)
     folder = snapshot_folder(model.ref.repo, model.commit)
     place = folder if keep else downloads
-    headers = [read_remote_gguf(model, file, place / file.name) for file in weights]
-    parts, tower = headers[: len(found.parts)], headers[len(found.parts) :]
-    read = gguf_model(Path(str(model.ref)), parts, tower[0] if tower else None)
-    checkpoint = Checkpoint.from_gguf(read)
-    return HubSource(model, folder, checkpoint, keep, {place / file.name: file for file in weights})
+    files = {place / file.name: file for file in found.parts}
+    headers = [_moved(part, path) for part, path in zip(parts, files, strict=True)]
+    if tower and found.mmproj:
+        path = place / found.mmproj.name
+        tower, files[path] = _moved(tower, path), found.mmproj
+    read = gguf_model(Path(str(model.ref)), headers, tower)
+    return HubSource(model, folder, Checkpoint.from_gguf(read), keep, files)
+
+
+def _moved(header: GgufFile, path: Path) -> GgufFile:
+    """The same header, for a file at `path`."""
+    tensors = {name: replace(tensor, file=path) for name, tensor in header.tensors.items()}
+    return GgufFile(path, header.metadata, tensors)

@@ -26,6 +26,7 @@ from magistral_mlx.hub.errors import free_space_advice, hub_errors, storage_erro
 from magistral_mlx.hub.gguf import GgufRef, cached_gguf, parse_gguf, remote_gguf
 from magistral_mlx.hub.partial import bytes_on_disk
 from magistral_mlx.hub.remote import RemoteFile, RemoteModel, list_files, remote_files
+from magistral_mlx.hub.remote_headers import read_remote_gguf
 from magistral_mlx.hub.repository import RepoRef, missing_weights, parse_repo
 from magistral_mlx.hub.support import check_supported, check_weight_format
 from magistral_mlx.hub.transfer import DownloadProgress, fetch
@@ -85,6 +86,7 @@ def _resolve_gguf(wanted: GgufRef, on_progress: DownloadProgress | None) -> Path
     if (cached := cached_gguf(wanted)) is not None:
         return cached
     found = remote_gguf(wanted)
+    read_remote_gguf(found)
     folder = snapshot_folder(wanted.ref.repo, found.model.commit)
     _check_cache_space(found.model)
     _fetch_all(found.model, on_progress)

@@ -121,15 +121,20 @@ def find_mmproj(path: Path, text: GgufFile) -> GgufFile | None:
         candidates.sort(
             key=lambda file: (-_alike(file.stem, path.stem), mmproj_precision(file.name))
         )
-    width = text.metadata.get(f"{text.architecture}.embedding_length")
     for candidate in candidates:
         try:
             tower = read_gguf(candidate)
         except CheckpointError:
             continue
-        if is_tower(tower) and tower.metadata.get("clip.vision.projection_dim") in (None, width):
+        if belongs_to(tower, text):
             return tower
     return None
+
+
+def belongs_to(tower: GgufFile, text: GgufFile) -> bool:
+    """Whether a file holds a vision tower that projects to the width of a model."""
+    width = text.metadata.get(f"{text.architecture}.embedding_length")
+    return is_tower(tower) and tower.metadata.get("clip.vision.projection_dim") in (None, width)
 
 
 def _alike(name: str, model: str) -> int:
