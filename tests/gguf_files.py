@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from tests.checkpoints import Weights
+from tests.data import GGUF
 
 KindOf = Callable[[str], str]  # name of a tensor in the file -> its type
+Change = Callable[[str, NDArray[Any], Type], tuple[NDArray[Any], Type]]  # name, data and type
 BLOCK_TYPES = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
     "IQ4_XS",
@@ -131,6 +134,64 @@ def gguf_name(name: str) -> str:
 def everything(kind: str) -> KindOf:
     """Matrices of one type, norms and the convolution in float32, as the converter has them."""
     return lambda name: "F32" if "norm" in name or ".ln" in name or "_ln" in name else kind
+
+
+@cache
+def small_weights() -> Weights:
+    """Name in the file -> the matrices of `small.F16.gguf` (see tests/data/gguf/README.md).
+
+    Rows of the embedding that no golden answer uses are those of `small.Q4_K_M.gguf`.
+    """
+    near = {t.name: t for t in gguf.GGUFReader(GGUF / "small.Q4_K_M.gguf").tensors}
+    weights = {}
+    for name, (high, low) in np.load(GGUF / "small.differences.npz").items():
+        zigzag = high.astype(np.int32) << 8 | low
+        values = gguf.quants.dequantize(near[name].data, near[name].tensor_type)
+        steps = _steps_from_zero(values) + (zigzag >> 1 ^ -(zigzag & 1))
+        bits = np.where(steps < 0, 0x8000 - steps, steps).astype(np.uint32) << 16
+        weights[name] = bits.view(np.float32)
+    return weights
+
+
+def write_small(path: Path, kind: str) -> dict[str, NDArray[Any]]:
+    """Write `small.KIND.gguf` as llama.cpp does: up to 5 bits with the head in Q6_K.
+
+    Returns the data of its matrices by name, as the file has them.
+    """
+    stored: dict[str, NDArray[Any]] = {}
+
+    def quantized(name: str, data: NDArray[Any], was: Type) -> tuple[NDArray[Any], Type]:
+        keeps_head = name == "output.weight" and kind[:2] in ("Q4", "Q5")
+        if name not in small_weights() or keeps_head:
+            return data, was
+        stored[name] = gguf.quants.quantize(small_weights()[name], Type[kind])
+        return stored[name], Type[kind]
+
+    rewrite(GGUF / "small.Q4_K_M.gguf", path, quantized)
+    return stored
+
+
+def rewrite(source: Path, target: Path, change: Change) -> Path:
+    """Write a decoder's file once more, without its vocabulary, each tensor as `change` has it."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "mistral3")
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")) and len(field.types) == 1:
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        data, kind = change(tensor.name, np.array(tensor.data), tensor.tensor_type)
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def _steps_from_zero(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    """How many values of bfloat16, cut off to it, lie between each value and zero; signed."""
+    bits = (values.view(np.uint32) >> 16).astype(np.int32)
+    return np.where(bits < 0x8000, bits, 0x8000 - bits)
 
 
 def _write(

@@ -8,6 +8,7 @@ and log-probabilities within 0.025.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from magistral_mlx.engine.prefill import prefill
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.data import GGUF
-from tests.gguf_files import everything, write_mmproj, write_text_gguf
+from tests.gguf_files import everything, rewrite, write_mmproj, write_small, write_text_gguf
 
 pytestmark = pytest.mark.slow
 
-GOLDEN = json.loads((GGUF / "golden.json").read_text())["Q4_K_M"]
+GOLDEN = json.loads((GGUF / "golden.json").read_text())
+MIXED = GOLDEN["Q4_K_M"]
 CONFIG = tiny_config(layers=2, hidden_size=256, intermediate_size=512)
 IMG, BREAK, END = 10, 12, 13
 
@@ -45,21 +47,15 @@ def load(path: Path) -> MagistralModel:
 
 def with_plain_matrices(source: Path, target: Path, kind: str) -> Path:
     """The same file, its matrices of one type as float32 values that `gguf` has dequantized."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "mistral3")
-    for key, field in reader.fields.items():
-        if not key.startswith(("GGUF.", "general.architecture")) and len(field.types) == 1:
-            writer.add_key_value(key, field.contents(), field.types[0])
-    for tensor in reader.tensors:
-        data, stored = np.array(tensor.data), tensor.tensor_type
-        if stored.name == kind:
-            data, stored = gguf.quants.dequantize(data, stored), gguf.GGMLQuantizationType.F32
-        writer.add_tensor(tensor.name, data, raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
+
+    def plain(
+        _: str, data: NDArray[Any], stored: gguf.GGMLQuantizationType
+    ) -> tuple[NDArray[Any], gguf.GGMLQuantizationType]:
+        if stored.name != kind:
+            return data, stored
+        return gguf.quants.dequantize(data, stored), gguf.GGMLQuantizationType.F32
+
+    return rewrite(source, target, plain)
 
 
 def answer(model: MagistralModel, prompt: list[int], count: int) -> tuple[list[int], Any]:
@@ -76,7 +72,7 @@ def answer(model: MagistralModel, prompt: list[int], count: int) -> tuple[list[i
     return tokens, first
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=["first", "second"])
+@pytest.mark.parametrize("case", MIXED, ids=["first", "second"])
 def test_exact_types_give_the_tokens_of_llama_cpp(tmp_path: Path, case: dict[str, Any]):
     path = with_plain_matrices(GGUF / "small.Q4_K_M.gguf", tmp_path / "m.gguf", "Q6_K")
     tokens, first = answer(load(path), case["prompt"], len(case["tokens"]))
@@ -85,12 +81,27 @@ def test_exact_types_give_the_tokens_of_llama_cpp(tmp_path: Path, case: dict[str
         assert first[token] == pytest.approx(logprob, abs=1e-3)
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=["first", "second"])
+@pytest.mark.parametrize("case", MIXED, ids=["first", "second"])
 def test_fitted_types_come_near_to_llama_cpp(case: dict[str, Any]):
     tokens, first = answer(load(GGUF / "small.Q4_K_M.gguf"), case["prompt"], len(case["tokens"]))
     assert tokens == case["tokens"]
     for token, logprob in case["top_logprobs_of_the_first"]:
         assert first[token] == pytest.approx(logprob, abs=0.025)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16", "F32"])
+def test_each_exact_type_gives_the_tokens_of_llama_cpp(tmp_path: Path, kind: str):
+    stored = write_small(tmp_path / "m.gguf", kind)
+    made_by_llama_cpp = GOLDEN["sha256_of_matrices"].get(kind)
+    if made_by_llama_cpp:  # the same bytes, up to rows of the embedding that are not used here
+        layers = b"".join(data.tobytes() for name, data in stored.items() if name[:4] == "blk.")
+        assert hashlib.sha256(layers).hexdigest() == made_by_llama_cpp
+    model = load(tmp_path / "m.gguf")
+    for case in GOLDEN["F16" if kind in ("BF16", "F32") else kind]:  # each holds what F16 does
+        tokens, first = answer(model, case["prompt"], len(case["tokens"]))
+        assert tokens == case["tokens"]
+        for token, logprob in case["top_logprobs_of_the_first"]:
+            assert first[token] == pytest.approx(logprob, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", *EXACT])
