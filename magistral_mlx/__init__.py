@@ -76,6 +76,8 @@ _HOMES = {
         "MalformedCall",
         "Notice",
         "Prefill",
+        "PromptLogprobs",
+        "PromptToken",
         "Sample",
         "Stats",
         "Text",

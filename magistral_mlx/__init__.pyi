@@ -52,6 +52,8 @@ from magistral_mlx.events import Finished as Finished
 from magistral_mlx.events import MalformedCall as MalformedCall
 from magistral_mlx.events import Notice as Notice
 from magistral_mlx.events import Prefill as Prefill
+from magistral_mlx.events import PromptLogprobs as PromptLogprobs
+from magistral_mlx.events import PromptToken as PromptToken
 from magistral_mlx.events import Sample as Sample
 from magistral_mlx.events import Stats as Stats
 from magistral_mlx.events import Text as Text

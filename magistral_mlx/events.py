@@ -170,6 +170,26 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A token of the prompt, its bytes, and its log-probability as in `TokenLogprob`.
+
+    logprob: None of the first token, which nothing predicts.
+    """
+
+    id: int
+    token: bytes
+    logprob: float | None
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """The prompt's tokens with their log-probabilities, once all of it has been prefilled."""
+
+    tokens: tuple[PromptToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TurnsDropped:
     """The oldest turns were dropped because the conversation exceeded the context."""
 
@@ -199,6 +219,7 @@ Event = (
     | ToolCall
     | MalformedCall
     | TokenLogprob
+    | PromptLogprobs
     | TurnsDropped
     | Notice
     | Sample

@@ -115,7 +115,7 @@ class Composer:
         if isinstance(raw.content, str):
             self._check_length([raw.content])
         prompt = encode_raw(raw, self.tokenizer)
-        if self._room(prompt) < 1:
+        if self._room(prompt) < (0 if options.max_tokens == 0 else 1):
             raise self._overflow(prompt, 0)
         return self._request(prompt, options, None)
 
@@ -141,6 +141,7 @@ class Composer:
             include_stop=options.include_stop,
             minimum=options.min_tokens,
             logprobs=options.reported_logprobs,
+            prompt_logprobs=options.prompt_logprobs,
             speculation=options.speculation,
             thinking=self._thinking(options, prompt),
             grammar=self._grammar(options),

@@ -61,3 +61,4 @@ class OptionFields(TypedDict, total=False):
     adapter: str | None
     logprobs: bool
     top_logprobs: int
+    prompt_logprobs: int | None

@@ -63,8 +63,8 @@ class Options:
 
     max_tokens: int | None = option(
         None,
-        Integer(1),
-        "Tokens to generate at most, thinking included.",
+        Integer(0),
+        "Tokens to generate at most, thinking included; 0 with prompt_logprobs only.",
         unset="what the context leaves",
         section=_LENGTH,
     )
@@ -262,6 +262,14 @@ class Options:
         "Likeliest tokens to report in each token's place.",
         section=_OUTPUT,
     )
+    prompt_logprobs: int | None = option(
+        None,
+        Integer(0, _MOST_TOP_LOGPROBS),
+        "Report the log probability of each token of the prompt, and so many of the likeliest "
+        "in its place. All of the prompt is computed for that, whatever is cached.",
+        unset="none",
+        section=_OUTPUT,
+    )
 
     def __post_init__(self) -> None:
         """Check the values, and bring them into their normal form.
@@ -371,6 +379,10 @@ class Options:
         return [name for name in names if getattr(self, name) is not None]
 
     def _check_length(self) -> None:
+        if self.max_tokens == 0 and self.prompt_logprobs is None:
+            raise InvalidOption(
+                "max_tokens is 0; it must be 1 or more, unless prompt_logprobs are asked for."
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidOption(
                 f"min_tokens is {self.min_tokens}, more than the {self.max_tokens} of max_tokens."

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # several answers or the probabilities of tokens.
 _WITHOUT = (
     *("tools", "tool_choice", "strict_tools", "parallel_tool_calls"),
-    *("n", "logprobs", "top_logprobs"),
+    *("n", "logprobs", "top_logprobs", "prompt_logprobs"),
 )
 
 

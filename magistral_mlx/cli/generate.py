@@ -81,8 +81,9 @@ def generate(
 
     The answer goes to stdout and everything else to stderr, unless stdout is a terminal.
     """
-    if (options["logprobs"] or options["top_logprobs"]) and not options["as_json"]:
-        raise click.UsageError("--logprobs and --top-logprobs need --json.")
+    reported = options["logprobs"] or options["top_logprobs"]
+    if (reported or options["prompt_logprobs"] is not None) and not options["as_json"]:
+        raise click.UsageError("--logprobs, --top-logprobs and --prompt-logprobs need --json.")
     write("")  # a stdout that is closed costs no time then
     with quick_imports():
         settings = options_of(options)

@@ -13,6 +13,8 @@ from magistral_mlx.events import (
     MalformedCall,
     Notice,
     Prefill,
+    PromptLogprobs,
+    PromptToken,
     Sample,
     Stats,
     Text,
@@ -46,7 +48,9 @@ class JsonPrinter:
             case Sample(index):
                 self._line("sample", index=index)
             case TokenLogprob():
-                self._line("logprob", **_probabilities(event))
+                self._line("logprob", **_probabilities(event), thinking=event.thinking)
+            case PromptLogprobs(tokens):
+                self._line("prompt_logprobs", tokens=[_probabilities(token) for token in tokens])
             case Finished(reason, stats):
                 self._line("finished", finish_reason=reason, **stats.as_dict())
 
@@ -56,7 +60,7 @@ class JsonPrinter:
         write(f"{line}\n")
 
 
-def _probabilities(event: TokenLogprob) -> dict[str, Any]:
+def _probabilities(event: TokenLogprob | PromptToken) -> dict[str, Any]:
     """A token's log probability as JSON types; bytes that are no whole character are replaced."""
     return {
         "id": event.id,
@@ -66,7 +70,6 @@ def _probabilities(event: TokenLogprob) -> dict[str, Any]:
             {"id": id, "token": token.decode(errors="replace"), "logprob": logprob}
             for id, token, logprob in event.top
         ],
-        "thinking": event.thinking,
     }
 
 

@@ -32,6 +32,8 @@ class SequenceInputs:
     thinking: rules for the trace. grammar: constrains the answer, after the trace or from the
         start if there is none.
     logprobs: None for none, 0 for those of the tokens themselves, k to name the k likeliest too.
+    prompt_logprobs: the same of the prompt's tokens, which are all computed then.
+    head_rows: positions of a chunk that go through the head at once for them.
     vocabulary: finds the ends of sentences in the trace, and tells prose from numbers.
     image_features: features of images encoded before, by `image_keys`, one an image.
     speculation: sources of draft tokens while this sequence decodes alone; None for none.
@@ -51,6 +53,8 @@ class SequenceInputs:
     thinking: ThinkingRules | None = None
     grammar: Grammar | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    head_rows: int = 1
     vocabulary: Vocabulary | None = None
     image_keys: Sequence[ImageKey] = ()
     image_features: ImageFeatureCache | None = None

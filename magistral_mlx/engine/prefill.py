@@ -13,6 +13,7 @@ from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import RESERVED
 from magistral_mlx.engine.images import iter_image_features_after
 from magistral_mlx.engine.inputs import SequenceInputs
+from magistral_mlx.engine.logprobs import PromptLogprobCollector
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
@@ -38,18 +39,21 @@ def prefill_sequence(
     inputs: SequenceInputs,
     caches: Sequence[KVCache],
     prefix: ComputedPrefix | None,
+    logprobs: PromptLogprobCollector | None = None,
 ) -> Generator[Prefill, int | None, mx.array]:
     """Put the whole prompt into the caches, yielding progress, as `prefill` does.
 
     The first step tells what the caches hold already, the next ones encode an image each.
 
     Args:
-        prefix: what `caches` hold already.
+        prefix: what `caches` hold already; computed again where `logprobs` are wanted.
+        logprobs: gets those of the prompt's tokens.
 
     Returns:
         (1, vocab_size) logits of the token after the prompt.
     """
     tokens = inputs.tokens
+    prefix = None if logprobs else prefix
     logits = prefix.logits if prefix and prefix.length >= len(tokens) else None
     cached = 0 if prefix is None else min(prefix.length, len(tokens) - (logits is None))
     for cache in caches:
@@ -73,7 +77,7 @@ def prefill_sequence(
     images = mx.concatenate(features) if features else None
     return (
         yield from prefill(
-            model, caches, tokens, images, inputs.chunk, inputs.snapshots, inputs.adapter
+            model, caches, tokens, images, inputs.chunk, inputs.snapshots, inputs.adapter, logprobs
         )
     )
 
@@ -86,11 +90,13 @@ def prefill(
     chunk: int | None = None,
     snapshots: int = 0,
     adapter: Adapter | None = None,
+    logprobs: PromptLogprobCollector | None = None,
 ) -> Generator[Prefill, int | None, mx.array]:
     """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
     What is sent is the number of tokens that the next chunk has at most. A chunk may begin or end
-    inside an image's tokens. The head runs for the last position only.
+    inside an image's tokens. The head runs for the last position only, or for all where
+    `logprobs` are wanted.
 
     Args:
         tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
@@ -99,6 +105,7 @@ def prefill(
         snapshots: places that quantized caches can be trimmed back to, for prompts that share a
             part of this one: how many, 0 for none.
         adapter: of the sequence; None for the base alone.
+        logprobs: gets those of the tokens that follow the ones computed here.
 
     Returns:
         (1, vocab_size) logits of the token after the prompt.
@@ -118,10 +125,13 @@ def prefill(
             places = np.flatnonzero(is_image[start:end])
             if features is not None and len(places):
                 h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
-            if end < total:
+            if end < total and logprobs is None:
                 model.prefill(h, caches)
             else:
                 h = model(h, caches)
+            if logprobs is not None:
+                mx.eval(h, [array for cache in caches for array in cache.state])
+                logprobs.add(model, h, tokens[start + 1 : end + 1])
         if snapshots:
             for cache in caches:
                 cache.snapshot(snapshots)

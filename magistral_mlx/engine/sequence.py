@@ -13,6 +13,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.engine.constraint import GrammarMask
 from magistral_mlx.engine.control import Control, EarlyStops
 from magistral_mlx.engine.inputs import SequenceInputs
+from magistral_mlx.engine.logprobs import PromptLogprobCollector
 from magistral_mlx.engine.prefill import ComputedPrefix, prefill_sequence
 from magistral_mlx.engine.sampler import (
     UNCONSTRAINED,
@@ -53,6 +54,7 @@ class SequenceState:
     prefilled: for another sequence of the same prompt, once the prompt is in the caches.
     finish: why it ended by itself; None while it goes on. error: an exception of its control or
     sampler, which ends it as well.
+    prompt_logprobs: of the prompt, whole once it is prefilled; None unless asked for.
     pending: the token drawn last; position: of it. passes: over the weights since the first token,
     which the prompt's gave.
     """
@@ -86,6 +88,9 @@ class SequenceState:
         self.error: Exception | None = None
         self.control: Control | None = None
         self.speculator: Speculator | None = None
+        self.prompt_logprobs: PromptLogprobCollector | None = None
+        if inputs.prompt_logprobs is not None:
+            self.prompt_logprobs = PromptLogprobCollector(inputs.prompt_logprobs, inputs.head_rows)
         self.position = self.passes = 0
         rules = inputs.thinking
         self._thinking = (
@@ -93,7 +98,7 @@ class SequenceState:
         )
         self._mask = GrammarMask(inputs.grammar, vocab_size) if inputs.grammar else None
         self._prefill: Generator[Prefill, int | None, mx.array] | None
-        self._prefill = prefill_sequence(model, inputs, self.caches, prefix)
+        self._prefill = prefill_sequence(model, inputs, self.caches, prefix, self.prompt_logprobs)
         self._prefill_begun = self._decoding = self._closed = False
         self._constraints = UNCONSTRAINED  # of the pending token
         self._following: tuple[SampledToken, DrawConstraints] | None = None

@@ -29,6 +29,8 @@ from magistral_mlx.model.vision import WORKSPACE as IMAGE_WORKSPACE
 
 MIB = 1 << 20
 _FIXED = 4 * MIB  # token ids, norms, angles and other small arrays
+_LOGITS = 8  # arrays of the size of logits at once: as they are, in float32, and while sorted
+_MOST_HEAD_ROWS = 128  # more rows of the head at once are no faster
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,21 @@ def prefill_bytes(
 def feature_bytes(config: ModelConfig, shape: Shape, profile: BackendProfile) -> int:
     """Bytes of the features of a prompt's images during prefill."""
     return _features(config, shape) * profile.float_bytes
+
+
+def head_rows(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
+    """Positions of a chunk whose logits fit at once into what its layers have taken, at least one.
+
+    One fits in any case: decoding is predicted to take more (`_decode`).
+    """
+    outputs = min(shape.chunk, shape.prompt) * text.hidden_size * profile.float_bytes
+    free = _chunk(text, scheme, shape, profile) - outputs
+    row = _LOGITS * text.vocab_size * 4 + 2 * text.hidden_size * 4
+    rows = min(free // row, _MOST_HEAD_ROWS)
+    dequantized = _dequantized(text.hidden_size * text.vocab_size, rows, profile)
+    if dequantized:
+        rows = max((free - dequantized) // row, profile.dequantized_rows - 1)
+    return max(1, min(rows, _MOST_HEAD_ROWS))
 
 
 def row_bytes(text: TextConfig, scheme: KVScheme, tokens: int, profile: BackendProfile) -> int:

@@ -37,6 +37,7 @@ class GenerationRequest:
     own end. stop: texts that end it; include_stop: whether what ended it is a part of it.
     minimum: tokens before which no stop token may come.
     logprobs: None for none, k to report the k likeliest tokens beside each one.
+    prompt_logprobs: the same of the prompt's tokens.
     parallel_calls: whether an answer may have more calls than one; surplus ones are dropped.
     speculation: where guesses come from. dropped: turns that did not fit into the context.
     answer_type: pydantic class whose JSON each answer is. adapter: None for the base alone.
@@ -55,6 +56,7 @@ class GenerationRequest:
     minimum: int = 0
     hidden_stops: frozenset[int] = frozenset()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     speculation: SpeculationOption = "auto"
     thinking: ThinkingRules | None = None
     grammar: Grammar | None = None

@@ -25,7 +25,7 @@ from magistral_mlx.engine.sequence import SequenceState, Token
 from magistral_mlx.errors import LoadAborted, OutOfMemory
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
-from magistral_mlx.memory.peak import Shape, predict
+from magistral_mlx.memory.peak import Shape, head_rows, predict
 from magistral_mlx.memory.plan import Plan, gib
 from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
@@ -209,6 +209,7 @@ class ModelRunner:
         assert self._speculation is not None, "it is loaded first"
         self._share()
         plan, sampling = self.plan, inputs.sampling
+        shape = Shape(len(inputs.prompt), 0, plan.chunk)
         return SequenceState(
             self.model,
             SequenceInputs(
@@ -225,6 +226,8 @@ class ModelRunner:
                 thinking=inputs.thinking,
                 grammar=inputs.grammar,
                 logprobs=inputs.logprobs,
+                prompt_logprobs=None if index else inputs.prompt_logprobs,
+                head_rows=head_rows(plan.model.config.text, plan.scheme, shape, plan.profile),
                 vocabulary=inputs.vocabulary,
                 image_keys=images,
                 image_features=self.prefixes,

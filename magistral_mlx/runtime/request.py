@@ -247,6 +247,8 @@ class Request:
         self.put(self.sample.add_prefill(progress, seconds))
         if not self.sample.sequence.prefilling:
             self._status = RequestStatus.DECODING
+            if (found := self.sample.prompt_logprobs) is not None:
+                self.put(found)
 
     def add_tokens(self, tokens: Sequence[Token], seconds: float) -> None:
         """Take in the tokens of a pass that took so many seconds."""

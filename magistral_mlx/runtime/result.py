@@ -13,6 +13,8 @@ from magistral_mlx.events import (
     Finished,
     FinishReason,
     MalformedCall,
+    PromptLogprobs,
+    PromptToken,
     Sample,
     Stats,
     Text,
@@ -75,6 +77,7 @@ class Result:
     stats: Stats
     seed: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[PromptToken, ...] = ()
     dropped: TurnsDropped | None = None
     malformed_calls: tuple[MalformedCall, ...] = ()
     samples: tuple[Result, ...] = field(default=(), repr=False)
@@ -144,6 +147,7 @@ class Collector:
         self._seed, self._answer_type = seed, answer_type
         self._finished: list[Result] = []
         self._dropped: TurnsDropped | None = None
+        self._prompt_logprobs: tuple[PromptToken, ...] = ()
         self._start()
 
     def add(self, event: Event) -> None:
@@ -159,6 +163,8 @@ class Collector:
                 self._malformed.append(event)
             case TokenLogprob():
                 self._logprobs.append(event)
+            case PromptLogprobs(tokens):
+                self._prompt_logprobs = tokens
             case TurnsDropped():
                 self._dropped = event
             case Sample():
@@ -205,6 +211,7 @@ class Collector:
             stats=stats,
             seed=None if seed is None else nth_seed(seed, len(self._finished)),
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
             dropped=self._dropped,
             malformed_calls=tuple(self._malformed),
             answer_type=self._answer_type,

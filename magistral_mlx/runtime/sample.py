@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from magistral_mlx.events import Event, Finished, FinishReason, Prefill, Stats
+from magistral_mlx.events import Event, Finished, FinishReason, Prefill, PromptLogprobs, Stats
 from magistral_mlx.runtime.progress import PrefillClock
 from magistral_mlx.runtime.token_events import TokenEvents
 
@@ -68,6 +68,12 @@ class RunningSample:
         if self._cached is None:
             self._cached = progress.done
         return self._prefill_clock(progress)
+
+    @property
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """Those of the prompt, which has been prefilled; None unless asked for."""
+        found = self.sequence.prompt_logprobs
+        return None if found is None else self._events.prompt_logprobs(found)
 
     def add_tokens(self, tokens: Sequence[Token], seconds: float) -> list[Event]:
         """Take in the tokens of a pass, which took so long -> what they complete."""

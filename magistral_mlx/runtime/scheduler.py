@@ -213,6 +213,10 @@ class Scheduler:
         """Start with what is in caches already, be they kept or in use."""
         prefixes = self._runner.prefixes
         room = self._budget.active_bytes(self._reservations())
+        if request.inputs.prompt_logprobs is not None:  # all of the prompt is computed for them
+            prefixes.evict_for(room)
+            self._start_sample(request, None)
+            return
         in_use = [
             ActivePrefix(other.token_keys, other.sequence.caches)
             for other in self._running
@@ -238,7 +242,14 @@ class Scheduler:
 
     def _decode(self) -> None:
         """A token for everybody whose prompt has been read, as far as memory allows."""
-        ready = [request for request in self._running if not request.prefilling]
+        for request in list(self._running):
+            if request.inputs.limit == 0 and not request.prefilling:
+                self._for_one(request, self._finish, request, "length")
+        ready = [
+            request
+            for request in self._running
+            if request.inputs.limit > 0 and not request.prefilling
+        ]
         going = [request for request in ready if self._has_room(request)]
         self._short = len(going) < len(ready)
         if not going:

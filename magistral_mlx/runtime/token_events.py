@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 
 from magistral_mlx.chat.parser import Parser
 from magistral_mlx.chat.stop import StopStrings
-from magistral_mlx.events import Event, MalformedCall, Text, TokenLogprob, ToolCall, ToolCallPart
+from magistral_mlx.events import (
+    Event,
+    MalformedCall,
+    PromptLogprobs,
+    PromptToken,
+    Text,
+    TokenLogprob,
+    ToolCall,
+    ToolCallPart,
+)
 
 if TYPE_CHECKING:
+    from magistral_mlx.engine.logprobs import PromptLogprobCollector
     from magistral_mlx.engine.sequence import Token
     from magistral_mlx.runtime.generation_request import GenerationRequest
 
@@ -26,7 +36,7 @@ class TokenEvents:
         self._stops = StopStrings(inputs.stop, include=inputs.include_stop)
         self._hidden_stops = frozenset() if inputs.include_stop else inputs.hidden_stops
         self._seed = seed
-        self._prompt_tokens = len(inputs.prompt)
+        self._prompt = inputs.prompt.tokens
         self._calls = 0
         self._parallel = inputs.parallel_calls
 
@@ -57,6 +67,16 @@ class TokenEvents:
         if token.logprob is not None:
             events.insert(0, self._logprob(token, before))
         return events
+
+    def prompt_logprobs(self, found: PromptLogprobCollector) -> PromptLogprobs:
+        """Return the event of a prompt that has been prefilled."""
+        bytes_of = self._tokenizer.token_bytes
+        first, *rest = self._prompt.tolist()
+        tokens = [PromptToken(first, bytes_of(first), None)]
+        for id, (logprob, top) in zip(rest, found.read(), strict=True):
+            likeliest = tuple((other, bytes_of(other), value) for other, value in top)
+            tokens.append(PromptToken(id, bytes_of(id), logprob, likeliest))
+        return PromptLogprobs(tuple(tokens))
 
     def finish(self) -> list[Event]:
         """Return the events of text that was still incomplete at the end."""
@@ -95,7 +115,7 @@ class TokenEvents:
 
     def _id(self, index: int) -> str:
         """Nine characters, as every version of the template accepts; the same for the same seed."""
-        key = f"{self._seed} {self._prompt_tokens} {index}"
+        key = f"{self._seed} {len(self._prompt)} {index}"
         return hashlib.sha256(key.encode()).hexdigest()[:9]
 
     def _logprob(self, token: Token, thinking_before: bool) -> TokenLogprob:

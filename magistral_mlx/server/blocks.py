@@ -18,6 +18,8 @@ from magistral_mlx.events import (
     MalformedCall,
     Notice,
     Prefill,
+    PromptLogprobs,
+    PromptToken,
     Sample,
     Stats,
     Text,
@@ -57,12 +59,14 @@ class OutputBlock:
 class SampleOutput:
     """One answer to a prompt; `end` is set once it is whole.
 
-    logprobs: of all its tokens. notes: remarks for a person, a sentence each.
+    logprobs: of all its tokens. prompt: the prompt's tokens, if their log-probabilities were asked
+    for. notes: remarks for a person, a sentence each.
     """
 
     index: int
     blocks: list[OutputBlock] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt: tuple[PromptToken, ...] = ()
     notes: list[str] = field(default_factory=list)
     end: Finished | None = None
 
@@ -100,7 +104,7 @@ class SampleOutput:
 
 @dataclass(frozen=True)
 class SampleStart:
-    """An answer begins."""
+    """An answer begins; `PromptLogprobs` follow its prefill if they were asked for."""
 
     index: int
     prompt_tokens: int
@@ -137,7 +141,7 @@ class SampleEnd:
     logprobs: list[TokenLogprob]
 
 
-BlockEvent = SampleStart | Prefill | BlockStart | BlockDelta | BlockEnd | SampleEnd
+BlockEvent = SampleStart | Prefill | PromptLogprobs | BlockStart | BlockDelta | BlockEnd | SampleEnd
 
 
 class BlockReader:
@@ -159,7 +163,8 @@ class BlockReader:
         match event:
             case Sample(index):
                 if index != self._sample.index:
-                    self._sample, self._started = SampleOutput(index), False
+                    prompt = self._sample.prompt
+                    self._sample, self._started = SampleOutput(index, prompt=prompt), False
                 return
             case TokenLogprob():
                 self._sample.logprobs.append(event)
@@ -172,6 +177,9 @@ class BlockReader:
             yield SampleStart(self._sample.index, event.total if isinstance(event, Prefill) else 0)
         match event:
             case Prefill():
+                yield event
+            case PromptLogprobs(tokens):
+                self._sample.prompt = tokens
                 yield event
             case Thinking(text):
                 yield from self._text("thinking", text)

@@ -46,7 +46,7 @@ def option_field(name: str, *notes: str, of: type[Any] = Options, **bounds: floa
 
 # -1, as some clients send it, is no limit.
 MaxTokens = Annotated[
-    int | None, option_field("max_tokens"), BeforeValidator(lambda n: None if n == -1 else n)
+    int | None, option_field("max_tokens", ge=1), BeforeValidator(lambda n: None if n == -1 else n)
 ]
 
 

@@ -20,7 +20,14 @@ from magistral_mlx.engine.generate import Generation
 from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.memory.here import profile
-from magistral_mlx.memory.peak import BackendProfile, Shape, Weights, adapter_bytes, predict
+from magistral_mlx.memory.peak import (
+    BackendProfile,
+    Shape,
+    Weights,
+    adapter_bytes,
+    head_rows,
+    predict,
+)
 from magistral_mlx.model.adapters import Adapter, MatrixChange
 from magistral_mlx.model.linear import quantize_modules
 from magistral_mlx.model.magistral import MagistralModel
@@ -115,6 +122,16 @@ def test_an_adapter_takes_what_was_planned(
     check_the_peak(model, "full", Shape(prompt, answer, chunk, images), profile(), adapter=adapter)
 
 
+@pytest.mark.parametrize(("prompt", "chunk", "top"), [(500, 256, 1), (40, 512, 20), (300, 300, 5)])
+def test_log_probabilities_of_the_prompt_take_no_more_than_was_planned(
+    prompt: int, chunk: int, top: int
+) -> None:
+    gc.collect()
+    others = mx.get_active_memory()
+    shape = Shape(prompt, 8, chunk)
+    check_the_peak(make_model(DEMO), "full", shape, profile(), others, prompt_logprobs=top)
+
+
 def make_adapter(model: MagistralModel, rank: int) -> Adapter:
     """Zeros for each matrix of the decoder's layers."""
     changes = {}
@@ -133,6 +150,7 @@ def check_the_peak(
     here: BackendProfile,
     others: int = 0,
     adapter: Adapter | None = None,
+    prompt_logprobs: int | None = None,
 ) -> None:
     kv, weights = KVScheme.parse(scheme), weights_of(model)
     prompt, images = shape.prompt, shape.images
@@ -148,6 +166,8 @@ def check_the_peak(
         chunk=shape.chunk,
         workspace=here.workspace,
         adapter=adapter,
+        prompt_logprobs=prompt_logprobs,
+        head_rows=head_rows(model.config.text, kv, shape, here),
     )
     gc.collect()
     mx.clear_cache()

@@ -66,7 +66,7 @@ LEFT_OUT = {
     # Nobody answers calls on a terminal, and nothing shows several answers or probabilities.
     "chat": {
         *("tools", "tool_choice", "strict_tools", "parallel_tool_calls"),
-        *("n", "logprobs", "top_logprobs"),
+        *("n", "logprobs", "top_logprobs", "prompt_logprobs"),
     },
 }
 

@@ -107,7 +107,10 @@ def test_every_command_explains_itself(name: str):
         ),
         (("generate", "Hi", "--logit-bias", "5"), "--logit-bias is '5'; it must be a token id and"),
         (("generate", "Hi", "--dry-base", "0"), "--dry-base is 0.0; it must be 1 or more."),
-        (("generate", "Hi", "--logprobs"), "--logprobs and --top-logprobs need --json."),
+        (
+            ("generate", "Hi", "--logprobs"),
+            "--logprobs, --top-logprobs and --prompt-logprobs need --json.",
+        ),
         (("generate", "Hi", "--system", "x", "--no-system"), "give only one of --system"),
         (
             ("generate", "Hi", "--prompt-file", "x"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from magistral_mlx.api.options import nth_seed
-from magistral_mlx.events import Event, Prefill, Stats, TokenLogprob
+from magistral_mlx.events import Event, Prefill, PromptLogprobs, PromptToken, Stats, TokenLogprob
 from magistral_mlx.server.blocks import (
     BlockDelta,
     BlockEvent,
@@ -38,7 +39,8 @@ class CompletionFormatter:
     """Formats the completions of one request, prompt after prompt.
 
     seed: of the first completion. n: completions of each prompt. top_logprobs: None for no log
-    probabilities. `stats` holds those of each prompt's completions.
+    probabilities. echo: whether completions begin with their prompt. `stats` holds those of each
+    prompt's completions.
     """
 
     model: str
@@ -46,17 +48,19 @@ class CompletionFormatter:
     seed: int
     n: int = 1
     top_logprobs: int | None = None
+    echo: bool = False
 
     def __post_init__(self) -> None:
         self._id = new_id("cmpl-")
         self._echo = ""
+        self._prompt: tuple[PromptToken, ...] = ()
         self._sample = 0
         self._offset = 0
         self.stats: list[list[Stats]] = []
 
     def start_prompt(self, echo: str = "") -> None:
         """Begin the next prompt; its completions begin with `echo`."""
-        self._echo = echo
+        self._echo, self._prompt = echo, ()
         self.stats.append([])
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[Completion]:
@@ -70,8 +74,13 @@ class CompletionFormatter:
         match event:
             case SampleStart(index):
                 self._sample, self._offset = index, len(self._echo)
-                if self._echo:
+                if self._prompt:  # of an earlier sample
+                    yield self._echoed()
+                elif self._echo and self.top_logprobs is None:
                     yield self._piece(self._echo)
+            case PromptLogprobs(tokens) if self.echo and self.top_logprobs is not None:
+                self._prompt = tokens
+                yield self._echoed()
             case Prefill(done, total) if done < total:
                 yield self._piece("", progress=progress_of(event))
             case BlockStart(OutputBlock("tool_call") as call):
@@ -108,12 +117,14 @@ class CompletionFormatter:
 
     def _whole_choice(self, sample: SampleOutput) -> CompletionChoice:
         self._sample, self._offset = sample.index, len(self._echo)
+        self._prompt = sample.prompt
         self.stats[-1].append(sample.stats)
         texts = [
             _call_head(block) + block.text if block.kind == "tool_call" else block.text
             for block in sample.blocks
         ]
-        choice = self._choice(self._echo + "".join(texts), self._logprobs(sample.logprobs))
+        logprobs = self._logprobs(sample.logprobs, echoed=True)
+        choice = self._choice(self._echo + "".join(texts), logprobs)
         return choice.model_copy(update=self._end(sample))
 
     def _end(self, sample: SampleOutput) -> dict[str, Any]:
@@ -134,22 +145,57 @@ class CompletionFormatter:
         index = (len(self.stats) - 1) * self.n + self._sample
         return CompletionChoice(text=text, index=index, logprobs=logprobs, finish_reason=None)
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs | None:
+    def _echoed(self) -> Completion:
+        """The piece of the prompt with its log probabilities."""
+        return self._piece(self._echo, self._logprobs((), echoed=True))
+
+    def _logprobs(
+        self, logprobs: Sequence[TokenLogprob], *, echoed: bool = False
+    ) -> CompletionLogprobs | None:
+        """Those of `logprobs`, after the prompt's if it is `echoed`.
+
+        With echo control tokens have entries too, so that each token's stands at its index.
+        """
         if self.top_logprobs is None:
             return None
-        tokens = [token for token in logprobs if token.token]
+        tokens = [token for token in logprobs if token.token or self.echo]
         texts = [text_of(token.token) for token in tokens]
         offsets = []
         for text in texts:
             offsets.append(self._offset)
             self._offset += len(text)
-        top = [{text_of(piece): finite(p) for _, piece, p in token.top} for token in tokens]
+        every: list[PromptToken | TokenLogprob] = [*self._prompt, *tokens] if echoed else [*tokens]
+        if echoed:
+            offsets = [*_starts(self._prompt), *offsets]
+            texts = [*(text_of(token.token) for token in self._prompt), *texts]
         return CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[finite(token.logprob) for token in tokens],
-            top_logprobs=top if self.top_logprobs else None,
+            token_logprobs=[
+                None if token.logprob is None else finite(token.logprob) for token in every
+            ],
+            top_logprobs=[_top(token) for token in every] if self.top_logprobs else None,
             text_offset=offsets,
         )
+
+
+def _starts(tokens: Sequence[PromptToken]) -> list[int]:
+    """The offset of each token in their text; of one within a character, the character's."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    starts, length = [], 0
+    for token in tokens:
+        starts.append(length)
+        length += len(decoder.decode(token.token))
+    return starts
+
+
+def _top(token: PromptToken | TokenLogprob) -> dict[str, float] | None:
+    """Texts and log probabilities of the likeliest tokens; of equal texts the likeliest token's."""
+    if token.logprob is None:
+        return None
+    top: dict[str, float] = {}
+    for _, piece, logprob in token.top:
+        top.setdefault(text_of(piece), finite(logprob))
+    return top
 
 
 def _call_head(call: OutputBlock) -> str:

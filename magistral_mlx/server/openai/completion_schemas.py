@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from magistral_mlx.chat.messages import RawPrompt
 from magistral_mlx.server.openai.chat_schemas import StreamOptions
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 from magistral_mlx.server.openai.structure_fields import StructureFields
 from magistral_mlx.server.openai.usage import ChatUsage
-from magistral_mlx.server.option_values import MaxTokens
 from magistral_mlx.server.shared_fields import (
     GenerationTimings,
     Notes,
@@ -43,14 +42,24 @@ class CompletionRequest(SamplingFields, StructureFields):
         ),
     ]
     max_tokens: Annotated[
-        MaxTokens, Field(description="Tokens to produce at most; 16 if left out.")
+        int | None,
+        Field(ge=0, description="Tokens to produce at most; 16 if left out, 0 with echo only."),
+        BeforeValidator(lambda n: None if n == -1 else n),
     ] = None
     echo: Annotated[
-        bool | None, Field(description="Put the prompt before the text. Not with token ids.")
+        bool | None,
+        Field(
+            description="Put the prompt before the text, and with logprobs its log probabilities."
+        ),
     ] = None
     logprobs: Annotated[
         int | None,
-        Field(ge=0, le=20, description="Report log probabilities, and so many alternatives."),
+        Field(
+            ge=0,
+            le=20,
+            description="Report log probabilities, and so many alternatives; with echo those of "
+            "the prompt's tokens too, for which all of it is computed, whatever is cached.",
+        ),
     ] = None
     best_of: Annotated[int | None, Field(ge=1, description="Only as much as n.")] = None
     suffix: Annotated[
@@ -72,11 +81,15 @@ class CompletionRequest(SamplingFields, StructureFields):
 
 
 class CompletionLogprobs(BaseModel):
-    """Tokens, log probabilities, the likeliest alternatives, and offsets of the tokens."""
+    """Tokens, log probabilities, the likeliest alternatives, and offsets of the tokens.
+
+    With echo every token has an entry, control tokens with an empty text; the first one of the
+    prompt has null.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

@@ -81,11 +81,13 @@ class _CompletionJob:
         self._request = request
         self._body = body
         self._raw = raw
+        scores = bool(body.echo) and body.logprobs is not None
         self._options = Options(
-            max_tokens=body.max_tokens or _TOKENS,
+            max_tokens=_TOKENS if body.max_tokens is None else body.max_tokens,
             thinking="off",
             logprobs=body.logprobs is not None,
             top_logprobs=body.logprobs or 0,
+            prompt_logprobs=(body.logprobs or 0) if scores or body.max_tokens == 0 else None,
             **sampling_options(body),
             **structure_options(body),
         ).seeded()
@@ -131,7 +133,12 @@ class _CompletionJob:
                 yield prompt, exchange
 
     def _echo(self, prompt: RawPrompt) -> str:
-        return str(prompt.content) if self._body.echo else ""
+        if not self._body.echo:
+            return ""
+        if isinstance(prompt.content, str):
+            return prompt.content
+        tokenizer = self.service.registry.find(self._body.model).tokenizer
+        return tokenizer.decode(prompt.content)
 
     def _formatter(self, first: Exchange) -> CompletionFormatter:
         return CompletionFormatter(
@@ -140,6 +147,7 @@ class _CompletionJob:
             first.seed,
             n=self._options.n,
             top_logprobs=self._body.logprobs,
+            echo=bool(self._body.echo),
         )
 
 
@@ -161,13 +169,8 @@ def _check(body: CompletionRequest) -> None:
             f"{len(body.prompts)} prompts with {n} completions each are more than {_MOST}.",
             param="prompt",
         )
-    if not body.echo:
-        return
-    if not all(isinstance(prompt.content, str) for prompt in body.prompts):
-        raise BadRequest("echo needs prompts of text, not of token ids.", param="echo")
-    if body.logprobs is not None:
+    if body.max_tokens == 0 and not body.echo:
         raise BadRequest(
-            "echo with logprobs is not supported: the prompt's own log probabilities are not "
-            "computed. Leave one of them out.",
-            param="echo",
+            "max_tokens is 0, which leaves nothing to return. Ask for 1 or more, or for echo.",
+            param="max_tokens",
         )

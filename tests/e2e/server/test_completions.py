@@ -77,6 +77,51 @@ def test_an_echo_comes_before_the_text(client: openai.OpenAI):
     )
 
 
+def test_an_echo_with_log_probabilities_has_those_of_the_prompt(client: openai.OpenAI):
+    prompts: list[Any] = ["I see a — naïve 猫", [1, *tokenizer().encode("1 + 1 ="), 2, 1050]]
+    for prompt in prompts:
+        ids = prompt if isinstance(prompt, list) else [1, *tokenizer().encode(prompt)]
+        text = tokenizer().decode(ids)
+        complete(client, prompt)  # whose prefix is cached now
+        completion = complete(client, prompt, echo=True, logprobs=1, max_tokens=3)
+        [choice] = completion.choices
+        found = choice.logprobs
+        assert choice.text.startswith(text) and completion.usage.prompt_tokens == len(ids)
+        lists = (found.tokens, found.token_logprobs, found.top_logprobs, found.text_offset)
+        written = completion.usage.completion_tokens
+        assert {len(values) for values in lists} == {len(ids) + written}
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+        assert all(
+            len(top) == 1 and max(top.values()) >= p <= 0
+            for top, p in zip(found.top_logprobs[1:], found.token_logprobs[1:], strict=True)
+        )
+        for token, offset in zip(found.tokens, found.text_offset, strict=True):
+            assert "\ufffd" in token or choice.text[offset:].startswith(token)
+
+
+def test_a_prompt_alone_is_scored(client: openai.OpenAI):
+    options: dict[str, Any] = {"echo": True, "max_tokens": 0}
+    prompts = ["I see a", "1 + 1 = 2"]
+    completion = complete(client, prompts, logprobs=5, **options)
+    assert [choice.text for choice in completion.choices] == prompts
+    assert {choice.finish_reason for choice in completion.choices} == {"length"}
+    assert completion.usage.completion_tokens == 0
+    assert completion.usage.prompt_tokens == sum(
+        len(choice.logprobs.tokens) for choice in completion.choices
+    )
+    assert complete(client, prompts, **options).choices[1].logprobs is None
+    streamed = [
+        choice
+        for piece in complete(client, prompts, logprobs=5, stream=True, n=2, **options)
+        for choice in piece.choices
+    ]
+    for index in range(4):
+        pieces = [choice for choice in streamed if choice.index == index]
+        assert "".join(piece.text for piece in pieces) == prompts[index // 2]
+        [scored] = [piece.logprobs for piece in pieces if piece.logprobs and piece.logprobs.tokens]
+        assert scored == completion.choices[index // 2].logprobs
+
+
 def test_log_probabilities_have_the_old_shape(client: openai.OpenAI):
     choice = complete(client, logprobs=2).choices[0]
     found = choice.logprobs
@@ -100,8 +145,9 @@ def test_a_stop_text_ends_it(client: openai.OpenAI):
     [
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
-        ({"echo": True, "prompt": [1, 1050]}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -2, "echo": True}, "max_tokens"),
+        ({"echo": True, "logprobs": 21}, "logprobs"),
         ({"prompt": ["a"] * 100, "n": 2}, "prompt"),
         ({"prompt": []}, "prompt"),
     ],

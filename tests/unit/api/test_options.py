@@ -47,7 +47,10 @@ def test_every_option_says_what_it_does(name: str):
         ({"frequency_penalty": -3}, "frequency_penalty is -3; it must be from -2 to 2; 0 is off."),
         ({"seed": -1}, "seed is -1; it must be from 0 to 4294967295."),
         ({"seed": 2**32}, "seed is 4294967296; it must be from 0 to 4294967295."),
-        ({"max_tokens": 0}, "max_tokens is 0; it must be 1 or more."),
+        (
+            {"max_tokens": 0},
+            "max_tokens is 0; it must be 1 or more, unless prompt_logprobs are asked for.",
+        ),
         ({"n": 0}, "n is 0; it must be 1 or more."),
         ({"n": None}, "n is None; it must be a whole number."),
         ({"image_tokens": 1}, "image_tokens is 1; it must be 2 or more."),
