@@ -87,7 +87,7 @@ def test_every_command_explains_itself(name: str):
     [
         (("generate", "Hi", "--temperature", "-1"), "--temperature is -1.0; it must be 0"),
         (("generate", "Hi", "--top-k", "x"), "--top-k is 'x'; it must be a whole number."),
-        (("generate", "Hi", "-n", "0"), "--max-tokens is 0; it must be 1 or more."),
+        (("generate", "Hi", "-n", "0"), "--max-tokens is 0; it must be 1 or more"),
         (("generate", "Hi", "-s", "-1"), "--seed is -1; it must be from 0 to 4294967295."),
         (("generate", "Hi", "--thinking", "5", "--min-thinking", "6"), "--min-thinking is 6, more"),
         (("generate", "Hi", "--regex", "a", "--choice", "b"), "--regex and --choice exclude each"),
