@@ -1,4 +1,7 @@
-"""The device's half of a loaded model; it runs on the worker thread alone."""
+"""The device's half of a loaded model; it runs on the worker thread alone.
+
+The file is longer than others because weights, adapters, tower and prefix cache share one memory.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@
 
 The scheduler moves it on, on the worker thread. Anybody may watch it, wait for it or cancel it from
 any thread: its events are accumulated once into results and passed on to its observers.
+
+The file is longer than others because all of a request's state changes in it, under one lock.
 """
 
 from __future__ import annotations
