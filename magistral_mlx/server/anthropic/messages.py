@@ -18,6 +18,7 @@ from magistral_mlx.server.anthropic.response_schemas import (
 )
 from magistral_mlx.server.anthropic.schemas import (
     CountRequest,
+    HostedMessageTool,
     MessageRequest,
     MessageTool,
     TextBlock,
@@ -73,7 +74,7 @@ async def messages(
     sends pings.
     """
     service: GenerationService = request.app.state.service
-    names = own_names(_function(tool) for tool in body.tools or ())
+    names = own_names(_functions(body))
     exchange = service.answer(
         request,
         body.model,
@@ -183,20 +184,33 @@ def _thinking(request: CountRequest) -> ThinkingOption:
 
 
 def _tool_options(request: CountRequest) -> dict[str, Any]:
-    functions = [_function(tool) for tool in request.tools or ()]
+    functions = _functions(request)
     chosen = request.tool_choice
     if chosen and chosen.type == "tool":
         if chosen.name is None:
             raise BadRequest("tool_choice.name is missing: it names the tool.", param="tool_choice")
+        if any(
+            isinstance(t, HostedMessageTool) and t.name == chosen.name for t in request.tools or ()
+        ):
+            raise BadRequest(
+                f"tool_choice asks for {chosen.name[:100]!r}, which this server does not run. "
+                "Choose a tool with an input_schema.",
+                param="tool_choice",
+            )
         return tool_options(functions, "required", [chosen.name])
     names: dict[str, ToolChoiceMode] = {"any": "required", "none": "none"}
     return tool_options(functions, names.get(chosen.type, "auto") if chosen else "auto")
 
 
-def _function(tool: MessageTool) -> FunctionSchema:
-    return FunctionSchema(
-        name=tool.name,
-        description=tool.description,
-        parameters=tool.input_schema,
-        strict=tool.strict,
-    )
+def _functions(request: CountRequest) -> list[FunctionSchema]:
+    """The tools that the model is told of, without those that the vendor runs."""
+    return [
+        FunctionSchema(
+            name=tool.name,
+            description=tool.description,
+            parameters=tool.input_schema,
+            strict=tool.strict,
+        )
+        for tool in request.tools or ()
+        if isinstance(tool, MessageTool)
+    ]

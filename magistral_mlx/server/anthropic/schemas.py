@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Discriminator, Field, JsonValue, Tag
 
 from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import (
@@ -15,6 +15,8 @@ from magistral_mlx.server.request_body import (
     Some,
 )
 from magistral_mlx.server.request_translation import FunctionOnly
+
+_HOSTED = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset")
 
 
 class TextBlock(RequestSchema):
@@ -163,13 +165,33 @@ class MessageIn(RequestSchema):
 
 
 class MessageTool(RequestSchema):
-    """A tool that the model may call. Tools that the server would run are refused."""
+    """A tool that the model may call. Those that the vendor defines and clients run are refused."""
 
     type: Literal["custom"] | None = None
     name: str
     description: str | None = None
     input_schema: JSONObject
     strict: bool | None = None
+
+
+class HostedMessageTool(RequestSchema):
+    """A tool that the vendor runs, such as `web_search_20250305`: not offered to the model."""
+
+    type: str
+    name: str | None = None
+
+
+def _tool_kind(tool: Any) -> str:
+    """The tag of a tool by its type, which ends in a date."""
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    return "hosted" if isinstance(kind, str) and kind.startswith(_HOSTED) else "custom"
+
+
+MessageToolIn = Annotated[
+    Annotated[MessageTool, FunctionOnly, Tag("custom")]
+    | Annotated[HostedMessageTool, Tag("hosted")],
+    Discriminator(_tool_kind),
+]
 
 
 class MessageToolChoice(RequestSchema):
@@ -223,7 +245,7 @@ class CountRequest(RequestBody):
     ] = None
     messages: Some[MessageIn]
     system: str | Many[TextBlock] | None = None
-    tools: Many[Annotated[MessageTool, FunctionOnly]] | None = None
+    tools: Many[MessageToolIn] | None = None
     tool_choice: MessageToolChoice | None = None
     thinking: Annotated[
         Annotated[

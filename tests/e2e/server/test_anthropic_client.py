@@ -190,6 +190,29 @@ def test_the_models_are_listed(client: anthropic.Anthropic):
 
 
 @pytest.mark.parametrize(
+    "kind", ["web_search_20250305", "web_fetch_20250910", "code_execution_20250825", "mcp_toolset"]
+)
+def test_tools_that_the_vendor_runs_are_left_out(client: anthropic.Anthropic, kind: str):
+    function: Any = {"name": "add", "input_schema": {"type": "object"}}
+    hosted: Any = {"type": kind, "name": "hosted", "max_uses": 5}
+    count = client.messages.count_tokens
+    with_it = count(model="demo", messages=SUM, tools=[hosted, function])
+    assert with_it == count(model="demo", messages=SUM, tools=[function])
+    assert count(model="demo", messages=SUM, tools=[hosted]) == count(model="demo", messages=SUM)
+    assert ask(client, tools=[hosted]).content == ask(client).content
+    with pytest.raises(anthropic.BadRequestError, match="which this server does not run"):
+        ask(client, tools=[hosted], tool_choice={"type": "tool", "name": "hosted"})
+
+
+@pytest.mark.parametrize("kind", ["bash_20250124", "computer_20250124", "nonsense"])
+def test_tools_that_clients_run_without_a_schema_are_refused(
+    client: anthropic.Anthropic, kind: str
+):
+    with pytest.raises(anthropic.BadRequestError, match=f"'{kind}': only functions"):
+        ask(client, tools=[{"type": kind, "name": "bash"}])
+
+
+@pytest.mark.parametrize(
     "thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}, "t"]
 )
 def test_threads_are_refused_so_that_the_sdk_falls_back(client: anthropic.Anthropic, thread: Any):
