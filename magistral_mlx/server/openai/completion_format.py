@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,17 @@ class CompletionFormatter:
         self._id = new_id("cmpl-")
         self._echo = ""
         self._prompt: tuple[PromptToken, ...] = ()
+        self._ids: Callable[[], list[int]] | None = None
         self._sample = 0
         self._offset = 0
         self.stats: list[list[Stats]] = []
 
-    def start_prompt(self, echo: str = "") -> None:
-        """Begin the next prompt; its completions begin with `echo`."""
-        self._echo, self._prompt = echo, ()
+    def start_prompt(self, echo: str = "", ids: Callable[[], list[int]] | None = None) -> None:
+        """Begin the next prompt; its completions begin with `echo`.
+
+        `ids`: tells the prompt's tokens, where theirs and the completions' are reported.
+        """
+        self._echo, self._prompt, self._ids = echo, (), ids
         self.stats.append([])
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[Completion]:
@@ -74,6 +78,9 @@ class CompletionFormatter:
         match event:
             case SampleStart(index):
                 self._sample, self._offset = index, len(self._echo)
+                if self._ids is not None:
+                    choice = self._choice("", None, prompt_token_ids=self._ids())
+                    yield self.completion([choice])
                 if self._prompt:  # of an earlier sample
                     yield self._echoed()
                 elif self._echo and self.top_logprobs is None:
@@ -86,10 +93,11 @@ class CompletionFormatter:
             case BlockStart(OutputBlock("tool_call") as call):
                 yield self._piece(_call_head(call))
             case BlockDelta(_, text, logprobs):
-                yield self._piece(text, self._logprobs(logprobs))
+                choice = self._choice(text, self._logprobs(logprobs), **self._token_ids(logprobs))
+                yield self.completion([choice])
             case SampleEnd(sample, logprobs):
                 self.stats[-1].append(sample.stats)
-                choice = self._choice("", self._logprobs(logprobs))
+                choice = self._choice("", self._logprobs(logprobs), **self._token_ids(logprobs))
                 timings = server_timings_of(sample.stats)
                 yield self.completion(
                     [choice.model_copy(update=self._end(sample))], timings=timings
@@ -124,7 +132,10 @@ class CompletionFormatter:
             for block in sample.blocks
         ]
         logprobs = self._logprobs(sample.logprobs, echoed=True)
-        choice = self._choice(self._echo + "".join(texts), logprobs)
+        ids = self._token_ids(sample.logprobs)
+        if self._ids is not None:
+            ids["prompt_token_ids"] = self._ids()
+        choice = self._choice(self._echo + "".join(texts), logprobs, **ids)
         return choice.model_copy(update=self._end(sample))
 
     def _end(self, sample: SampleOutput) -> dict[str, Any]:
@@ -141,9 +152,16 @@ class CompletionFormatter:
     ) -> Completion:
         return self.completion([self._choice(text, logprobs)], **more)
 
-    def _choice(self, text: str, logprobs: CompletionLogprobs | None) -> CompletionChoice:
+    def _token_ids(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {} if self._ids is None else {"token_ids": [token.id for token in tokens]}
+
+    def _choice(
+        self, text: str, logprobs: CompletionLogprobs | None, **more: Any
+    ) -> CompletionChoice:
         index = (len(self.stats) - 1) * self.n + self._sample
-        return CompletionChoice(text=text, index=index, logprobs=logprobs, finish_reason=None)
+        return CompletionChoice(
+            text=text, index=index, logprobs=logprobs, finish_reason=None, **more
+        )
 
     def _echoed(self) -> Completion:
         """The piece of the prompt with its log probabilities."""

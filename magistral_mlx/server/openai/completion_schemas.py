@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from magistral_mlx.chat.messages import RawPrompt
+from magistral_mlx.server.openai.chat_response_schemas import TokenIdsOut
 from magistral_mlx.server.openai.chat_schemas import StreamOptions
 from magistral_mlx.server.openai.sampling_schemas import SamplingFields
 from magistral_mlx.server.openai.structure_fields import StructureFields
@@ -61,6 +62,9 @@ class CompletionRequest(SamplingFields, StructureFields):
             "the prompt's tokens too, for which all of it is computed, whatever is cached.",
         ),
     ] = None
+    return_token_ids: Annotated[
+        bool | None, Field(description="Tell the ids of prompt and completion, as vLLM does.")
+    ] = None
     best_of: Annotated[int | None, Field(ge=1, description="Only as much as n.")] = None
     suffix: Annotated[
         str | None, Field(description="Refused: the model cannot fill in a middle.")
@@ -99,6 +103,8 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     seed: Annotated[int, Field(description="It gives this text again. Not in OpenAI's API.")] = 0
+    token_ids: TokenIdsOut = []
+    prompt_token_ids: TokenIdsOut = []
     timings: GenerationTimings | None = None
     notes: Notes = []
 

@@ -85,7 +85,7 @@ class _CompletionJob:
         self._options = Options(
             max_tokens=_TOKENS if body.max_tokens is None else body.max_tokens,
             thinking="off",
-            logprobs=body.logprobs is not None,
+            logprobs=body.logprobs is not None or bool(body.return_token_ids),
             top_logprobs=body.logprobs or 0,
             prompt_logprobs=(body.logprobs or 0) if scores or body.max_tokens == 0 else None,
             **sampling_options(body),
@@ -107,7 +107,7 @@ class _CompletionJob:
         """All pieces of all prompts. The exchange of the first one has been entered."""
         formatter = self._formatter(first)
         async for prompt, exchange in self._exchanges(first):
-            formatter.start_prompt(self._echo(prompt))
+            self._start(formatter, prompt, exchange)
             async for piece in formatter.stream(exchange):
                 yield piece
         if self._body.stream_options and self._body.stream_options.include_usage:
@@ -118,7 +118,7 @@ class _CompletionJob:
         formatter = self._formatter(first)
         choices: list[CompletionChoice] = []
         async for prompt, exchange in self._exchanges(first):
-            formatter.start_prompt(self._echo(prompt))
+            self._start(formatter, prompt, exchange)
             choices += formatter.whole(await read_samples(exchange))
         return formatter.completion(
             choices,
@@ -131,6 +131,10 @@ class _CompletionJob:
         for prompt in self.prompts[1:]:
             async with self.exchange(prompt) as exchange:
                 yield prompt, exchange
+
+    def _start(self, formatter: CompletionFormatter, prompt: RawPrompt, exchange: Exchange) -> None:
+        ids = exchange.prompt_token_ids if self._body.return_token_ids else None
+        formatter.start_prompt(self._echo(prompt), ids)
 
     def _echo(self, prompt: RawPrompt) -> str:
         if not self._body.echo:

@@ -133,6 +133,29 @@ def test_log_probabilities_have_the_old_shape(client: openai.OpenAI):
     )
 
 
+@pytest.mark.parametrize("more", [{}, {"logprobs": 1}, {"echo": True}], ids=str)
+def test_token_ids_are_told_if_asked_for(client: openai.OpenAI, more: dict[str, Any]):
+    prompts = ["I see a", "1 + 1 ="]
+    options: dict[str, Any] = {"n": 2, "extra_body": {"return_token_ids": True}, **more}
+    completion = complete(client, prompts, **options)
+    decode = tokenizer().decode
+    for choice in completion.choices:
+        prompt = prompts[choice.index // 2]
+        assert choice.prompt_token_ids == [1, *tokenizer().encode(prompt)]
+        assert decode(choice.token_ids) == choice.text.removeprefix(
+            prompt if more.get("echo") else ""
+        )
+        assert (choice.logprobs is None) == ("logprobs" not in more)
+    assert sum(len(c.token_ids) for c in completion.choices) == completion.usage.completion_tokens
+    told: list[dict[str, list[int]]] = [{"prompt": [], "ids": []} for _ in range(4)]
+    for piece in complete(client, prompts, stream=True, **options):
+        for choice in piece.choices:
+            told[choice.index]["prompt"] += getattr(choice, "prompt_token_ids", [])
+            told[choice.index]["ids"] += getattr(choice, "token_ids", [])
+    assert told == [{"prompt": c.prompt_token_ids, "ids": c.token_ids} for c in completion.choices]
+    assert not hasattr(complete(client).choices[0], "token_ids")
+
+
 def test_a_stop_text_ends_it(client: openai.OpenAI):
     text = complete(client, max_tokens=16).choices[0].text
     stop = text[3:5]
