@@ -13,7 +13,7 @@ from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.mcp.servers import MCPServers
 from magistral_mlx.runtime.progress import OnProgress
-from magistral_mlx.server import documents, mcp_tools, other_servers
+from magistral_mlx.server import documents, lm_studio, mcp_tools, other_servers
 from magistral_mlx.server.anthropic import messages
 from magistral_mlx.server.anthropic.response_schemas import MessageEvent
 from magistral_mlx.server.bodies import BodyDrain, BodyLimit, BodyUnpacker
@@ -48,7 +48,7 @@ from magistral_mlx.server.settings import Settings
 _PROTOCOLS = (
     *(chat, completions, compaction, responses, conversations, mistral, models),
     *(messages, documents),
-    *(generation, ollama_models, other_servers),
+    *(generation, ollama_models, other_servers, lm_studio),
 )
 _STREAMED = (ChatChunk, ResponseEvent, MessageEvent)  # events of the protocols' streams
 

@@ -56,6 +56,16 @@ def test_properties_are_told(server: Server):
     assert server.get("/version")[0] == 200
 
 
+def test_models_are_listed_as_lm_studio_does(server: Server):
+    assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
+    status, told = server.get("/api/v0/models")
+    [model] = told["data"]
+    assert (status, told["object"]) == (200, "list")
+    assert (model["id"], model["type"], model["state"]) == ("demo", "vlm", "loaded")
+    assert model["max_context_length"] == model["loaded_context_length"] == 8192
+    assert (model["compatibility_type"], model["publisher"]) == ("mlx", "")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "told"),
     [
