@@ -148,6 +148,10 @@ class QuantizedKVCache:
                 for piece in pieces
             ]
             y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+        if q.shape[2] > PIECE:
+            # The window is written before the next layer begins: nothing reads it in this chunk,
+            # and until it is written, all of the chunk's keys and values are kept for it.
+            (y,) = mx.depends([y], [array for window in self._window for array in window.state])
         return (mx.hadamard_transform(y) if self.scheme.rotate else y).astype(dtype)
 
     def _prepared(self, *arrays: mx.array) -> list[mx.array]:
