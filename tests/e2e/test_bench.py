@@ -129,7 +129,7 @@ def test_a_peer_that_is_not_installed_is_named_and_skipped(model: Path):
         (("--context", "0"), "context is '0'"),
         (("--context", "5000"), "this model has 4,096 tokens in all."),
         (("--tokens", "1"), "--tokens is 1; it must be 2 or more."),
-        (("--kv", "7/7"), "--kv is '7/7'; it must be one of full"),
+        (("--kv", "7/7"), "--kv is '7/7'; it must be full, or bits of"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(model: Path, options: tuple, complaint: str):

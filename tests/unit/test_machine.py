@@ -143,5 +143,5 @@ def test_the_warning_reaches_whoever_plans(
         assert magistral.plan.warning.startswith("1 MiB of memory are free now, and")
     assert told == [magistral.plan.warning]
     options = {"model": "demo", "contexts": None, "tokens": 2, "rounds": 1, "kv": None}
-    _fitting(options | {"dtype": None})
+    _fitting(options | {"dtype": None, "adapter": None})
     assert "magistral-mlx: 1 MiB of memory are free now" in capsys.readouterr().err

@@ -301,7 +301,8 @@ def test_chats_are_put_into_folders(visit: Visit, replay: Replay) -> None:
     expect(folder).to_have_count(1)
     expect(folder.locator(".name").first).to_be_hidden()
     page.locator("#search").fill("soup")
-    expect(folder.locator(".name")).to_be_visible()
+    expect(folder.locator(".name")).to_have_text(["Soup"])
+    expect(folder.locator(".name").first).to_be_visible()
     page.locator("#search").fill("")
     folder.locator("summary").click()
     chat = page.locator(".conversation", has_text="Soup")
@@ -364,3 +365,19 @@ def test_the_page_can_be_installed(visit: Visit) -> None:
     devtools = visit.context.new_cdp_session(visit.page)
     assert devtools.send("Page.getAppManifest")["errors"] == []
     assert not list(STATIC.rglob("*worker*"))
+
+
+def test_a_message_sent_while_the_first_is_being_stored_waits(visit: Visit, replay: Replay) -> None:
+    page = visit.page
+    replay.next(Said("One."), Gate())
+    page.evaluate("""() => {
+        for (const text of ["First", "Second"]) {
+            const area = document.querySelector("#message");
+            area.value = text;
+            area.dispatchEvent(new Event("input"));
+            document.querySelector("#composer").requestSubmit();
+        }
+    }""")
+    expect(page.locator("#queue li")).to_have_count(1)
+    expect(page.locator("#queue li")).to_contain_text("Second")
+    expect(page.get_by_text("One.", exact=True)).to_be_visible()

@@ -18,6 +18,7 @@ export class Composer {
     this.area = $("#message");
     this.id = null; // until it has taken a draft
     this.busy = false;
+    this.sending = false;
     this.attaching = null; // a promise while files are read
     this.tray = new Tray($("#tray"), {
       changed: () => {
@@ -50,9 +51,10 @@ export class Composer {
       const attachments = this.tray.attachments.map(({ source, ...sent }) => sent);
       this.write("");
       this.tray.show([]);
-      // What is written while an answer is waits for its end.
-      if (this.busy) this.queue.add({ text, attachments });
-      else send(text, attachments);
+      // What is written while an answer is waits for its end, or while a message is being stored.
+      if (this.busy || this.sending) return this.queue.add({ text, attachments });
+      this.sending = true;
+      Promise.resolve(send(text, attachments)).finally(() => (this.sending = false));
     });
     $("#stop").addEventListener("click", stop);
     $("#attach").addEventListener("click", () => $("#files").click());
