@@ -1,8 +1,10 @@
 """Set-up that every test shares."""
 
+import gc
 import itertools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,15 @@ def _seeds_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests without a seed draw 1, 2, 3, … in each test, not what the system's chance gives."""
     seeds = itertools.count(1)
     monkeypatch.setattr("secrets.randbelow", lambda bound: next(seeds) % bound)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models_end_with_their_module() -> Iterator[None]:
+    """Give the memory of shared models back: tests of memory may run next in this process."""
+    yield
+    if "tests.engine_models" in sys.modules:
+        sys.modules["tests.engine_models"].tiny_model.cache_clear()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
