@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from magistral_mlx.errors import InvalidOption
+from magistral_mlx.errors import InvalidOption, MagistralError
 
 LARGEST = 16 << 20  # bytes; more than the model's context holds many times over
 _INHERITED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")  # what a shell's <(…) names
@@ -43,6 +45,26 @@ def refuse_named_pipe(name: str, mode: int, what: str = "") -> None:
     """
     if stat.S_ISFIFO(mode) and not name.startswith(_INHERITED):
         raise InvalidOption(f"{what} {name} is a named pipe; a file is expected.".strip())
+
+
+@contextmanager
+def reading(name: str, what: str, kind: type[MagistralError]) -> Iterator[None]:
+    """Raise `kind` for what goes wrong while the file `name` is opened and read.
+
+    Args:
+        what: what the file is, for errors, as in "image".
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        hint = "Download it first, and give the file." if "://" in name else "Check the path."
+        raise kind(f"there is no {what} {name}. {hint}") from None
+    except PermissionError:
+        raise kind(f"no permission to read {name}. Change its access rights.") from None
+    except OSError as error:
+        raise kind(f"{name} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # a zero byte in the path
+        raise kind(f"{name!r} is not a path: {error}.") from error
 
 
 def read_text_file(path: str | Path, what: str) -> str:

@@ -82,26 +82,33 @@ def _mlx_version() -> str:
     return importlib.metadata.version("mlx")
 
 
-def _read_all() -> dict[str, Any]:
-    """Read the file; empty if it is missing or damaged."""
-    try:
-        values = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
 def _read(section: str) -> dict[str, Any]:
-    values = _read_all().get(section)
+    values = read_stored(_path()).get(section)
     return values if isinstance(values, dict) else {}
 
 
 def _write(section: str, key: str, value: Any) -> Path:
     path = _path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = _read_all()
-    values[section] = _read(section) | {key: value}
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    partial.replace(path)
+    store_values(path, {section: _read(section) | {key: value}})
     return path
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """Read a file of stored values; empty if it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def store_values(path: Path, values: dict[str, Any]) -> None:
+    """Store values beside the others of the file, in place of earlier ones of the same names.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(read_stored(path) | values, indent=1), encoding="utf-8")
+    partial.replace(path)

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from magistral_mlx.chat.image_formats import allowed_formats, begins_like, describe_unknown
 from magistral_mlx.chat.messages import Image
 from magistral_mlx.errors import DocumentError, ImageError, InvalidOption
-from magistral_mlx.files import refuse_named_pipe, user_path
+from magistral_mlx.files import reading, refuse_named_pipe, user_path
 
 PDFMode = Literal["text", "images"]
 PDF_MODES: tuple[PDFMode, ...] = get_args(PDFMode)
@@ -175,7 +175,7 @@ def _shown(name: str) -> str:
 
 def _read_file(source: str | PathLike[str]) -> bytes:
     name = os.fspath(source)
-    try:
+    with reading(name, "file", DocumentError):
         path = user_path(source)
         mode = path.stat().st_mode
         refuse_named_pipe(name, mode)
@@ -185,12 +185,3 @@ def _read_file(source: str | PathLike[str]) -> bytes:
             raise DocumentError(f"{name} is a device or socket, not a file.")
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        hint = "Download it first, and give the file." if "://" in name else "Check the path."
-        raise DocumentError(f"there is no file {name}. {hint}") from None
-    except PermissionError:
-        raise DocumentError(f"no permission to read {name}. Change its access rights.") from None
-    except OSError as error:
-        raise DocumentError(f"{name} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:  # a zero byte in the path
-        raise DocumentError(f"{name!r} is not a path: {error}.") from error

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 from magistral_mlx.chat.image_formats import allowed_formats, describe_unknown
 from magistral_mlx.chat.image_modes import to_rgb_or_rgba, turn_upright
 from magistral_mlx.errors import ImageError
+from magistral_mlx.files import reading
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -41,18 +42,8 @@ def load_image(source: str | PathLike[str] | bytes | PIL.Image.Image) -> PIL.Ima
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), "the image")
     name = os.fspath(source)
-    try:
-        with _open_file(Path(source), name) as file:
-            return _read(file, name)
-    except FileNotFoundError:
-        hint = "Download it first, and give the file." if "://" in name else "Check the path."
-        raise ImageError(f"there is no image {name}. {hint}") from None
-    except PermissionError:
-        raise ImageError(f"no permission to read {name}. Change its access rights.") from None
-    except OSError as error:
-        raise ImageError(f"{name} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:  # a zero byte in the path
-        raise ImageError(f"{name!r} is not a path: {error}.") from error
+    with reading(name, "image", ImageError), _open_file(Path(source), name) as file:
+        return _read(file, name)
 
 
 def _open_file(path: Path, name: str) -> IO[bytes]:

@@ -6,8 +6,6 @@ package.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,13 @@ from typing import Any
 from magistral_mlx import __version__
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.engine.speculate.costs import PassCosts
+from magistral_mlx.measurements import read_stored, store_values
 from magistral_mlx.paths import home_dir
 
 
 def pass_costs(machine: str, decoder_bytes: int) -> PassCosts:
     """Return the costs for a model on `machine`, identified by the bytes of its decoder."""
-    measured = _read().get(_key(machine, decoder_bytes))
+    measured = read_stored(_path()).get(_key(machine, decoder_bytes))
     return _checked(measured) or PassCosts(backend().pass_costs)
 
 
@@ -31,12 +30,8 @@ def store(machine: str, decoder_bytes: int, costs: PassCosts) -> Path:
         OSError: the file cannot be written.
     """
     path = _path()
-    path.parent.mkdir(parents=True, exist_ok=True)
     points = {"short": costs.points, "long": costs.long} if costs.long else costs.points
-    values = _read() | {_key(machine, decoder_bytes): points}
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    partial.replace(path)
+    store_values(path, {_key(machine, decoder_bytes): points})
     return path
 
 
@@ -59,15 +54,6 @@ def _path() -> Path:
 def _key(machine: str, decoder_bytes: int) -> str:
     version = mx.__version__  # type: ignore[attr-defined]  # the stub lacks it
     return f"{machine}, MLX {version}, magistral-mlx {__version__}, {decoder_bytes} bytes"
-
-
-def _read() -> dict[str, Any]:
-    """Read the file; empty if it is missing or damaged."""
-    try:
-        values = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _checked(stored: Any) -> PassCosts | None:

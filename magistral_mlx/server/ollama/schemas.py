@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from magistral_mlx.server.openai.sampling_schemas import REFUSED
+from magistral_mlx.server.openai.sampling_schemas import refuse_unsupported
 from magistral_mlx.server.option_values import Stop, option_field
 from magistral_mlx.server.request_body import JSONObject, Many, RequestBody, RequestSchema
 from magistral_mlx.server.request_translation import FunctionSchema
@@ -66,10 +66,7 @@ class OllamaOptions(RequestSchema):
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_kept_to(cls, value: Any) -> Any:
-        for name, unused in REFUSED.items() if isinstance(value, dict) else ():
-            if value.get(name) not in (None, [], {}, *unused):
-                raise ValueError(f"{name} is not supported. Leave it out")
-        return value
+        return refuse_unsupported(value)
 
 
 class OllamaFunctionCall(RequestSchema):

@@ -20,7 +20,7 @@ EXTENSION = "Not in OpenAI's API."
 
 
 # Fields of other servers that change the answer, with the values that change nothing.
-REFUSED: dict[str, tuple[float | bool, ...]] = {
+_REFUSED: dict[str, tuple[float | bool, ...]] = {
     "allowed_token_ids": (),
     "bad_words": (),
     "documents": (),
@@ -42,6 +42,18 @@ _ALL_TOKENS = 1_000_000
 _LEAST_BIAS = -100.0
 _PAIRS = "llama-server's pairs [id, bias] are taken as well; a bias of false bans the token."
 TokenId = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+def refuse_unsupported(value: Any) -> Any:
+    """Refuse fields of other servers that change the answer, and that this one lacks.
+
+    Raises:
+        ValueError: one of them has a value that would change the answer.
+    """
+    for name, unused in _REFUSED.items() if isinstance(value, dict) else ():
+        if value.get(name) not in (None, [], {}, *unused):
+            raise ValueError(f"{name} is not supported. Leave it out")
+    return value
 
 
 def _pairs_as_table(value: Any) -> Any:
@@ -125,11 +137,7 @@ class SamplingFields(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_kept_to(cls, value: Any) -> Any:
-        """Refuse fields of other servers that change the answer, and that this one lacks."""
-        for name, unused in REFUSED.items() if isinstance(value, dict) else ():
-            if value.get(name) not in (None, [], {}, *unused):
-                raise ValueError(f"{name} is not supported. Leave it out")
-        return value
+        return refuse_unsupported(value)
 
 
 def sampling_options(request: SamplingFields) -> dict[str, Any]:
