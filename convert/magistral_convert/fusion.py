@@ -46,20 +46,19 @@ class Fusion:
             CheckpointError: the adapter's file cannot be read, or holds infinities or NaNs.
         """
         stop = start + len(base)
-        rows = to_float32(base)
-        if self.whole is not None:
-            rows = _read(self.whole, start, stop)
-        if self.change is None:
-            return rows
-        left, right = self._factors(self.change)
-        rows += (left[start:stop] * np.float32(self.change.scale)) @ right
-        if self.change.magnitude is not None:
-            lengths = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
-            rows *= _whole(self.change.magnitude)[start:stop, None] / lengths
-        if not np.isfinite(rows).all():
+        rows = to_float32(base) if self.whole is None else _read(self.whole, start, stop)
+        source = self.whole
+        if self.change is not None:
+            source = self.change.b
+            left, right = self._factors(self.change)
+            rows += (left[start:stop] * np.float32(self.change.scale)) @ right
+            if self.change.magnitude is not None:
+                lengths = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+                rows *= _whole(self.change.magnitude)[start:stop, None] / lengths
+        if source is not None and not np.isfinite(rows).all():
             raise CheckpointError(
-                f"{self.change.b.name} in {self.change.b.file} makes infinities or NaNs. Fetch or "
-                "train the adapter again."
+                f"{source.name} in {source.file} makes infinities or NaNs. Fetch or train the "
+                "adapter again."
             )
         return rows
 
@@ -77,6 +76,7 @@ def fusions(adapter: StoredAdapter, config: ModelConfig) -> dict[str, Fusion]:
     Raises:
         CheckpointError: it changes one of two matrices that are the same.
     """
+    _whole.cache_clear()  # the files of an earlier conversion may have changed
     paths = {**adapter.replaced, **adapter.changes}
     if config.text.tie_word_embeddings and (_HEAD in paths or _EMBEDDING in paths):
         raise CheckpointError(

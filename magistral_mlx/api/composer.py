@@ -115,7 +115,7 @@ class Composer:
         if isinstance(raw.content, str):
             self._check_length([raw.content])
         prompt = encode_raw(raw, self.tokenizer)
-        if self._room(prompt) < (0 if options.max_tokens == 0 else 1):
+        if self._room(prompt) < _least(options):
             raise self._overflow(prompt, 0)
         return self._request(prompt, options, None)
 
@@ -188,8 +188,8 @@ class Composer:
         One is enough to be sent as it is. Where turns are dropped, enough go to leave a quarter
         of the context, or what the answer may take: not one more before every answer.
         """
-        if options.overflow == "error":
-            return 1
+        if options.overflow == "error" or options.max_tokens == 0:
+            return _least(options)
         return max(1, min(options.max_tokens or self.context, self.context // 4))
 
     def _make_room(
@@ -203,7 +203,7 @@ class Composer:
         if fitting is None:
             fewest = most
             fitting = self._encode(without_oldest(messages, most), options)
-        if self._room(fitting) < 1:
+        if self._room(fitting) < _least(options):
             raise self._overflow(fitting, 0)
         if not fewest:
             return fitting, None
@@ -344,3 +344,8 @@ class Composer:
         """Whether calls can be told from text while they are written."""
         special = self.tokenizer.special
         return special.tool_calls is not None and special.args is not None
+
+
+def _least(options: Options) -> int:
+    """Tokens that the shortest answer takes: none where only the prompt is to be judged."""
+    return 0 if options.max_tokens == 0 else 1

@@ -15,13 +15,13 @@ from magistral_mlx.cli.loading import (
     chosen_model,
     load_options,
     loading_options,
+    mcp_servers,
     model_argument,
     open_model,
 )
 from magistral_mlx.cli.params import FILE, command, option
 from magistral_mlx.cli.process import quick_imports
 from magistral_mlx.files import user_path
-from magistral_mlx.requirements import check_extra
 
 if TYPE_CHECKING:
     from magistral_mlx.mcp.config import ServerSpec
@@ -61,7 +61,7 @@ def chat(**options: Any) -> None:
     settings = options_of(options)
     system = system_text(options)
     loading = load_options(options)
-    specs = _servers(options["mcp"])
+    specs = mcp_servers(options["mcp"])
     paths = {name: command.path for name, command in COMMANDS.items()}
     with quiet_terminal(), open_model(name, loading) as magistral:
         conversation = magistral.chat(options=with_system(settings, system, magistral))
@@ -81,16 +81,6 @@ def chat(**options: Any) -> None:
 
         with interrupts(lambda: None):  # between two inputs there is nothing to stop
             asyncio.run(_with_servers(specs, run))
-
-
-def _servers(file: str | None) -> Sequence[ServerSpec]:
-    """The MCP servers that a file names; none without a file."""
-    if file is None:
-        return ()
-    from magistral_mlx.mcp.config import read_servers
-
-    check_extra("--mcp", "mcp", "mcp")
-    return read_servers(file)
 
 
 async def _with_servers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.cli.params import Value, option
@@ -38,13 +39,12 @@ def served_of(settings: Settings) -> Served:
     Raises:
         MagistralError: the model is missing or damaged, or does not fit.
     """
+    from magistral_mlx.server.launcher import url_at
     from magistral_mlx.server.model_registry import ModelRegistry
 
     info = ModelRegistry(settings).first.info
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    host = f"[{host}]" if ":" in host else host
     return Served(
-        url=f"http://{host}:{settings.port}",
+        url=url_at(settings.host, settings.port),
         model=info.id,
         context=info.context,
         images=info.supports_images,
@@ -58,8 +58,8 @@ def _claude_code(served: Served) -> str:
 # Claude Code: in the shell that starts it.
 export ANTHROPIC_BASE_URL={served.url}
 export ANTHROPIC_API_KEY={served.key}
-export ANTHROPIC_MODEL={served.model}
-export ANTHROPIC_SMALL_FAST_MODEL={served.model}
+export ANTHROPIC_MODEL={quote(served.model)}
+export ANTHROPIC_SMALL_FAST_MODEL={quote(served.model)}
 export CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
 """
 
@@ -159,7 +159,7 @@ def _cline(served: Served) -> str:
 #   Model ID        {served.model}
 #   Context Window  {served.context}
 # Cline's command line:
-cline auth --provider openai --apikey {served.key} --modelid {served.model} \\
+cline auth --provider openai --apikey {served.key} --modelid {quote(served.model)} \\
   --baseurl {served.url}/v1
 """
 
@@ -180,7 +180,7 @@ export OPENAI_API_BASE={served.url}/v1
 export OPENAI_API_KEY={served.key}
 cat > ~/.aider.model.metadata.json <<'END'
 {_json(metadata)}END
-aider --model openai/{served.model}
+aider --model {quote(f"openai/{served.model}")}
 """
 
 

@@ -16,6 +16,7 @@ from magistral_mlx.cli.terminal import say
 
 if TYPE_CHECKING:
     from magistral_mlx.api.magistral import Magistral
+    from magistral_mlx.mcp.config import ServerSpec
     from magistral_mlx.memory.plan import Plan
     from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 
@@ -129,3 +130,18 @@ def warn_if_short(plan: Plan) -> None:
     """Say on stderr, before the model is loaded, that less memory is free than it will need."""
     if plan.warning:
         say(plan.warning)
+
+
+def mcp_servers(file: str | None) -> tuple[ServerSpec, ...]:
+    """The MCP servers that the file of --mcp names; none without one.
+
+    Raises:
+        MagistralError: the file cannot be read, or the extra is not installed.
+    """
+    if file is None:
+        return ()
+    from magistral_mlx.mcp.config import read_servers
+    from magistral_mlx.requirements import check_extra
+
+    check_extra("--mcp", "mcp", "mcp")
+    return read_servers(file)

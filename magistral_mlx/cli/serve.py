@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.cli.client_configs import CLIENTS, config_option, served_of
-from magistral_mlx.cli.loading import load_bar, load_options, loading_options
+from magistral_mlx.cli.loading import load_bar, load_options, loading_options, mcp_servers
 from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
 from magistral_mlx.cli.terminal import log_to_stderr, say
 from magistral_mlx.option_spec import Integer, Number
 
 if TYPE_CHECKING:
-    from magistral_mlx.mcp.config import ServerSpec
     from magistral_mlx.server.service import GenerationService
     from magistral_mlx.server.settings import Settings
 
@@ -235,7 +234,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
     return Settings(
         **{name: options[name] for name in taken},
         models=models,
-        mcp=_mcp_servers(options["mcp"]),
+        mcp=mcp_servers(options["mcp"]),
         traces=Path(options["traces"]) if options["traces"] else None,
         grace=math.inf if options["grace"] is None else options["grace"],
         limits=Limits(
@@ -249,16 +248,6 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
             options, wire=bool(options["wire"]), adapters=adapters_by_name(options["adapters"])
         ),
     )
-
-
-def _mcp_servers(file: str | None) -> tuple[ServerSpec, ...]:
-    if file is None:
-        return ()
-    from magistral_mlx.mcp.config import read_servers
-    from magistral_mlx.requirements import check_extra
-
-    check_extra("--mcp", "mcp", "mcp")
-    return read_servers(file)
 
 
 def _tell(urls: list[str], service: GenerationService, settings: Settings) -> None:

@@ -72,7 +72,7 @@ def _spec(name: str, entry: Any) -> ServerSpec:
     if not isinstance(entry, dict):
         raise InvalidOption(f'{where} must be an object with "command" or "url".')
     kind = entry.get("type", entry.get("transport"))
-    if kind is not None and kind not in _TYPES:
+    if kind is not None and not (isinstance(kind, str) and kind in _TYPES):
         raise InvalidOption(f"{where} has the type {kind!r}; it must be stdio or http.")
     needed = _TYPES[kind] if kind else "url" if "url" in entry else "command"
     target = _text(entry.get(needed), f"{needed} of {where}")

@@ -126,7 +126,11 @@ def _timeout(grace: float) -> int | None:
 
 def url_of(listener: socket.socket) -> str:
     """URL of a socket from this machine, without a slash at its end."""
-    host, port = listener.getsockname()[:2]
+    return url_at(*listener.getsockname()[:2])
+
+
+def url_at(host: str, port: int) -> str:
+    """URL of a port from this machine; of its loopback address where `host` is every address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

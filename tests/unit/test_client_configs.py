@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 
 import pytest
@@ -50,6 +51,12 @@ def test_claude_code_gets_an_address_without_v1():
     assert "export ANTHROPIC_BASE_URL=http://127.0.0.1:8080" in lines
 
 
+@pytest.mark.parametrize("client", ["claude-code", "cline", "aider"])
+def test_a_shell_reads_the_name_of_a_model_as_one_word(client: str):
+    words = shlex.split(CLIENTS[client](TEXT_ONLY).replace("<<'END'", ""), comments=True)
+    assert any(word.endswith('a "b"') for word in words)
+
+
 def test_aider_gets_its_table_of_models():
     text = CLIENTS["aider"](SERVED)
     [table] = re.findall(r"<<'END'\n(.*)END\n", text, flags=re.DOTALL)
@@ -67,3 +74,13 @@ def test_serve_prints_a_configuration_and_ends():
 def test_an_unknown_client_is_refused_with_the_known_ones():
     done = run("serve", "demo", "--print-config", "emacs")
     assert "claude-code, codex, opencode" in done.refusal
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("0.0.0.0", "http://127.0.0.1:8123"), ("::", "http://[::1]:8123")]
+)
+def test_an_address_for_all_is_given_as_that_of_this_machine(host: str, url: str):
+    place = ("--port", "8123", "--host", host, "--api-key", "a-long-secret-key")
+    done = run("serve", "demo", *place, "--print-config", "codex")
+    config = tomllib.loads(done.stdout.decode())
+    assert config["model_providers"]["magistral"]["base_url"] == f"{url}/v1"

@@ -103,3 +103,24 @@ def test_an_adapter_of_another_model_is_refused_before_anything(
     with pytest.raises(CheckpointError, match="cannot be fused"):
         prepare(base, tmp_path / "out", ConvertOptions(adapter=str(folder / "dora")))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_matrix_that_is_replaced_by_nans_is_refused(folder: Path, tmp_path: Path) -> None:
+    head = np.zeros((1280, 128), np.float32)
+    head[700, 5] = np.nan
+    adapter = write_adapter(tmp_path / "nan", {"base_model.model.lm_head.weight": head})
+    options = ConvertOptions(adapter=str(adapter))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight in .* makes infinities or NaNs"):
+        convert(folder / "base", tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_was_trained_again_in_place_is_read_again(tmp_path: Path) -> None:
+    base = write_hf_checkpoint(tmp_path / "base", seed=1)
+    options = ConvertOptions(mode="none", adapter=str(tmp_path / "adapter"))
+    found = []
+    for seed in (1, 2):
+        write_peft_adapter(tmp_path / "adapter", seed=seed, layers=1)
+        fused = convert(base, tmp_path / f"fused-{seed}", options)
+        found.append((fused / "model-00001-of-00001.safetensors").read_bytes())
+    assert found[0] != found[1]

@@ -57,6 +57,7 @@ def test_a_file_is_read_as_other_clients_spell_it(
         ({"a": {"command": "x", "args": "y"}}, "args of the MCP server 'a' must be a list"),
         ({"a": {"command": "x", "env": {"A": 1}}}, "env of the MCP server 'a' must be a text."),
         ({"a": {"command": "x", "env": ["A"]}}, "env of the MCP server 'a' must be an object"),
+        ({"a": {"command": "x", "type": ["stdio"]}}, "has the type ['stdio']; it must be stdio"),
         ({"a": {"url": "file:///etc"}}, "must begin with http:// or https://"),
         ({"a": {"type": "sse", "url": "http://x"}}, "the type 'sse'; it must be stdio or http."),
         ({"a": {"command": "${NOT_SET_ANYWHERE}"}}, "names ${NOT_SET_ANYWHERE}, which is not set"),

@@ -1,10 +1,21 @@
 """Log-probabilities of a prompt's own tokens, compared with those of a pass over all of it."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from magistral_mlx import Finished, InvalidOption, Magistral, Prefill, PromptLogprobs
+from magistral_mlx import (
+    Assistant,
+    Finished,
+    InvalidOption,
+    Magistral,
+    Prefill,
+    PromptLogprobs,
+    User,
+)
 from magistral_mlx.backend import mx
 from magistral_mlx.chat.messages import RawPrompt
 from tests.engine_models import start, tiny_model
@@ -89,3 +100,14 @@ def test_requests_beside_it_are_answered_as_alone(endless: Magistral):
     talking.cancel()
     for one, other in zip(alone.prompt_logprobs[1:], beside.prompt_logprobs[1:], strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+def test_no_turn_is_dropped_for_an_answer_that_will_not_come(talker_folder: Path):
+    messages = [User("word " * 100), Assistant("Yes."), User("word " * 70)]
+    options: dict[str, Any] = {"max_tokens": 0, "prompt_logprobs": 0, "overflow": "drop"}
+    with Magistral.load(talker_folder, context=400) as magistral:
+        prompt = len(magistral.prompt(messages, system=None))
+        assert 300 < prompt <= 400  # less is left than an answer is given room for
+        scored = magistral.generate(messages, system=None, **options)
+    assert scored.dropped is None
+    assert len(scored.prompt_logprobs) == prompt
