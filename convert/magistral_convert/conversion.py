@@ -14,10 +14,8 @@ from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.calibration.decisions import calibrates_by, choose_bits, read_text
 from magistral_convert.calibration.facts import METADATA, CalibrationFacts
 from magistral_convert.calibration.files import in_layer_order, most_at_once
-from magistral_convert.calibration.memory import peak_bytes
+from magistral_convert.calibration.memory import peak_bytes, state_bytes
 from magistral_convert.calibration.text import (
-    HELD_OUT,
-    SEQUENCE,
     CalibrationText,
 )
 from magistral_convert.card import model_card
@@ -82,8 +80,8 @@ class Conversion:
     @property
     def _states_bytes(self) -> int:
         """Hidden states of two layers, in float32 at most."""
-        sequences = max(1, self.options.calibration_tokens // SEQUENCE) + 2 * HELD_OUT
-        return 2 * 4 * sequences * SEQUENCE * self.source.checkpoint.config.text.hidden_size
+        text = self.source.checkpoint.config.text
+        return state_bytes(text, self.options.calibration_tokens, float_bytes=4)
 
 
 def prepare(

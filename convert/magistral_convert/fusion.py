@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter, StoredChange
 from magistral_mlx.checkpoint.header import DTYPE_BYTES, StoredTensor
-from magistral_mlx.checkpoint.names import EMBEDDING, HEAD
+from magistral_mlx.checkpoint.names import EMBEDDING_PATH, HEAD_PATH
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError
 
@@ -24,7 +24,6 @@ Floats = NDArray[np.float32]
 
 # NumPy has no bfloat16: its bits travel as uint16.
 NUMPY_DTYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
-_EMBEDDING, _HEAD = EMBEDDING.rstrip("."), HEAD.rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,14 @@ def fusions(adapter: StoredAdapter, config: ModelConfig) -> dict[str, Fusion]:
     """
     _whole.cache_clear()  # the files of an earlier conversion may have changed
     paths = {**adapter.replaced, **adapter.changes}
-    if config.text.tie_word_embeddings and (_HEAD in paths or _EMBEDDING in paths):
+    if config.text.tie_word_embeddings and (HEAD_PATH in paths or EMBEDDING_PATH in paths):
         raise CheckpointError(
             f"{adapter.folder} changes the head or the embedding of a model in which they are one "
             "matrix, so it cannot be fused. Load it with --adapter instead."
         )
     return {
         f"{path}.weight": Fusion(
-            adapter.changes.get(path), adapter.replaced.get(path), path == _EMBEDDING
+            adapter.changes.get(path), adapter.replaced.get(path), path == EMBEDDING_PATH
         )
         for path in paths
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from magistral_convert.options import ConvertOptions
+from magistral_mlx.checkpoint import names
 from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import InvalidOption
@@ -14,9 +15,9 @@ from magistral_mlx.quantization import AFFINE_GROUP_SIZES, Quantization
 
 _HIGH_BITS = 6
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-EMBEDDING = LANGUAGE + "model.embed_tokens.weight"
+EMBEDDING = names.EMBEDDING + "weight"
 NORM = LANGUAGE + "model.norm.weight"
-HEAD = LANGUAGE + "lm_head.weight"
+HEAD = names.HEAD + "weight"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ def layer_of(name: str) -> int | None:
     """Return the number of the decoder layer that a tensor belongs to; None for others."""
     found = _LAYER.search(name) if name.startswith(LANGUAGE) else None
     return int(found[1]) if found else None
+
+
+def part_of(name: str) -> str:
+    """Return what a tensor is within its layer: `….layers.3.mlp.up_proj.weight` -> `mlp.up_proj`"""
+    return name.partition(".layers.")[2].partition(".")[2].removesuffix(".weight")
 
 
 def is_sensitive_layer(index: int, layers: int) -> bool:

@@ -19,6 +19,7 @@ INTERLEAVED = ("mistral", "gguf")  # layouts whose rope rotates neighbours, not 
 LANGUAGE, VISION, PROJECTOR = "language_model.", "vision_tower.", "multi_modal_projector."
 EMBEDDING = "language_model.model.embed_tokens."
 HEAD = "language_model.lm_head."
+EMBEDDING_PATH, HEAD_PATH = EMBEDDING.rstrip("."), HEAD.rstrip(".")  # of the modules
 
 # First match wins. Left: how a name may begin; right: how its canonical form begins.
 _PREFIXES = (

@@ -33,11 +33,11 @@ def peak_bytes(
     layers = [unit for unit in by_layer(plan) if layer_of(unit[0].name) is not None]
     every = [_of_layer(unit, float_bytes, compensates=compensates) for unit in layers]
     head = _of_head(config, float_bytes)
-    return _states(config, tokens, float_bytes) + max([*every, head])
+    return state_bytes(config, tokens, float_bytes) + max([*every, head])
 
 
-def _states(config: TextConfig, tokens: int, float_bytes: int) -> int:
-    """Hidden states before and after a layer."""
+def state_bytes(config: TextConfig, tokens: int, float_bytes: int) -> int:
+    """Bytes of the hidden states before and after a layer."""
     sequences = max(1, tokens // SEQUENCE) + 2 * HELD_OUT
     return 2 * sequences * SEQUENCE * config.hidden_size * float_bytes
 

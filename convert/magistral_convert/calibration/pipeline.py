@@ -42,7 +42,7 @@ from magistral_convert.pipeline import (
 )
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.quantize import encode_arrays, to_bfloat16
-from magistral_convert.recipe import EMBEDDING, HEAD, NORM
+from magistral_convert.recipe import EMBEDDING, HEAD, NORM, part_of
 from magistral_convert.source_rows import Rows, block_rows, read_rows
 from magistral_convert.staging import StagingFolder
 from magistral_convert.verify import verify_searched
@@ -171,7 +171,7 @@ class _Calibrated:
         assert states is not None
         unit = self._units[layer + 1]
         files.open(unit)
-        original = {_part(tensor.name): read_original(tensor, self._dtype) for tensor in unit}
+        original = {part_of(tensor.name): read_original(tensor, self._dtype) for tensor in unit}
         states.original = self._run(states.original, original)
         importance: Importance = {}
         factors: Factors = {}
@@ -189,7 +189,7 @@ class _Calibrated:
             mx.eval(importance)
         del original
         self._convert(unit, importance, factors)
-        written = {_part(tensor.name): self._written.read(tensor) for tensor in unit}
+        written = {part_of(tensor.name): self._written.read(tensor) for tensor in unit}
         states.calibration = self._run(states.calibration, written)
         states.held_out = self._run(states.held_out, written)
         self._saved.save(layer + 1, states)
@@ -276,8 +276,3 @@ class _Calibrated:
 
 def _layer_name(layer: int, part: str) -> str:
     return f"{LANGUAGE}model.layers.{layer}.{part}.weight"
-
-
-def _part(name: str) -> str:
-    """`….layers.3.mlp.up_proj.weight` -> `mlp.up_proj`"""
-    return name.partition(".layers.")[2].partition(".")[2].removesuffix(".weight")

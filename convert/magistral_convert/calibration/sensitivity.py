@@ -8,20 +8,18 @@ the stream. For the head and the embedding that share is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from magistral_convert.calibration.allocation import SchemeChoice
-from magistral_convert.calibration.files import SourceFiles, by_layer
+from magistral_convert.calibration.files import by_layer
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass, Weights
 from magistral_convert.calibration.memory import BATCH_TOKENS
 from magistral_convert.calibration.search import search
 from magistral_convert.calibration.tensors import read_original, read_sample
 from magistral_convert.plan import ConversionPlan, TensorConversion
-from magistral_convert.recipe import HEAD, NORM, layer_of
+from magistral_convert.recipe import HEAD, NORM, layer_of, part_of
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.config import TextConfig
 from magistral_mlx.quantization import AFFINE_BITS, Quantization
@@ -33,24 +31,17 @@ _ROWS = 64  # of a matrix that are quantized to see the error
 
 
 def measure(
-    plan: ConversionPlan,
-    config: TextConfig,
-    tokens: np.ndarray,
-    group_size: int,
-    *,
-    fetch: Callable[[Path], None],
+    plan: ConversionPlan, config: TextConfig, tokens: np.ndarray, group_size: int
 ) -> Choices:
     """Return the choices of each quantized matrix of the decoder.
 
     Args:
-        plan: in layer order.
+        plan: in layer order; its files are on this machine.
         tokens: (S, L); TOKENS of them are used.
     """
     dtype = backend().dtype
     tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
     units = by_layer(plan)
-    files = SourceFiles(plan, fetch, lambda file: None)
-    files.open(units[0])
     (embedding,) = units[0]
     wanted, places = np.unique(tokens, return_inverse=True)
     rows = read_original(embedding, dtype)[mx.array(wanted)]
@@ -63,20 +54,18 @@ def measure(
     for unit in units[1:]:
         if layer_of(unit[0].name) is None:
             continue
-        files.open(unit)
-        weights = {_part(t.name): read_original(t, dtype) for t in unit}
+        weights = {part_of(t.name): read_original(t, dtype) for t in unit}
         h, statistics, shares = _through(run, h, weights)
         for name, members in SHARED_INPUTS.items():
             squares = statistics.mean_squares(name)
             for tensor in unit:
-                if _part(tensor.name) in members:
-                    share = shares[_part(tensor.name).partition(".")[0]]
+                if part_of(tensor.name) in members:
+                    share = shares[part_of(tensor.name).partition(".")[0]]
                     _add(choices, tensor, squares, share, group_size)
         del weights
         mx.clear_cache()
     for tensor in units[-1]:
         if tensor.name == HEAD:
-            files.open(units[-1])
             gain = read_original(next(t for t in units[-1] if t.name == NORM), dtype)
             statistics = InputStatistics()
             statistics.add(HEAD, mx.fast.rms_norm(h, gain, config.rms_norm_eps))
@@ -139,7 +128,3 @@ def _add(
 
 def _energy(x: mx.array) -> float:
     return cast(float, mx.square(x.astype(mx.float32)).sum().item())
-
-
-def _part(name: str) -> str:
-    return name.partition(".layers.")[2].partition(".")[2].removesuffix(".weight")

@@ -25,8 +25,8 @@ def choose_schemes(
     Raises:
         InvalidOption: the size is below that of 2 bits.
     """
-    group_size = plan_group_size(options)
-    choices = measure(plan, config, text.tokens, group_size, fetch=lambda file: None)
+    assert options.scheme
+    choices = measure(plan, config, text.tokens, options.scheme.group_size)
     budget = _budget(plan, choices, options)
     try:
         found = allocate(choices, budget)
@@ -39,13 +39,6 @@ def choose_schemes(
             f"MB in all, or {8 * least / weights:.2f} bits a weight. Give a larger target."
         ) from None
     return {name: choice.scheme for name, choice in found.items()}
-
-
-def plan_group_size(options: ConvertOptions) -> int:
-    """Return the group size of a conversion to a target."""
-    scheme = options.scheme
-    assert scheme
-    return scheme.group_size
 
 
 def _budget(

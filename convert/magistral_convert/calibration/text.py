@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +94,7 @@ def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
     """Encode text whose control tokens are spelled out; those that are unknown are left out."""
     control = {
         tokenizer.control_name(token): token
-        for token in range(tokenizer.vocab_size)
-        if tokenizer.is_control(token)
+        for token in takewhile(tokenizer.is_control, range(tokenizer.vocab_size))
     }
     ids = [tokenizer.special.bos] if not text.startswith("<s>") else []
     for part in _CONTROL.split(text):

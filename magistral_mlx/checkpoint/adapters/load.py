@@ -7,13 +7,12 @@ from typing import cast
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter, StoredChange
 from magistral_mlx.checkpoint.header import StoredTensor
-from magistral_mlx.checkpoint.names import EMBEDDING
+from magistral_mlx.checkpoint.names import EMBEDDING_PATH
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.adapters import Adapter, EmbeddingChange, MatrixChange
 from magistral_mlx.model.linear import matrices_of, rows_of
 from magistral_mlx.model.magistral import MagistralModel
 
-_EMBEDDING = EMBEDDING.rstrip(".")
 _BLOCK = 16 << 20  # values of a matrix whose rows are measured at once
 
 
@@ -50,7 +49,7 @@ def load_adapter(stored: StoredAdapter, model: MagistralModel) -> Adapter:
             if change.magnitude:
                 magnitude = take(change.magnitude).astype(mx.float32)
                 mx.eval(magnitude)
-        if path == _EMBEDDING:
+        if path == EMBEDDING_PATH:
             embedding = EmbeddingChange(weight, a, b)
         else:
             changes[path] = MatrixChange(weight, a, b, magnitude)

@@ -6,14 +6,14 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from magistral_mlx.checkpoint.adapters.config import AdapterConfig, read_adapter_config
+from magistral_mlx.checkpoint.adapters.config import CONFIG, AdapterConfig, read_adapter_config
 from magistral_mlx.checkpoint.header import FLOATS, StoredTensor, read_header
 from magistral_mlx.checkpoint.names import (
-    EMBEDDING,
-    HEAD,
+    EMBEDDING_PATH,
+    HEAD_PATH,
     LANGUAGE,
     canonical_name,
     expected_tensors,
@@ -21,7 +21,6 @@ from magistral_mlx.checkpoint.names import (
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError
 
-_EMBEDDING, _HEAD = EMBEDDING.rstrip("."), HEAD.rstrip(".")
 _PEFT_PREFIX = "base_model.model."
 # PEFT's names of the parts, with the name of the adapter or without; then mlx-lm's.
 _PEFT_PART = re.compile(
@@ -101,7 +100,7 @@ class StoredAdapter:
         for path, found in parts.items():
             adapter._add(path, found, shapes[path], modules[path])
         is_tied = model.text.tie_word_embeddings
-        if is_tied and config.layout == "mlx" and _EMBEDDING in adapter.changes:
+        if is_tied and config.layout == "mlx" and EMBEDDING_PATH in adapter.changes:
             raise CheckpointError(
                 f"{config.file} changes an embedding that is the head as well, which this runtime "
                 "supports in PEFT's adapters only. Train it without embed_tokens."
@@ -114,7 +113,7 @@ class StoredAdapter:
         """Check the tensors of one matrix (out, in), and keep them."""
         whole = parts.pop("whole", None)
         if whole is not None:
-            self._check_shape(whole, shape[::-1] if path == _EMBEDDING else shape)
+            self._check_shape(whole, shape[::-1] if path == EMBEDDING_PATH else shape)
             self.replaced[path] = whole
             if not parts:
                 return
@@ -133,11 +132,11 @@ class StoredAdapter:
         self._check_shape(a, (rank, inner) if transposed else (inner, rank))
         self._check_shape(b, (out, rank) if transposed else (rank, out))
         if change.magnitude:
-            if path == _EMBEDDING:
+            if path == EMBEDDING_PATH:
                 raise _foreign(self, change.magnitude, "is DoRA on an embedding")
             self._check_shape(change.magnitude, (out,))
         scale = self.config.scale_of(module, rank)
-        self.changes[path] = StoredChange(a, b, scale, transposed, change.magnitude)
+        self.changes[path] = replace(change, scale=scale)
 
     def _check_shape(self, tensor: StoredTensor, expected: tuple[int, ...]) -> None:
         if tensor.shape != expected:
@@ -161,7 +160,7 @@ class StoredAdapter:
         """
         digest = hashlib.blake2b(digest_size=8)
         try:
-            digest.update((self.folder / "adapter_config.json").read_bytes())
+            digest.update((self.folder / CONFIG).read_bytes())
             with self.config.file.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     digest.update(chunk)
@@ -177,9 +176,9 @@ def _matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
         for name, shape in expected_tensors(config).items()
         if len(shape) == 2 and name.endswith(".weight")
     }
-    tokens, width = shapes[_EMBEDDING]
-    shapes[_EMBEDDING] = (width, tokens)
-    shapes.setdefault(_HEAD, (tokens, width))  # a tied one
+    tokens, width = shapes[EMBEDDING_PATH]
+    shapes[EMBEDDING_PATH] = (width, tokens)
+    shapes.setdefault(HEAD_PATH, (tokens, width))  # a tied one
     return shapes
 
 
@@ -196,7 +195,7 @@ def _parse(config: AdapterConfig, tensor: StoredTensor) -> tuple[str, str]:
             return match["module"], "magnitude" if "vector" in part else part[-1].lower()
         match = _PEFT_WHOLE.fullmatch(name)
         canonical = canonical_name(f"{match['module']}.weight") if match else None
-        if match and canonical in (f"{_EMBEDDING}.weight", f"{_HEAD}.weight"):
+        if match and canonical in (f"{EMBEDDING_PATH}.weight", f"{HEAD_PATH}.weight"):
             return match["module"], "whole"
     raise CheckpointError(
         f"{config.file} holds {name[:200]}, which is neither a factor of LoRA, nor DoRA's, nor a "
