@@ -11,6 +11,7 @@ import { reachScrollers } from "./scrollers.js";
 import { announce, Speaker } from "./speech.js";
 import { RoundsView } from "./rounds.js";
 import { ThinkingFold } from "./thinking.js";
+import { begun } from "./tree.js";
 import { versionSwitch } from "./versions.js";
 
 const SPOKEN_ENDS = { done: "answer.end", stopped: "answer.stopped", failed: "answer.failed" };
@@ -153,7 +154,7 @@ export class AssistantView {
     const { message } = this;
     this.shown = [message.text, message.thinking, message.state];
     this.waiting.hidden = true;
-    this.tools.hidden = !message.text && !message.thinking && !message.rounds.length;
+    this.tools.hidden = !begun(message);
     this.rounds.update(null);
     this.#words();
     if (far && message.text) {
@@ -231,8 +232,7 @@ export class AssistantView {
       h("p", {}, text, detail ? h("span", { class: "detail" }, detail) : null),
     );
     if (kind === "hint") return;
-    const begun = message.text || message.thinking || message.rounds.length;
-    for (const action of begun ? ["resume", "retry"] : ["retry"]) {
+    for (const action of begun(message) ? ["resume", "retry"] : ["retry"]) {
       const click = () => this.actions[action](message);
       this.note.append(h("button", { type: "button", t: action, on: { click } }));
     }

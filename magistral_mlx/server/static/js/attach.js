@@ -2,7 +2,7 @@
 // so that what is attached can be sent.
 import * as api from "./api.js";
 import { Failure } from "./api.js";
-import { readDocument } from "./documents.js";
+import { dataUrl, readDocument } from "./documents.js";
 import { h } from "./dom.js";
 import { limits, sees } from "./models.js";
 
@@ -26,11 +26,11 @@ export async function readFile(file) {
   if (!isImage(file)) return readDocument(file);
   if (!sees()) throw new Failure("blind");
   if (!file.size) throw new Failure("image", file.name);
-  let url = await dataUrl(file, file.name);
+  let url = await imageUrl(file, file.name);
   const size = await measured(url);
   if (size && (file.size > LARGE_BYTES || scaleOf(size) < 1)) {
     const blob = await smaller(file, size);
-    if (blob) url = await dataUrl(blob, file.name);
+    if (blob) url = await imageUrl(blob, file.name);
   }
   return { name: file.name, url, tokens: await tokensOf(url, file.name, Boolean(size)) };
 }
@@ -113,16 +113,9 @@ async function smaller(file, size) {
   return blob && (scale < 1 || blob.size < file.size) ? blob : null;
 }
 
-function dataUrl(blob, name) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () =>
-      resolve(
-        reader.result.replace(/^data:(?:application\/octet-stream)?;/, `data:${typeOf(name)};`),
-      );
-    reader.onerror = () => reject(new Failure("image", name));
-    reader.readAsDataURL(blob);
-  });
+async function imageUrl(blob, name) {
+  const url = await dataUrl(blob, new Failure("image", name));
+  return url.replace(/^data:(?:application\/octet-stream)?;/, `data:${typeOf(name)};`);
 }
 
 // Some systems know no type for a photo's name.

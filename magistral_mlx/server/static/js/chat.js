@@ -5,7 +5,7 @@ import { newId } from "./dom.js";
 import { Followed } from "./followed.js";
 import * as store from "./store.js";
 import * as sync from "./sync.js";
-import { blankAnswer, newestLeaf, path, subtree, versions } from "./tree.js";
+import { begun, blankAnswer, newestLeaf, path, subtree, versions } from "./tree.js";
 
 const TITLE_LENGTH = 80;
 
@@ -194,7 +194,7 @@ export class Chat extends EventTarget {
   async retry(message) {
     const { conversation, messages } = this;
     const question = messages.find(({ id }) => id === message.parent);
-    if (message.text || message.thinking || message.rounds.length) return this.#ask(conversation, messages, question);
+    if (begun(message)) return this.#ask(conversation, messages, question);
     Object.assign(message, structuredClone(blankAnswer));
     return this.#run(conversation, path(messages, question.id), message);
   }

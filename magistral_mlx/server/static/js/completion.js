@@ -2,6 +2,7 @@
 import { urlsOf } from "./attach.js";
 import { settings } from "./settings.js";
 import { offered } from "./tools.js";
+import { begun } from "./tree.js";
 
 // Options under their names in the API.
 const NAMES = {
@@ -52,8 +53,7 @@ export function requestBody(messages, system = null) {
 const systemPrompt = (own) => (own ?? settings.system).trim();
 
 // An answer that failed before its first word is no part of what the model reads.
-const says = ({ role, text, thinking, rounds }) =>
-  role === "user" || text || thinking || rounds?.length;
+const says = (message) => message.role === "user" || begun(message);
 
 /**
  * What the server said of a request with `messages`, with names for the places in its JSON:

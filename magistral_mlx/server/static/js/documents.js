@@ -33,11 +33,17 @@ async function read(name, data, pdf) {
   }
 }
 
-function base64(file) {
+/** A file's bytes as a data URL. Throws `failure` where it cannot be read. */
+export function dataUrl(file, failure) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(new Failure("unreadable", file.name));
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(failure);
     reader.readAsDataURL(file);
   });
+}
+
+async function base64(file) {
+  const url = await dataUrl(file, new Failure("unreadable", file.name));
+  return url.slice(url.indexOf(",") + 1);
 }

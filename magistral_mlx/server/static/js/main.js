@@ -21,6 +21,7 @@ import * as store from "./store.js";
 import { Strip } from "./strip.js";
 import { hear } from "./sync.js";
 import { toast } from "./toast.js";
+import { begun } from "./tree.js";
 
 const EXAMPLES = ["sum", "proof", "code"];
 
@@ -185,7 +186,7 @@ chat.addEventListener("ended", ({ detail: { conversation, message, elsewhere } }
 chat.addEventListener("key", async ({ detail: message }) => {
   if (!(await askForKey())) return;
   connect();
-  const how = message.text || message.thinking || message.rounds.length ? "resume" : "retry";
+  const how = begun(message) ? "resume" : "retry";
   if (chat.path.includes(message)) await again(how, message);
 });
 chat.addEventListener("unstored", ({ detail }) => unstored(detail));

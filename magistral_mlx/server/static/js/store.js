@@ -16,31 +16,26 @@ const MIGRATIONS = [
       .createIndex("conversation", "conversation");
   },
   // Pictures are attachments, as other files are.
-  ({ transaction }) => {
-    const attachments = transaction.objectStore("pictures");
-    attachments.name = "attachments";
-    attachments.openCursor().onsuccess = ({ target: { result: cursor } }) => {
-      if (!cursor) return;
-      const { pictures, ...entry } = cursor.value;
-      cursor.update({ ...entry, attachments: pictures });
-      cursor.continue();
-    };
-  },
+  ({ transaction }) => becomeAttachments(transaction, "pictures"),
   // What is attached to what is being typed.
   ({ database }) => database.createObjectStore("drafts", { keyPath: "id" }),
   // Images were a store of their own.
   ({ database, transaction }) => {
-    if (!database.objectStoreNames.contains("images")) return;
-    const attachments = transaction.objectStore("images");
-    attachments.name = "attachments";
-    attachments.openCursor().onsuccess = ({ target: { result: cursor } }) => {
-      if (!cursor) return;
-      const { images, ...entry } = cursor.value;
-      cursor.update({ ...entry, attachments: images });
-      cursor.continue();
-    };
+    if (database.objectStoreNames.contains("images")) becomeAttachments(transaction, "images");
   },
 ];
+
+// Rename a store and the field of its entries, which have the same name.
+function becomeAttachments(transaction, name) {
+  const attachments = transaction.objectStore(name);
+  attachments.name = "attachments";
+  attachments.openCursor().onsuccess = ({ target: { result: cursor } }) => {
+    if (!cursor) return;
+    const { [name]: items, ...entry } = cursor.value;
+    cursor.update({ ...entry, attachments: items });
+    cursor.continue();
+  };
+}
 
 function open() {
   opening ??= new Promise((resolve, reject) => {

@@ -19,6 +19,9 @@ export const blankAnswer = {
   open: false, // whether the fold of its trace is
 };
 
+/** Whether an answer has begun: there is something to go on from. */
+export const begun = ({ text, thinking, rounds }) => Boolean(text || thinking || rounds?.length);
+
 const byAge = (a, b) => a.created - b.created || (a.id < b.id ? -1 : 1);
 
 const children = (messages, parent) =>
