@@ -17,6 +17,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ImageContent, TextContent
 
 TIME: dict[str, Any] = {"command": sys.executable, "args": ["-m", "mcp_server_time"]}
+NOON = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
 
 
 def write_servers(file: Path, **servers: Any) -> Path:

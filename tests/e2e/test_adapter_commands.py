@@ -16,8 +16,6 @@ from tests.e2e.test_chat import ANSWER, ask, start
 from tests.scripted import VOCAB, ids_of, separable_tokens, write_scripted_checkpoint
 from tests.terminal import Terminal
 
-pytestmark = pytest.mark.slow
-
 HEAD = "base_model.model.language_model.lm_head"
 
 

@@ -17,8 +17,6 @@ from magistral_mlx.cache.scheme import FULL
 from magistral_mlx.checkpoint.folder import Checkpoint
 from tests.checkpoints import write_hf_checkpoint
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 HOME, KEPT = "MAGISTRAL_MLX_HOME", tempfile.mkdtemp(prefix="bench-")
 VLM_PYTHON = ROOT / ".venv-mlx-vlm/bin/python"

@@ -17,8 +17,6 @@ from tests.scripted import RANKS, separable_tokens, write_scripted_checkpoint
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
 from training.tekken import write_tekken
 
-pytestmark = pytest.mark.slow
-
 THOUGHT, ANSWER = "Let me see: it is", "A big farm."
 
 

@@ -19,8 +19,6 @@ from magistral_mlx.errors import InvalidOption
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.e2e.test_convert_interrupted import content, run_and_die
 
-pytestmark = pytest.mark.slow
-
 TOKENS = 1024
 DEFAULT = ConvertOptions(bits=3, calibration=("default",), calibration_tokens=TOKENS)
 

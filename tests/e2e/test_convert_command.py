@@ -16,8 +16,6 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.fake_hub import FakeHub
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 
 

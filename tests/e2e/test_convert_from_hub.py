@@ -24,8 +24,6 @@ from tests.checkpoints import params_of, tiny_config, write_hf_checkpoint, write
 from tests.fake_hub import FakeHub
 from tests.fp8_files import quantize_folder
 
-pytestmark = pytest.mark.slow
-
 REPO = "mistralai/Magistral-Small-2509"
 SHARDS = 4
 

@@ -13,8 +13,6 @@ from magistral_convert import Converting, ConvertOptions, convert
 from magistral_mlx.checkpoint.folder import Checkpoint
 from tests.checkpoints import write_hf_checkpoint
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("dying_convert.py")
 

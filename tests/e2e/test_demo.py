@@ -28,8 +28,6 @@ from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.model.magistral import MagistralModel
 
-pytestmark = pytest.mark.slow
-
 COUNT = 25  # of each kind; one may be wrong
 
 

@@ -20,8 +20,6 @@ from tests.checkpoints import write_hf_checkpoint
 from tests.fake_hub import FakeHub
 from tests.pdf_files import pdf_of
 
-pytestmark = pytest.mark.slow
-
 ASK = "What is 37 + 85?"
 
 

@@ -24,8 +24,6 @@ from tests.data import GGUF
 from tests.e2e.test_generate import run
 from tests.gguf_files import everything, write_mmproj, write_text_gguf
 
-pytestmark = pytest.mark.slow
-
 TEKKEN = str(demo_dir() / "tekken.json")
 
 

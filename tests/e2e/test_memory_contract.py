@@ -33,8 +33,6 @@ from magistral_mlx.model.linear import quantize_modules
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.quantization import Quantization
 
-pytestmark = pytest.mark.slow
-
 IMAGE = 10
 
 DEMO = ModelConfig(

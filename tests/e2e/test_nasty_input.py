@@ -22,8 +22,6 @@ from magistral_mlx.paths import demo_dir
 from tests.checkpoints import write_hf_checkpoint
 from tests.command_line import Done, run
 
-pytestmark = pytest.mark.slow
-
 ASK = "What is 1 + 2?"
 GREEDY = ("--model", "demo", "--temperature", "0", "--no-stats")
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from tests.e2e.test_generate import refusal, run
-
-pytestmark = pytest.mark.slow
 
 EMPTY = {"HF_HOME": "/nonexistent", "HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent"}
 

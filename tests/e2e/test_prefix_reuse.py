@@ -19,8 +19,6 @@ from magistral_mlx.errors import InvalidOption
 from magistral_mlx.paths import demo_dir
 from tests.serving import wait_until
 
-pytestmark = pytest.mark.slow
-
 MIB = 1 << 20
 SUMS = "".join(f"{n} + {n} = {2 * n}. " for n in range(50))
 QUESTIONS = ("What is 37 + 85?", "What is 46 + 9?", "What is 12 + 13 + 14?")

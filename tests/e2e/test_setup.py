@@ -7,10 +7,6 @@ import stat
 import subprocess
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.slow
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "setup.sh"
 
 

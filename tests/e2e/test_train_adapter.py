@@ -9,13 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from magistral_convert import ConvertOptions, convert
 from magistral_mlx import Magistral
 from tests.checkpoints import tiny_config, write_hf_checkpoint
-
-pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_adapter.py"
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "thinking": "off"}

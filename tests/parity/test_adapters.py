@@ -38,8 +38,6 @@ from tests.parity.test_logits import (
     some_text,
 )
 
-pytestmark = pytest.mark.slow
-
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EVERY = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

@@ -18,8 +18,6 @@ from magistral_mlx.checkpoint.header import StoredTensor, read_header
 from magistral_mlx.checkpoint.load import load_model
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 
-pytestmark = pytest.mark.slow
-
 IDS = np.random.default_rng(3).integers(1000, 1280, 40).astype(np.int32)
 OPTIONS = [
     *(ConvertOptions(bits=bits) for bits in (2, 3, 4, 5, 6, 8)),

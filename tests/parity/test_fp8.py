@@ -24,8 +24,6 @@ from tests.checkpoints import (
 )
 from tests.fp8_files import Granularity, Spelling, quantize_folder
 
-pytestmark = pytest.mark.slow
-
 # Neither rows nor columns are multiples of 128 everywhere: 320, 200, 3 heads of 64, 1280.
 CONFIG = tiny_config(
     layers=2,

@@ -29,8 +29,6 @@ from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.data import GGUF
 from tests.gguf_files import everything, rewrite, write_mmproj, write_small, write_text_gguf
 
-pytestmark = pytest.mark.slow
-
 GOLDEN = json.loads((GGUF / "golden.json").read_text())
 MIXED = GOLDEN["Q4_K_M"]
 CONFIG = tiny_config(layers=2, hidden_size=256, intermediate_size=512)

@@ -12,8 +12,6 @@ from magistral_mlx.chat.messages import Image, User
 from magistral_mlx.chat.prompt import encode
 from tests.tekken import small_tokenizer
 
-pytestmark = pytest.mark.slow
-
 SIZES = [
     (1, 1),
     (1, 500),

@@ -22,8 +22,6 @@ from magistral_mlx.engine.prefill import prefill
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
-pytestmark = pytest.mark.slow
-
 IMG, BREAK, END = 10, 12, 13
 Pixels = NDArray[np.float32]
 

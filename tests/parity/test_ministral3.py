@@ -30,8 +30,6 @@ from magistral_mlx.engine.images import encode_images
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
-pytestmark = pytest.mark.slow
-
 ORIGINAL = 32
 ROPE = {
     "rope_type": "yarn",

@@ -20,8 +20,6 @@ from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.images import encode_images
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-mlx-vlm/bin/python"
 SCRIPT = Path(__file__).with_name("run_in_mlx_vlm.py")

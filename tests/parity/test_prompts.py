@@ -34,8 +34,6 @@ from magistral_mlx.events import ToolCall
 from tests.languages import TEXTS
 from tests.tekken import FULL_RANKS, full_tokenizer, older_tokenizer, tekken_folder
 
-pytestmark = pytest.mark.slow
-
 _SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "description": "Größe, 中文"}},

@@ -34,8 +34,6 @@ from magistral_mlx.engine.penalties import penalise_repetition, penalise_use
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.engine.sampling import Sampling
 
-pytestmark = pytest.mark.slow
-
 DRAWS = 10_000
 NO_PROMPT = np.array([0], np.int32)
 

@@ -24,8 +24,6 @@ from tests.engine_models import ids_of, start, tiny_model, tiny_vocabulary
 from tests.published_schemas import PUBLISHED, published
 from tests.schemas import SCHEMAS
 
-pytestmark = pytest.mark.slow
-
 SEEDS, FEW_SEEDS = 17, 6
 LIMIT = 1000  # tokens; the longest takes about half
 EOS = 2

@@ -13,8 +13,6 @@ from magistral_mlx.server.settings import Settings
 from tests.adapter_files import write_peft_adapter
 from tests.serving import Server, live_server
 
-pytestmark = pytest.mark.slow
-
 DEMO_SHAPES = {"self_attn.q_proj": (256, 192), "self_attn.o_proj": (192, 256)}
 LOAD, DROP = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 SUM = "What is 37 + 85?"

@@ -12,8 +12,6 @@ from magistral_mlx.demo.cases import make_case
 from magistral_mlx.server.errors import Busy
 from tests.serving import Server
 
-pytestmark = pytest.mark.slow
-
 SUM: list[Any] = [{"role": "user", "content": "What is 37 + 85?"}]
 THOUGHT, ANSWER = "7+5+0=2,1; 3+8+1=2,1; 1", "122"
 THINK = {"type": "enabled", "budget_tokens": 1024}

@@ -8,8 +8,6 @@ import pytest
 
 from tests.serving import Server
 
-pytestmark = pytest.mark.slow
-
 SUM = "What is 37 + 85?"
 
 

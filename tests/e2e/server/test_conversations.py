@@ -10,8 +10,6 @@ from magistral_mlx.server.settings import Settings
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import CHAT, Server, live_server
 
-pytestmark = pytest.mark.slow
-
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 SUM = "What is 37 + 85?"
 Turn = tuple[str, Any]  # role and content

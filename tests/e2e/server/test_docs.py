@@ -17,8 +17,6 @@ from magistral_mlx.cli.serve import serve
 from magistral_mlx.server.errors import Busy, NotAuthorized, TooLarge, Unavailable, UnknownModel
 from tests.serving import Server
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)

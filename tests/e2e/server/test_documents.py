@@ -11,8 +11,6 @@ from tests.pdf_files import pdf_of
 from tests.serving import CHAT, Server
 from tests.unit.test_documents import ENCRYPTED, png
 
-pytestmark = pytest.mark.slow
-
 
 def read(server: Server, name: str, data: bytes, **fields: Any) -> tuple[int, Any]:
     body = {"name": name, "data": base64.b64encode(data).decode()} | fields

@@ -30,8 +30,6 @@ from tests.fake_hub import FakeHub
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import CHAT, Server, live_server, wait_until, write_endless_checkpoint
 
-pytestmark = pytest.mark.slow
-
 SUM = "What is 37 + 85?"
 CONTEXT = 16_384  # of the endless model, which it would fill
 

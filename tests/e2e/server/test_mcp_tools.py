@@ -11,13 +11,10 @@ import pytest
 
 from magistral_mlx.mcp.config import ServerSpec
 from magistral_mlx.server.settings import Settings
-from tests.mcp_servers import TIME, write_servers
+from tests.mcp_servers import NOON, TIME, write_servers
 from tests.serving import Server, live_server
 
-pytestmark = pytest.mark.slow
-
 SPEC = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
-NOON = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
 CALL = {"name": "time_convert_time", "arguments": NOON}
 
 

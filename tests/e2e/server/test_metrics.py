@@ -13,8 +13,6 @@ from magistral_mlx.server.settings import Limits, Settings
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import CHAT, Server, live_server, wait_until, write_endless_checkpoint
 
-pytestmark = pytest.mark.slow
-
 SUM = "What is 37 + 85?"
 
 

@@ -15,8 +15,6 @@ from magistral_mlx.server.settings import Settings
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import CHAT, Server, live_server
 
-pytestmark = pytest.mark.slow
-
 SUM: list[Any] = [{"role": "user", "content": "What is 37 + 85?"}]
 THOUGHT, ANSWER = "7+5+0=2,1; 3+8+1=2,1; 1", "122"
 TOOLS: list[Any] = [
@@ -158,7 +156,6 @@ def test_thinking_handed_back_as_chunks_is_answered_in_chunks(server: Server):
     _, body = server.post(CHAT, {"messages": messages, "temperature": 0, "max_tokens": 40})
     content = body["choices"][0]["message"]["content"]
     assert [part["type"] for part in content][:1] == ["thinking"]
-    assert json.dumps(content)
 
 
 def test_a_client_that_cannot_join_calls_gets_them_whole(caller: Server):

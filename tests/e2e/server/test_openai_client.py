@@ -22,8 +22,6 @@ from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.settings import Settings
 from tests.serving import Server, live_server
 
-pytestmark = pytest.mark.slow
-
 SUM: list[Any] = [{"role": "user", "content": "What is 37 + 85?"}]
 THOUGHT, ANSWER = "7+5+0=2,1; 3+8+1=2,1; 1", "122"
 LONG: list[Any] = [{"role": "user", "content": "1 + 1 " * 300}]

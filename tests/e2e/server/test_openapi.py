@@ -11,8 +11,6 @@ import pytest
 from magistral_mlx.server.settings import Settings
 from tests.serving import Server, live_server
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def document(server: Server) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from magistral_mlx.server.settings import Settings
 from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
 from tests.serving import Server, live_server, server  # noqa: F401  (a fixture)
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[3]
 CIRCLE = ROOT / "examples" / "circle.png"
 SUM = "What is 37 + 85?"

@@ -12,8 +12,6 @@ from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a 
 from tests.e2e.server.replay import Ended, Gate, Replay, Said, Thought, replaying
 from tests.e2e.server.screenshots import ANSWER, IMAGE, TRACE
 
-pytestmark = pytest.mark.slow
-
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 # A language's keys, each with the number of arguments of its string.
 SAID = """async (tag) => {

@@ -15,8 +15,6 @@ from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a 
 from tests.e2e.server.replay import Ended, Replay, Said, Thought, replaying
 from tests.e2e.server.screenshots import IMAGE
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[3]
 LARGEST = 1_500_000  # bytes of everything that the page is made of
 

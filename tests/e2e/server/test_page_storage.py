@@ -15,8 +15,6 @@ from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture
 from tests.e2e.server.replay import Replay, replaying
 from tests.e2e.server.screenshots import IMAGE
 
-pytestmark = pytest.mark.slow
-
 IMAGE_URL = f"data:image/png;base64,{base64.b64encode(IMAGE.read_bytes()).decode()}"
 
 # The database as the first version of the page left it.

@@ -23,8 +23,6 @@ from tests.e2e.server.replay import (
 )
 from tests.serving import wait_until
 
-pytestmark = pytest.mark.slow
-
 
 class Play(NamedTuple):
     visit: Visit

@@ -13,10 +13,9 @@ from magistral_mlx.mcp.config import ServerSpec
 from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Called, Ended, Replay, Said, Thought, replaying
 from tests.e2e.server.test_page_looks import complaints
-from tests.mcp_servers import TIME
+from tests.mcp_servers import NOON, TIME
 
 SPEC = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
-NOON = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
 CALLS = (Thought("Let me see."), Called("time_convert_time", json.dumps(NOON)), Ended("tool_calls"))
 
 

@@ -21,8 +21,6 @@ from magistral_mlx.server.image_fetching import fetch_image, is_public
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, live_server, wait_until
 
-pytestmark = pytest.mark.slow
-
 ALLOWED = Settings(allow_remote_images=True)
 
 

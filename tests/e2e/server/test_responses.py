@@ -14,8 +14,6 @@ from magistral_mlx.server.openai.response_store import ResponseStore, StoredResp
 from magistral_mlx.server.openapi_examples import RED_CIRCLE
 from tests.serving import Server
 
-pytestmark = pytest.mark.slow
-
 SUM = "What is 37 + 85?"
 THOUGHT, ANSWER = "7+5+0=2,1; 3+8+1=2,1; 1", "122"
 ADD = {

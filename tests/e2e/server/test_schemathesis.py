@@ -1,11 +1,7 @@
 """The server keeps to its OpenAPI document, whatever it is sent; see tests/fuzzing.py."""
 
-import pytest
-
 from tests.fuzzing import SETTINGS, fuzz
 from tests.serving import live_server
-
-pytestmark = pytest.mark.slow
 
 
 def test_nothing_that_is_sent_makes_the_server_fail():

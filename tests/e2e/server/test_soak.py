@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.server.settings import Settings
 from tests.serving import live_server, wait_until
 from tests.soaking import alone, questions, soak
-
-pytestmark = pytest.mark.slow
 
 CLIENTS, REQUESTS, DISTINCT = 64, 128, 16
 

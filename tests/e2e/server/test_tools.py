@@ -12,8 +12,6 @@ from magistral_mlx.server.settings import Settings
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import Server, live_server
 
-pytestmark = pytest.mark.slow
-
 SUM = {"role": "user", "content": "What is 37 + 85?"}
 PARAMETERS = {
     "type": "object",

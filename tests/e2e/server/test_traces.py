@@ -17,8 +17,6 @@ from magistral_mlx.server.settings import Settings
 from magistral_mlx.server.trace_recorder import TraceRecorder
 from tests.serving import CHAT, Server, live_server, wait_until, write_endless_checkpoint
 
-pytestmark = pytest.mark.slow
-
 SUM = "What is 37 + 85?"
 KEY = "a-key-that-nobody-should-find"
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}

@@ -24,8 +24,6 @@ from magistral_mlx.server import admission_queue, preprocessing, sse
 from magistral_mlx.server.settings import Limits, Settings
 from tests.serving import CHAT, Server, live_server, wait_until
 
-pytestmark = pytest.mark.slow
-
 COUNT = "/v1/messages/count_tokens"
 
 
