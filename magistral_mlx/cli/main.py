@@ -31,6 +31,7 @@ _COMMANDS = {
     "plan": ("magistral_mlx.cli.plan", "Show what fits into memory, before anything is loaded."),
     "doctor": ("magistral_mlx.cli.doctor", "Check whether this machine is good enough."),
     "bench": ("magistral_mlx.cli.bench", "Measure speed, beside other runtimes."),
+    "eval": ("magistral_mlx.cli.eval", "Score answers to benchmarks, beside published figures."),
     "models": ("magistral_mlx.cli.models", "List the models on this machine."),
     "show": ("magistral_mlx.cli.models", "Describe a model."),
     "pull": ("magistral_mlx.cli.models", "Download a model from the hub."),

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks by Inspect, their scores and comparisons, and quality on text."""
