@@ -32,6 +32,7 @@ from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.demo.cases import KINDS, cases
+from magistral_mlx.divergence import divergence, log_softmax
 from magistral_mlx.engine.images import encode_images
 from magistral_mlx.engine.prefill import prefill
 from magistral_mlx.library import locate
@@ -100,7 +101,7 @@ def answer_of(model: MagistralModel, prompt: Prompt, eos: int) -> Answer:
     logits = fill(model, prompt, features, caches)
     tokens, rows = [], []
     while len(tokens) < LONGEST:
-        rows.append(_log_softmax(logits))
+        rows.append(log_softmax(logits))
         tokens.append(int(mx.argmax(logits).item()))
         if tokens[-1] == eos:
             break
@@ -117,9 +118,9 @@ def compare(model: MagistralModel, answer: Answer, scheme: KVScheme) -> tuple[li
     fill(model, answer.prompt, answer.features, caches)
     divergences, agreeing = [], 0
     for place, token in enumerate(answer.tokens[:-1]):
-        other = _log_softmax(step(model, token, caches))[0]
+        other = log_softmax(step(model, token, caches))[0]
         right = answer.logprobs[place + 1]
-        divergences.append(float(mx.sum(mx.exp(right) * (right - other)).item()))
+        divergences.append(float(divergence(right, other).item()))
         agreeing += int(mx.argmax(other).item()) == int(mx.argmax(right).item())
     return divergences, agreeing
 
@@ -150,10 +151,6 @@ def on_cases(folder: Path, count: int) -> dict[str, dict[str, float]]:
             "tokens": len(divergences),
         }
     return results
-
-
-def _log_softmax(logits: mx.array) -> mx.array:
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 # On keys with outliers

@@ -37,6 +37,7 @@ from magistral_mlx.cache.scheme import FULL, SCHEMES, KVScheme
 from magistral_mlx.cache.segments import Packed
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
+from magistral_mlx.divergence import divergence, log_softmax
 from magistral_mlx.memory.peak import packed_token_bytes
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -160,10 +161,9 @@ def logits_of(
 
 def compare(reference: mx.array, logits: mx.array) -> tuple[list[float], int]:
     """Divergence of each token, and at how many the likeliest next token is the same."""
-    right, other = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (reference, logits))
-    divergence = (mx.exp(right) * (right - other)).sum(axis=-1)
+    right, other = log_softmax(reference), log_softmax(logits)
     same = mx.argmax(right, axis=-1) == mx.argmax(other, axis=-1)
-    return np.array(divergence).tolist(), int(np.array(same).sum())
+    return np.array(divergence(right, other)).tolist(), int(np.array(same).sum())
 
 
 class Comparison:
