@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.cli.loading import chosen_model, load_options, loading_options, model_argument
+from magistral_mlx.cli.machine_options import SECTION, split_option
 from magistral_mlx.cli.params import command, option
 
 if TYPE_CHECKING:
     from magistral_mlx.api.load_options import LoadOptions
     from magistral_mlx.memory.machine import Machine
+    from magistral_mlx.memory.machines import SplitModel
     from magistral_mlx.memory.peak import BackendProfile
     from magistral_mlx.memory.plan import Plan, PlannedModel, PlanRequest
 
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
     help="Another Mac, as in '32GB', 'M3 Max 64GB' or '24GB macOS 26'.",
 )
 @option("--all-machines", is_flag=True, help="Print a table of Macs from 16 to 128 GB.")
+@option(
+    "--machines",
+    metavar="SIZE,SIZE",
+    section=SECTION,
+    help="Macs that hold the model together, as in '16GB,16GB'.",
+)
+@split_option
 @option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(**options: Any) -> None:
     """Show what of MODEL fits: weights, cache, context. Default: the model that generate takes."""
@@ -41,10 +50,15 @@ def plan(**options: Any) -> None:
     from magistral_mlx.memory.peak import GPU
     from magistral_mlx.memory.plan import PlanRequest
 
-    if options["machine"] and options["all_machines"]:
-        raise click.UsageError("give only one of --machine and --all-machines.")
+    if sum(map(bool, (options["machine"], options["all_machines"], options["machines"]))) > 1:
+        raise click.UsageError("give only one of --machine, --machines and --all-machines.")
+    if options["split"] and not options["machines"]:
+        raise click.UsageError("--split needs --machines, as in --machines '16GB,16GB'.")
     asked = load_options(options)
     request = PlanRequest(asked.context, asked.kv, asked.images, asked.memory_limit)
+    if options["machines"] is not None:
+        _plan_split(model, asked, request, options)
+        return
     if options["all_machines"]:
         described = _model(model, GPU, asked)
         machines = [named_machine(f"{size}GB") for size in APPLE_SIZES]
@@ -59,6 +73,19 @@ def plan(**options: Any) -> None:
         machine, backend_profile = this_machine(), profile()
     facts = facts_of(_model(model, backend_profile, asked), machine, backend_profile, request)
     click.echo(json.dumps(facts)) if options["as_json"] else report.show(facts)
+
+
+def _plan_split(
+    name: str | None, asked: LoadOptions, request: PlanRequest, options: dict[str, Any]
+) -> None:
+    """Show a plan over several Macs."""
+    from magistral_mlx.cli.plan_machines import named_machines, show_split, split_facts
+
+    if asked.adapter is not None:
+        raise click.UsageError("--machines plans without adapters; leave --adapter out.")
+    machines = named_machines(options["machines"])
+    facts = split_facts(_split_model(name), machines, request, options["split"] or "auto")
+    click.echo(json.dumps(facts)) if options["as_json"] else show_split(facts)
 
 
 def _within(request: PlanRequest, machine: Machine) -> PlanRequest:
@@ -202,3 +229,22 @@ def _model(name: str | None, profile: BackendProfile, asked: LoadOptions) -> Pla
     headers = read_headers(name)
     adapters = open_adapters(asked, headers.config).values()
     return describe(headers, name, profile.float_bytes, adapters=adapters)
+
+
+def _split_model(name: str | None) -> SplitModel:
+    """The same for Macs that hold it together."""
+    from magistral_convert.source import read_headers
+    from magistral_mlx.errors import ModelNotFound
+    from magistral_mlx.library import default_model
+    from magistral_mlx.memory.known import MAGISTRAL_SMALL, NAME, quantized_sizes
+    from magistral_mlx.memory.machines import SplitModel, split_model
+    from magistral_mlx.memory.peak import GPU
+    from magistral_mlx.quantization import Quantization
+
+    if name is None:
+        try:
+            name = str(default_model())
+        except ModelNotFound:
+            sizes = quantized_sizes(MAGISTRAL_SMALL, Quantization(), GPU.float_bytes)
+            return SplitModel(NAME, MAGISTRAL_SMALL, sizes)
+    return split_model(read_headers(name), name, GPU.float_bytes)

@@ -10,6 +10,8 @@ from magistral_mlx.memory.peak import Weights, sum_weights
 from magistral_mlx.memory.plan import PlannedModel
 from magistral_mlx.quantization import Quantization
 
+NAME = "Magistral Small 1.2 at 4 bits"
+
 # config.json of mistralai/Magistral-Small-2509.
 MAGISTRAL_SMALL = ModelConfig(
     text=TextConfig(
@@ -41,7 +43,7 @@ MAGISTRAL_SMALL = ModelConfig(
 def magistral_small(float_bytes: int = 2) -> PlannedModel:
     """The 4-bit conversion, with the vision tower in bfloat16."""
     return PlannedModel(
-        "Magistral Small 1.2 at 4 bits",
+        NAME,
         MAGISTRAL_SMALL,
         quantized_weights(MAGISTRAL_SMALL, Quantization(), float_bytes),
     )
@@ -49,6 +51,11 @@ def magistral_small(float_bytes: int = 2) -> PlannedModel:
 
 def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: int) -> Weights:
     """Bytes in memory of a model whose decoder matrices are quantized by `scheme`."""
+    return sum_weights(quantized_sizes(config, scheme, float_bytes), config)
+
+
+def quantized_sizes(config: ModelConfig, scheme: Quantization, float_bytes: int) -> dict[str, int]:
+    """Bytes in memory of each tensor of such a model, by canonical name."""
     sizes = {}
     for name, shape in expected_tensors(config).items():
         if name.startswith(LANGUAGE) and len(shape) == 2:
@@ -57,4 +64,4 @@ def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: in
             sizes[name] = scheme.nbytes((shape[0], shape[1]), scale_bytes)
         else:
             sizes[name] = math.prod(shape) * float_bytes
-    return sum_weights(sizes, config)
+    return sizes

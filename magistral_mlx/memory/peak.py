@@ -109,6 +109,11 @@ class Peak:
 
 def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
     """Bytes of a checkpoint in memory: floats in the compute dtype, packed weights unchanged."""
+    return sum_weights(loaded_sizes(checkpoint, float_bytes), checkpoint.config)
+
+
+def loaded_sizes(checkpoint: Checkpoint, float_bytes: int) -> dict[str, int]:
+    """Bytes of each tensor in memory, by canonical name."""
     compact = keeps_scales(checkpoint, float_bytes)
     sizes = {}
     for name, tensor in checkpoint.tensors.items():
@@ -120,7 +125,7 @@ def loaded_weights(checkpoint: Checkpoint, float_bytes: int) -> Weights:
             sizes[name] = values * 4
         elif not (compact and is_scale(name)):
             sizes[name] = values * float_bytes
-    return sum_weights(sizes, checkpoint.config)
+    return sizes
 
 
 def sum_weights(sizes: Mapping[str, int], config: ModelConfig) -> Weights:

@@ -1,0 +1,125 @@
+"""Memory plans for one split of a model over machines, at one KV cache scheme and context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.memory.machine import Machine
+from magistral_mlx.memory.parts import (
+    PlannedPart,
+    Split,
+    pipeline_parts,
+    tensor_parts,
+)
+from magistral_mlx.memory.peak import BackendProfile, loaded_sizes
+from magistral_mlx.memory.plan import (
+    SMALLEST_CONTEXT,
+    Plan,
+    PlannedModel,
+    PlanRequest,
+    fit,
+)
+
+SplitChoice = Literal["tensor", "pipeline", "auto"]
+SPLITS: tuple[SplitChoice, ...] = ("tensor", "pipeline", "auto")
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """A model to be planned for over machines.
+
+    source: the user's name of the model. sizes: bytes of each tensor in memory, by canonical name.
+    """
+
+    source: str
+    config: ModelConfig
+    sizes: Mapping[str, int]
+
+    @property
+    def longest_context(self) -> int:
+        """Largest context of the model, in tokens."""
+        return self.config.text.max_position_embeddings
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """A plan for each rank, all with one context, KV cache scheme and prefill chunk."""
+
+    split: Split
+    parts: tuple[PlannedPart, ...]
+    plans: tuple[Plan, ...]
+    shortened: bool = False
+
+    @property
+    def context(self) -> int:
+        return self.plans[0].context
+
+    @property
+    def scheme(self) -> str:
+        """Name of the scheme of the KV caches."""
+        return self.plans[0].scheme.name
+
+    @property
+    def fits(self) -> bool:
+        return all(plan.headroom >= 0 for plan in self.plans)
+
+
+def split_model(checkpoint: Checkpoint, source: str, float_bytes: int) -> SplitModel:
+    """Describe a checkpoint for plans over machines."""
+    return SplitModel(source, checkpoint.config, loaded_sizes(checkpoint, float_bytes))
+
+
+def plan_split(
+    model: SplitModel,
+    machines: Sequence[Machine],
+    profile: BackendProfile,
+    request: PlanRequest,
+    split: Split,
+    scheme: str,
+    context: int,
+) -> SplitPlan:
+    """Plan one split, scheme and context with the largest prefill chunk that fits everywhere."""
+    if split == "tensor":
+        parts = tensor_parts(model.config, len(machines))
+    else:
+        limits = [request.memory_limit or machine.limit for machine in machines]
+        parts = pipeline_parts(model.config, model.sizes, limits)
+    planned = [
+        PlannedModel(
+            model.source, part.config(model.config), part.weights(model.sizes, model.config)
+        )
+        for part in parts
+    ]
+
+    def plans(profile: BackendProfile) -> list[Plan]:
+        pairs = zip(planned, machines, strict=True)
+        return [fit(one, machine, profile, request, scheme, context) for one, machine in pairs]
+
+    found = plans(profile)
+    chunk = min(plan.chunk for plan in found)
+    if any(plan.chunk != chunk for plan in found):
+        found = plans(replace(profile, chunk=chunk))
+    return SplitPlan(split, tuple(parts), tuple(found))
+
+
+def longest_split_context(
+    model: SplitModel,
+    machines: Sequence[Machine],
+    profile: BackendProfile,
+    request: PlanRequest,
+    split: Split,
+    scheme: str,
+    most: int,
+) -> int:
+    """Return the longest context that fits, a multiple of 1,024 up to `most`; 0 if none does."""
+    low, high = 0, most // SMALLEST_CONTEXT
+    while low < high:
+        middle = (low + high + 1) // 2
+        context = middle * SMALLEST_CONTEXT
+        plan = plan_split(model, machines, profile, request, split, scheme, context)
+        low, high = (middle, high) if plan.fits else (low, middle - 1)
+    return low * SMALLEST_CONTEXT
