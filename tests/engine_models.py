@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
@@ -50,8 +51,8 @@ class TableModel:
             table[token, following.get(token, (token + 1) % vocab_size)] = 10
         return cls(table)
 
-    def make_caches(self, scheme: object, workspace: int = 0) -> list[Any]:
-        return [CountingCache()]
+    def make_caches(self, scheme: object, workspace: int = 0) -> SequenceCaches:
+        return SequenceCaches([CountingCache()])
 
     def embed(self, tokens: mx.array) -> mx.array:
         return self.table[tokens]

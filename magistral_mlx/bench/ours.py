@@ -18,8 +18,8 @@ from magistral_mlx import backend
 from magistral_mlx.api.options import Options
 from magistral_mlx.backend import DTYPES, mx
 from magistral_mlx.bench.worker import random_layer, random_pixels, serve
-from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import FULL, KVScheme
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.checkpoint.adapters.load import load_adapter
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -91,8 +91,7 @@ class Ours:
                 logits = self._model.logits(h)[0]
             dispatch([sampler.draw(logits[n : n + 1], filled + n) for n in range(count)])
             mx.synchronize()
-            for cache in caches:
-                cache.trim(filled)
+            caches.trim(filled)
 
         return run
 
@@ -112,7 +111,7 @@ class Ours:
                 module.backend = lambda: metal
             yield
 
-    def _caches(self, filled: int) -> list[KVCache]:
+    def _caches(self, filled: int) -> SequenceCaches:
         caches = self._model.make_caches(self._scheme)
         text, dtype = self._model.config.text, self._model.dtype
         shape = (1, text.num_key_value_heads, filled, text.head_dim)

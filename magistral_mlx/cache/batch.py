@@ -10,22 +10,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.kv import KVCache, LayerCache
+from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.sequence import SequenceCaches
 
 
-def batch_caches(rows: Sequence[Sequence[KVCache]]) -> Sequence[LayerCache]:
+def batch_caches(rows: Sequence[SequenceCaches]) -> SequenceCaches | BatchCaches:
     """Combine the caches of several sequences for a single pass.
 
-    Args:
-        rows: for each sequence, one cache per layer.
-
-    Returns:
-        One cache per layer. A batch of one sequence uses that sequence's caches directly.
+    A batch of one sequence uses that sequence's caches directly.
     """
     if len(rows) == 1:
         return rows[0]
-    offset = mx.array([caches[0].length for caches in rows], mx.int32)
-    return [BatchCache(layer, offset) for layer in zip(*rows, strict=True)]
+    return BatchCaches(rows)
+
+
+class BatchCaches(list["BatchCache"]):
+    """The caches of several sequences for a single pass, one for each layer.
+
+    rows: the caches of each sequence.
+    """
+
+    def __init__(self, rows: Sequence[SequenceCaches]) -> None:
+        self.rows = rows
+        offset = mx.array([caches.length for caches in rows], mx.int32)
+        super().__init__(BatchCache(layer, offset) for layer in zip(*rows, strict=True))
 
 
 class BatchCache:

@@ -22,6 +22,7 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.config_files import read_config, read_json
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization
+from magistral_mlx.split import WHOLE, Split
 
 if TYPE_CHECKING:
     from magistral_mlx.checkpoint.gguf.checkpoint import GgufModel
@@ -41,6 +42,7 @@ class Checkpoint:
     quantized `….weight`. `config` has no vision part where the folder holds
     no vision tensors, whatever its config.json says (mlx-lm's conversions keep it there).
     `fp8_scales` are the scales of FP8 weights, by the weight's name. `notes` are for the user.
+    `split` tells which part of the model it is, by default the whole (`checkpoint.part`).
     `blocks` is where the quantized matrices of a GGUF file lie, as ggml stores them; `tensors` has
     them as they are laid out.
     """
@@ -53,6 +55,7 @@ class Checkpoint:
     blocks: Mapping[str, StoredTensor] = field(default_factory=dict)
     fp8_scales: Mapping[str, StoredTensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    split: Split = WHOLE
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -155,7 +158,8 @@ class Checkpoint:
         Raises:
             OSError: a file cannot be read.
         """
-        digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        part = "" if self.split.whole else f" {self.split}"
+        digest = hashlib.blake2b(f"{self.config!r}{part}".encode(), digest_size=16)
         header_bytes: dict[Path, int] = {}  # up to the first tensor
         for tensor in (*self.tensors.values(), *self.fp8_scales.values()):
             first = header_bytes.get(tensor.file, tensor.offset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from magistral_mlx.backend import backend, mx, reuse_memory
@@ -23,6 +24,7 @@ from magistral_mlx.checkpoint.names import (
     interleaved_heads,
     is_channels_last,
 )
+from magistral_mlx.checkpoint.part import TensorPart, read_part, take_part, whole_of
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.linear import quantize_modules, stored_as
@@ -38,13 +40,17 @@ _LARGE_SCALES = 512 << 20  # bytes that casting all scales may cost
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: mx.Dtype | None = None, on_progress: OnProgress | None = None
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype | None = None,
+    on_progress: OnProgress | None = None,
+    build: Callable[[ModelConfig, mx.Dtype], MagistralModel] = MagistralModel,
 ) -> MagistralModel:
     """Load the decoder. The vision tower stays on disk until `load_vision`.
 
     Args:
         dtype: the compute dtype; None is the backend's default.
         on_progress: called with the bytes loaded so far and in all.
+        build: makes the model without weights.
 
     Raises:
         CheckpointError: a file cannot be read to its end.
@@ -52,7 +58,7 @@ def load_model(
     for note in checkpoint.notes:
         _log.warning("%s: %s", checkpoint.folder, note)
     reuse_memory()
-    model = MagistralModel(checkpoint.config, dtype or backend().dtype)
+    model = build(checkpoint.config, dtype or backend().dtype)
     _load(model, checkpoint, lambda name: name.startswith(LANGUAGE), on_progress)
     return model
 
@@ -180,12 +186,21 @@ def _stored(
     checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
 ) -> dict[str, mx.array]:
     """Read arrays by name, as stored; FP8 matrices are dequantized to `dtype`."""
-    if checkpoint.layout == "gguf":
-        return read_arrays(checkpoint, names, dtype, compact=compact)
     tensors = {name: checkpoint.tensors[name] for name in names}
+    if checkpoint.layout == "gguf":  # of a rank's part, each matrix is laid out whole first
+        wholes = {name: whole_of(tensor) for name, tensor in tensors.items()}
+        store = replace(checkpoint, tensors=wholes)
+        arrays = read_arrays(store, names, dtype, compact=compact)
+        return {name: take_part(array, tensors[name]) for name, array in arrays.items()}
     scales = {
         name: checkpoint.fp8_scales[name] for name in tensors if name in checkpoint.fp8_scales
     }
+    parts = {
+        name: read_part(tensor)
+        for name, tensor in tensors.items()
+        if isinstance(tensor, TensorPart) and name not in scales
+    }
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in parts}
     files = {tensor.file for tensor in (*tensors.values(), *scales.values())}
     stored = {file: cast(dict[str, mx.array], mx.load(str(file))) for file in files}
     arrays = {name: stored[tensor.file].pop(tensor.name) for name, tensor in tensors.items()}
@@ -194,9 +209,10 @@ def _stored(
     # lets it.
     mx.eval([*arrays.values(), *(stored[scale.file][scale.name] for scale in scales.values())])
     for name, scale in scales.items():
-        codes = arrays.pop(name)
-        arrays[name] = _dequantize_fp8(tensors[name], codes, stored[scale.file][scale.name], dtype)
-    return arrays
+        codes, tensor = arrays.pop(name), tensors[name]
+        array = _dequantize_fp8(whole_of(tensor), codes, stored[scale.file][scale.name], dtype)
+        arrays[name] = take_part(array, tensor)
+    return arrays | parts
 
 
 def _dequantize_fp8(

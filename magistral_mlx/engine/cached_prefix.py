@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.engine.images import common
 
 
@@ -40,15 +39,13 @@ class CachedPrefix:
     """
 
     keys: NDArray[np.int64]
-    caches: Sequence[KVCache]
+    caches: SequenceCaches
     prompt: int = 0
     logits: mx.array | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(cache.nbytes for cache in self.caches) + (
-            0 if self.logits is None else self.logits.nbytes
-        )
+        return self.caches.nbytes + (0 if self.logits is None else self.logits.nbytes)
 
     def reusable(self, keys: NDArray[np.int64]) -> int:
         """Number of leading tokens of a prompt that these caches can provide exactly.
@@ -70,7 +67,7 @@ class ActivePrefix(NamedTuple):
     """Token keys and KV caches of a sequence that is being generated."""
 
     keys: NDArray[np.int64]
-    caches: Sequence[KVCache]
+    caches: SequenceCaches
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import backend, mx
-from magistral_mlx.cache.kv import KVCache
 from magistral_mlx.cache.scheme import RESERVED
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.engine.images import iter_image_features_after
 from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.logprobs import PromptLogprobCollector
@@ -29,7 +29,7 @@ class ComputedPrefix:
     logits: (1, vocab_size) of the token after them, where they are the whole prompt.
     """
 
-    caches: Sequence[KVCache]
+    caches: SequenceCaches
     length: int
     logits: mx.array | None = None
 
@@ -37,7 +37,7 @@ class ComputedPrefix:
 def prefill_sequence(
     model: MagistralModel,
     inputs: SequenceInputs,
-    caches: Sequence[KVCache],
+    caches: SequenceCaches,
     prefix: ComputedPrefix | None,
     logprobs: PromptLogprobCollector | None = None,
 ) -> Generator[Prefill, int | None, mx.array]:
@@ -56,9 +56,8 @@ def prefill_sequence(
     prefix = None if logprobs else prefix
     logits = prefix.logits if prefix and prefix.length >= len(tokens) else None
     cached = 0 if prefix is None else min(prefix.length, len(tokens) - (logits is None))
-    for cache in caches:
-        cache.trim(cached)
-        cache.reserve(len(tokens) + min(inputs.limit, RESERVED), len(tokens) + inputs.limit)
+    caches.trim(cached)
+    caches.reserve(len(tokens) + min(inputs.limit, RESERVED), len(tokens) + inputs.limit)
     if logits is not None:
         yield Prefill(cached, cached)
         return logits
@@ -84,7 +83,7 @@ def prefill_sequence(
 
 def prefill(
     model: MagistralModel,
-    caches: Sequence[KVCache],
+    caches: SequenceCaches,
     tokens: NDArray[np.int32],
     features: mx.array | None = None,
     chunk: int | None = None,
@@ -111,7 +110,7 @@ def prefill(
         (1, vocab_size) logits of the token after the prompt.
     """
     chunk = chunk or backend().prefill_chunk
-    cached = caches[0].length
+    cached = caches.length
     is_image = tokens == model.config.image_token_id
     is_image[:cached] = False
     first_feature = np.concatenate([[0], np.cumsum(is_image)])
@@ -130,18 +129,17 @@ def prefill(
             else:
                 h = model(h, caches)
             if logprobs is not None:
-                mx.eval(h, [array for cache in caches for array in cache.state])
+                caches.evaluate(h)
                 logprobs.add(model, h, tokens[start + 1 : end + 1])
         if snapshots:
-            for cache in caches:
-                cache.snapshot(snapshots)
+            caches.snapshot(snapshots)
         if end < total:
-            mx.eval([array for cache in caches for array in cache.state])
+            caches.evaluate()
             mx.clear_cache()
             most = yield Prefill(end, total)
     with model.adapters.using([adapter]):
         logits = model.logits(h[:, -1:])[:, 0]
-    mx.eval(logits, [array for cache in caches for array in cache.state])
+    caches.evaluate(logits)
     mx.clear_cache()
     yield Prefill(total, total)
     return logits

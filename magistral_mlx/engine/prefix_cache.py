@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.disk import DiskPrefixCache
-from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.engine.cached_prefix import (
     ActivePrefix,
     CachedFeatures,
@@ -45,7 +45,7 @@ class PrefixCache:
     def __init__(
         self,
         budget: int,
-        make_caches: Callable[[], Sequence[KVCache]],
+        make_caches: Callable[[], SequenceCaches],
         image_token: int,
         disk: DiskPrefixCache | None = None,
         load_tower: Callable[[], None] | None = None,
@@ -124,7 +124,7 @@ class PrefixCache:
         self,
         tokens: NDArray[np.int32],
         images: Sequence[ImageKey],
-        caches: Sequence[KVCache],
+        caches: SequenceCaches,
         prefilled: ComputedPrefix | None = None,
         active_bytes: int = 0,
         adapter: int = 0,
@@ -139,12 +139,11 @@ class PrefixCache:
             adapter: fingerprint of the generation's adapter, as in `token_keys`.
         """
         self._active_bytes = active_bytes
-        length = min(len(tokens), caches[0].length)
+        length = min(len(tokens), caches.length)
         if length < _LEAST:
             return
-        for cache in caches:
-            cache.trim(length)
-        mx.eval([array for cache in caches for array in cache.state])
+        caches.trim(length)
+        caches.evaluate()
         keys = token_keys(tokens[:length], images, self._image_token, adapter)
         held = CachedPrefix(keys, caches)
         if prefilled is not None and prefilled.length <= length:
@@ -178,11 +177,9 @@ class PrefixCache:
         del self._kept[held]
         return ComputedPrefix(held.caches, length, logits)
 
-    def _copy(self, caches: Sequence[KVCache], length: int) -> Sequence[KVCache]:
+    def _copy(self, caches: SequenceCaches, length: int) -> SequenceCaches:
         copies = self._make_caches()
-        for cache, copy in zip(caches, copies, strict=True):
-            copy.restore(cache.save(length), length)
-            mx.eval(copy.state)  # layer by layer, which limits temporary arrays
+        copies.copy_from(caches, length)
         return copies
 
     # Features

@@ -187,7 +187,7 @@ class SequenceState:
                 early = EarlyStops(inputs.stop_tokens, inputs.minimum)
                 self.control = Control(inputs.tokens, self._thinking, self._mask, dry, early)
                 self._constraints = self.control.constraints()
-            self.position = self.caches[0].length
+            self.position = self.caches.length
             self.pending = self.sampler.draw(
                 self.prefilled.logits, self.position, self._constraints
             )
@@ -210,8 +210,7 @@ class SequenceState:
             self._prefill.close()
             self._prefill = None
         if unused:
-            for cache in self.caches:
-                cache.trim(len(self.inputs.tokens) + self._produced - unused)
+            self.caches.trim(len(self.inputs.tokens) + self._produced - unused)
         self._closed = True
 
     # Within a pass

@@ -46,8 +46,7 @@ def verify(model: MagistralModel, sequence: SequenceState, guesses: list[int]) -
         sequence.observe(given[-1])
         if sequence.ended:
             break
-    for cache in sequence.caches:
-        cache.trim(start + len(given))
+    sequence.caches.trim(start + len(given))
     sequence.passes += 1
     if sequence.speculator:
         sequence.speculator.learn(len(guesses), len(given) - 1)

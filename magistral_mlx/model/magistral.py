@@ -16,6 +16,7 @@ from magistral_mlx.backend import backend, mx, nn
 from magistral_mlx.cache.attention import WORKSPACE
 from magistral_mlx.cache.kv import KVCache, LayerCache, make_cache
 from magistral_mlx.cache.scheme import FULL, KVScheme
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.model.adapters import AdapterRows
 from magistral_mlx.model.linear import use_adapters
@@ -78,9 +79,10 @@ class MagistralModel(nn.Module):
         """Remove the vision tower and the projector, as before `add_vision`."""
         del self.vision_tower, self.multi_modal_projector
 
-    def make_caches(self, scheme: KVScheme = FULL, workspace: int = WORKSPACE) -> list[KVCache]:
+    def make_caches(self, scheme: KVScheme = FULL, workspace: int = WORKSPACE) -> SequenceCaches:
         """Make an empty cache per layer. `workspace`: bytes of attention's temporary arrays."""
-        return [make_cache(scheme, workspace) for _ in self.language_model.model.layers]
+        layers = self.language_model.model.layers
+        return SequenceCaches(make_cache(scheme, workspace) for _ in layers)
 
     def encode_image(self, pixels: mx.array) -> mx.array:
         """One image, (3, H, W) normalised pixels -> (tokens, D) embeddings.

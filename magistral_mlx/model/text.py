@@ -117,15 +117,15 @@ class Decoder(nn.Module):
         self.query_scaling = config.query_scaling
 
     def __call__(self, h: mx.array, caches: Sequence[LayerCache]) -> mx.array:
-        y: mx.array = self["norm"](self._through(self["layers"], h, caches))
+        y: mx.array = self["norm"](self.through(self["layers"], h, caches))
         return y
 
     def prefill(self, h: mx.array, caches: Sequence[KVCache]) -> None:
         """Append to the caches what a call would, without most of the last block's work."""
         *layers, last = self["layers"]
-        last.prefill(self._through(layers, h, caches), caches[-1])
+        last.prefill(self.through(layers, h, caches), caches[-1])
 
-    def _through(
+    def through(
         self, layers: Sequence[Block], h: mx.array, caches: Sequence[LayerCache]
     ) -> mx.array:
         """(B, L, D) -> (B, L, D) after the first layers, before the final norm."""

@@ -83,4 +83,4 @@ def _ahead(request: Request, other: Request) -> int:
     if other.sequence is None or not other.prefilling:
         return 0
     shared = common(request.token_keys, other.token_keys)
-    return shared if other.sequence.caches[0].length < shared else 0
+    return shared if other.sequence.caches.length < shared else 0

@@ -228,7 +228,7 @@ class Scheduler:
         for note in prefixes.take_notes():
             request.put(Notice(note))
         if prefilled is not None:
-            held = sum(cache.nbytes for cache in prefilled.caches)
+            held = prefilled.caches.nbytes
             request.reservation = request.reservation.holding(self._budget.tokens(held))
         self._start_sample(request, prefilled)
 

@@ -46,8 +46,7 @@ def load_drafter(
     assert plan.model.draft is not None, "it was planned for"
     small = load_model(draft, model.dtype, report)
     caches = small.make_caches(plan.scheme, plan.profile.workspace)
-    for cache in caches:
-        cache.reserve(RESERVED, plan.context)
+    caches.reserve(RESERVED, plan.context)
     # A pass of either reads all of its weights.
     cost = plan.model.draft.decoder / plan.model.weights.decoder
     return Drafter(small, caches, cost, plan.chunk)

@@ -14,6 +14,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.cache.batch import batch_caches
 from magistral_mlx.cache.kv import make_cache
 from magistral_mlx.cache.scheme import KVScheme
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
 from magistral_mlx.engine.decode import decode
 from magistral_mlx.engine.dry import Dry
@@ -194,14 +195,16 @@ def test_a_generation_that_is_iterated_over_can_join_others_and_leave_again() ->
 
 
 def test_a_batch_of_one_is_the_caches_themselves() -> None:
-    caches = [make_cache(KVScheme()) for _ in range(2)]
+    caches = SequenceCaches(make_cache(KVScheme()) for _ in range(2))
     assert batch_caches([caches]) is caches
 
 
 def test_rows_of_a_batch_begin_where_their_own_caches_end() -> None:
     rng = np.random.default_rng(0)
     lengths, schemes = (5, 70, 1), (KVScheme(), SHORT, KVScheme.parse("8/8"))
-    batched, single = ([[make_cache(scheme)] for scheme in schemes] for _ in range(2))
+    batched, single = (
+        [SequenceCaches([make_cache(scheme)]) for scheme in schemes] for _ in range(2)
+    )
     for length, row, other in zip(lengths, batched, single, strict=True):
         q, k, v = (mx.array(rng.standard_normal((1, heads, length, 64))) for heads in (4, 2, 2))
         for cache in (row[0], other[0]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from magistral_mlx.backend import backend, mx
-from magistral_mlx.cache.kv import KVCache
+from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.engine.sampler import Sampler
 from magistral_mlx.model.magistral import MagistralModel
 
@@ -21,7 +21,7 @@ class Drafter:
     """
 
     def __init__(
-        self, model: MagistralModel, caches: Sequence[KVCache], cost: float, chunk: int | None
+        self, model: MagistralModel, caches: SequenceCaches, cost: float, chunk: int | None
     ) -> None:
         """Wrap a loaded draft model.
 
@@ -39,7 +39,7 @@ class Drafter:
     @property
     def nbytes(self) -> int:
         """Bytes of the caches."""
-        return sum(cache.nbytes for cache in self._caches)
+        return self._caches.nbytes
 
     def ready(self, text: Sequence[int]) -> bool:
         """Whether the caches hold enough of `text` to draft at once.
@@ -51,7 +51,7 @@ class Drafter:
         if len(text) - start <= _FEW:
             return True
         self._read(text[start : start + self._chunk])
-        mx.eval([array for cache in self._caches for array in cache.state])
+        self._caches.evaluate()
         return False
 
     def guess(self, text: Sequence[int], sampler: Sampler, count: int) -> list[int]:
@@ -79,8 +79,7 @@ class Drafter:
         while shared < most and self._held[shared] == text[shared]:
             shared += 1
         del self._held[shared:]
-        for cache in self._caches:
-            cache.trim(shared)
+        self._caches.trim(shared)
         self._text, self._sure = text, shared
         return shared
 
