@@ -24,7 +24,7 @@ from magistral_mlx.memory.peak import (
 DEFAULT_CONTEXT = 40_960  # tokens; the model card warns of worse answers beyond it
 SMALLEST_CONTEXT = 1_024
 _CHUNKS = (2048, 1024, 512, 256, 128)
-LEAST_LIMIT = 64 * 10**6  # bytes that memory may be limited to
+_LEAST_LIMIT = 64 * 10**6
 _BUFFER_CACHE = 256 * MIB  # freed buffers that MLX may keep for reuse
 _MOST_SNAPSHOTS, _FEWEST_SNAPSHOTS = 6, 3
 _MOST_KEPT = 8 * GIB  # of the prefix cache; more is better left to other programs
@@ -81,10 +81,10 @@ class PlanRequest:
             raise InvalidOption(f"context is {self.context}; it must be 1 or more.")
         if self.images < 0:
             raise InvalidOption(f"images is {self.images}; it must be 0 or more.")
-        if self.memory_limit is not None and self.memory_limit < LEAST_LIMIT:
+        if self.memory_limit is not None and self.memory_limit < _LEAST_LIMIT:
             raise InvalidOption(
                 f"the memory limit is {self.memory_limit / 10**6:.0f} MB; it must be "
-                f"{LEAST_LIMIT // 10**6} MB or more."
+                f"{_LEAST_LIMIT // 10**6} MB or more."
             )
         if self.kv is not None:
             KVScheme.parse(self.kv)

@@ -106,9 +106,8 @@ def test_options_that_are_wrong_are_named(name: str, complaint: str):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_first_models_logits_lose_nothing_on_the_disk(dtype: str, home: Path):
-    models = opened(f"{tiny_folder()}@dtype={dtype}", "@")
-    models[1] = models[0]
-    [pair] = QualityRun(models, text_of(150, 33)).run()
+    name = f"{tiny_folder()}@dtype={dtype}"
+    [pair] = QualityRun(opened(name, name), text_of(150, 33)).run()
     total, _ = summarise(pair.figures)
     assert total.divergence == 0 and total.high == 0 and total.agreement == 1
     assert total.first == total.other
@@ -154,7 +153,7 @@ def test_an_adapter_of_the_output_matrix_is_part_of_the_first_model(tmp_path: Pa
 def test_bands_hold_the_tokens_at_their_positions():
     """The figure of a predicted token stands one place before its position."""
     values = np.arange(1, 50_000, dtype=np.float32)
-    total, bands = summarise([TokenFigures(values, values > 0, -values, -values)])
+    total, bands = summarise([TokenFigures(values, values > 0, -values / 1e6, -values / 1e6)])
     assert total.tokens == 49_999
     assert [(b.start, b.end, b.tokens) for b in bands] == [
         (0, 2048, 2047),
@@ -236,7 +235,7 @@ def test_a_killed_process_loses_one_sequence(tmp_path: Path, home: Path, prose: 
     assert subprocess.run(code, cwd=ROOT, env=os.environ).returncode == -signal.SIGKILL
     [folder] = (home / "quality").iterdir()
     kept = sorted(path.name for path in folder.iterdir() if path.name.startswith("figures"))
-    assert kept[:2] == ["figures-1-0.npz", "figures-1-1.npz"]
+    assert kept == ["figures-1-0.npz"]
     done = run("eval", "quality", *words, "--context", "256", "--json")
     assert done.status == 0 and list((home / "quality").iterdir()) == []
     facts = json.loads(done.stdout)
@@ -312,6 +311,6 @@ def test_other_tokens_are_refused_in_a_line(tmp_path: Path):
 
 def test_a_model_that_does_not_fit_is_refused_before_any_work(home: Path):
     models = opened(str(tiny_folder()), "@kv=4/4")
-    with pytest.raises(OutOfMemory):
-        QualityRun(models, text_of(4000), limit=64 * 10**6)
+    with pytest.raises(OutOfMemory, match="needs"):
+        QualityRun(models, text_of(4000), limit=10**6)
     assert not home.exists()

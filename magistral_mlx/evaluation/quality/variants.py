@@ -21,11 +21,12 @@ from magistral_mlx.files import user_path
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.hub.adapters import locate_adapter
 from magistral_mlx.library import locate
-from magistral_mlx.memory.here import plan_here, profile
+from magistral_mlx.memory.choose import make_plan
+from magistral_mlx.memory.here import describe, profile
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import this_machine
 from magistral_mlx.memory.peak import loaded_weights
-from magistral_mlx.memory.plan import LEAST_LIMIT, Plan, PlanRequest
+from magistral_mlx.memory.plan import Plan, PlanRequest
 from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.runtime.precision import load_in_default_dtype
@@ -135,13 +136,13 @@ class ComparedModel:
         Raises:
             OutOfMemory: it does not fit.
         """
-        most = limit or this_machine().limit - PROCESS.planned
-        left = max(most - beside, LEAST_LIMIT)
-        request = PlanRequest(context, self.variant.kv, images=0, memory_limit=left)
+        here, machine = profile(self.variant.dtype), this_machine()
+        left = machine.limit - PROCESS.planned
+        machine = replace(machine, limit=min(left, limit or left) - beside)
         adapters = () if self.adapter is None else (self.adapter,)
-        plan = plan_here(
-            self.checkpoint, self.label, request, self.variant.dtype, adapters=adapters
-        )
+        model = describe(self.checkpoint, self.label, here.float_bytes, adapters=adapters)
+        request = PlanRequest(context, self.variant.kv, images=0)
+        plan = make_plan(model, machine, here, request)
         weights = plan.peak.weights + beside
         return replace(plan, peak=replace(plan.peak, weights=weights), limit=plan.limit + beside)
 
