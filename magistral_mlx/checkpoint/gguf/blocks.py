@@ -38,19 +38,14 @@ class Decoded:
 
     def weights(self) -> Floats:
         """(B, weights of a block)"""
-        width = self.codes.shape[1] // self.scale.shape[1]
         if self.levels is None:
             weights = self.codes.astype(np.float32)
         else:
             weights = np.take(np.array(self.levels, np.float32), self.codes)
-        weights *= spread(self.scale, width)
-        weights += spread(self.offset, width)
+        groups = weights.reshape(*self.scale.shape, -1)
+        groups *= self.scale[..., None]
+        groups += self.offset[..., None]
         return weights
-
-
-def spread(values: Floats, width: int) -> Floats:
-    """(B, groups) -> (B, groups * width), each value for the weights of its group."""
-    return values.repeat(width).reshape(len(values), -1)
 
 
 def decode(kind: str, raw: Bytes) -> Decoded:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_mlx.checkpoint.gguf.blocks import Bytes, Decoded, Floats, decode, in_blocks, spread
+from magistral_mlx.checkpoint.gguf.blocks import Bytes, Decoded, Floats, decode, in_blocks
 from magistral_mlx.quantization import Quantization
 
 EXACT = {
@@ -89,14 +89,13 @@ def _fit_groups(decoded: Decoded, scheme: Quantization, code_bits: int) -> Decod
     scale = _short((highest - offset) / most)
     steps = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     # A code c becomes c * factor + term, for every group of the blocks' own.
-    own = decoded.scale.shape[1]
-    each = spread(steps, own // groups)
-    term = decoded.offset - spread(offset, own // groups)
-    term *= each
-    term += np.float32(0.5)
+    own = (blocks, groups, -1)
+    factor = decoded.scale.reshape(own) * steps[..., None]
+    term = (decoded.offset.reshape(own) - offset[..., None]) * steps[..., None] + np.float32(0.5)
     values = decoded.codes.astype(np.float32)
-    values *= spread(decoded.scale * each, weights // own)
-    values += spread(term, weights // own)
+    by_group = values.reshape(*decoded.scale.shape, -1)
+    by_group *= factor.reshape(decoded.scale.shape)[..., None]
+    by_group += term.reshape(decoded.scale.shape)[..., None]
     np.clip(values, 0, most, out=values)
     return Decoded(values.astype(np.uint8), scale, offset)
 
