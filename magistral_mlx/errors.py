@@ -111,3 +111,7 @@ class OutOfMemory(MagistralError):
 
 class BenchmarkError(MagistralError):
     """A benchmarked runtime failed, or computed a different result than ours."""
+
+
+class EvaluationError(MagistralError):
+    """A task of an evaluation whose data, sandbox or log is missing or damaged."""
