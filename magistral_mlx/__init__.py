@@ -54,6 +54,7 @@ _HOMES = {
         "HubError",
         "InvalidOption",
         "LoadAborted",
+        "MachineError",
         "MagistralError",
         "MissingExtra",
         "ModelClosed",

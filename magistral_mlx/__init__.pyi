@@ -33,6 +33,7 @@ from magistral_mlx.errors import HubError as HubError
 from magistral_mlx.errors import ImageError as ImageError
 from magistral_mlx.errors import InvalidOption as InvalidOption
 from magistral_mlx.errors import LoadAborted as LoadAborted
+from magistral_mlx.errors import MachineError as MachineError
 from magistral_mlx.errors import MagistralError as MagistralError
 from magistral_mlx.errors import MissingExtra as MissingExtra
 from magistral_mlx.errors import ModelClosed as ModelClosed

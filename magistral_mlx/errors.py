@@ -109,9 +109,9 @@ class OutOfMemory(MagistralError):
     """A request or model that does not fit into this machine's memory."""
 
 
+class MachineError(MagistralError):
+    """A machine of several cannot be reached, differs from the first one, or was lost."""
+
+
 class BenchmarkError(MagistralError):
     """A benchmarked runtime failed, or computed a different result than ours."""
-
-
-class EvaluationError(MagistralError):
-    """A task of an evaluation whose data, sandbox or log is missing or damaged."""

@@ -132,8 +132,7 @@ class Tracker:
             self._done += 1
             self._uncommitted += block.tensor.nbytes
             if self._uncommitted >= COMMIT_BYTES:
-                self._work.begin_commit(self._done)
-                self._uncommitted = 0
+                self.commit()
         self._report()
 
     def commit(self) -> None:

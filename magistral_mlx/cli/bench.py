@@ -11,6 +11,8 @@ import click
 
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.cli.loading import chosen_model, loading_options, model_argument, warn_if_short
+from magistral_mlx.cli.machine_options import machine_options
+from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import INTEGER, command, given, option
 from magistral_mlx.cli.terminal import say
 from magistral_mlx.errors import MagistralError
@@ -66,7 +68,8 @@ _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes a
 )
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @loading_options("kv", "dtype", "adapter")
-def bench(as_json: bool, **options: Any) -> None:
+@machine_options
+def bench(as_json: bool, **options: Any) -> int:
     """Measure prefill, decode, time to first token and peak memory of MODEL.
 
     The tokens are random, so no answer is shown. Rounds repeat until their spread is small. The
@@ -76,6 +79,9 @@ def bench(as_json: bool, **options: Any) -> None:
     options |= {"kv": None, "dtype": None, "adapter": None} | given(options, LoadOptions)
     if options["adapter"] and options["against"]:
         raise click.UsageError("--adapter measures this runtime alone; leave --against out.")
+    if (machines := machines_of(options)) is not None:
+        loading = LoadOptions(**given(options, LoadOptions), images=0)
+        return run_on_machines(machines, [options["model"]], loading, options["split"])
     from magistral_mlx.bench.conditions import read_conditions, swapping
     from magistral_mlx.bench.record import limit_of
     from magistral_mlx.cli import bench_report as report
@@ -91,6 +97,7 @@ def bench(as_json: bool, **options: Any) -> None:
     facts = _facts(name, checkpoint, machine, scheme, limit, work, programs, result)
     facts["pass_costs"] = _pass_costs(programs[0], work, checkpoint, machine)
     click.echo(json.dumps(facts)) if as_json else report.show(facts)
+    return 0
 
 
 def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:

@@ -19,6 +19,8 @@ from magistral_mlx.cli.loading import (
     model_argument,
     open_model,
 )
+from magistral_mlx.cli.machine_options import machine_options
+from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import FILE, command, option
 from magistral_mlx.cli.process import quick_imports
 from magistral_mlx.files import user_path
@@ -46,7 +48,8 @@ _WITHOUT = (
 @option("--load", "file", type=FILE, metavar="FILE", help="Saved conversation to go on with.")
 @model_argument
 @loading_options(without=("parallel",))
-def chat(**options: Any) -> None:
+@machine_options
+def chat(**options: Any) -> int:
     """Talk with MODEL. Type /help for the commands."""
     name = chosen_model(options)
     with quick_imports():
@@ -58,9 +61,11 @@ def chat(**options: Any) -> None:
         raise click.UsageError(
             "chat needs a terminal. In a pipe or a script use `magistral-mlx generate -`."
         )
+    loading = load_options(options)
+    if (machines := machines_of(options)) is not None:
+        return run_on_machines(machines, [name], loading, options["split"])
     settings = options_of(options)
     system = system_text(options)
-    loading = load_options(options)
     specs = mcp_servers(options["mcp"])
     paths = {name: command.path for name, command in COMMANDS.items()}
     with quiet_terminal(), open_model(name, loading) as magistral:
@@ -81,6 +86,7 @@ def chat(**options: Any) -> None:
 
         with interrupts(lambda: None):  # between two inputs there is nothing to stop
             asyncio.run(_with_servers(specs, run))
+    return 0
 
 
 async def _with_servers(

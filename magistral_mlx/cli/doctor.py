@@ -13,6 +13,7 @@ import click
 
 from magistral_mlx.check.finding import MARKS, Finding
 from magistral_mlx.cli.doctor_check import run_checks, show_checks
+from magistral_mlx.cli.doctor_machines import check_machines
 from magistral_mlx.cli.loading import chosen_model, model_argument
 from magistral_mlx.cli.params import command, option
 
@@ -27,8 +28,13 @@ _GIB = 1 << 30
 @command()
 @model_argument
 @option("--check", "checking", is_flag=True, help="Compute, compare and measure.")
+@option(
+    "--machines",
+    metavar="NAME,NAME",
+    help="Look at several machines and their links, this one first, as in mac1.local,mac2.local.",
+)
 @option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def doctor(checking: bool, as_json: bool, **options: Any) -> int:
+def doctor(checking: bool, as_json: bool, machines: str | None, **options: Any) -> int:
     """Look at chip, memory, system, Python, MLX, disk and models.
 
     With --check, kernels are compared with the CPU at the shapes of MODEL (a folder, a name or
@@ -40,6 +46,10 @@ def doctor(checking: bool, as_json: bool, **options: Any) -> int:
     from magistral_mlx.memory.machine import this_machine
 
     model = chosen_model(options)
+    if machines is not None:
+        if checking or model is not None:
+            raise InvalidOption("doctor --machines looks at links; leave --check and MODEL out.")
+        return check_machines(machines, as_json=as_json)
     if model is not None and not checking:
         raise InvalidOption(f"doctor looks at {model} only with --check: add it.")
     machine = this_machine()

@@ -11,6 +11,8 @@ import click
 from magistral_mlx.cli.attachments import count_images, open_images, read_files, tokens_of
 from magistral_mlx.cli.generation import generation_options, options_of, system_text, with_system
 from magistral_mlx.cli.loading import load_options, loading_options, model_option, open_model
+from magistral_mlx.cli.machine_options import machine_options
+from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import FILE, Value, command, option
 from magistral_mlx.cli.process import quick_imports
 from magistral_mlx.cli.terminal import say, write
@@ -74,6 +76,7 @@ _PDF_MODES = ("text", "images")
 )
 @model_option
 @loading_options(without=("images", "parallel"))
+@machine_options
 def generate(
     prompt: str | None, images: tuple[str, ...], files: tuple[str, ...], **options: Any
 ) -> int:
@@ -85,6 +88,9 @@ def generate(
     if (reported or options["prompt_logprobs"] is not None) and not options["as_json"]:
         raise click.UsageError("--logprobs, --top-logprobs and --prompt-logprobs need --json.")
     write("")  # a stdout that is closed costs no time then
+    if (machines := machines_of(options)) is not None:
+        loading = load_options(options, images=count_images(open_images(images)))
+        return run_on_machines(machines, [options["model"]], loading, options["split"])
     with quick_imports():
         settings = options_of(options)
         system = system_text(options)

@@ -38,6 +38,9 @@ _COMMANDS = {
     "rm": ("magistral_mlx.cli.models", "Delete a model from this machine."),
 }
 
+# Commands that others run, and no list shows.
+_HIDDEN = {"machine-agent": ("magistral_mlx.cli.machine_agent", "machine_agent")}
+
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -46,10 +49,13 @@ class _Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name in _HIDDEN:
+            module, function = _HIDDEN[cmd_name]
+        elif cmd_name in _COMMANDS:
+            module, function = _COMMANDS[cmd_name][0], cmd_name
+        else:
             return None
-        module, _ = _COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(module), cmd_name)
+        command = getattr(importlib.import_module(module), function)
         assert isinstance(command, click.Command)
         return command
 

@@ -45,7 +45,7 @@ def show(as_json: bool, **options: Any) -> None:
 
     Nothing is loaded but headers and the tokenizer; a model of the hub is downloaded first.
     """
-    facts = _describe(_locate(chosen_model(options)))
+    facts = _describe(locate_with_bar(chosen_model(options)))
     if as_json:
         write(json.dumps(facts) + "\n")
         return
@@ -64,7 +64,7 @@ def pull(**options: Any) -> None:
     name = chosen_model(options)
     if name is None:
         raise click.UsageError("name a model, as in pull mistralai/Magistral-Small-2509.")
-    write(f"{_locate(name)}\n")
+    write(f"{locate_with_bar(name)}\n")
 
 
 @command()
@@ -87,7 +87,7 @@ def rm(yes: bool, **options: Any) -> None:
     say(f"{name} is deleted; {delete_model(name) / 1e9:.2f} GB are free again.")
 
 
-def _locate(name: str | None) -> Path:
+def locate_with_bar(name: str | None) -> Path:
     """The folder of a model, downloaded if need be, with a progress bar."""
     from magistral_mlx.api.models import download_model
     from magistral_mlx.library import default_model

@@ -58,7 +58,7 @@ def split_facts(
         return facts | {"fits": False, "why": str(error)}
     return facts | {
         "fits": True,
-        "split": plan.split,
+        "split": plan.kind,
         "context": plan.context,
         "kv": plan.scheme,
         "prefill_chunk": plan.plans[0].chunk,
@@ -67,8 +67,8 @@ def split_facts(
         "ranks": [
             {
                 "machine": one.machine.name,
-                "layers": [part.layers.start, part.layers.stop],
-                "heads": part.config(model.config).text.num_attention_heads,
+                "layers": [*_bounds(part.layers(model.config.text.num_hidden_layers))],
+                "heads": one.model.config.text.num_attention_heads,
                 "bytes": {
                     "weights": one.peak.weights,
                     "vision": one.peak.vision,
@@ -84,10 +84,14 @@ def split_facts(
     }
 
 
+def _bounds(layers: range) -> tuple[int, int]:
+    return layers.start, layers.stop
+
+
 def _notes(plan: SplitPlan, machines: Sequence[Machine], asked: SplitChoice) -> list[str]:
     """What decided the plan, a sentence each."""
     notes = []
-    if asked == "auto" and plan.split == "tensor":
+    if asked == "auto" and plan.kind == "tensor":
         notes.append(
             "Tensor parallel, for a fast link such as Thunderbolt; over Wi-Fi or a slow network "
             "--split pipeline is faster."
@@ -98,7 +102,7 @@ def _notes(plan: SplitPlan, machines: Sequence[Machine], asked: SplitChoice) -> 
             f"{len(machines)} machines, or does not fit so."
         )
     if len({machine.limit for machine in machines}) > 1:
-        if plan.split == "tensor":
+        if plan.kind == "tensor":
             least = min(machines, key=lambda machine: machine.limit)
             notes.append(
                 f"The machines are unequal, and tensor parallel gives each the same part: "

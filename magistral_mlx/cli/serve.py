@@ -14,6 +14,8 @@ import click
 
 from magistral_mlx.cli.client_configs import CLIENTS, config_option, served_of
 from magistral_mlx.cli.loading import load_bar, load_options, loading_options, mcp_servers
+from magistral_mlx.cli.machine_options import machine_options
+from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
 from magistral_mlx.cli.terminal import log_to_stderr, say
 from magistral_mlx.option_spec import Integer, Number
@@ -179,7 +181,8 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
 )
 @config_option
 @loading_options(without=("adapter",), defaults={"wire": "off"})
-def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> None:
+@machine_options
+def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> int:
     """Answer apps and browsers: OpenAI's, Anthropic's and Ollama's APIs, and a chat page at /.
 
     Give several MODELs to have one of them in memory at a time, as requests name them. Default:
@@ -193,7 +196,10 @@ def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> No
     settings = _settings((*models, *named), options)
     if options["client"] is not None:
         click.echo(CLIENTS[options["client"]](served_of(settings)), nl=False)
-        return
+        return 0
+    if (machines := machines_of(options)) is not None:
+        every = settings.models or (None,)
+        return run_on_machines(machines, every, settings.load, options["split"], again=True)
     with _ending_quietly(), ExitStack() as bar:
 
         def on_ready() -> None:
@@ -206,6 +212,7 @@ def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> No
             on_ready=on_ready,
             on_progress=bar.enter_context(load_bar()),
         )
+    return 0
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""What Inspect finds by our entry point: the provider, and our own tasks."""
+"""What Inspect finds by our entry point: the provider."""
 
 from __future__ import annotations
 
-from magistral_mlx.evaluation.demo_task import demo
-from magistral_mlx.evaluation.provider import magistral_mlx
+from magistral_mlx.evaluation.provider import MagistralProvider
 
-__all__ = ["demo", "magistral_mlx"]
+__all__ = ["MagistralProvider"]

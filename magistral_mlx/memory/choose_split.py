@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from magistral_mlx.cache.scheme import SCHEMES
-from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import InvalidOption, OutOfMemory
+from magistral_mlx.memory.estimate import bandwidth_of
 from magistral_mlx.memory.machine import Machine
 from magistral_mlx.memory.machines import (
     SplitChoice,
@@ -17,9 +17,12 @@ from magistral_mlx.memory.machines import (
     plan_split,
 )
 from magistral_mlx.memory.machines_refusal import split_refusal
-from magistral_mlx.memory.parts import Split, tensor_counts, tensor_parts
-from magistral_mlx.memory.peak import BackendProfile
+from magistral_mlx.memory.parts import check_tensor, tensor_counts
+from magistral_mlx.memory.peak import BackendProfile, sum_weights
 from magistral_mlx.memory.plan import DEFAULT_CONTEXT, PlanRequest, gib
+from magistral_mlx.split import SplitKind
+
+_USUAL_BANDWIDTH = 120e9  # bytes a second, of an M4, where a machine's is not known
 
 
 def make_split_plan(
@@ -28,12 +31,16 @@ def make_split_plan(
     profile: BackendProfile,
     request: PlanRequest | None = None,
     split: SplitChoice = "auto",
+    latency: float | None = None,
 ) -> SplitPlan:
     """Return the best plan that fits on every machine.
 
     As `make_plan` on one: the requested context, by default the model's up to 40,960 tokens, at the
     highest cache precision that fits, else a shorter one. "auto" is tensor parallel where the
-    model can be divided so and it fits, else pipeline parallel.
+    model can be divided so, it fits, and the link is fast enough; else pipeline parallel.
+
+    Args:
+        latency: seconds of a round trip over the slowest link; None takes a fast one.
 
     Raises:
         OutOfMemory: it does not fit.
@@ -42,7 +49,7 @@ def make_split_plan(
     """
     request = request or PlanRequest()
     _check(model, machines, request)
-    first = splits_to_try(model.config, len(machines), split)
+    first = _splits_to_try(model, machines, split, latency)
     context = request.context or min(DEFAULT_CONTEXT, model.longest_context)
     schemes = [request.kv] if request.kv else list(SCHEMES)
     for kind in first:
@@ -61,18 +68,36 @@ def make_split_plan(
     raise OutOfMemory(split_refusal(model, machines, profile, request, plan))
 
 
-def splits_to_try(config: ModelConfig, ranks: int, split: SplitChoice) -> list[Split]:
+def _splits_to_try(
+    model: SplitModel, machines: Sequence[Machine], split: SplitChoice, latency: float | None
+) -> list[SplitKind]:
     """The splits that a choice stands for, the better one first.
 
     Raises:
         InvalidOption: a split that the model does not allow over so many ranks.
     """
+    ranks = len(machines)
     if split == "tensor":
-        tensor_parts(config, ranks)
+        check_tensor(model.config, ranks)
         return ["tensor"]
-    if split == "auto" and ranks in tensor_counts(config.text):
+    if split == "pipeline" or ranks not in tensor_counts(model.config.text):
+        return ["pipeline"]
+    if latency is None or tensor_is_faster(model, machines, latency):
         return ["tensor", "pipeline"]
-    return ["pipeline"]
+    return ["pipeline", "tensor"]
+
+
+def tensor_is_faster(model: SplitModel, machines: Sequence[Machine], latency: float) -> bool:
+    """Whether decoding gains more by reading parts of the weights at once than sums cost.
+
+    Two sums a layer and token each wait for a round trip for every machine but one. Pipeline
+    parallel reads as long as one machine would, and waits once.
+    """
+    ranks = len(machines)
+    speeds = [bandwidth_of(machine) or _USUAL_BANDWIDTH for machine in machines]
+    decoder = sum_weights(model.sizes, model.config).read
+    gained = decoder / min(speeds) * (1 - 1 / ranks)
+    return 2 * model.config.text.num_hidden_layers * (ranks - 1) * latency < gained
 
 
 def _check(model: SplitModel, machines: Sequence[Machine], request: PlanRequest) -> None:

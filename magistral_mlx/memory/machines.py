@@ -9,12 +9,7 @@ from typing import Literal
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.memory.machine import Machine
-from magistral_mlx.memory.parts import (
-    PlannedPart,
-    Split,
-    pipeline_parts,
-    tensor_parts,
-)
+from magistral_mlx.memory.parts import check_tensor, part_weights, pipeline_shares
 from magistral_mlx.memory.peak import BackendProfile, loaded_sizes
 from magistral_mlx.memory.plan import (
     SMALLEST_CONTEXT,
@@ -23,6 +18,7 @@ from magistral_mlx.memory.plan import (
     PlanRequest,
     fit,
 )
+from magistral_mlx.split import Split, SplitKind, divided_config
 
 SplitChoice = Literal["tensor", "pipeline", "auto"]
 SPLITS: tuple[SplitChoice, ...] = ("tensor", "pipeline", "auto")
@@ -49,8 +45,8 @@ class SplitModel:
 class SplitPlan:
     """A plan for each rank, all with one context, KV cache scheme and prefill chunk."""
 
-    split: Split
-    parts: tuple[PlannedPart, ...]
+    kind: SplitKind
+    parts: tuple[Split, ...]
     plans: tuple[Plan, ...]
     shortened: bool = False
 
@@ -78,19 +74,24 @@ def plan_split(
     machines: Sequence[Machine],
     profile: BackendProfile,
     request: PlanRequest,
-    split: Split,
+    kind: SplitKind,
     scheme: str,
     context: int,
 ) -> SplitPlan:
     """Plan one split, scheme and context with the largest prefill chunk that fits everywhere."""
-    if split == "tensor":
-        parts = tensor_parts(model.config, len(machines))
+    count = len(machines)
+    shares: tuple[int, ...] = ()
+    if kind == "tensor":
+        check_tensor(model.config, count)
     else:
         limits = [request.memory_limit or machine.limit for machine in machines]
-        parts = pipeline_parts(model.config, model.sizes, limits)
+        shares = pipeline_shares(model.config, model.sizes, limits)
+    parts = [Split(kind, rank, count, shares) for rank in range(count)]
     planned = [
         PlannedModel(
-            model.source, part.config(model.config), part.weights(model.sizes, model.config)
+            model.source,
+            divided_config(model.config, part),
+            part_weights(part, model.sizes, model.config),
         )
         for part in parts
     ]
@@ -103,7 +104,7 @@ def plan_split(
     chunk = min(plan.chunk for plan in found)
     if any(plan.chunk != chunk for plan in found):
         found = plans(replace(profile, chunk=chunk))
-    return SplitPlan(split, tuple(parts), tuple(found))
+    return SplitPlan(kind, tuple(parts), tuple(found))
 
 
 def longest_split_context(
@@ -111,7 +112,7 @@ def longest_split_context(
     machines: Sequence[Machine],
     profile: BackendProfile,
     request: PlanRequest,
-    split: Split,
+    kind: SplitKind,
     scheme: str,
     most: int,
 ) -> int:
@@ -120,6 +121,6 @@ def longest_split_context(
     while low < high:
         middle = (low + high + 1) // 2
         context = middle * SMALLEST_CONTEXT
-        plan = plan_split(model, machines, profile, request, split, scheme, context)
+        plan = plan_split(model, machines, profile, request, kind, scheme, context)
         low, high = (middle, high) if plan.fits else (low, middle - 1)
     return low * SMALLEST_CONTEXT

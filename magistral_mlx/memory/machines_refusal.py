@@ -19,10 +19,10 @@ from magistral_mlx.memory.machines import (
     longest_split_context,
     plan_split,
 )
-from magistral_mlx.memory.parts import Split
 from magistral_mlx.memory.peak import BackendProfile
 from magistral_mlx.memory.plan import Plan, PlanRequest, gib
 from magistral_mlx.quantization import Quantization
+from magistral_mlx.split import SplitKind
 
 _OFFERED = 3  # changes that an error names
 
@@ -35,14 +35,14 @@ class _SplitCase:
     machines: tuple[Machine, ...]
     profile: BackendProfile
     request: PlanRequest
-    split: Split
+    kind: SplitKind
     scheme: str
     context: int
     shorter: bool = False
 
     def plan(self) -> SplitPlan | None:
         """Return the plan if it fits."""
-        arguments = (self.model, self.machines, self.profile, self.request, self.split, self.scheme)
+        arguments = (self.model, self.machines, self.profile, self.request, self.kind, self.scheme)
         try:
             context = self.context
             if self.shorter:
@@ -65,7 +65,7 @@ def split_refusal(
 ) -> str:
     """Return the message for a plan over the limit of a machine, with up to three changes."""
     case = _SplitCase(
-        model, tuple(machines), profile, request, plan.split, plan.scheme, plan.context
+        model, tuple(machines), profile, request, plan.kind, plan.scheme, plan.context
     )
     short = [_missing(rank, one) for rank, one in enumerate(plan.plans) if one.headroom < 0]
     ways = _ways_out(case)
@@ -76,7 +76,7 @@ def split_refusal(
     else:
         advice = f"Any of these makes it fit: {'; '.join(ways)}."
     return (
-        f"{model.source} over {len(machines)} machines ({plan.split} parallel) with "
+        f"{model.source} over {len(machines)} machines ({plan.kind} parallel) with "
         f"{plan.context:,} tokens of context and a {plan.scheme} KV cache does not fit: "
         f"{'; '.join(short)}. {advice}"
     )
@@ -115,8 +115,8 @@ def _ways_out(case: _SplitCase) -> list[str]:
 
 def _variations(case: _SplitCase) -> Iterator[_Variation]:
     """Yield single changes, those that give up least first."""
-    other: Split = "pipeline" if case.split == "tensor" else "tensor"
-    yield "split", f"--split {other}", _set(split=other)
+    other: SplitKind = "pipeline" if case.kind == "tensor" else "tensor"
+    yield "split", f"--split {other}", _set(kind=other)
     for scheme in smaller_schemes(case.scheme):
         yield "kv", f"--kv {scheme}", _set(scheme=scheme)
     yield "context", "--context {plan.context}", _set(shorter=True)

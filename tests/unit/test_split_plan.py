@@ -42,18 +42,18 @@ def test_tensor_parallel_parts_add_up_to_the_model(ranks: int):
 @pytest.mark.parametrize("machines", ["16GB,32GB", "32GB,16GB", "16GB,16GB,16GB", "24GB,48GB,16GB"])
 def test_pipeline_parallel_layers_are_in_proportion_to_memory(machines: str):
     found = plan(machines, "pipeline")
-    assert [layer for part in found.parts for layer in part.layers] == list(range(40))
+    assert [layer for part in found.parts for layer in part.layers(40)] == list(range(40))
     assert sum(one.peak.weights for one in found.plans) == WHOLE.decoder
     behind = list(zip(found.parts, found.plans, strict=True))[1:]  # rank 0 holds more than layers
     ordered = sorted(behind, key=lambda pair: pair[1].limit)
-    counts = [len(part.layers) for part, _ in ordered]
+    counts = [len(part.layers(40)) for part, _ in ordered]
     assert counts == sorted(counts)
     assert found.fits and len({one.context for one in found.plans}) == 1
 
 
 def test_two_small_macs_hold_what_one_cannot():
     found = plan("16GB,16GB")
-    assert (found.split, found.context) == ("tensor", 40_960)
+    assert (found.kind, found.context) == ("tensor", 40_960)
     with pytest.raises(OutOfMemory, match="Any of these makes it fit"):
         plan("8GB,8GB")
 
@@ -63,7 +63,7 @@ def test_the_smallest_machine_decides_tensor_parallel_and_not_pipeline():
     with pytest.raises(OutOfMemory, match=r"rank 0 needs .* and 16 GB Mac allows 10\.7 GiB"):
         plan("16GB,64GB", "tensor", wide)
     assert plan("16GB,64GB", "pipeline", wide).fits
-    assert plan("16GB,64GB", "auto", wide).split == "pipeline"
+    assert plan("16GB,64GB", "auto", wide).kind == "pipeline"
 
 
 def test_a_refusal_names_changes_that_help():
@@ -81,7 +81,7 @@ def test_heads_are_never_cut():
     for count in (3, 5, 6, 7):
         with pytest.raises(InvalidOption, match="divide into 2, 4, 8 parts"):
             plan(",".join(["64GB"] * count), "tensor")
-        assert plan(",".join(["64GB"] * count)).split == "pipeline"
+        assert plan(",".join(["64GB"] * count)).kind == "pipeline"
     with pytest.raises(InvalidOption, match="40 layers"):
         plan(",".join(["16GB"] * 41))
 

@@ -1,0 +1,1 @@
+"""Several machines that hold one model: naming, checking, measuring and starting them."""

@@ -1,0 +1,169 @@
+"""Starting the ranks of a command, and watching them to its end.
+
+Rank 0 is a process of this machine with this process's streams; the others are started by the
+agents of their machines. A rank is the same command with the variables that mx.distributed reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from magistral_mlx.errors import MachineError
+from magistral_mlx.machines.agent import END_SECONDS
+from magistral_mlx.machines.connection import Connection
+
+LAUNCHED = "MAGISTRAL_MLX_SPLIT"  # tells a rank that it was started here, and its split
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class RankCommand:
+    """What the ranks run.
+
+    arguments: of rank 0; the others have none. ring: addresses of the ranks. split: as `LAUNCHED`
+    has it.
+    """
+
+    arguments: Sequence[str]
+    ring: list[list[str]]
+    split: str
+
+
+# Gets what became of a rank, and whether rank 0 still runs; returns whether to start anew.
+Recover = Callable[[MachineError, Callable[[], bool]], bool]
+
+
+def run_ranks(
+    command: RankCommand, connections: Sequence[Connection], recover: Recover | None = None
+) -> int | None:
+    """Run the command on all machines -> rank 0's exit status; None to start anew.
+
+    Args:
+        connections: of all ranks, rank 0's first.
+        recover: called when a rank is lost, while rank 0 goes on. Without it the command ends.
+
+    Raises:
+        MachineError: a rank was lost before rank 0 had ended.
+    """
+    others = connections[1:]
+    for connection in others:
+        environment = _environment(command, connection.rank)
+        connection.send("start", environment=environment, ring=command.ring)
+    for connection in others:
+        connection.answer()
+    with _terminal_kept(), _first_rank(command) as first:
+        return _watch(first, others, recover)
+
+
+def _environment(command: RankCommand, rank: int) -> dict[str, str]:
+    return {"MLX_RANK": str(rank), LAUNCHED: command.split}
+
+
+@contextlib.contextmanager
+def _first_rank(command: RankCommand) -> Iterator[subprocess.Popen[bytes]]:
+    """Start rank 0, which gets Ctrl-C from the terminal and SIGTERM from here."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as hostfile:
+        json.dump(command.ring, hostfile)
+        hostfile.flush()
+        environment = os.environ | _environment(command, 0) | {"MLX_HOSTFILE": hostfile.name}
+        first = subprocess.Popen(
+            [sys.executable, "-m", "magistral_mlx", *command.arguments], env=environment
+        )
+
+        def passed_on(number: int, _: Any) -> None:
+            if first.poll() is None:
+                first.send_signal(number)
+
+        handlers: Mapping[signal.Signals, Any] = {
+            signal.SIGINT: signal.SIG_IGN,
+            signal.SIGTERM: passed_on,
+            signal.SIGHUP: passed_on,
+        }
+        before = {number: signal.signal(number, what) for number, what in handlers.items()}
+        try:
+            yield first
+        finally:
+            if first.poll() is None:
+                first.kill()
+                first.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _watch(
+    first: subprocess.Popen[bytes], others: Sequence[Connection], recover: Recover | None
+) -> int | None:
+    """Wait for rank 0 -> its exit status; None to start anew.
+
+    Raises:
+        MachineError: another rank has ended before, or rank 0 by a signal.
+    """
+    while first.poll() is None:
+        lost = next((one for one in others if one.ended is not None or one.lost), None)
+        if lost is None:
+            time.sleep(_POLL_SECONDS)
+            continue
+        # The last thing that rank 0 does is to send the others home; and it may say itself, and
+        # better, what it lost.
+        if recover is None or lost.ended == 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                first.wait(END_SECONDS)
+                break
+        error = MachineError(_loss(lost))
+        if recover is None:
+            raise error
+        if recover(error, lambda: first.poll() is None):
+            first.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                first.wait(END_SECONDS)
+            return None
+    status = first.wait()
+    if status >= 0:
+        return status
+    if -status in (signal.SIGINT, signal.SIGTERM):
+        return 128 - status
+    raise MachineError(f"rank 0, on this machine, was ended by {_signal(-status)}.")
+
+
+def _loss(lost: Connection) -> str:
+    """What became of a rank, in one line."""
+    if lost.ended is None:
+        return f"{lost.label} was lost: its connection has ended. Check that it is on and awake."
+    how = f"by {_signal(-lost.ended)}" if lost.ended < 0 else f"with status {lost.ended}"
+    said = f": {lost.last_line.removeprefix('magistral-mlx: ')}" if lost.last_line else ""
+    return f"{lost.label} was lost: its process ended {how}{said}"
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@contextlib.contextmanager
+def _terminal_kept() -> Iterator[None]:
+    """Give the terminal back as it was: a rank that is killed cannot."""
+    try:
+        import termios
+
+        number = sys.stdin.fileno()
+        before = termios.tcgetattr(number)
+    except (ImportError, OSError, ValueError, termios.error):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(number, termios.TCSADRAIN, before)
