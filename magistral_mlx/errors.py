@@ -115,3 +115,7 @@ class MachineError(MagistralError):
 
 class BenchmarkError(MagistralError):
     """A benchmarked runtime failed, or computed a different result than ours."""
+
+
+class EvaluationError(MagistralError):
+    """A task of an evaluation whose data, sandbox or log is missing or damaged."""

@@ -132,7 +132,8 @@ class Tracker:
             self._done += 1
             self._uncommitted += block.tensor.nbytes
             if self._uncommitted >= COMMIT_BYTES:
-                self.commit()
+                self._work.begin_commit(self._done)
+                self._uncommitted = 0
         self._report()
 
     def commit(self) -> None:

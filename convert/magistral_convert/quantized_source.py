@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,11 +27,7 @@ def lay_out_rows(tensor: TensorConversion, raw: Bytes) -> list[memoryview]:
     Raises:
         CheckpointError: a scale is infinite, NaN or beyond float16.
     """
-    step = max(1, _PIECE_WEIGHTS // tensor.columns)
-    pieces = [
-        lay_out(tensor.source.dtype, raw[start : start + step])
-        for start in range(0, len(raw), step)
-    ]
+    pieces = [lay_out(tensor.source.dtype, piece) for piece in _pieces(tensor, raw)]
     if not all(piece.is_finite for piece in pieces):
         raise CheckpointError(
             f"{tensor.source.name} in {tensor.source.file} holds infinities, NaNs or scales beyond "
@@ -42,6 +40,12 @@ def lay_out_rows(tensor: TensorConversion, raw: Bytes) -> list[memoryview]:
     return [np.ascontiguousarray(part).data.cast("B") for part in ordered]
 
 
+def _pieces(tensor: TensorConversion, raw: Bytes) -> Iterator[Bytes]:
+    """A few rows at a time."""
+    step = max(1, _PIECE_WEIGHTS // tensor.columns)
+    return (raw[start : start + step] for start in range(0, len(raw), step))
+
+
 def source_floats(tensor: TensorConversion, parts: list[Bytes]) -> NDArray[np.float32]:
     """(R, columns) of a tensor whose source is blocks or MLX's quantized form, in its order.
 
@@ -49,7 +53,8 @@ def source_floats(tensor: TensorConversion, parts: list[Bytes]) -> NDArray[np.fl
         parts: (R, bytes of a row) of the source and of each tensor that goes with it.
     """
     if tensor.stored is None:
-        return dequantize(tensor.source.dtype, parts[0])
+        pieces = [dequantize(tensor.source.dtype, piece) for piece in _pieces(tensor, parts[0])]
+        return np.concatenate(pieces)
     scheme = tensor.stored
     weight = mx.array(parts[0].view("<u4"))
     scales, *biases = (

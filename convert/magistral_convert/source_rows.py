@@ -29,7 +29,8 @@ Rows = NDArray[Any]
 def block_rows(tensor: TensorConversion, block_bytes: int) -> int:
     """Return the rows of a block of about `block_bytes`, in whole heads."""
     unit = tensor.rope_head_rows or 1
-    row_bytes = 4 * tensor.columns if tensor.is_fp8 else tensor.row_bytes  # read as float32
+    becomes_floats = tensor.is_fp8 or (tensor.is_quantized and not tensor.is_laid_out)
+    row_bytes = 4 * tensor.columns if becomes_floats else tensor.row_bytes  # of float32
     return max(unit, block_bytes // row_bytes // unit * unit)
 
 

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,6 +60,8 @@ class StagingFolder:
         self._identity = identity
         self._lock: int | None = None
         self._files: dict[int, int] = {}
+        self._committer = ThreadPoolExecutor(1, "commit")
+        self._committing: Future[None] | None = None
         self.done = 0  # committed tensors
 
     def __enter__(self) -> StagingFolder:
@@ -97,6 +100,24 @@ class StagingFolder:
 
     def commit(self, done: int) -> None:
         """Flush everything written to the disk, then record `done` tensors as committed."""
+        self.begin_commit(done)
+        self._finish_commit()
+
+    def begin_commit(self, done: int) -> None:
+        """Commit while further rows are written, once the commit before it is done.
+
+        Raises:
+            StorageError: that one failed.
+        """
+        self._finish_commit()
+        self._committing = self._committer.submit(self._commit, done)
+
+    def _finish_commit(self) -> None:
+        committing, self._committing = self._committing, None
+        if committing:
+            committing.result()
+
+    def _commit(self, done: int) -> None:
         with storage_errors(self.path):
             for file in self._files.values():
                 flush_to_disk(file)
@@ -203,6 +224,7 @@ class StagingFolder:
         self._files.clear()
 
     def _close(self) -> None:
+        self._committer.shutdown()
         self._close_files()
         if self._lock is not None:
             os.close(self._lock)

@@ -63,6 +63,18 @@ def load_model(
     return model
 
 
+def load_head(checkpoint: Checkpoint, dtype: mx.Dtype) -> MagistralModel:
+    """Load a model without layers, of which `logits` alone can be called.
+
+    Raises:
+        CheckpointError: a file cannot be read to its end.
+    """
+    config = checkpoint.config
+    model = MagistralModel(replace(config, text=replace(config.text, num_hidden_layers=0)), dtype)
+    _load(model, checkpoint, lambda name: name.startswith(head_prefix(config)), None)
+    return model
+
+
 def load_vision(
     model: MagistralModel, checkpoint: Checkpoint, on_progress: OnProgress | None = None
 ) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.errors import InvalidOption, StorageError
-from magistral_mlx.requirements import check_extra
+from magistral_mlx.cli.plots import check_plot, figure_of, save_figure
 from magistral_mlx.server.traces import TraceFolder, known, percentiles
 
-_KINDS = (".png", ".svg", ".pdf")
 _BINS = 30
 _INK, _THINKING, _ANSWER = "#30343f", "#8d99ae", "#e4572e"
 
@@ -23,17 +20,8 @@ def draw(recorded: TraceFolder, file: Path) -> None:
         MissingExtra: matplotlib is not installed.
         StorageError: the file cannot be written.
     """
-    if file.suffix.lower() not in _KINDS:
-        raise InvalidOption(f"a plot is drawn into {', '.join(_KINDS)}, not into {file.name}.")
-    check_extra("--plot", "bench", "matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, ((first, speed), (tokens, share)) = pyplot.subplots(
-        2, 2, figsize=(11, 7), layout="constrained"
-    )
+    check_plot(file)
+    figure, ((first, speed), (tokens, share)) = figure_of((11, 7), 2, 2)
     traces = recorded.traces
     _histogram(first, known(t.first_token for t in traces), "Time to first token", "seconds")
     _histogram(speed, [t.decode_speed for t in traces if t.decode_speed], "Decode", "tokens/s")
@@ -46,8 +34,7 @@ def draw(recorded: TraceFolder, file: Path) -> None:
     _histogram(share, [100 * each for each in shares], "Thinking", "% of an answer's tokens")
     share.set_xlim(0, 100)
     figure.suptitle(f"{len(traces):,} answers in {recorded.exchanges:,} exchanges")
-    _save(figure, file)
-    pyplot.close(figure)
+    save_figure(figure, file)
 
 
 def _histogram(axes: Any, values: list[float], title: str, unit: str) -> None:
@@ -69,14 +56,3 @@ def _tokens(axes: Any, recorded: TraceFolder) -> None:
     axes.bar(positions, thinking, width=1.0, color=_THINKING, label="thinking")
     axes.bar(positions, answer, width=1.0, bottom=thinking, color=_ANSWER, label="answer")
     axes.legend(loc="lower right")
-
-
-def _save(figure: Any, file: Path) -> None:
-    partial = file.with_name(f".{os.getpid()}.{file.name}")
-    try:
-        figure.savefig(partial, dpi=150)
-        partial.replace(file)
-    except OSError as error:
-        raise StorageError(f"{file} cannot be written: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)

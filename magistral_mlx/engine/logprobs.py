@@ -5,6 +5,7 @@ own distribution, before any penalty, mask, temperature or filter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,18 @@ def logprobs(logits: mx.array, token: mx.array, top: int) -> LazyLogprobs:
     values = logits - mx.logsumexp(logits)  # (vocab_size,)
     best = _likeliest(values[None], top)[0]
     return LazyLogprobs(values[token], best, values[best])
+
+
+class OutputCollector(Protocol):
+    """A reader of the decoder's outputs at all positions of a prompt, chunk by chunk."""
+
+    def add(self, model: MagistralModel, h: mx.array, following: NDArray[np.int32]) -> None:
+        """Read a chunk.
+
+        Args:
+            h: (1, L, D) outputs of the decoder, evaluated.
+            following: (n,) ids of the tokens after the first n positions; n <= L.
+        """
 
 
 class PromptLogprobCollector:

@@ -13,7 +13,7 @@ from magistral_mlx.cache.scheme import RESERVED
 from magistral_mlx.cache.sequence import SequenceCaches
 from magistral_mlx.engine.images import iter_image_features_after
 from magistral_mlx.engine.inputs import SequenceInputs
-from magistral_mlx.engine.logprobs import PromptLogprobCollector
+from magistral_mlx.engine.logprobs import OutputCollector, PromptLogprobCollector
 from magistral_mlx.events import Prefill
 from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
@@ -89,13 +89,13 @@ def prefill(
     chunk: int | None = None,
     snapshots: int = 0,
     adapter: Adapter | None = None,
-    logprobs: PromptLogprobCollector | None = None,
+    collector: OutputCollector | None = None,
 ) -> Generator[Prefill, int | None, mx.array]:
     """Run what the caches do not hold of a prompt through the decoder, yielding progress.
 
     What is sent is the number of tokens that the next chunk has at most. A chunk may begin or end
     inside an image's tokens. The head runs for the last position only, or for all where
-    `logprobs` are wanted.
+    a `collector` wants them.
 
     Args:
         tokens: (L,) ids of the whole prompt, of which the caches hold the first ones, not all.
@@ -104,7 +104,7 @@ def prefill(
         snapshots: places that quantized caches can be trimmed back to, for prompts that share a
             part of this one: how many, 0 for none.
         adapter: of the sequence; None for the base alone.
-        logprobs: gets those of the tokens that follow the ones computed here.
+        collector: gets the decoder's outputs, and the tokens that follow them.
 
     Returns:
         (1, vocab_size) logits of the token after the prompt.
@@ -124,13 +124,13 @@ def prefill(
             places = np.flatnonzero(is_image[start:end])
             if features is not None and len(places):
                 h[0, mx.array(places)] = features[first_feature[start] : first_feature[end]]
-            if end < total and logprobs is None:
+            if end < total and collector is None:
                 model.prefill(h, caches)
             else:
                 h = model(h, caches)
-            if logprobs is not None:
+            if collector is not None:
                 caches.evaluate(h)
-                logprobs.add(model, h, tokens[start + 1 : end + 1])
+                collector.add(model, h, tokens[start + 1 : end + 1])
         if snapshots:
             caches.snapshot(snapshots)
         if end < total:

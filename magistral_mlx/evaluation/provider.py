@@ -45,7 +45,6 @@ _NAMES = {
 }
 
 
-@modelapi(name="magistral-mlx")
 class MagistralProvider(ModelAPI):
     """`magistral-mlx/NAME_OR_DIR`: answers of a model that is loaded into this process.
 
@@ -180,3 +179,9 @@ def _tool_changes(tools: list[ToolInfo], choice: ToolChoice) -> dict[str, Any]:
             raise InvalidOption(f"tool_choice names {choice.name!r}, which is none of the tools.")
     named = "required" if isinstance(choice, ToolFunction) or choice == "any" else choice
     return {"tools": [to_tool(tool) for tool in tools], "tool_choice": named}
+
+
+@modelapi(name="magistral-mlx")
+def magistral_mlx() -> type[ModelAPI]:
+    """Register the provider. Called with the provider's arguments, it makes one."""
+    return MagistralProvider

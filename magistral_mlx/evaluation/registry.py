@@ -1,7 +1,8 @@
-"""What Inspect finds by our entry point: the provider."""
+"""What Inspect finds by our entry point: the provider, and our own tasks."""
 
 from __future__ import annotations
 
-from magistral_mlx.evaluation.provider import MagistralProvider
+from magistral_mlx.evaluation.demo_task import demo
+from magistral_mlx.evaluation.provider import magistral_mlx
 
-__all__ = ["MagistralProvider"]
+__all__ = ["demo", "magistral_mlx"]

@@ -166,7 +166,8 @@ def test_killed_from_outside_it_goes_on_and_says_so(run, source: Path, tmp_path:
     assert killed.returncode == -signal.SIGKILL
     result = run(source, "-o", tmp_path / "out")
     assert result.returncode == 0
-    assert "going on after 30 of 99 tensors" in result.stderr
+    # The last commit may have been under way.
+    assert re.search("going on after (29|30) of 99 tensors", result.stderr)
 
 
 def test_a_terminal_gets_a_bar_with_tensors_and_speed(source: Path, tmp_path: Path):

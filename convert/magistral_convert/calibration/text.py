@@ -72,8 +72,8 @@ def calibration_text(
             parts = _SEPARATOR.split(_shipped("calibration.txt"))
             streams.append([t for part in parts for t in encode_marked(part.strip(), tokenizer)])
         else:
-            streams.append(_encode_file(file, tokenizer))
-    held_out = encode_marked(_shipped("held_out.txt"), tokenizer)
+            streams.append(encode_file(file, tokenizer))
+    held_out = encode_held_out(tokenizer)
     sequences = [_sequences(stream) for stream in streams]
     found = np.concatenate(sequences)
     most = max(1, tokens // SEQUENCE)
@@ -105,6 +105,49 @@ def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
+def encode_held_out(tokenizer: Tokenizer) -> list[int]:
+    """Encode the text that ships and is never calibrated on."""
+    return encode_marked(_shipped("held_out.txt"), tokenizer)
+
+
+def encode_file(
+    file: str, tokenizer: Tokenizer, option: str = "--calibration", least: int = _LEAST
+) -> list[int]:
+    """Encode a user's text file, with the beginning of a sequence before it.
+
+    Args:
+        option: that names the file, for errors.
+        least: tokens of text that it must have.
+
+    Raises:
+        InvalidOption: it cannot be read, is not text, or has too little of it.
+    """
+    path = user_path(file)
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES)
+    except OSError as error:
+        raise InvalidOption(
+            f"{option} {file} cannot be read: {error.strerror or error}. Name a text file, or none."
+        ) from None
+    text = raw.decode("utf-8", "ignore" if len(raw) == _MOST_BYTES else "replace")
+    if "\0" in text or text.count("\ufffd") > len(text) // 100:
+        raise InvalidOption(
+            f"{option} {file} is not text in UTF-8. Name a text file, such as the questions and "
+            "documents that the model is for."
+        )
+    ids = [tokenizer.special.bos]
+    step = 1 << 16  # a tokenizer's time grows faster than a text
+    for start in range(0, len(text), step):
+        ids += tokenizer.encode(text[start : start + step])
+    if len(ids) <= least:
+        raise InvalidOption(
+            f"{option} {file} has {len(ids) - 1:,} tokens, and at least {least:,} are needed. Give "
+            f"a longer text, or add the one that ships: {option} {DEFAULT}."
+        )
+    return ids
+
+
 def _sequences(ids: Sequence[int]) -> Tokens:
     """Cut ids into (S, SEQUENCE); fewer than one sequence are repeated."""
     if len(ids) < SEQUENCE:
@@ -115,31 +158,3 @@ def _sequences(ids: Sequence[int]) -> Tokens:
 
 def _shipped(name: str) -> str:
     return (_TEXTS / name).read_text(encoding="utf-8")
-
-
-def _encode_file(file: str, tokenizer: Tokenizer) -> list[int]:
-    path = user_path(file)
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES)
-    except OSError as error:
-        raise InvalidOption(
-            f"--calibration {file} cannot be read: {error.strerror or error}. Name a text file, "
-            "or none."
-        ) from None
-    text = raw.decode("utf-8", "ignore" if len(raw) == _MOST_BYTES else "replace")
-    if "\0" in text or text.count("\ufffd") > len(text) // 100:
-        raise InvalidOption(
-            f"--calibration {file} is not text in UTF-8. Name a text file, such as the questions "
-            "and documents that the model is for."
-        )
-    ids = [tokenizer.special.bos]
-    step = 1 << 16  # a tokenizer's time grows faster than a text
-    for start in range(0, len(text), step):
-        ids += tokenizer.encode(text[start : start + step])
-    if len(ids) < _LEAST:
-        raise InvalidOption(
-            f"--calibration {file} has {len(ids) - 1} tokens, and at least {_LEAST:,} are needed. "
-            f"Give a longer text, or add the one that ships: --calibration {DEFAULT}."
-        )
-    return ids

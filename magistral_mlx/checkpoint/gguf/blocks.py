@@ -1,8 +1,9 @@
 """ggml's block types, decoded: weight = scale * level of its code + offset, by groups of 16 or 32.
 
 Written from the published layout of each type (ggml's `ggml-common.h`); tests compare with the
-`gguf` package. B is a number of blocks. Codes come in runs, as they lie in a block: the first of
-all blocks, then the second: NumPy is fast on long arrays and slow on many short ones.
+`gguf` package. B is a number of blocks. Codes lie in a block in runs of 16 or 32: they are decoded
+as the first run of all blocks, then the second, since NumPy is fast on long arrays and slow on many
+short ones, and put into the order of the weights 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """codes: (runs, B, weights of a run); scale, offset: (B, groups), computed in float32.
+    """codes: (B, weights of a block); scale, offset: (B, groups), computed in float32.
 
     `levels` are what codes stand for where that is not themselves.
     """
@@ -37,12 +38,14 @@ class Decoded:
 
     def weights(self) -> Floats:
         """(B, weights of a block)"""
-        blocks, groups = self.scale.shape
-        codes = self.codes.swapaxes(0, 1).reshape(blocks, groups, -1)
-        values = codes if self.levels is None else np.take(np.array(self.levels, np.float32), codes)
-        weights = values * self.scale[..., None]
-        weights += self.offset[..., None]
-        return weights.reshape(blocks, -1)
+        if self.levels is None:
+            weights = self.codes.astype(np.float32)
+        else:
+            weights = np.take(np.array(self.levels, np.float32), self.codes)
+        groups = weights.reshape(*self.scale.shape, -1)
+        groups *= self.scale[..., None]
+        groups += self.offset[..., None]
+        return weights
 
 
 def decode(kind: str, raw: Bytes) -> Decoded:
@@ -89,38 +92,59 @@ def _bits(packed: Bytes, shift: int, bits: int) -> Bytes:
     return found
 
 
+_ITEM = np.complex128  # of 16 bytes, which NumPy copies at once
+
+
+def _in_runs(raw: Bytes, width: int) -> Bytes:
+    """(B, n) -> (n / width, B, width)"""
+    items = raw.view(_ITEM).reshape(len(raw), -1, width // 16)
+    return items.swapaxes(0, 1).copy().view(np.uint8)
+
+
+def _in_order(runs: Bytes) -> Bytes:
+    """(runs, B, width) -> (B, runs * width)"""
+    items = np.ascontiguousarray(runs.view(_ITEM).swapaxes(0, 1))
+    return items.view(np.uint8).reshape(runs.shape[1], -1)
+
+
 def _nibbles(raw: Bytes, width: int) -> Bytes:
     """(B, n) -> (2 n / width, B, width): of each `width` bytes the low halves, then the high"""
-    chunks = raw.shape[1] // width
-    codes = np.empty((2 * chunks, len(raw), width), np.uint8)
-    for chunk in range(chunks):
-        packed = raw[:, chunk * width : (chunk + 1) * width]
-        np.bitwise_and(packed, 15, out=codes[2 * chunk])
-        np.right_shift(packed, 4, out=codes[2 * chunk + 1])
-    return codes
+    packed = _in_runs(raw, width).view(np.uint64)
+    low = np.uint64(0x0F0F0F0F0F0F0F0F)
+    codes = np.empty((len(packed), 2, *packed.shape[1:]), np.uint64)
+    np.bitwise_and(packed, low, out=codes[:, 0])
+    np.right_shift(packed, np.uint64(4), out=packed)
+    np.bitwise_and(packed, low, out=codes[:, 1])
+    return codes.reshape(-1, *packed.shape[1:]).view(np.uint8)
 
 
 def _add_bits(codes: Bytes, raw: Bytes, bits: int, place: int) -> None:
     """Set bits from `place` on: each run takes the next `bits` of the bytes (B, width)."""
-    packed = np.ascontiguousarray(raw)
+    words, packed = codes.view(np.uint64), np.ascontiguousarray(raw).view(np.uint64)
+    mask = np.uint64((2**bits - 1 << place) * 0x0101010101010101)
     for run in range(len(codes)):
-        codes[run] |= _bits(packed, run * bits, bits) << np.uint8(place)
+        shift = place - run * bits
+        moved = packed << np.uint64(shift) if shift > 0 else packed >> np.uint64(-shift)
+        moved &= mask
+        words[run] |= moved
 
 
 def _q4_0(raw: Bytes) -> Decoded:
     d = _halfs(raw[:, :2])
-    return Decoded(_nibbles(raw[:, 2:], 16), d, -8 * d)
+    return Decoded(_in_order(_nibbles(raw[:, 2:], 16)), d, -8 * d)
 
 
 def _q4_1(raw: Bytes) -> Decoded:
-    return Decoded(_nibbles(raw[:, 4:], 16), _halfs(raw[:, :2]), _halfs(raw[:, 2:4]))
+    codes = _in_order(_nibbles(raw[:, 4:], 16))
+    return Decoded(codes, _halfs(raw[:, :2]), _halfs(raw[:, 2:4]))
 
 
 def _with_fifth_bits(codes: Bytes, raw: Bytes) -> Bytes:
-    """(2, B, 16) codes with the bits of (B, 4) bytes as their fifth ones."""
-    fifth = np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little") << np.uint8(4)
-    codes |= fifth.reshape(-1, 2, 16).swapaxes(0, 1)
-    return codes
+    """(2, B, 16) codes -> (B, 32), with the bits of (B, 4) bytes as their fifth ones."""
+    fifth = np.unpackbits(np.ascontiguousarray(raw), bitorder="little").reshape(-1, 32)
+    fifth <<= np.uint8(4)
+    fifth |= _in_order(codes)
+    return fifth
 
 
 def _q5_0(raw: Bytes) -> Decoded:
@@ -135,7 +159,7 @@ def _q5_1(raw: Bytes) -> Decoded:
 
 def _q8_0(raw: Bytes) -> Decoded:
     d = _halfs(raw[:, :2])
-    return Decoded((raw[:, 2:] ^ np.uint8(128))[None], d, -128 * d)
+    return Decoded(raw[:, 2:] ^ np.uint8(128), d, -128 * d)
 
 
 def _k_scales(raw: Bytes) -> tuple[Floats, Floats]:
@@ -153,24 +177,23 @@ def _k_scales(raw: Bytes) -> tuple[Floats, Floats]:
 
 
 def _q4_k(raw: Bytes) -> Decoded:
-    return Decoded(_nibbles(raw[:, 16:], 32), *_k_scales(raw))
+    return Decoded(_in_order(_nibbles(raw[:, 16:], 32)), *_k_scales(raw))
 
 
 def _q5_k(raw: Bytes) -> Decoded:
     codes = _nibbles(raw[:, 48:], 32)
     _add_bits(codes, raw[:, 16:48], 1, 4)
-    return Decoded(codes, *_k_scales(raw))
+    return Decoded(_in_order(codes), *_k_scales(raw))
 
 
 def _q6_k(raw: Bytes) -> Decoded:
-    codes = np.empty((8, len(raw), 32), np.uint8)
-    for run, start in enumerate((0, 32, 0, 32, 64, 96, 64, 96)):
-        shift = 4 * (run % 4 // 2)
-        codes[run] = _bits(raw[:, start : start + 32], shift, 4)
+    # Low halves, then high halves of each 64 bytes. (halves of the block, nibble, run, B, 32)
+    codes = _nibbles(raw[:, :128], 64).reshape(4, len(raw), 2, 32).swapaxes(1, 2)
+    codes = np.ascontiguousarray(codes).reshape(8, len(raw), 32)
     _add_bits(codes[:4], raw[:, 128:160], 2, 4)
     _add_bits(codes[4:], raw[:, 160:192], 2, 4)
     scale = _halfs(raw[:, 208:]) * np.ascontiguousarray(raw[:, 192:208]).view(np.int8)
-    return Decoded(codes, scale, -32 * scale)
+    return Decoded(_in_order(codes), scale, -32 * scale)
 
 
 def _two_bits(raw: Bytes) -> Bytes:
@@ -192,24 +215,26 @@ def _q3_k(raw: Bytes) -> Decoded:
     low = np.concatenate([raw[:, 96:104] & 15, raw[:, 96:104] >> 4], axis=1)
     high = np.concatenate([_bits(raw[:, 104:108], shift, 2) for shift in (0, 2, 4, 6)], axis=1)
     scale = _halfs(raw[:, 108:]) * _nibble_scales(low, high)
-    return Decoded(codes, scale, -4 * scale)
+    return Decoded(_in_order(codes), scale, -4 * scale)
 
 
 def _q2_k(raw: Bytes) -> Decoded:
     scale = _halfs(raw[:, 80:82]) * (raw[:, :16] & 15)
-    return Decoded(_two_bits(raw[:, 16:80]), scale, -_halfs(raw[:, 82:]) * (raw[:, :16] >> 4))
+    offset = -_halfs(raw[:, 82:]) * (raw[:, :16] >> 4)
+    return Decoded(_in_order(_two_bits(raw[:, 16:80])), scale, offset)
 
 
 def _iq4_nl(raw: Bytes) -> Decoded:
     d = _halfs(raw[:, :2])
-    return Decoded(_nibbles(raw[:, 2:], 16), d, np.zeros_like(d), IQ4_LEVELS)
+    return Decoded(_in_order(_nibbles(raw[:, 2:], 16)), d, np.zeros_like(d), IQ4_LEVELS)
 
 
 def _iq4_xs(raw: Bytes) -> Decoded:
     low = np.stack([raw[:, 4:8] & 15, raw[:, 4:8] >> 4], axis=2).reshape(len(raw), 8)
     high = np.stack([_bits(raw[:, 2:4], shift, 2) for shift in (0, 2, 4, 6)], axis=2)
     scale = _halfs(raw[:, :2]) * _nibble_scales(low, high.reshape(len(raw), 8))
-    return Decoded(_nibbles(raw[:, 8:], 16), scale, np.zeros_like(scale), IQ4_LEVELS)
+    codes = _in_order(_nibbles(raw[:, 8:], 16))
+    return Decoded(codes, scale, np.zeros_like(scale), IQ4_LEVELS)
 
 
 _DECODERS: dict[str, Callable[[Bytes], Decoded]] = {

@@ -79,8 +79,8 @@ def _fit_groups(decoded: Decoded, scheme: Quantization, code_bits: int) -> Decod
     They belong to scale and offset as they are stored and computed with, so that rounding those
     costs nothing more.
     """
-    runs, blocks, width = decoded.codes.shape
-    groups = runs * width // scheme.group_size
+    blocks, weights = decoded.codes.shape
+    groups = weights // scheme.group_size
     ends = decoded.offset + np.float32(2**code_bits - 1) * decoded.scale
     lowest = _halved(np.minimum, np.minimum(decoded.offset, ends).reshape(blocks, groups, -1))
     highest = _halved(np.maximum, np.maximum(decoded.offset, ends).reshape(blocks, groups, -1))
@@ -93,8 +93,9 @@ def _fit_groups(decoded: Decoded, scheme: Quantization, code_bits: int) -> Decod
     factor = decoded.scale.reshape(own) * steps[..., None]
     term = (decoded.offset.reshape(own) - offset[..., None]) * steps[..., None] + np.float32(0.5)
     values = decoded.codes.astype(np.float32)
-    values *= _by_run(factor, runs)
-    values += _by_run(term, runs)
+    by_group = values.reshape(*decoded.scale.shape, -1)
+    by_group *= factor.reshape(decoded.scale.shape)[..., None]
+    by_group += term.reshape(decoded.scale.shape)[..., None]
     np.clip(values, 0, most, out=values)
     return Decoded(values.astype(np.uint8), scale, offset)
 
@@ -104,12 +105,6 @@ def _halved(pick: np.ufunc, values: Floats) -> Floats:
     while (half := values.shape[-1] // 2) > 0:
         values = pick(values[..., :half], values[..., half:])
     return values[..., 0]
-
-
-def _by_run(values: Floats, runs: int) -> Floats:
-    """(B, …), one value for 16 weights each -> (runs, B, weights of a run)"""
-    each = np.ascontiguousarray(values.reshape(len(values), runs, -1).swapaxes(0, 1))
-    return each.repeat(16).reshape(runs, len(values), -1)
 
 
 def _fit_levels(decoded: Decoded, scheme: Quantization, _: int) -> Decoded:
@@ -173,28 +168,27 @@ def as_stored(scales: Floats) -> Floats:
 
 
 def pack_codes(codes: Bytes, bits: int) -> Bytes:
-    """(runs, B, width) codes -> (B, runs * width * bits / 8), a stream of bits, lowest first.
+    """(B, n) codes -> (B, n * bits / 8), a stream of bits, lowest first. n is a multiple of 32.
 
     Eight codes in the bytes of a word move together: neighbours join to pairs, pairs to fours,
     fours to all.
     """
-    runs, blocks, width = codes.shape
     if bits == 8:
-        return codes.swapaxes(0, 1).reshape(blocks, -1)
+        return codes
     words = codes.view("<u8")
     if bits == 4:
-        pairs = (words | (words >> np.uint64(4))).view("<u2")
-        packed = np.empty((blocks, runs, width // 2), np.uint8)
-        np.copyto(packed, pairs.swapaxes(0, 1), casting="unsafe")  # each pair's low byte
-        return packed.reshape(blocks, -1)
+        pairs = words >> np.uint64(4)
+        pairs |= words
+        return pairs.view("<u2").astype(np.uint8)  # each pair's low byte
     for lane in (8, 16, 32):  # bits of a lane, of which the lowest lane * bits / 8 are in use
         used = lane * bits // 8
         low = sum(((1 << used) - 1) << start for start in range(0, 64, 2 * lane))
         upper = words & np.uint64(low << lane)
+        upper >>= np.uint64(lane - used)
         words = words & np.uint64(low)
-        words |= upper >> np.uint64(lane - used)
-    eights = words.view(np.uint8).reshape(runs, blocks, width // 8, 8)[..., :bits]
-    return np.ascontiguousarray(eights.swapaxes(0, 1)).reshape(blocks, -1)
+        words |= upper
+    eights = words.view(np.uint8).reshape(len(codes), -1, 8)[..., :bits]
+    return np.ascontiguousarray(eights).reshape(len(codes), -1)
 
 
 def deinterleave_heads(rows: NDArray[Any], halve_heads: int | None) -> NDArray[Any]:
