@@ -4,10 +4,10 @@
     python -m benchmarks.agents [--agents claude codex] [--npm build/agents]
 
 A tiny model with random weights plays a scripted agent: it reads a file, mends it, runs its test,
-hands a part to a sub-agent, and answers. Its tokens are forced, so that all else is as with any
-model: prompts, tools, parsing, cache. Each agent works alone, goes on in a second process, and then
-two work side by side. The file must be mended at the end, and from the second turn of each
-conversation on at least 95 % of the prompt's tokens must come from the prefix cache.
+hands a part to a sub-agent, waits for it, and answers. Its tokens are forced, so that all else is
+as with any model: prompts, tools, parsing, cache. Each agent works alone, goes on in a second
+process, and then two work side by side. The file must be mended at the end, and from the second
+turn of each conversation on at least 95 % of the prompt's tokens must come from the prefix cache.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ CONTEXT = VOCAB = 131_072
 LEAST_CACHED = 0.95
 BROKEN, MENDED = "return a - b", "return a + b"
 _TASK = re.compile(r"TASK-(\w+) in (\S+?)[.\s]")
+_AGENT_ID = re.compile(r'"agent_id":\s*"([^"]+)"')
 _SECONDS = 600  # for one run of an agent
 
 
@@ -56,8 +57,11 @@ class Call:
 # The scripted model
 
 
-def steps(task: str, folder: str, tools: Sequence[str]) -> list[Call]:
-    """The calls that a task takes, with the tools that the agent offers."""
+def steps(task: str, folder: str, tools: Sequence[str], results: str) -> list[Call]:
+    """The calls that a task takes, with the tools that the agent offers.
+
+    `results`: of the calls so far.
+    """
     path = f"{folder}/add.py"
     shell = "Bash" if "Bash" in tools else "exec_command"
     run = "command" if shell == "Bash" else "cmd"
@@ -72,32 +76,36 @@ def steps(task: str, folder: str, tools: Sequence[str]) -> list[Call]:
         mend = [Call("Read", {"file_path": path}), Call("Edit", edit)]
     else:
         mend = [look, Call(shell, {run: f"sed -i 's/{BROKEN}/{MENDED}/' {path}"})]
-    return [*mend, test, *_sub_agent(folder, tools)]
+    return [*mend, test, *_sub_agent(folder, tools, results)]
 
 
-def _sub_agent(folder: str, tools: Sequence[str]) -> list[Call]:
+def _sub_agent(folder: str, tools: Sequence[str], results: str) -> list[Call]:
     prompt = f"TASK-sub in {folder} . Read the file."
     for name in ("Agent", "Task"):
         if name in tools:
             given = {"description": "Read the file", "prompt": prompt}
             return [Call(name, given | {"subagent_type": "general-purpose"})]
-    spawn = [name for name in tools if name.endswith("spawn_agent")]
-    return [Call(spawn[0], {"message": prompt})] if spawn else []
+    spawn = next((name for name in tools if name.endswith("spawn_agent")), None)
+    if spawn is None:
+        return []
+    # An agent that is not waited for is interrupted when the process ends.
+    begun = {"targets": _AGENT_ID.findall(results)[-1:], "timeout_ms": 1000 * _SECONDS}
+    return [Call(spawn, {"message": prompt}), Call(spawn.replace("spawn", "wait"), begun)]
 
 
 def next_step(messages: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> Call | str:
     """What the scripted model says to a conversation."""
-    found, done = None, 0
+    found, results = None, list[str]()
     for message in messages:
         tasks = _TASK.findall(_text(message)) if message["role"] == "user" else []
         if tasks:
-            found, done = tasks[-1], 0
+            found, results = tasks[-1], []
         elif message["role"] == "tool":
-            done += 1
+            results.append(_text(message))
     if found is None or not tools:
         return "Fine."
-    wanted = steps(*found, tools)
-    return wanted[done] if done < len(wanted) else f"Done: {found[0]}."
+    wanted = steps(*found, tools, "\n".join(results))
+    return wanted[len(results)] if len(results) < len(wanted) else f"Done: {found[0]}."
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -272,10 +280,8 @@ def turns(traces: Path, root: Path) -> Iterator[dict[str, Any]]:
         if not request.get("tools"):
             continue  # a title, or the like
         said = json.dumps(request.get("messages") or request.get("input"))
-        tasks = re.findall(r"TASK-(\w+) in (\S+?)[.\s]", said)
-        conversation = (
-            f"{tasks[0][1]} {'sub' if tasks[0][0] == 'sub' else 'main'}" if tasks else "-"
-        )
+        task, folder = next(iter(_TASK.findall(said)), ("", "-"))
+        conversation = f"{folder} {'sub' if task == 'sub' else 'main'}"
         begun[conversation] += 1
         stats = sample["stats"]
         yield {

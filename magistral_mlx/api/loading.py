@@ -16,6 +16,7 @@ from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import TokenizerError
 from magistral_mlx.hub import find_tokenizer
+from magistral_mlx.hub.adapters import adapter_name
 from magistral_mlx.library import locate
 from magistral_mlx.memory.here import hold_plan
 from magistral_mlx.memory.plan import PlanRequest
@@ -68,7 +69,7 @@ class Loading:
             session.close()
             session.wait_closed()
             raise
-        default = None if options.adapter is None else next(iter(adapters))
+        default = None if options.adapter is None else adapter_name(options.adapter)
         return checkpoint, plan, composer, session, default
 
     def _load(

@@ -12,7 +12,7 @@ rows (`AdapterRows.using`), and each module looks itself up in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -84,10 +84,12 @@ class Adapter:
 class AdapterRows:
     """The adapters of the rows of the present pass, shared by all modules of a model.
 
-    Each adapter comes with the rows that use it, (B, 1, 1) booleans; None for all rows.
+    Each adapter is computed for the rows that use it alone: they are gathered by their numbers, and
+    its results take their places. The numbers are None where one adapter has all rows.
     """
 
-    _rows: Sequence[tuple[Adapter, mx.array | None]] = field(default=())
+    _rows: Sequence[tuple[Adapter, list[int] | None]] = field(default=())
+    _orders: dict[tuple[int, ...], mx.array] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self._rows)
@@ -103,29 +105,47 @@ class AdapterRows:
             self._rows = [(different[0], None)]
         else:
             self._rows = [
-                (one, mx.array([other is one for other in adapters])[:, None, None])
+                (one, [row for row, other in enumerate(adapters) if other is one])
                 for one in different
             ]
         try:
             yield
         finally:
             self._rows = ()
+            self._orders.clear()
 
     def changed(self, path: str, x: mx.array, y: mx.array) -> mx.array:
         """Change a matrix's product (B, L, out) of (B, L, in) in the rows of each adapter."""
-        result = y
-        for adapter, rows in self._rows:
-            change = adapter.changes.get(path)
-            if change is not None:
-                other = change(x, y)
-                result = other if rows is None else mx.where(rows, other, result)
-        return result
+        return self._changed(x, y, lambda adapter: adapter.changes.get(path))
 
     def embedded(self, tokens: mx.array, y: mx.array) -> mx.array:
         """Change the embeddings (B, L, D) of (B, L) tokens in the rows of each adapter."""
-        result = y
-        for adapter, rows in self._rows:
-            if adapter.embedding is not None:
-                other = adapter.embedding(tokens, y)
-                result = other if rows is None else mx.where(rows, other, result)
-        return result
+        return self._changed(tokens, y, lambda adapter: adapter.embedding)
+
+    def _changed(
+        self,
+        x: mx.array,
+        y: mx.array,
+        change_of: Callable[[Adapter], MatrixChange | EmbeddingChange | None],
+    ) -> mx.array:
+        rows, parts = list[int](), [y]
+        for adapter, own in self._rows:
+            change = change_of(adapter)
+            if change is None:
+                continue
+            if own is None:
+                return change(x, y)
+            chosen = mx.array(own)
+            parts.append(change(x[chosen], y[chosen]))
+            rows += own
+        return y if not rows else mx.concatenate(parts)[self._order(len(y), tuple(rows))]
+
+    def _order(self, count: int, changed: tuple[int, ...]) -> mx.array:
+        """(count,) places of a pass's rows among all old ones, followed by the changed ones."""
+        order = self._orders.get(changed)
+        if order is None:
+            places = list(range(count))
+            for place, row in enumerate(changed, count):
+                places[row] = place
+            order = self._orders[changed] = mx.array(places)
+        return order

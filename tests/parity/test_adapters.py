@@ -6,7 +6,6 @@ The tolerance everywhere: the largest difference of logits is at most 1e-4 of th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,14 @@ from magistral_mlx.checkpoint.adapters.load import load_adapter
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
-from magistral_mlx.engine.images import encode_images
-from magistral_mlx.engine.prefill import prefill
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 from tests.parity.test_logits import (
     Pixels,
+    assert_close,
     image_tokens,
     load,
+    our_logits,
     reference_logits,
     some_image,
     some_text,
@@ -89,28 +88,11 @@ def trained(base: Path, folder: Path, config: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def our_logits(
+def adapted_logits(
     model: MagistralModel, adapter: Path, tokens: list[int], images: list[Pixels]
-) -> Any:
+) -> Pixels:
     loaded = load_adapter(StoredAdapter.open(adapter, model.config), model)
-    with model.adapters.using([loaded]):
-        features = encode_images(model, images)
-        return last_logits(
-            lambda: prefill(model, model.make_caches(), np.array(tokens, np.int32), features)
-        )
-
-
-def last_logits(steps: Callable[[], Any]) -> Any:
-    generator = steps()
-    try:
-        while True:
-            next(generator)
-    except StopIteration as end:
-        return np.array(end.value[0])
-
-
-def close(found: Any, wanted: Any) -> bool:
-    return float(np.abs(found - wanted).max()) <= 1e-4 * float(np.abs(wanted).max())
+    return our_logits(model, tokens, images, adapter=loaded)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -120,16 +102,9 @@ def test_peft(folder: Path, tmp_path: Path, name: str) -> None:
     tokens = [*some_text(20), *image_tokens(picture), *some_text(9, seed=2)]
     wanted = reference_logits(reference, tokens, [picture])[-1]
     model = load(folder)
-    assert close(our_logits(model, tmp_path, tokens, [picture]), wanted)
-    plain = last_logits(
-        lambda: prefill(
-            model,
-            model.make_caches(),
-            np.array(tokens, np.int32),
-            encode_images(model, [picture]),
-        )
-    )
-    assert not close(plain, wanted)
+    assert_close(adapted_logits(model, tmp_path, tokens, [picture]), wanted)
+    with pytest.raises(AssertionError):
+        assert_close(our_logits(model, tokens, [picture]), wanted)
 
 
 FINE_TUNES: dict[str, tuple[dict[str, Any], bool]] = {
@@ -162,8 +137,7 @@ def test_mlx_lm(tmp_path: Path, name: str, quantized: bool) -> None:
     tokens = some_text(30)
     wanted = np.array(theirs(mx.array([tokens])))[0, -1]
     model = load_model(Checkpoint.open(base), mx.float32)
-    found = our_logits(model, adapter, tokens, [])
-    assert float(np.abs(found - wanted).max()) <= 1e-4 * float(np.abs(wanted).max())
+    assert_close(adapted_logits(model, adapter, tokens, []), wanted)
 
 
 def write_mlx_adapter(base: Path, folder: Path, parameters: dict[str, Any], is_dora: bool) -> None:

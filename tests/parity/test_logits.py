@@ -19,6 +19,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.engine.images import encode_images
 from magistral_mlx.engine.prefill import prefill
+from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
@@ -81,17 +82,23 @@ def reference_logits(reference: Any, tokens: list[int], images: list[Pixels]) ->
 
 
 def our_logits(
-    model: MagistralModel, tokens: list[int], images: list[Pixels], chunk: int | None = None
+    model: MagistralModel,
+    tokens: list[int],
+    images: list[Pixels],
+    chunk: int | None = None,
+    adapter: Adapter | None = None,
 ) -> Pixels:
     """(vocab_size,) logits after the last position, through prefill and its chunks."""
-    steps = prefill(
-        model, model.make_caches(), np.array(tokens, np.int32), encode_images(model, images), chunk
-    )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return np.array(done.value[0])
+    with model.adapters.using([adapter]):
+        features = encode_images(model, images)
+        steps = prefill(
+            model, model.make_caches(), np.array(tokens, np.int32), features, chunk, adapter=adapter
+        )
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return np.array(done.value[0])
 
 
 def assert_close(ours: Pixels, theirs: Pixels) -> None:

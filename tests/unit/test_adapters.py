@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from magistral_mlx import Magistral
 from magistral_mlx.api.models import plan_model
+from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError, InvalidOption, ModelNotFound, OutOfMemory
 from magistral_mlx.hub.adapters import adapter_name
+from magistral_mlx.model.adapters import Adapter, AdapterRows, MatrixChange
 from tests.adapter_files import write_adapter, write_peft_adapter
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 
@@ -232,3 +234,28 @@ def test_vision_in_a_text_model(tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", factors(128, 128, path=path))
     with pytest.raises(CheckpointError, match="this model does not have"):
         Magistral.load(base, adapter=tmp_path / "adapter")
+
+
+def test_an_adapter_is_computed_for_its_rows_alone() -> None:
+    computed: dict[str, list[list[float]]] = {"one": [], "two": []}
+
+    def adapter(name: str, paths: str) -> Adapter:
+        def change(x: mx.array, y: mx.array) -> mx.array:
+            computed[name].append(x[:, 0, 0].tolist())
+            return y + (100 if name == "one" else 1000)
+
+        return Adapter(0, 0, dict.fromkeys(paths.split(), cast(MatrixChange, change)))
+
+    one, two, rows = adapter("one", "q v"), adapter("two", "q"), AdapterRows()
+    x = mx.arange(5, dtype=mx.float32)[:, None, None]  # (B, 1, 1)
+    with rows.using([two, None, one, two, one]):
+        found = {path: rows.changed(path, x, 10 * x).reshape(-1).tolist() for path in "qvo"}
+    assert found == {
+        "q": [1000, 10, 120, 1030, 140],
+        "v": [0, 10, 120, 30, 140],
+        "o": [0, 10, 20, 30, 40],
+    }
+    assert computed == {"one": [[2, 4], [2, 4]], "two": [[0, 3]]}
+    with rows.using([one, one]):
+        assert rows.changed("v", x[:2], x[:2]).reshape(-1).tolist() == [100, 101]
+    assert not rows
