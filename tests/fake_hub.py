@@ -94,12 +94,22 @@ class Repo:
     def head(self) -> str:
         return list(self.commits)[-1]
 
-    def commit(self, files: Iterable[Content], *, keep: bool = False) -> str:
-        """Add a commit with these files, and with those of the last one for `keep`."""
+    def commit(
+        self, files: Iterable[Content], *, keep: bool = False, sha: str | None = None
+    ) -> str:
+        """Add a commit with these files, and with those of the last one for `keep`.
+
+        `sha`: its hash, for a test that has to know it beforehand.
+        """
         table = dict(self.commits[self.head]) if keep and self.commits else {}
         table |= {file.name: file for file in files}
         tree = "".join(f"{name}{file.etag}" for name, file in sorted(table.items()))
-        sha = hashlib.sha1(f"{len(self.commits)}{tree}".encode(), usedforsecurity=False).hexdigest()
+        sha = (
+            sha
+            or hashlib.sha1(
+                f"{len(self.commits)}{tree}".encode(), usedforsecurity=False
+            ).hexdigest()
+        )
         self.commits[sha] = table
         return sha
 
@@ -162,14 +172,14 @@ class FakeHub:
         """Where large files are: the same server by another name, so that clients see two hosts."""
         return f"http://localhost:{self._server.server_address[1]}/cdn"
 
-    def add(self, name: str, folder: Path) -> str:
-        """Make the files of `folder` the newest commit of `owner/name`; its hash."""
+    def add(self, name: str, folder: Path, sha: str | None = None) -> str:
+        """Make the files of `folder` the newest commit of `owner/name`; its hash, or `sha`."""
         files = [
             Content(path.relative_to(folder).as_posix(), path)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         ]
-        return self.repos.setdefault(name, Repo()).commit(files)
+        return self.repos.setdefault(name, Repo()).commit(files, sha=sha)
 
     def files(self, name: str) -> dict[str, bytes]:
         """What a repository holds now."""

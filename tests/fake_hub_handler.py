@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from tests.fake_hub import Content, FakeHub, Repo, Served
 from tests.fake_hub_uploads import Uploads
 
-_INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
-_TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?")
-_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_INFO = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?")
+_TREE = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?")
+_FILE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _CDN = re.compile(r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)")
 _PIECE = 64 * 2**10
 

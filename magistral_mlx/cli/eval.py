@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.options import Options
-from magistral_mlx.cli.loading import load_bar, load_options, loading_options, open_model
-from magistral_mlx.cli.params import INTEGER, MODEL, SectionedCommand, declared, given, option
+from magistral_mlx.cli.eval_models import check_options, open_asked, sampling_of
+from magistral_mlx.cli.loading import loading_options
+from magistral_mlx.cli.params import INTEGER, MODEL, SectionedCommand, declared, option
 from magistral_mlx.cli.plots import check_plot
-from magistral_mlx.cli.terminal import say
-from magistral_mlx.errors import InvalidOption, OutOfMemory
+from magistral_mlx.errors import InvalidOption
 from magistral_mlx.files import user_path
 from magistral_mlx.option_spec import Integer
 from magistral_mlx.requirements import check_extra
@@ -25,11 +22,8 @@ from magistral_mlx.requirements import check_extra
 if TYPE_CHECKING:
     from inspect_ai.model import Model
 
-    from magistral_mlx.api.magistral import Magistral
     from magistral_mlx.evaluation.run import Questions
-    from magistral_mlx.evaluation.tasks import TaskSpec
 
-_CARD_TOKENS = 131_072  # that an answer may have, by the model card
 _ANSWERING = ("max_tokens", "temperature", "top_p", "seed", "thinking")
 
 
@@ -98,7 +92,16 @@ class _EvalCommand(SectionedCommand):
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @option("--plot", metavar="FILE", help="Draw the scores into a .png, .svg or .pdf file.")
 @declared(Options, *_ANSWERING, section="Answers", defaults={"seed": "0"})
-@loading_options()
+@option(
+    "-c",
+    "--context",
+    type=INTEGER(Integer(1)),
+    metavar="N",
+    section="Loading",
+    help="Tokens that prompt and answer may have together.  [default: 131,072, as far as the model "
+    "and memory allow]",
+)
+@loading_options(without=("context",))
 def eval(names: tuple[str, ...], **options: Any) -> None:
     """Ask a model the questions of benchmarks, and show its scores beside the published ones.
 
@@ -115,118 +118,24 @@ def eval(names: tuple[str, ...], **options: Any) -> None:
 
     specs = task_specs(names)
     check_extra("eval", "eval", "inspect_ai", "inspect_evals")
-    _check(specs, options)
-    with ExitStack() as stack:
-        model, facts = _open(specs, options, stack)
-        chosen = _questions(specs, options, model)
-        _run(chosen, model, facts, options)
-
-
-def _check(specs: list[TaskSpec], options: dict[str, Any]) -> None:
-    """Raises InvalidOption for options that do not go together, or Docker that is missing."""
-    if _remote(options):
-        loading = [f"--{name.replace('_', '-')}" for name in given(options, LoadOptions)]
-        loading = [name for name in loading if name != "--parallel"]
-        loading += ["--thinking"] * (options["thinking"] is not None)
-        if loading:
-            raise InvalidOption(
-                f"{loading[0]} is for models that this process loads; leave it out for a server."
-            )
-    elif options["api_key_env"]:
-        raise InvalidOption("--api-key-env is the key of a server; give its address with --url.")
-    if any(spec.sandbox for spec in specs) and not options["run_code_here"]:
-        from magistral_mlx.evaluation.sandbox import check_docker
-
-        check_docker()
-
-
-def _remote(options: dict[str, Any]) -> bool:
-    model = options["model"]
-    hosted = model is not None and model.startswith("mistral/") and not user_path(model).exists()
-    return options["url"] is not None or hosted
-
-
-def _key(options: dict[str, Any]) -> str | None:
-    variable = options["api_key_env"]
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise InvalidOption(f"--api-key-env is {variable}, which is not set. Set it to the key.")
-    return key
-
-
-def _open(
-    specs: list[TaskSpec], options: dict[str, Any], stack: ExitStack
-) -> tuple[Model, dict[str, Any]]:
-    """Open the model, and say with which settings it answers."""
-    from magistral_mlx.evaluation.models import hosted_model, local_model, server_model
-
-    if options["url"] is not None:
-        model = server_model(options["url"], options["model"], _key(options))
-        return model, {"model": model.api.model_name.partition("/")[2], "server": options["url"]}
-    if _remote(options):
-        model = hosted_model(options["model"], _key(options))
-        return model, {"model": options["model"], "server": "Mistral's API"}
-    loaded = stack.enter_context(_load(specs, options))
-    plan = loaded.plan
-    facts = {
-        "model": loaded.name,
-        "bytes": plan.peak.weights,
-        "context": loaded.context,
-        "kv": plan.scheme.name,
-        **{
-            name: str(value)
-            for name, value in given(options, LoadOptions).items()
-            if name in ("dtype", "adapter", "tokenizer")
-        },
-    }
-    if loaded.context < _CARD_TOKENS:
-        say(
-            f"answers may have what a context of {loaded.context:,} tokens leaves; the model card "
-            f"allows {_CARD_TOKENS:,}."
-        )
-    return local_model(loaded, loaded.name, facts), facts
-
-
-def _load(specs: list[TaskSpec], options: dict[str, Any]) -> Magistral:
-    """Load the model with the context of the model card, or with the longest that fits."""
-    from magistral_mlx.api.models import download_progress
-    from magistral_mlx.checkpoint.folder import Checkpoint
-    from magistral_mlx.library import locate
-
-    with load_bar() as on_progress:
-        folder = locate(options["model"], on_progress=download_progress(on_progress))
-    name = options["model"]
-    needs_images = any(spec.images for spec in specs)
-    loading = load_options(options)
-    if not needs_images and options["images"] is None:
-        loading = replace(loading, images=0)
-    if loading.context is not None:
-        return open_model(name, loading)
-    longest = Checkpoint.open(folder).config.text.max_position_embeddings
-    try:
-        return open_model(name, replace(loading, context=min(longest, _CARD_TOKENS)))
-    except OutOfMemory:
-        return open_model(name, loading)
-
-
-def _questions(specs: list[TaskSpec], options: dict[str, Any], model: Model) -> list[Questions]:
-    """Make the tasks, and check that the model can take them.
-
-    Raises:
-        EvaluationError: data that cannot be had.
-        InvalidOption: a context shorter than a task needs, or images for a model without eyes.
-    """
-    from magistral_mlx.evaluation.fitting import check_fits
-    from magistral_mlx.evaluation.provider import MagistralProvider
+    check_options(specs, options)
     from magistral_mlx.evaluation.run import choose_questions
 
     chosen = [choose_questions(spec, options["samples"]) for spec in specs]
+    with ExitStack() as stack:
+        model, facts = open_asked(specs, options, stack)
+        _check_fits(chosen, model, options)
+        _run(chosen, model, facts, options)
+
+
+def _check_fits(chosen: list[Questions], model: Model, options: dict[str, Any]) -> None:
+    """Raises InvalidOption for a context shorter than a task needs, or images that none sees."""
+    from magistral_mlx.evaluation.fitting import check_fits
+    from magistral_mlx.evaluation.provider import MagistralProvider
+
     if isinstance(model.api, MagistralProvider):
         for questions in chosen:
             check_fits(questions, model.api.model, options["max_tokens"])
-    return chosen
 
 
 def _run(
@@ -239,7 +148,7 @@ def _run(
     from magistral_mlx.evaluation.folders import answered, run_folder
     from magistral_mlx.evaluation.run import Sitting, run
 
-    sampling = _sampling(options)
+    sampling = sampling_of(options)
     folder = run_folder(user_path(options["logs"]), facts | {"sampling": sampling})
     config = GenerateConfig(**sampling, max_connections=options["parallel"])
     total = sum(len(questions.ids) for questions in chosen) * options["epochs"]
@@ -255,26 +164,6 @@ def _run(
             local_sandbox=options["run_code_here"],
         )
     _report(folder, chosen, facts | {"sampling": sampling}, complete, options)
-
-
-def _sampling(options: dict[str, Any]) -> dict[str, Any]:
-    """The sampling of the model card, as far as options do not change it, for Inspect."""
-    card = Options()
-    changes = given(options, Options)
-    sampling: dict[str, Any] = {
-        "temperature": changes.get("temperature", card.temperature),
-        "top_p": changes.get("top_p", card.top_p),
-    }
-    if "max_tokens" in changes:
-        sampling["max_tokens"] = changes["max_tokens"]
-    if not _remote(options):
-        sampling["seed"] = options["seed"]
-    thinking = changes.get("thinking")
-    if thinking == "off":
-        sampling["reasoning_effort"] = "none"
-    elif isinstance(thinking, int):
-        sampling["reasoning_tokens"] = thinking
-    return sampling
 
 
 def _report(

@@ -44,7 +44,8 @@ def choose_questions(spec: TaskSpec, samples: int | None) -> Questions:
     Raises:
         EvaluationError: its data cannot be had.
     """
-    task = spec.make()
+    with silent():
+        task = spec.make()
     ids = []
     for number, sample in enumerate(task.dataset, 1):
         if sample.id is None:
