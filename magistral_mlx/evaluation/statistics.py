@@ -40,9 +40,10 @@ def pass_at_1(scores: Sequence[Sequence[float]]) -> Estimate | None:
     questions, answers = len(means), sum(len(each) for each in scores)
     mean = sum(means) / questions
     effective = float(questions)
-    variance = sum((each - mean) ** 2 for each in means) / (questions - 1) if questions > 1 else 0.0
-    if variance and 0 < mean < 1:
-        effective = min(max(mean * (1 - mean) * questions / variance, questions), answers)
+    if questions > 1 and 0 < mean < 1:
+        variance = sum((each - mean) ** 2 for each in means) / (questions - 1)
+        wanted = mean * (1 - mean) * questions / variance if variance else answers
+        effective = min(max(wanted, questions), answers)
     centre = (mean + _Z**2 / (2 * effective)) / (1 + _Z**2 / effective)
     half = (
         _Z
