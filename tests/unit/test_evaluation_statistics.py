@@ -64,7 +64,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.92 <= covered / 400 <= 0.98
 
 
-@pytest.mark.parametrize(("better", "worse", "same"), [(9, 1, 20), (5, 5, 3), (3, 0, 0), (1, 14, 2)])
+@pytest.mark.parametrize(
+    ("better", "worse", "same"), [(9, 1, 20), (5, 5, 3), (3, 0, 0), (1, 14, 2)]
+)
 def test_with_one_answer_a_question_the_test_is_mcnemars(better: int, worse: int, same: int):
     first = {str(n): [0] for n in range(better)} | {f"w{n}": [1] for n in range(worse)}
     second = {str(n): [1] for n in range(better)} | {f"w{n}": [0] for n in range(worse)}
