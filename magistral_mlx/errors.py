@@ -41,6 +41,10 @@ class DeviceError(MagistralError):
     """MLX failed during a computation; the model takes further requests."""
 
 
+class RankLost(MagistralError):
+    """Another of the processes that compute a model together has gone, or cannot be reached."""
+
+
 class UnsupportedPlatform(MagistralError):
     """This machine, system or Python cannot run MLX."""
 

@@ -11,6 +11,7 @@ from magistral_mlx.api.option_kinds import CacheScheme
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.option_spec import Choice, Flag, Integer, Name, Size, option, validate_options
 
+SplitChoice = Literal["auto", "tensor", "pipeline"]
 DTypeName = Literal["float32", "float16", "bfloat16"]
 _DEFAULT_CACHE_SIZE = 10**10  # bytes: 60,000 tokens of Magistral in full precision
 
@@ -31,6 +32,7 @@ class LoadFields(TypedDict, total=False):
     adapters: Mapping[str, str | Path] | None
     cache_dir: str | Path | None
     cache_size: int | None
+    split: SplitChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,12 @@ class LoadOptions:
     )
     cache_size: int | None = option(
         None, Size(10**7), "Size of the files in that folder at most.", unset="10GB"
+    )
+    split: SplitChoice = option(
+        "auto",
+        Choice(*get_args(SplitChoice)),
+        "With several machines, whether each has a part of every layer (tensor), or some of the "
+        "layers (pipeline); auto decides by model and link.",
     )
 
     def __post_init__(self) -> None:

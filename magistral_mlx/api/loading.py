@@ -14,7 +14,8 @@ from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.models import download_progress
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import TokenizerError
+from magistral_mlx.distributed.ranks import Ranks, join_ranks
+from magistral_mlx.errors import InvalidOption, TokenizerError
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.hub.adapters import adapter_name
 from magistral_mlx.library import locate
@@ -44,6 +45,7 @@ class Loading:
         Raises what `Magistral.load` raises.
         """
         options = self.options
+        leader = join_ranks()
         request = PlanRequest(
             options.context, options.kv, options.images, options.memory_limit, options.wire
         )
@@ -55,13 +57,20 @@ class Loading:
             if options.draft is None
             else Checkpoint.open(locate(str(options.draft), on_progress=downloading))
         )
+        ranks = None
+        if leader is not None:
+            ranks = Ranks(leader, checkpoint)
+            checkpoint, request = ranks.first_part(options.split), ranks.limited(request)
+            _refuse_adapters(options)
         adapters = open_adapters(options, checkpoint.config, downloading)
         source = name or str(checkpoint.folder)
         plan = hold_plan(checkpoint, source, request, options.dtype, draft, adapters.values())
         disk = DiskCacheConfig.of(options)
         tokenizer = None if options.tokenizer is None else str(options.tokenizer)
         open_disk = disk.open if disk else None
-        runner = ModelRunner(checkpoint, plan, options.dtype, open_disk, draft, tokenizer, adapters)
+        runner = ModelRunner(
+            checkpoint, plan, options.dtype, open_disk, draft, tokenizer, adapters, ranks
+        )
         session = Session(runner, options.parallel)  # whose end releases the plan
         try:
             composer = self._load(checkpoint, plan, session, draft)
@@ -96,6 +105,14 @@ class Loading:
         composer.vocabulary  # noqa: B018  (made now, so that the first answer need not wait)
         loaded(self.on_progress)
         return composer
+
+
+def _refuse_adapters(options: LoadOptions) -> None:
+    if options.adapter is not None or options.adapters:
+        raise InvalidOption(
+            "adapter changes a model on one machine only; convert the model with the adapter "
+            "merged into it, or load it without --machines."
+        )
 
 
 def _load_tokenizer(checkpoint: Checkpoint, tekken: Path) -> Tokenizer:

@@ -19,13 +19,14 @@ from magistral_mlx.checkpoint.adapters.load import compute_gains, load_adapter
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
+from magistral_mlx.distributed.ranks import Ranks
 from magistral_mlx.engine.decode import decode
 from magistral_mlx.engine.images import ImageKey, image_keys, token_keys
 from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.prefix_cache import PrefixCache, PrefixCacheStats
 from magistral_mlx.engine.sequence import SequenceState, Token
-from magistral_mlx.errors import LoadAborted, OutOfMemory
+from magistral_mlx.errors import LoadAborted, OutOfMemory, RankLost
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.peak import Shape, head_rows, predict
@@ -34,7 +35,7 @@ from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.runtime.activity import MemoryUse
 from magistral_mlx.runtime.generation_request import GenerationRequest, nth_seed
-from magistral_mlx.runtime.precision import load_in_default_dtype
+from magistral_mlx.runtime.precision import default_dtype, load_in_default_dtype
 from magistral_mlx.runtime.speculation import SpeculationPolicy, load_drafter
 
 
@@ -50,13 +51,17 @@ class ModelRunner:
         draft: Checkpoint | None = None,
         tokenizer: str | None = None,
         adapters: Mapping[str, StoredAdapter] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model. `dtype`:
-        None for the best one here. `tokenizer`: in place of its own. `adapters`: by name."""
+        None for the best one here. `tokenizer`: in place of its own. `adapters`: by name.
+        `ranks`: those over which the model is split; `checkpoint` and `plan` are of rank 0's part.
+        """
         self._checkpoint = checkpoint
         self.plan = plan
         self._dtype = dtype
         self._open_disk = open_disk
+        self._ranks = ranks
         self._draft = draft
         self._tokenizer = tokenizer
         self.when_idle: Callable[[], None] | None = None  # any thread: `keep_some` has work
@@ -81,7 +86,11 @@ class ModelRunner:
             on_progress(done, total)
 
         plan = self.plan
-        if self._dtype is None:
+        model: MagistralModel
+        if self._ranks is not None:
+            dtype = DTYPES[self._dtype] if self._dtype else default_dtype(self._checkpoint)
+            model = self._ranks.load(self._checkpoint, plan, dtype, report)
+        elif self._dtype is None:
             model = load_in_default_dtype(
                 self._checkpoint, report, images=plan.images > 0, tokenizer=self._tokenizer
             )
@@ -138,6 +147,8 @@ class ModelRunner:
             self._prefixes.close()
         self._model = self._prefixes = self._speculation = None
         self.adapters = {}
+        if self._ranks is not None:
+            self._ranks.close()
         mx.synchronize()
         free_memory()
         PROCESS.release(self.plan)
@@ -165,6 +176,15 @@ class ModelRunner:
         """Prefix cache of earlier prompts."""
         assert self._prefixes is not None, "it is loaded first"
         return self._prefixes
+
+    @property
+    def lost(self) -> RankLost | None:
+        """Why the model can answer no more, once a rank has been lost; any thread may ask."""
+        return None if self._ranks is None else self._ranks.error
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Return the error that ends all answers, where `error` ended a pass."""
+        return error if self._ranks is None else self._ranks.explain(error)
 
     @property
     def disk_problem(self) -> str | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from magistral_mlx.backend import device_error_advice, mx
 from magistral_mlx.engine.prefix_cache import ActivePrefix
-from magistral_mlx.errors import DeviceError, OutOfMemory
+from magistral_mlx.errors import DeviceError, OutOfMemory, RankLost
 from magistral_mlx.events import FinishReason, Notice
 from magistral_mlx.memory.admission import Budget, Reservation
 from magistral_mlx.memory.plan import gib
@@ -369,18 +369,20 @@ class Scheduler:
         """Do something for one answer, which alone is ended by what goes wrong in it.
 
         Raises:
-            RuntimeError: the device failed.
+            RuntimeError: the device failed. RankLost: so did another machine.
         """
         try:
             work(*args, **more)
         except BaseException as error:
             # MLX raises no kind of its own, and kinds of RuntimeError are not MLX's.
-            if type(error) is RuntimeError or request not in self._running:
+            device = type(error) is RuntimeError or isinstance(error, RankLost)
+            if device or request not in self._running:
                 raise
             self._end(request, error)
 
     def _fail(self, error: BaseException) -> None:
         """Work for all of them failed, and nobody knows what their caches hold."""
+        error = self._runner.explain(error)
         for request in list(self._running):
             self._leave(request)
             request.finish(as_device_error(error))

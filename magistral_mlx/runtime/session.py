@@ -15,7 +15,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
-from magistral_mlx.errors import ModelClosed
+from magistral_mlx.errors import ModelClosed, RankLost
 from magistral_mlx.runtime.activity import Activity
 from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.runtime.request import Observer, Request
@@ -140,11 +140,17 @@ class Session:
         """Run `function` on the worker thread, between two steps of what goes on."""
         return self._worker.call(function)
 
+    @property
+    def lost(self) -> RankLost | None:
+        """Why it can answer no more, once a machine that computes with this one is gone."""
+        return self._runner.lost
+
     def check_open(self) -> None:
         """Check that requests can be served.
 
         Raises:
             ModelClosed: it has been closed, or this is a fork of the process that loaded it.
+            RankLost: a machine that computes with this one is gone.
         """
         if self._closed:
             raise ModelClosed("this model has been closed. Load it again to ask it.")
@@ -153,6 +159,8 @@ class Session:
                 "this process is a fork of the one that loaded the model, whose worker thread "
                 "stayed there. Load the model in this process, or start it with spawn."
             )
+        if self.lost is not None:
+            raise RankLost(str(self.lost))
 
     @property
     def _forked(self) -> bool:

@@ -1,0 +1,72 @@
+"""Tensors between ranks, over MLX's distributed backends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import suppress
+
+from magistral_mlx.backend import mx
+from magistral_mlx.distributed.place import Place
+from magistral_mlx.errors import RankLost
+
+
+class Group:
+    """The collective operations that a model needs; all ranks call them in the same order."""
+
+    def __init__(self, place: Place) -> None:
+        """Connect to the other ranks, and wait until all are there.
+
+        Raises:
+            RankLost: they cannot be reached.
+        """
+        self.place = place
+        try:
+            self._group = mx.distributed.init(strict=True, backend=place.backend)
+        except (RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise RankLost(
+                f"{place.name(place.rank)} cannot connect to the other ranks: {text}. Check that "
+                "all of them were started, and that the addresses are theirs and free."
+            ) from None
+
+    def sum(self, x: mx.array) -> mx.array:
+        """Sum an array over all ranks."""
+        return mx.distributed.all_sum(x, group=self._group)
+
+    def from_leader(self, x: mx.array | tuple[tuple[int, ...], mx.Dtype]) -> mx.array:
+        """Rank 0's array, on all ranks; the others give its shape and dtype."""
+        return self.sum(x if isinstance(x, mx.array) else mx.zeros(*x))
+
+    def send(self, x: mx.array) -> mx.array:
+        """Send an array to the next rank, the last one's to rank 0."""
+        target = (self.place.rank + 1) % self.place.size
+        return mx.distributed.send(x, target, group=self._group)
+
+    def receive(self, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+        """Receive an array from the rank before, on rank 0 from the last."""
+        source = (self.place.rank - 1) % self.place.size
+        return mx.distributed.recv(shape, dtype, source, group=self._group)
+
+    def tear(self) -> None:
+        """Close the ring's connections, so that an operation that waits for a rank that is silent
+        fails instead.
+
+        MLX has no call for it; the connections are found by their ports.
+        """
+        ports = {port for _, port in self.place.addresses}
+        for name in os.listdir("/dev/fd"):
+            with suppress(OSError, ValueError):
+                if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                    _shut_if(int(name), ports)
+
+
+def _shut_if(descriptor: int, ports: set[int]) -> None:
+    """Shut a connection down if either end has one of these ports."""
+    copy = socket.socket(fileno=os.dup(descriptor))
+    with copy:
+        if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.type == socket.SOCK_STREAM:
+            ends = {copy.getsockname()[1], copy.getpeername()[1]}
+            if ends & ports:
+                copy.shutdown(socket.SHUT_RDWR)
