@@ -50,8 +50,7 @@ class Group:
         return mx.distributed.recv(shape, dtype, source, group=self._group)
 
     def tear(self) -> None:
-        """Close the ring's connections, so that an operation that waits for a rank that is silent
-        fails instead.
+        """Close the ring's connections, on which MLX's threads would wait, busily, for ever.
 
         MLX has no call for it; the connections are found by their ports.
         """

@@ -41,7 +41,7 @@ class Leader:
         """
         self.place = place
         self.error: RankLost | None = None
-        self.on_lost: list[Callable[[], None]] = []  # any thread
+        self.on_lost: list[Callable[[], None]] = []  # each in a thread of its own
         self.limits: dict[int, int] = {}
         self.group = Group(place)
         self.dropped: deque[int] = deque()  # caches that no one holds any more; from any thread
@@ -110,7 +110,7 @@ class Leader:
             link.close()
         self.group.tear()
         for call in list(self.on_lost):
-            call()
+            threading.Thread(target=call, daemon=True).start()
 
     def close(self) -> None:
         """Send the other ranks home."""

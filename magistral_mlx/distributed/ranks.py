@@ -124,6 +124,10 @@ class Ranks:
         assert isinstance(model, LeadingModel)
         return model
 
+    def notify_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, in a thread of its own, when a rank is lost."""
+        self._leader.on_lost.append(callback)
+
     def explain(self, error: BaseException) -> BaseException:
         """Return the error that ends all answers, where `error` ended a pass.
 

@@ -182,6 +182,11 @@ class ModelRunner:
         """Why the model can answer no more, once a rank has been lost; any thread may ask."""
         return None if self._ranks is None else self._ranks.error
 
+    def notify_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, in a thread of its own, when a rank is lost."""
+        if self._ranks is not None:
+            self._ranks.notify_lost(callback)
+
     def explain(self, error: BaseException) -> BaseException:
         """Return the error that ends all answers, where `error` ended a pass."""
         return error if self._ranks is None else self._ranks.explain(error)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOTICING = 3.0  # seconds in which the worker notices that a rank was lost
+
 
 class Session:
     """The worker thread of one model, and the requests that it serves."""
@@ -52,6 +54,7 @@ class Session:
         self._abort = threading.Event()
         self._worker = Worker("magistral-mlx", self._scheduler.step, weakref.WeakMethod(self.close))
         runner.when_idle = self._worker.wake
+        self._watch_ranks()
 
     @property
     def closed(self) -> bool:
@@ -139,6 +142,30 @@ class Session:
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run `function` on the worker thread, between two steps of what goes on."""
         return self._worker.call(function)
+
+    def _watch_ranks(self) -> None:
+        """Have all requests ended when another rank is lost."""
+        end = weakref.WeakMethod(self._end_lost)
+
+        def lost() -> None:
+            if (alive := end()) is not None:
+                alive()
+
+        self._runner.notify_lost(lost)
+
+    def _end_lost(self) -> None:
+        """End all requests after a rank was lost; the worker may wait for it inside MLX for good.
+
+        An operation over ranks that is under way when one ends fails, but those after it in the
+        same pass wait for ever (`SocketThread::worker` in mlx/distributed/ring/ring.cpp).
+        """
+        if self._worker.responds(_NOTICING):
+            return
+        self._worker.abandon()
+        with self._lock:
+            requests = list(self._requests)
+        for request in requests:
+            request.finish(RankLost(str(self.lost)))
 
     @property
     def lost(self) -> RankLost | None:

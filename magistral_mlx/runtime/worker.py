@@ -13,12 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
+from threading import Event
 from typing import TypeVar
 
 from magistral_mlx.runtime.threads import run_in_thread
 
 T = TypeVar("T")
 
+_LOOK_EVERY = 0.2  # seconds
 _EXIT_TIMEOUT = 30.0  # seconds that leaving Python waits for what the device is at
 
 
@@ -39,6 +41,7 @@ class Worker:
         """
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._close = close
+        self._abandoned = False
         self._process = os.getpid()  # a forked child does not have the thread
         self._ended = run_in_thread(name, partial(_work, self._jobs, step))
         atexit.register(self._at_exit)
@@ -73,9 +76,20 @@ class Worker:
         self._jobs.put(None)
 
     def join(self) -> None:
-        """Wait for the end."""
-        self._ended.wait()
+        """Wait for the end, unless it was abandoned."""
+        while not (self._abandoned or self._ended.wait(_LOOK_EVERY)):
+            pass
         atexit.unregister(self._at_exit)
+
+    def responds(self, seconds: float) -> bool:
+        """Whether it takes a job within so many seconds."""
+        taken = Event()
+        self.submit(taken.set)
+        return taken.wait(seconds)
+
+    def abandon(self) -> None:
+        """Give up waiting for it: it is inside MLX and does not come back."""
+        self._abandoned = True
 
     def _at_exit(self) -> None:
         if os.getpid() != self._process:
@@ -83,7 +97,8 @@ class Worker:
         close = self._close()
         if close is not None:
             close()
-        self._ended.wait(_EXIT_TIMEOUT)
+        if not self._abandoned:
+            self._ended.wait(_EXIT_TIMEOUT)
 
 
 def _work(jobs: SimpleQueue[Callable[[], None] | None], step: Callable[[], bool]) -> None:

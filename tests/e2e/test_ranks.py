@@ -1,0 +1,56 @@
+"""One model over two processes of this machine: the same answers, and what goes wrong."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magistral_mlx import Magistral
+from tests.ranks import answers, run, started
+
+WAIT = 240  # seconds, on a machine that is busy
+
+
+@pytest.mark.parametrize("options", [{"split": "tensor"}, {"split": "pipeline", "kv": "6/4"}])
+def test_two_ranks_answer_as_one(options: dict[str, Any], tmp_path: Path) -> None:
+    with started(tmp_path, run("demo", options)) as (first, other):
+        alone = {name: value for name, value in options.items() if name != "split"}
+        with Magistral.load("demo", dtype="float32", **alone) as model:
+            expected = answers(model)
+        printed, said = first.communicate(timeout=WAIT)
+        assert json.loads(printed) == expected, said
+        assert other.wait(WAIT) == first.returncode == 0
+
+
+def test_a_rank_that_is_killed_ends_all_answers_with_its_name(tmp_path: Path) -> None:
+    with started(tmp_path, run("demo", {}, "PID")) as (first, _):
+        printed, said = first.communicate(timeout=WAIT)
+        errors = json.loads(printed)
+        assert len(errors) == 3, said
+        for error in errors:
+            assert error.startswith("RankLost: rank 1 (127.0.0.1) has ended."), error
+        assert first.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [
+        ("content_digest = lambda checkpoint: 'of others'", "are not the same as on rank 0"),
+        ("versions = lambda: ['0.0.9', '0.1']", "has magistral-mlx 0.0.9 with MLX 0.1, and rank 0"),
+    ],
+)
+def test_other_weights_and_versions_are_refused_before_loading(
+    differs: str, said: str, tmp_path: Path
+) -> None:
+    command = run("demo", {})
+    code = (
+        "import sys, magistral_mlx.distributed.follower as follower, tests.ranks as ranks\n"
+        f"follower.{differs}\nsys.argv = {command[2:]!r}\nranks.main()"
+    )
+    with started(tmp_path, command, others=[sys.executable, "-c", code]) as (first, other):
+        _, told = first.communicate(timeout=WAIT)
+        assert first.returncode == 1 and said in told.splitlines()[-1]
+        assert "rank 1 (127.0.0.1)" in told.splitlines()[-1]
+        other.wait(WAIT)

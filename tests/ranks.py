@@ -1,0 +1,151 @@
+"""Ranks of one model as processes of this machine, and what they are asked.
+
+python -m tests.ranks FOLDER '{"split": "tensor"}'      answers, as JSON, on rank 0's stdout
+python -m tests.ranks FOLDER '{…}' PID                  kills that process in the midst of them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as PILImage
+
+from magistral_mlx import Magistral, MagistralError
+
+_TEXT = "Copy this. " + "one two three four five six " * 12
+_SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer"}},
+    "required": ["sum"],
+    "additionalProperties": False,
+}
+
+
+def answers(model: Magistral) -> dict[str, Any]:
+    """Everything that one machine does, a few tokens of each."""
+
+    def ask(prompt: str, **options: Any) -> list[str | None]:
+        result = model.generate(prompt, **{"max_tokens": 12, "temperature": 0, **options})
+        return [result.thinking, result.text, result.finish_reason]
+
+    def ask_at_once(count: int) -> list[Any]:
+        found: list[Any] = [None] * count
+
+        def work(n: int) -> None:
+            found[n] = ask(f"What is {n} + 4?", temperature=0.9, seed=n, max_tokens=16 + n)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    def cancelled() -> None:
+        with contextlib.closing(model.stream("Count.", min_tokens=200, max_tokens=300)) as stream:
+            steps = iter(stream)
+            for _ in range(6):
+                next(steps)
+
+    image = PILImage.new("RGB", (84, 56), (200, 30, 30))
+    found = {
+        "greedy": ask("What is 2 + 3?"),
+        "seeded": ask("What is 2 + 3?", temperature=1.2, seed=5),
+        "samples": [r.text for r in model.generate("Hello", n=2, seed=3, max_tokens=8).samples],
+        "long": ask(_TEXT),
+        "shared prefix": ask(_TEXT + "seven"),
+        "speculation": ask(_TEXT, speculation="ngram", min_tokens=12),
+        "structured": ask("2 + 3", json_schema=_SCHEMA, thinking=False, max_tokens=24),
+        "image": ask("Which colour?", images=[image]),
+        "the image again": ask("Which colour is it?", images=[image]),
+        "at once": ask_at_once(3),
+    }
+    cancelled()
+    found["after a cancelled one"] = ask("What is 2 + 3?")
+    found["reused"] = model.activity.hits > 0 and model.activity.reused_images > 0
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def started(
+    folder: Path, command: Sequence[str], size: int = 2, others: Sequence[str] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """The ranks of a command, rank 0 first; what still runs at the end is killed.
+
+    Args:
+        others: the command of the other ranks, if it is not the same.
+    """
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
+    ranks: list[subprocess.Popen[str]] = []
+    try:
+        for rank in reversed(range(size)):
+            environment = {**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+            args = command if rank == 0 or others is None else others
+            # What rank 0 is to kill is known when it starts.
+            args = [arg.replace("PID", str(ranks[0].pid) if ranks else "") for arg in args]
+            pipe = subprocess.PIPE
+            ranks.append(
+                subprocess.Popen(args, env=environment, stdout=pipe, stderr=pipe, text=True)
+            )
+        yield ranks[::-1]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
+def run(model: str | Path, options: Mapping[str, Any], *more: str) -> list[str]:
+    """The command of a rank."""
+    return [sys.executable, "-m", "tests.ranks", str(model), json.dumps(options), *more]
+
+
+def _kill_while_answering(model: Magistral, pid: int) -> list[str]:
+    """The errors that end two answers, and the next one, when a rank is killed."""
+    errors: list[str] = []
+
+    def work(n: int) -> None:
+        try:
+            for step, _ in enumerate(model.stream("Count.", min_tokens=2000, max_tokens=2500)):
+                if step == 8 and n == 0:
+                    os.kill(pid, signal.SIGKILL)
+        except MagistralError as error:
+            errors.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    work(1)
+    return errors
+
+
+def main() -> None:
+    name, options = sys.argv[1], json.loads(sys.argv[2])
+    with Magistral.load(name, dtype="float32", **options) as model:
+        killed = sys.argv[3:]
+        found = _kill_while_answering(model, int(killed[0])) if killed else answers(model)
+        json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
