@@ -182,24 +182,31 @@ def _convert(block: _Block, work: StagingFolder, encode: Encode) -> None:
         work.write(output, tensor, block.start, data)
 
 
+def search_threads() -> int:
+    """Return the number of threads for work on the CPU."""
+    return max(2, min(8, os.cpu_count() or 2))
+
+
 def _threads() -> int:
     """Return the number of threads: two keep a GPU busy, eight a disk."""
-    return 2 if backend().name != "cpu" else max(2, min(8, os.cpu_count() or 2))
+    return 2 if backend().name != "cpu" else search_threads()
 
 
 _own = threading.local()  # .stream: arrays belong to the thread and stream that made them
 
 
 @contextmanager
-def open_workers() -> Iterator[ThreadPoolExecutor]:
-    """Run threads with a stream each. An exception lets running blocks finish and drops the rest,
-    so that nothing writes to the files any more on return.
+def open_workers(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Run threads with a stream each, by default as many as plain conversion needs.
+
+    An exception lets running blocks finish and drops the rest, so that nothing writes to the
+    files any more on return.
     """
 
     def prepare() -> None:
         _own.stream = mx.new_stream(mx.default_device())
 
-    pool = ThreadPoolExecutor(_threads(), "convert", initializer=prepare)
+    pool = ThreadPoolExecutor(threads or _threads(), "convert", initializer=prepare)
     try:
         yield pool
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from magistral_convert.source_rows import Rows
 from magistral_mlx.backend import mx
@@ -68,6 +69,15 @@ def to_bfloat16(rows: Rows) -> mx.array:
     """Cast to bfloat16; uint16 holds the bits of bfloat16 already."""
     array = mx.array(np.ascontiguousarray(rows))
     return array.view(mx.bfloat16) if rows.dtype == np.uint16 else array.astype(mx.bfloat16)
+
+
+def bfloat16_values(rows: Rows) -> NDArray[np.float32]:
+    """Return rows, rounded to the nearest values of bfloat16, as float32."""
+    if rows.dtype == np.uint16:
+        return (rows.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    return ((bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def encode_arrays(arrays: Sequence[mx.array]) -> list[memoryview]:

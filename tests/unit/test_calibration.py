@@ -10,7 +10,7 @@ import pytest
 from magistral_convert.calibration.allocation import SchemeChoice, allocate
 from magistral_convert.calibration.gptq import blocks, compensate, factorize
 from magistral_convert.calibration.layers import InputStatistics
-from magistral_convert.calibration.search import search
+from magistral_convert.calibration.search import fit, pack, search
 from magistral_convert.calibration.text import SEQUENCE, calibration_text, encode_marked
 from magistral_convert.options import ConvertOptions
 from magistral_mlx.backend import mx
@@ -51,11 +51,12 @@ def test_search_and_compensation_lower_the_error_of_outputs(bits: int, weights, 
     statistics = InputStatistics(products=True)
     for start in range(0, len(inputs), 256):
         statistics.add("x", mx.array(inputs[None, start : start + 256]))
-    importance = statistics.mean_squares("x")
+    importance = np.array(statistics.mean_squares("x"))
     factors = [factorize(np.array(block)) for block in statistics.take_products("x")]
     plain = mx.quantize(weights, group_size=64, bits=bits)
-    searched = search(weights, importance, scheme)
-    compensated = compensate(weights, importance, factors, scheme)
+    rows = np.array(weights.astype(mx.float32))
+    searched = search(rows, importance, scheme)
+    compensated = compensate(rows, importance, factors, scheme)
     for parts in (searched, compensated):
         assert [(p.shape, p.dtype) for p in parts] == [(p.shape, p.dtype) for p in plain]
     usual = output_error(plain, weights, scheme, inputs)
@@ -67,26 +68,45 @@ def test_search_and_compensation_lower_the_error_of_outputs(bits: int, weights, 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_groups_that_are_all_alike_come_back(group_size: int):
     values = mx.array([0.0, 0.25, -3.0, 1e-3])[:, None]
-    rows = mx.broadcast_to(values, (4, 256)).astype(mx.bfloat16)
-    parts = search(rows, mx.ones(256), Quantization(4, group_size))
+    rows = np.array(mx.broadcast_to(values, (4, 256)).astype(mx.float32))
+    parts = search(rows, np.ones(256, np.float32), Quantization(4, group_size))
     found = mx.dequantize(*parts, group_size=group_size, bits=4)
-    assert np.allclose(np.array(found.astype(mx.float32)), np.array(rows.astype(mx.float32)), 0.01)
+    assert np.allclose(np.array(found.astype(mx.float32)), rows, 0.01)
 
 
 def test_an_input_that_is_always_zero_does_not_disturb_the_others(weights, inputs):
     silent = inputs.copy()
     silent[:, :70] = 0
-    importance = mx.array((silent * silent).mean(axis=0))
+    importance = (silent * silent).mean(axis=0)
+    rows = np.array(weights.astype(mx.float32))
     products = silent.T @ silent / len(silent)
     scheme = Quantization(4, 64)
     plain = mx.quantize(weights, group_size=64, bits=4)
     for parts in (
-        search(weights, importance, scheme),
-        compensate(weights, importance, [factorize(products)], scheme),
+        search(rows, importance, scheme),
+        compensate(rows, importance, [factorize(products)], scheme),
     ):
         assert output_error(parts, weights, scheme, silent) < 0.8 * output_error(
             plain, weights, scheme, silent
         )
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_codes_are_packed_as_mlx_unpacks_them(bits: int):
+    codes = np.random.default_rng(bits).integers(0, 2**bits, (3, 192), np.uint8)
+    ones, zeros = mx.ones((3, 3)), mx.zeros((3, 3))
+    found = mx.dequantize(pack(codes, bits), ones, zeros, group_size=64, bits=bits)
+    assert np.array_equal(np.array(found), codes)
+
+
+def test_rows_and_columns_that_fill_no_tile_are_searched_like_the_others():
+    rows = np.random.default_rng(3).standard_normal((131, 64 * 19)).astype(np.float32)
+    importance = np.ones(64 * 19, np.float32)
+    scales, _, codes = fit(rows, importance, Quantization(4, 64))
+    for first, last in ((0, 1), (130, 131), (5, 77)):
+        part = fit(rows[first:last, -64:].copy(), importance[-64:], Quantization(4, 64))
+        assert np.allclose(part[0][:, 0], scales[first:last, -1], rtol=1e-2)
+        assert np.mean(part[2] == codes[first:last, -64:]) > 0.99
 
 
 def test_products_are_kept_for_blocks_of_columns():

@@ -17,14 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_convert.calibration.memory import PRODUCT_COLUMNS
-from magistral_convert.calibration.search import Packed, fit, group_importance, pack
-from magistral_mlx.backend import mx
+from magistral_convert.calibration.search import Floats, Packed, bfloat16, fit, pack
 from magistral_mlx.quantization import Quantization
 
 _STEP = 32  # columns between two updates of all that follow
 _DAMPING = 0.01  # share of the mean diagonal that is added to it
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -58,31 +55,27 @@ def factorize(products: Floats) -> Factor:
 
 
 def compensate(
-    weights: mx.array, importance: mx.array, factors: list[Factor], scheme: Quantization
+    weights: Floats, importance: Floats, factors: list[Factor], scheme: Quantization
 ) -> Packed:
     """Quantize rows, (R, columns), with compensation; see `search` for the rest.
 
     Args:
         factors: of each of `blocks`.
     """
-    rows, columns = weights.shape
-    groups = weights.astype(mx.float32).reshape(rows, -1, scheme.group_size)
-    scales, biases = fit(groups, group_importance(importance, scheme), scheme.bits)
-    left = np.array(weights.astype(mx.float32)).T.copy()  # (columns, R)
-    scale_of, bias_of = (np.array(part.astype(mx.float32)).T.copy() for part in (scales, biases))
-    codes = np.empty((columns, rows), np.float32)
-    for block, factor in zip(blocks(columns), factors, strict=True):
+    scales, biases, codes = fit(weights, importance, scheme)
+    left = weights.T.copy()  # (columns, R)
+    scale_of, bias_of = scales.T.copy(), biases.T.copy()
+    for block, factor in zip(blocks(weights.shape[1]), factors, strict=True):
         order = factor.order + block.start
         groups_of = order // scheme.group_size
-        codes[order] = _round_in_order(
+        codes[:, order] = _round_in_order(
             left[order],
             scale_of[groups_of],
             bias_of[groups_of],
             factor.upper,
             2**scheme.bits - 1,
-        )
-    packed = pack(mx.array(np.ascontiguousarray(codes.T)), scheme.bits)
-    return packed, scales, biases
+        ).T
+    return pack(codes, scheme.bits), bfloat16(scales), bfloat16(biases)
 
 
 def _round_in_order(

@@ -39,9 +39,10 @@ from magistral_convert.pipeline import (
     convert_tensors,
     encode_plainly,
     open_workers,
+    search_threads,
 )
 from magistral_convert.plan import ConversionPlan, TensorConversion
-from magistral_convert.quantize import encode_arrays, to_bfloat16
+from magistral_convert.quantize import bfloat16_values, encode_arrays, to_bfloat16
 from magistral_convert.recipe import EMBEDDING, HEAD, NORM, part_of
 from magistral_convert.source_rows import Rows, block_rows, read_rows
 from magistral_convert.staging import StagingFolder
@@ -78,7 +79,7 @@ def run(
         CheckpointError: a source file cannot be read, or verification fails.
         StorageError: the output cannot be written.
     """
-    with open_workers() as workers:
+    with open_workers(search_threads()) as workers:
         conversion = _Calibrated(
             plan, work, config, text, workers, on_progress, compensates=compensates
         )
@@ -261,11 +262,11 @@ class _Calibrated:
             scheme, columns = tensor.scheme, plain.get(tensor.name)
             if scheme is None or columns is None or scheme.mode != "affine":
                 return encode_plainly(tensor, rows)
-            weights, weight_of_column = to_bfloat16(rows), mx.array(columns)
+            weights = bfloat16_values(rows)
             if factors and tensor.name in factors:
-                found = compensate(weights, weight_of_column, factors[tensor.name], scheme)
+                found = compensate(weights, columns, factors[tensor.name], scheme)
             else:
-                found = search(weights, weight_of_column, scheme)
+                found = search(weights, columns, scheme)
             return encode_arrays(found)
 
         size = _COMPENSATED_BYTES if factors else None

@@ -3,40 +3,47 @@
 A group of weights w becomes s * q + b with whole codes q from 0 to n. For codes that are given, the
 best s and b are a weighted least-squares fit; for a given s and b the best codes are the nearest.
 The search begins with several widths of the range of a group, from all of it to a part, which clips
-its outliers; fits s and b to the codes of each; takes the best; and alternates a few times from
-there. The idea is that of llama.cpp's quantizers, the weights are the mean squares of the input
-columns: the expected squared error of an output is their sum, weighted by these.
+its outliers; fits s and b to the codes of each; takes the best; and fits once more to the nearest
+codes of that. The idea is that of llama.cpp's quantizers, the weights are the mean squares of the
+input columns: the expected squared error of an output is their sum, weighted by these.
 
-Shapes: R rows, G groups of a row, g weights of a group.
+It is written in NumPy for tiles that stay in a core's cache, and runs in several threads: MLX's CPU
+kernels take an order of magnitude longer, and a GPU has the layers to run meanwhile.
+
+Shapes: R rows, G groups of a row, g weights of a group. A tile has the groups first, (G, g, R), so
+that what is done for each group runs along the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+import math
 
 import numpy as np
+from numpy.typing import NDArray
 
+from magistral_convert.quantize import bfloat16_values
 from magistral_mlx.backend import mx
 from magistral_mlx.quantization import Quantization
 
 # Narrowest range that is tried, as a share of a group's, by bits; with more bits clipping costs
 # more than finer steps gain.
 _NARROWEST = {2: 0.40, 3: 0.50, 4: 0.62, 5: 0.75, 6: 0.85, 8: 0.95}
-_WIDTHS = 7  # ranges that are tried
-_REFITS = 2
-_TINY = 1e-12
+_WIDTHS = 5  # ranges that are tried
+_COARSE = 4  # bits up to which a scale that is rounded changes no codes that matter
+_TINY = np.float32(1e-12)
 _FLOOR = 1e-4  # least weight of a column, as a share of its group's mean
+_TILE = 1 << 17  # weights that are searched together
+_PRODUCT = 1 << 13  # elements of a product of BLAS that it does in one thread
 
+Floats = NDArray[np.float32]
 Packed = tuple[mx.array, mx.array, mx.array]  # weight, scales, biases
-Best = tuple[mx.array, mx.array, mx.array]  # error, scale and bias of each group, (R, G)
 
 
-def search(weights: mx.array, importance: mx.array, scheme: Quantization) -> Packed:
+def search(rows: Floats, importance: Floats, scheme: Quantization) -> Packed:
     """Quantize rows with searched scales.
 
     Args:
-        weights: (R, columns).
+        rows: (R, columns) float32.
         importance: (columns,) float32, not negative: what a squared error in each column counts.
         scheme: an affine one.
 
@@ -44,117 +51,151 @@ def search(weights: mx.array, importance: mx.array, scheme: Quantization) -> Pac
         weight (R, columns * bits / 32) uint32, scales and biases (R, G) bfloat16, as
         `mx.quantize` gives them.
     """
-    rows, columns = weights.shape
-    groups = weights.astype(mx.float32).reshape(rows, -1, scheme.group_size)
-    scales, biases = fit(groups, group_importance(importance, scheme), scheme.bits)
-    codes = nearest(groups, scales.astype(mx.float32), biases.astype(mx.float32), scheme.bits)
-    return pack(codes.reshape(rows, columns), scheme.bits), scales, biases
+    scales, biases, codes = fit(rows, importance, scheme)
+    return pack(codes, scheme.bits), bfloat16(scales), bfloat16(biases)
 
 
-def group_importance(importance: mx.array, scheme: Quantization) -> mx.array:
-    """(columns,) -> (G, g) of mean 1 in each group; a group that is never used has ones."""
-    groups = importance.astype(mx.float32).reshape(-1, scheme.group_size)
-    mean = groups.mean(axis=-1, keepdims=True)
-    return mx.where(mean > 0, mx.maximum(groups / mx.maximum(mean, 1e-30), _FLOOR), 1.0)
-
-
-def fit(groups: mx.array, importance: mx.array, bits: int) -> tuple[mx.array, mx.array]:
-    """Search the scales and biases of groups.
-
-    Args:
-        groups: (R, G, g) float32. importance: (G, g).
+def fit(
+    rows: Floats, importance: Floats, scheme: Quantization
+) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """Search the scales and biases of rows; see `search`.
 
     Returns:
-        scales and biases, (R, G) bfloat16.
+        scales and biases, (R, G), values of bfloat16, and codes, (R, columns).
     """
-    step = _compiled(bits)
-    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
-    most = 2**bits - 1
-    total = importance.sum(axis=-1)
-    weighted = groups * importance
-    first = weighted.sum(axis=-1)
-    best = (mx.full(first.shape, np.inf), mx.zeros_like(first), mx.zeros_like(first))
-    middle = (high + low) / 2
-    for share in np.linspace(1.0, _NARROWEST[bits], _WIDTHS):
-        scale = mx.maximum((high - low) * (float(share) / most), _TINY)
-        best = step(
-            groups, weighted, importance, total, first, scale, middle - scale * (most / 2), *best
-        )
-    for _ in range(_REFITS):
-        _, scale, bias = best
-        scale, bias = mx.maximum(scale, _TINY)[..., None], bias[..., None]
-        best = step(groups, weighted, importance, total, first, scale, bias, *best)
-    _, scale, bias = best
-    # A bias is rounded to 8 bits, which with many codes is much of a step: the scale follows it.
-    rounded = bias.astype(mx.bfloat16)
-    codes = nearest(groups, scale, rounded.astype(mx.float32), bits)
-    squares = (codes * codes * importance).sum(axis=-1)
-    target = (codes * (groups - rounded.astype(mx.float32)[..., None]) * importance).sum(axis=-1)
-    refit = mx.where(squares > 0, target / mx.maximum(squares, _TINY), scale)
-    return mx.maximum(refit, 0).astype(mx.bfloat16), rounded
+    count, columns = rows.shape
+    size = scheme.group_size
+    weight = group_importance(importance, scheme)[:, None]  # (G, 1, g)
+    scales, biases = np.empty((2, count, columns // size), np.float32)
+    codes = np.empty((count, columns), np.uint8)
+    step = max(1, _PRODUCT // size)
+    tiles = math.ceil(columns * step / _TILE)
+    wide = math.ceil(columns // size / tiles)
+    for start in range(0, count, step):
+        here = slice(start, min(start + step, count))
+        for first in range(0, columns // size, wide):
+            groups = slice(first, min(first + wide, columns // size))
+            across = slice(groups.start * size, groups.stop * size)
+            tile = np.ascontiguousarray(rows[here, across].T)
+            x = tile.reshape(-1, size, here.stop - here.start)
+            scale, bias, found = _fit_tile(x, weight[groups], scheme.bits)
+            scales[here, groups], biases[here, groups] = scale.T, bias.T
+            codes[here, across] = found.astype(np.uint8).reshape(tile.shape).T
+    return scales, biases, codes
 
 
-def nearest(groups: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
-    """Return the nearest codes, (R, G, g) float32. scales, biases: (R, G) float32."""
-    inverse = mx.where(scales > 0, 1 / mx.maximum(scales, _TINY), 0)[..., None]
-    return mx.clip(mx.round((groups - biases[..., None]) * inverse), 0, 2**bits - 1)
+def group_importance(importance: Floats, scheme: Quantization) -> Floats:
+    """(columns,) -> (G, g) of mean 1 in each group; a group that is never used has ones."""
+    groups = np.asarray(importance, np.float32).reshape(-1, scheme.group_size)
+    mean = groups.mean(axis=-1, keepdims=True)
+    shares = np.maximum(groups / np.maximum(mean, 1e-30), _FLOOR)
+    return np.where(mean > 0, shares, 1).astype(np.float32)
 
 
-def pack(codes: mx.array, bits: int) -> mx.array:
+def bfloat16(values: Floats) -> mx.array:
+    """Return values as an array of bfloat16."""
+    return mx.array(values).astype(mx.bfloat16)
+
+
+def pack(codes: NDArray[np.uint8], bits: int) -> mx.array:
     """Pack codes (R, columns) into uint32 words, the first in the lowest bits, as MLX does."""
-    rows = codes.shape[0]
-    runs = codes.astype(mx.uint32).reshape(rows, -1, 32)  # 32 codes fill `bits` words
-    words = []
-    for word in range(bits):
-        value = mx.zeros(runs.shape[:2], mx.uint32)
-        for place in range(32):
-            shift = place * bits - 32 * word
-            if -bits < shift < 0:
-                value = value | mx.right_shift(runs[..., place], -shift)
-            elif 0 <= shift < 32:
-                value = value | mx.left_shift(runs[..., place], shift)
-        words.append(value)
-    return mx.stack(words, axis=-1).reshape(rows, -1)
+    count = len(codes)
+    run = 8 // math.gcd(bits, 8)  # codes that fill whole bytes
+    runs = codes.reshape(-1, run)
+    words = np.zeros(len(runs), "<u8" if bits in (3, 5, 6) else np.uint8)
+    for place in range(run):
+        words |= np.left_shift(runs[:, place], place * bits, dtype=words.dtype)
+    octets = words.view(np.uint8).reshape(len(words), -1)[:, : run * bits // 8]
+    packed = np.ascontiguousarray(octets).reshape(count, -1).view("<u4")
+    return mx.array(packed)
 
 
-@lru_cache
-def _compiled(bits: int) -> Callable[..., Best]:
-    most = 2**bits - 1
+def _fit_tile(x: Floats, importance: Floats, bits: int) -> tuple[Floats, Floats, Floats]:
+    """Search the scales and biases of a tile.
 
-    def step(
-        groups: mx.array,
-        weighted: mx.array,
-        importance: mx.array,
-        total: mx.array,
-        first: mx.array,
-        scale: mx.array,
-        bias: mx.array,
-        error: mx.array,
-        scales: mx.array,
-        biases: mx.array,
-    ) -> Best:
-        """Fit s and b to the codes of a scale and bias (R, G, 1); keep what is better.
+    Args:
+        x: (G, g, R). importance: (G, 1, g).
 
-        The error is without the sum of all squares, which is the same for all.
+    Returns:
+        scales and biases, (G, R), values of bfloat16, and codes, (G, g, R).
+    """
+    most = np.float32(2**bits - 1)
+    low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+    middle, width = (low + high) / 2, np.maximum(high - low, _TINY)
+    even = x - middle  # from -1/2 to 1/2, so that a width that is tried is the same for all groups
+    even *= 1 / width
+    sums = _Sums(even, importance)
+    shares = np.linspace(1, _NARROWEST[bits], _WIDTHS, dtype=np.float32)
+    tried = np.empty((3, _WIDTHS, *middle.shape), np.float32)
+    codes = np.empty_like(even)
+    for number, share in enumerate(shares):
+        np.multiply(even, most / share, out=codes)
+        codes += most / 2
+        sums.of(codes, most, tried[:, number])
+    steps = shares[:, None, None, None] / most
+    fits = sums.solve(tried, steps, -steps * (most / 2))
+    best = fits[0].argmin(axis=0)[None]
+    error, scale, bias = (np.take_along_axis(part, best, 0)[0] for part in fits)
+    found = np.empty((3, *middle.shape), np.float32)
+
+    def to_nearest() -> None:
+        inverse = 1 / np.maximum(scale, _TINY)
+        np.multiply(even, inverse, out=codes)
+        np.subtract(codes, bias * inverse, out=codes)
+        sums.of(codes, most, found)
+
+    to_nearest()
+    refit = sums.solve(found, scale, bias)
+    better = refit[0] < error
+    scale, bias = np.where(better, refit[1], scale), np.where(better, refit[2], bias)
+    # A bias is rounded to 8 bits, which with many codes is much of a step: the scale follows it.
+    rounded = bfloat16_values(bias * width + middle)
+    bias = (rounded - middle) / width
+    to_nearest()
+    ones, squares, target = found
+    scale = np.where(squares > 0, (target - bias * ones) / np.maximum(squares, _TINY), scale)
+    scale = bfloat16_values(np.maximum(scale, 0) * width)
+    if bits > _COARSE:  # the nearest codes are others now
+        inverse = np.where(scale > 0, width / np.maximum(scale, _TINY), 0)
+        np.multiply(even, inverse, out=codes)
+        np.subtract(codes, bias * inverse, out=codes)
+        np.rint(codes, out=codes)
+        np.clip(codes, np.float32(0), most, out=codes)
+    return scale[:, 0], rounded[:, 0], codes
+
+
+class _Sums:
+    """Weighted sums over the weights of each group: of codes, of their squares, and of their
+    products with the weights, (G, 1, R) each."""
+
+    def __init__(self, weights: Floats, importance: Floats) -> None:
+        """weights: (G, g, R). importance: (G, 1, g)."""
+        self._weights, self._importance = weights, importance
+        self._total = importance.sum(axis=-1, keepdims=True)
+        self._first = importance @ weights
+        self._scratch = np.empty_like(weights)
+
+    def of(self, codes: Floats, most: np.float32, out: Floats) -> None:
+        """Round codes in place, and write their sums to `out`, (3, G, 1, R)."""
+        np.rint(codes, out=codes)
+        np.clip(codes, np.float32(0), most, out=codes)
+        np.matmul(self._importance, codes, out=out[0])
+        np.square(codes, out=self._scratch)
+        np.matmul(self._importance, self._scratch, out=out[1])
+        np.multiply(codes, self._weights, out=self._scratch)
+        np.matmul(self._importance, self._scratch, out=out[2])
+
+    def solve(self, sums: Floats, scale: Floats, bias: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return the least squared error for codes, and the scale and bias that have it.
+
+        The error is without the sum of all squares, which is the same for all. Codes that are all
+        the same keep `scale` and `bias`.
         """
-        codes = mx.clip(mx.round((groups - bias) / scale), 0, most)
-        counted = codes * importance
-        ones = counted.sum(axis=-1)
-        squares = (counted * codes).sum(axis=-1)
-        target = (codes * weighted).sum(axis=-1)
+        ones, squares, target = sums
+        total, first = self._total, self._first
         spread = squares * total - ones * ones
-        fits = spread > 1e-6 * squares * total
-        s = mx.where(
-            fits, (target * total - ones * first) / mx.where(fits, spread, 1), scale[..., 0]
-        )
-        b = mx.where(fits, (first - s * ones) / total, bias[..., 0])
-        found = s * s * squares + 2 * s * b * ones + b * b * total - 2 * s * target - 2 * b * first
-        better = (found < error) & (s > 0)
-        return (
-            mx.where(better, found, error),
-            mx.where(better, s, scales),
-            mx.where(better, b, biases),
-        )
-
-    compiled: Callable[..., Best] = mx.compile(step)
-    return compiled
+        fits = spread > np.float32(1e-6) * squares * total
+        s = np.where(fits, (target * total - ones * first) / np.where(fits, spread, 1), scale)
+        b = np.where(fits, (first - s * ones) / total, bias)
+        error = s * (s * squares + 2 * (b * ones - target)) + b * (b * total - 2 * first)
+        return np.where(s > 0, error, np.inf), s, b

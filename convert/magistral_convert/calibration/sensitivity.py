@@ -115,10 +115,10 @@ def _add(
     rows = read_sample(tensor, _ROWS).astype(mx.float32)
     weight = mx.maximum(squares, 1e-12)
     total = (mx.square(rows) * weight).sum()
-    found = []
+    found, columns = [], np.array(squares.astype(mx.float32))
     for bits in AFFINE_BITS:
         scheme = Quantization(bits, group_size)
-        parts = search(rows.astype(mx.bfloat16), squares, scheme)
+        parts = search(np.array(rows), columns, scheme)
         back = mx.dequantize(*parts, group_size=group_size, bits=bits).astype(mx.float32)
         error = (mx.square(back - rows) * weight).sum() / mx.maximum(total, 1e-30)
         cost = cast(float, error.item()) * share
