@@ -10,6 +10,7 @@ from typing import Any
 
 from magistral_mlx.bench.conditions import read_conditions
 from magistral_mlx.bench.process import Program, RuntimeProcess
+from magistral_mlx.bench.prompts import WordPrompts
 from magistral_mlx.bench.rounds import ENOUGH, MOST, Figure
 from magistral_mlx.errors import BenchmarkError
 
@@ -26,7 +27,8 @@ class Workload:
     folder: the checkpoint. contexts: prompt lengths in tokens. count: tokens generated after each.
     dtype: dtype to which peers widen their floats, None for no change. exact: results are
     bit-identical on this backend, so outputs must be equal. most: largest number of rounds.
-    warm_up: prompt tokens of the warm-up, None for the whole prompt.
+    warm_up: prompt tokens of the warm-up, None for the whole prompt. parallel: numbers of requests
+    at once to measure as well.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Workload:
     exact: bool
     most: int = MOST
     warm_up: int | None = None
+    parallel: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,26 @@ class Speed:
     decode: Figure
     first: Figure
     peak: int | None  # bytes of MLX; None of a server, which does not tell
+    reported: bool = False  # prefill and decode are by the server's own clock
 
     @property
     def steady(self) -> bool:
         return self.prefill.steady and self.decode.steady and self.first.steady
+
+
+@dataclass(frozen=True)
+class ParallelSpeed:
+    """Speed of one runtime with several requests at once.
+
+    rate: tokens per second of all answers, prompts included in the time. first: seconds to the
+    first token, of each request of each round.
+    """
+
+    label: str
+    requests: int
+    context: int
+    rate: Figure
+    first: Figure
 
 
 @dataclass
@@ -66,6 +85,7 @@ class Comparison:
 
     took_turns: bool
     speeds: list[Speed] = field(default_factory=list)
+    parallel: list[ParallelSpeed] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     disturbances: set[str] = field(default_factory=set)
     equal_tokens: dict[str, int] = field(default_factory=dict)
@@ -77,6 +97,8 @@ def compare(
 ) -> Comparison:
     """Measure the first program, which is ours, and the others.
 
+    The prompts are random tokens, or words where a server is among them: it takes no tokens.
+
     Args:
         together: load all at once and let them take turns; otherwise one after the other.
         on_stage: called with a description of each stage.
@@ -85,6 +107,8 @@ def compare(
         BenchmarkError: our runtime failed.
     """
     result = Comparison(together)
+    words = any(program.remote for program in programs)
+    prompts = WordPrompts(work.folder) if words else None
     expected: list[int] = []
     groups = [list(programs)] if together else [[program] for program in programs]
     for group in groups:
@@ -97,19 +121,26 @@ def compare(
                     workers.append(worker)
                 else:
                     worker.close()
-            bench = _Bench(workers, programs[0], work, result, on_stage)
+            bench = _Bench(workers, programs[0], work, result, on_stage, prompts)
             for context in work.contexts:
                 result.speeds += bench.speeds(context)
     if len(groups) > 1:
-        _check_drift(programs[0], work, result, on_stage)
+        _check_drift(programs[0], work, result, on_stage, prompts)
     return result
 
 
-def _check_drift(ours: Program, work: Workload, result: Comparison, on_stage: OnStage) -> None:
+def _check_drift(
+    ours: Program,
+    work: Workload,
+    result: Comparison,
+    on_stage: OnStage,
+    prompts: WordPrompts | None,
+) -> None:
     """Measure ours again: without turns, later runtimes may have run on a warmer machine."""
     with RuntimeProcess(ours) as worker:
         worker.ask("load", folder=str(work.folder), dtype=work.dtype)
-        last = _Bench([worker], ours, work, result, on_stage).speeds(work.contexts[0])[0]
+        bench = _Bench([worker], ours, work, result, on_stage, prompts)
+        last = bench.speeds(work.contexts[0])[0]
     change = last.decode.median / result.speeds[0].decode.median - 1
     if abs(change) > ENOUGH:
         kind = "faster" if change > 0 else "slower"
@@ -169,6 +200,7 @@ class _Bench:
     work: Workload
     result: Comparison
     on_stage: OnStage
+    prompts: WordPrompts | None = None
 
     def speeds(self, context: int) -> list[Speed]:
         """Measure one context with all runtimes in turn, until the figures are steady.
@@ -181,7 +213,7 @@ class _Bench:
         answers: dict[str, list[dict[str, Any]]] = {}
         for done in range(1, self.work.most + 1):
             for worker in list(self.workers):
-                answer = self._generate(worker, context, f"round {done}", count=self.work.count)
+                answer = self._generate(worker, context, done, count=self.work.count)
                 if answer is not None:
                     answers.setdefault(worker.program.label, []).append(answer)
             self.result.disturbances |= set(read_conditions(working=True).disturbances)
@@ -196,16 +228,27 @@ class _Bench:
     def _warm_up(self, worker: RuntimeProcess, context: int) -> None:
         """Have kernels compiled for prompts of this length before the first round."""
         prompt = min(context, self.work.warm_up or context)
-        self._generate(worker, prompt, "warming up", count=_WARM_UP)
+        self._generate(worker, prompt, 0, count=_WARM_UP)
 
     def _generate(
-        self, worker: RuntimeProcess, context: int, stage: str, count: int
+        self, worker: RuntimeProcess, context: int, number: int, count: int
     ) -> dict[str, Any] | None:
-        """Return the runtime's answer; None if a peer failed, which is then left out."""
+        """Return the runtime's answer in a round, or in the warm-up, which has the number 0.
+
+        None if a peer failed, which is then left out.
+        """
         label, work = worker.program.label, self.work
+        stage = f"round {number}" if number else "warming up"
         self.on_stage(f"{context:,} tokens, {label}, {stage}")
+        asked: dict[str, Any] = {}
+        if self.prompts is not None:
+            text = self.prompts.text(context, number)
+            remote = worker.program.remote
+            asked = {"text": text} if remote else {"tokens": self.prompts.tokens(text)}
         try:
-            return worker.ask("generate", prompt=context, count=count, vocabulary=work.vocabulary)
+            return worker.ask(
+                "generate", prompt=context, count=count, vocabulary=work.vocabulary, **asked
+            )
         except BenchmarkError as error:
             if worker.program is self.ours:
                 raise
@@ -218,13 +261,20 @@ class _Bench:
 def _speed(label: str, context: int, answers: list[dict[str, Any]]) -> Speed:
     """Summarize a runtime's answers, one per round."""
     first = [answer["first"] for answer in answers]
+    read = [answer.get("prompt", context) / answer["first"] for answer in answers]
+    written = [decode_rate(answer) for answer in answers]
+    reported = all(answer.get("reported") for answer in answers)
+    if reported:
+        read = [answer["reported"][0] for answer in answers]
+        written = [answer["reported"][1] for answer in answers]
     return Speed(
         label,
         context,
-        prefill=Figure.of([answer.get("prompt", context) / answer["first"] for answer in answers]),
-        decode=Figure.of([decode_rate(answer) for answer in answers]),
+        prefill=Figure.of(read),
+        decode=Figure.of(written),
         first=Figure.of(first),
         peak=max((answer["peak"] for answer in answers if answer["peak"]), default=None),
+        reported=reported,
     )
 
 

@@ -123,6 +123,7 @@ def describe_speeds(
             "context": speed.context,
             **{name: _describe_figure(getattr(speed, name)) for name in FIGURES},
             "steady": speed.steady,
+            "reported": speed.reported,
             "peak": speed.peak,
             "bytes_per_token": read,
             "share_of_limit": None if read is None else limit.share(speed, read),
@@ -184,6 +185,12 @@ def line_to_paste(facts: dict[str, Any]) -> str:
             + f", first token {speed['first']['median']:.2f} s{_spread(speed['first'])}"
             + (f", peak {peak / GIB:.2f} GiB" if peak is not None else "")
         )
+    parts += [
+        f"{speed['label']} with {speed['requests']} at once at {speed['context']}: "
+        f"{speed['rate']['median']:.1f} tokens/s in all, "
+        f"first token {speed['first']['median']:.2f} s"
+        for speed in facts["parallel"]
+    ]
     if restless := unsteady(facts["speeds"]):
         parts.append(f"not steady: {'; '.join(restless)}")
     if facts["disturbances"]:

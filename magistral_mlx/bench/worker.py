@@ -94,10 +94,14 @@ def generate(
     vocabulary: int,
     filled: int = 0,
     seed: int = 0,
+    tokens: list[int] | None = None,
 ) -> Task:
-    """Prefill random tokens and generate; return ids, seconds to the first and per later token."""
+    """Prefill and generate; return ids, seconds to the first and per later token.
+
+    The prompt is `tokens`, or as many random ones as `prompt` says.
+    """
     mx = _mlx()
-    tokens = random_tokens(prompt, vocabulary, seed)
+    tokens = tokens or random_tokens(prompt, vocabulary, seed)
     steps = runtime.start(tokens, filled)
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -111,7 +115,13 @@ def generate(
     if hasattr(steps, "close"):
         steps.close()
     mx.synchronize()
-    return {"ids": ids, "first": seconds[0], "steps": seconds[1:], **memory(mx)}
+    return {
+        "ids": ids,
+        "prompt": len(tokens),
+        "first": seconds[0],
+        "steps": seconds[1:],
+        **memory(mx),
+    }
 
 
 def images(runtime: BenchmarkRuntime, count: int, side: int) -> Task:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.memory.machine import Machine
 
-_CONTEXTS = (512, 4096)
 _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes at once
 
 
@@ -66,6 +65,12 @@ _TOGETHER = 0.6  # of what the machine offers, for the weights of all runtimes a
     metavar="N",
     help="Rounds at most.  [default: 9]",
 )
+@option(
+    "--parallel",
+    metavar="N[,N]",
+    default="",
+    help="Requests at once to measure as well, of this runtime and of servers, as in 2,8.",
+)
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @loading_options("kv", "dtype", "adapter")
 @machine_options
@@ -85,9 +90,10 @@ def bench(as_json: bool, **options: Any) -> int:
     from magistral_mlx.bench.conditions import read_conditions, swapping
     from magistral_mlx.bench.record import limit_of
     from magistral_mlx.cli import bench_report as report
+    from magistral_mlx.cli.bench_workload import workload_of
 
     name, checkpoint, machine, scheme = _fitting(options)
-    work = _work(checkpoint, options)
+    work = workload_of(checkpoint, options)
     programs, missing = _programs(scheme, options)
     before = read_conditions()
     limit = limit_of(machine)
@@ -110,6 +116,7 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
 
     from magistral_mlx.api.adapters import open_adapters
     from magistral_mlx.checkpoint.folder import Checkpoint
+    from magistral_mlx.cli.bench_workload import contexts_of
     from magistral_mlx.library import locate
     from magistral_mlx.memory.here import plan_here
     from magistral_mlx.memory.plan import PlanRequest
@@ -117,58 +124,12 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     folder = Path(locate(options["model"]))
     checkpoint = Checkpoint.open(folder)
     name = options["model"] or folder.name
-    context = max(_contexts(checkpoint, options)) + options["tokens"]
+    context = max(contexts_of(checkpoint, options)) + options["tokens"]
     request = PlanRequest(context, options["kv"], images=0)
     adapters = open_adapters(LoadOptions(adapter=options["adapter"]), checkpoint.config)
     plan = plan_here(checkpoint, name, request, options["dtype"], adapters=list(adapters.values()))
     warn_if_short(plan)
     return name, checkpoint, plan.machine, plan.scheme.name
-
-
-def _contexts(checkpoint: Checkpoint, options: dict[str, Any]) -> list[int]:
-    """Prompt lengths to measure at.
-
-    Raises:
-        InvalidOption: not numbers, or longer than the model's context.
-    """
-    from magistral_mlx.errors import InvalidOption
-
-    longest = checkpoint.config.text.max_position_embeddings - options["tokens"]
-    if options["contexts"] is None:
-        return [context for context in _CONTEXTS if context <= longest] or [max(1, longest // 2)]
-    parts = options["contexts"].split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise InvalidOption(
-            f"context is {options['contexts']!r}; give numbers of tokens, as in 512,4096."
-        )
-    contexts = [int(part) for part in parts]
-    if max(contexts) > longest:
-        raise InvalidOption(
-            f"context is {max(contexts):,} and {options['tokens']} tokens follow; this model has "
-            f"{checkpoint.config.text.max_position_embeddings:,} tokens in all."
-        )
-    return contexts
-
-
-def _work(checkpoint: Checkpoint, options: dict[str, Any]) -> Workload:
-    from magistral_mlx.backend import DTYPES, backend
-    from magistral_mlx.bench.compare import Workload
-    from magistral_mlx.runtime.precision import default_dtype
-
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    dtype = options["dtype"] or names[default_dtype(checkpoint)]
-    on_cpu = backend().name == "cpu"
-    return Workload(
-        checkpoint.folder,
-        _contexts(checkpoint, options),
-        options["tokens"],
-        checkpoint.config.text.vocab_size,
-        dtype,
-        exact=on_cpu and dtype == "float32",
-        most=options["rounds"],
-        # A CPU makes no kernels for longer prompts, and takes long to read them.
-        warm_up=backend().prefill_chunk if on_cpu else None,
-    )
 
 
 def _programs(scheme: str, options: dict[str, Any]) -> tuple[list[Program], dict[str, str]]:
@@ -201,12 +162,18 @@ def _measure(
     from rich.console import Console
 
     from magistral_mlx.bench.compare import compare
+    from magistral_mlx.bench.together import compare_together, ours_together
 
     here = [program for program in programs if not program.remote]
     together = len(here) * checkpoint.nbytes <= _TOGETHER * machine.limit
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("measuring") as status:
-        return compare(programs, work, together=together, on_stage=status.update)
+        result = compare(programs, work, together=together, on_stage=status.update)
+        if work.parallel:
+            servers = [program for program in programs if program.remote]
+            scheduler = ours_together(*programs[0].command[3:])
+            compare_together([scheduler, *servers], work, result, status.update)
+    return result
 
 
 def _pass_costs(
@@ -279,6 +246,7 @@ def _facts(
         "command": sys.argv,
         "limit": {**asdict(limit), "origin": limit.origin},
         "speeds": describe_speeds(result, limit, read),
+        "parallel": [asdict(speed) for speed in result.parallel],
         "took_turns": result.took_turns,
         "equal_tokens": result.equal_tokens,
         "left_out": result.left_out,

@@ -28,6 +28,8 @@ def show(facts: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     print_wide(_table(facts["speeds"]))
+    if facts["parallel"]:
+        print_wide(_parallel_table(facts["parallel"]))
     limit = facts["limit"]
     reached = f"; a plain read reached {limit['reached'] / 1e9:.0f}" if limit["published"] else ""
     console.print(
@@ -56,6 +58,11 @@ def remarks(facts: dict[str, Any]) -> list[str]:
         found.append(
             f"{', '.join(sorted(known & peers))}: full KV cache, and the share of the limit is of "
             "that."
+        )
+    reporting = {speed["label"] for speed in facts["speeds"] if speed["reported"]}
+    if reporting:
+        found.append(
+            f"{', '.join(sorted(reporting))}: prefill and decode as the server reports them."
         )
     if peers and not facts["took_turns"]:
         found.append(
@@ -92,6 +99,25 @@ def _table(speeds: list[dict[str, Any]]) -> Table:
             "-" if speed["share_of_limit"] is None else f"{speed['share_of_limit']:.0%}",
             _ratio(speed),
             "-" if speed["peak"] is None else f"{speed['peak'] / _GIB:.2f} GiB",
+        )
+    return table
+
+
+def _parallel_table(speeds: list[dict[str, Any]]) -> Table:
+    """Several requests at once."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("runtime")
+    for name in ("at once", "prompt", "in all", "spread", "first token", "last one's"):
+        table.add_column(name, justify="right")
+    for speed in speeds:
+        table.add_row(
+            speed["label"],
+            str(speed["requests"]),
+            f"{speed['context']:,}",
+            f"{speed['rate']['median']:,.1f}/s",
+            _spread(speed["rate"]),
+            f"{speed['first']['median']:.2f} s",
+            f"{max(speed['first']['values']):.2f} s",
         )
     return table
 

@@ -34,6 +34,7 @@ def facts(*speeds: Speed, took_turns: bool = True, **others: Any) -> dict[str, A
         "speeds": describe_speeds(
             result, limit, lambda label, _: 10**9 if label == OURS else 10**8
         ),
+        "parallel": [],
         "took_turns": took_turns,
         "equal_tokens": {},
         "left_out": {},

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from magistral_mlx.bench.prompts import WordPrompts
 from magistral_mlx.bench.remote import RemoteServer
+from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.errors import BenchmarkError
+from tests.command_line import run
 from tests.serving import Server
 
 DEMO = Path(__file__).parents[3] / "magistral_mlx/demo/checkpoint"
@@ -29,17 +32,24 @@ def bench(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_server_is_measured_beside_ours(server: Server, tmp_path: Path):
-    options = ("-c", "40", "-n", "6", "--rounds", "1", "--json")
+    options = ("-c", "40", "-n", "6", "--rounds", "1", "--parallel", "1, 3", "--json")
     done = bench(tmp_path, *options, "--against", f"{server.url}/v1=demo")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["left_out"] == {}
     ours, theirs = facts["speeds"]
-    assert theirs["label"] == f"127.0.0.1:{server.port}"
+    label = f"127.0.0.1:{server.port}"
+    assert theirs["label"] == label
     assert theirs["decode"]["median"] > 0 and theirs["first"]["median"] > 0
     assert theirs["peak"] is None and theirs["share_of_limit"] is None
     assert theirs["ours_over_theirs"]["median"] > 0 and ours["peak"] > 0
-    assert f"{theirs['label']} at 40: prefill" in facts["line"]
+    assert f"{label} at 40: prefill" in facts["line"]
+    assert theirs["reported"] and not ours["reported"]
+    found = [(speed["label"], speed["requests"]) for speed in facts["parallel"]]
+    assert found == [("magistral-mlx", 1), (label, 1), ("magistral-mlx", 3), (label, 3)]
+    assert [len(speed["first"]["values"]) for speed in facts["parallel"]] == [1, 1, 3, 3]
+    assert all(speed["rate"]["median"] > 0 for speed in facts["parallel"])
+    assert f"{label} with 3 at once at 40: " in facts["line"]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +68,12 @@ def test_a_server_that_cannot_be_measured_is_named_first(
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("magistral-mlx: " + refusal.format(url=server.url))
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("numbers", ["2,many", "0", "2,,4", "-1", "999"])
+def test_a_number_of_requests_that_is_none_is_refused(numbers: str):
+    refusal = run("bench", "demo", f"--parallel={numbers}").refusal
+    assert refusal.startswith(f"--parallel is '{numbers}'; give numbers of requests from 1 to 256")
 
 
 class _ChatOnly(BaseHTTPRequestHandler):
@@ -119,11 +135,11 @@ def test_a_server_with_chat_alone_is_asked_for_that():
     with chat_only() as (url, asked):
         remote = RemoteServer(url, key="secret")
         remote.load(str(DEMO))
-        answers = [remote.generate(prompt=20, count=5) for _ in range(2)]
+        answers = [remote.generate(text, count=5) for text in (" one two", " three")]
     assert [answer["prompt"] for answer in answers] == [31, 31]
     assert [len(answer["steps"]) for answer in answers] == [4, 4]
-    texts = [body["messages"][0]["content"] for body in asked]
-    assert len(set(texts)) == 2 and all(len(text.split()) == 20 for text in texts)
+    assert [answer["reported"] for answer in answers] == [None, None]
+    assert [body["messages"][0]["content"] for body in asked] == [" one two", " three"]
     assert asked[0]["max_tokens"] == 5 and asked[0]["model"] == "magistral-medium"
 
 
@@ -132,7 +148,7 @@ def test_an_answer_too_short_to_be_measured_is_an_error():
         remote = RemoteServer(url, key="secret")
         remote.load(str(DEMO))
         with pytest.raises(BenchmarkError, match="it ended after 1 of 5 tokens"):
-            remote.generate(prompt=20, count=5)
+            remote.generate(" one two", count=5)
 
 
 def test_a_key_that_is_missing_is_asked_for():
@@ -141,3 +157,104 @@ def test_a_key_that_is_missing_is_asked_for():
         pytest.raises(BenchmarkError, match=r"wants an API key.*--api-key-env"),
     ):
         RemoteServer(url).check()
+
+
+TEXT = " several words make a prompt"
+USAGE = {"prompt_tokens": 40, "completion_tokens": 6}
+
+
+def chunk(text: str, name: str = "text", **more: Any) -> dict[str, Any]:
+    return {"choices": [{name: text} if name == "text" else {"delta": {name: text}}], **more}
+
+
+# What servers send for six tokens: pieces, then what they count. Taken from their documentation
+# and sources: LM Studio and Ollama end with usage alone, llama-server adds timings, vLLM may send
+# several tokens at once and tells what was cached, Mistral sends usage with the last piece.
+STREAMS: dict[str, list[dict[str, Any]]] = {
+    "LM Studio": [*[chunk(" a")] * 6, {"choices": [], "usage": USAGE, "stats": {}}],
+    "Ollama": [
+        *[chunk(" a", "reasoning")] * 5,
+        chunk(" b", "content"),
+        {"choices": [], "usage": USAGE},
+    ],
+    "llama-server": [
+        *[chunk(" a", "reasoning_content")] * 6,
+        {
+            "choices": [],
+            "usage": USAGE,
+            "timings": {"prompt_per_second": 900.5, "predicted_per_second": 31.25, "cache_n": 0},
+        },
+    ],
+    "vLLM": [
+        *[chunk(" a b c")] * 2,
+        {"choices": [], "usage": USAGE | {"prompt_tokens_details": {"cached_tokens": 16}}},
+    ],
+    "Mistral": [*[chunk(" a", "content")] * 5, chunk(" a", "content", usage=USAGE)],
+    "no usage": [chunk(" a b"), chunk(" c d e"), chunk(" f")],
+}
+
+
+class _Scripted(BaseHTTPRequestHandler):
+    """Sends a stream, whatever it is asked."""
+
+    events: list[dict[str, Any]]
+    waiting: threading.Barrier
+
+    def do_GET(self) -> None:
+        self._send_all([json.dumps({"data": [{"id": "any"}]}).encode()])
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.waiting.wait()
+        self._send_all([f"data: {json.dumps(event)}\n\n".encode() for event in self.events])
+
+    def _send_all(self, parts: list[bytes]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(part)
+
+    def log_message(self, *_: Any) -> None:
+        """Stay silent."""
+
+
+@contextmanager
+def scripted(name: str, at_once: int = 1) -> Iterator[RemoteServer]:
+    """A server that answers when so many requests are there."""
+    handler = type(
+        "Handler",
+        (_Scripted,),
+        {"events": STREAMS[name], "waiting": threading.Barrier(at_once, timeout=60)},
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        remote = RemoteServer(f"http://127.0.0.1:{http.server_port}/v1")
+        remote.load(str(DEMO))
+        yield remote
+        http.shutdown()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_each_servers_counts_are_read(name: str):
+    with scripted(name) as remote:
+        answer = remote.generate(TEXT, count=6)
+    assert len(answer["steps"]) == 5
+    own = len(Tokenizer.load(DEMO).encode(TEXT)) + 1
+    assert answer["prompt"] == {"vLLM": 24, "no usage": own}.get(name, 40)
+    assert answer["reported"] == ((900.5, 31.25) if name == "llama-server" else None)
+
+
+def test_requests_at_once_are_sent_at_once():
+    with scripted("vLLM", at_once=5) as remote:
+        answer = remote.together([TEXT] * 5, count=6)
+    assert answer["tokens"] == 30 and len(answer["first"]) == 5
+    assert all(0 < first <= answer["seconds"] for first in answer["first"])
+
+
+def test_ours_and_a_server_get_the_same_words():
+    prompts, others = WordPrompts(DEMO), WordPrompts(DEMO)
+    text = prompts.text(30, seed=1)
+    assert len(text.split()) == 30 and text == prompts.text(30, seed=1)
+    assert len({text, prompts.text(30, seed=2), others.text(30, seed=1)}) == 3
+    ids = prompts.tokens(text)
+    assert Tokenizer.load(DEMO).decode(ids[1:]) == text and ids[0] == 1
