@@ -62,6 +62,7 @@ _HOMES = {
         "OutOfMemory",
         "ImageError",
         "PromptError",
+        "RankLost",
         "StorageError",
         "StreamInUse",
         "TargetExists",

@@ -39,7 +39,9 @@ class LoadFields(TypedDict, total=False):
 class LoadOptions:
     """How a model is loaded.
 
-    adapters: more adapters by name, for requests that ask for them.
+    adapters: more adapters by name, for requests that ask for them. split: over several machines,
+    whether each has a part of every layer (tensor) or some of the layers (pipeline); auto decides
+    by model, memory and link.
     """
 
     context: int | None = option(
@@ -100,16 +102,13 @@ class LoadOptions:
     cache_size: int | None = option(
         None, Size(10**7), "Size of the files in that folder at most.", unset="10GB"
     )
-    split: SplitChoice = option(
-        "auto",
-        Choice(*get_args(SplitChoice)),
-        "With several machines, whether each has a part of every layer (tensor), or some of the "
-        "layers (pipeline); auto decides by model and link.",
-    )
+    split: SplitChoice = "auto"
 
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
         validate_options(self)
+        if self.split not in get_args(SplitChoice):
+            raise InvalidOption(f"split is {self.split!r}; it must be auto, tensor or pipeline.")
         if self.cache_size is not None and self.cache_dir is None:
             raise InvalidOption("cache_size needs a cache_dir, where prompts are kept.")
 

@@ -60,11 +60,13 @@ class Loading:
         ranks = None
         if leader is not None:
             ranks = Ranks(leader, checkpoint)
-            checkpoint, request = ranks.first_part(options.split), ranks.limited(request)
             _refuse_adapters(options)
         adapters = open_adapters(options, checkpoint.config, downloading)
         source = name or str(checkpoint.folder)
-        plan = hold_plan(checkpoint, source, request, options.dtype, draft, adapters.values())
+        if ranks is None:
+            plan = hold_plan(checkpoint, source, request, options.dtype, draft, adapters.values())
+        else:
+            checkpoint, plan = ranks.hold_plan(source, request, options.dtype, draft, options.split)
         disk = DiskCacheConfig.of(options)
         tokenizer = None if options.tokenizer is None else str(options.tokenizer)
         open_disk = disk.open if disk else None

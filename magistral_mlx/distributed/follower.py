@@ -27,6 +27,7 @@ from magistral_mlx.distributed.link import PATIENCE, Link, read, write
 from magistral_mlx.distributed.model import FollowingModel
 from magistral_mlx.distributed.place import Place
 from magistral_mlx.errors import CheckpointError, MagistralError, RankLost
+from magistral_mlx.memory.estimate import bandwidth_of
 from magistral_mlx.memory.here import hold_plan
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import this_machine
@@ -64,7 +65,9 @@ class Follower:
         self._group = Group(place)
         self._told: SimpleQueue[Any] = SimpleQueue()
         self._ended = False
-        self._link = Link(self._connect(), self._hear, self._lose)
+        connection = self._connect()
+        self._group.latency()
+        self._link = Link(connection, self._hear, self._lose)
         self._opened: dict[int, tuple[Checkpoint, mx.Dtype, Plan]] = {}
         self._models: dict[int, FollowingModel] = {}
         self._caches: dict[int, SequenceCaches] = {}
@@ -102,11 +105,13 @@ class Follower:
         try:
             host = self._place.addresses[0][0]
             connection = socket.create_connection((host, port), PATIENCE)
+            here = this_machine()
+            machine = {"name": here.name, "memory": here.memory, "limit": here.limit}
             hello = {
                 "token": bytes(token).hex(),
                 "rank": self._place.rank,
                 "versions": versions(),
-                "limit": this_machine().limit,
+                "machine": machine | {"bandwidth": bandwidth_of(here)},
             }
             write(connection, hello)
             answer = read(connection)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import statistics
+import time
 from contextlib import suppress
 
 from magistral_mlx.backend import mx
 from magistral_mlx.distributed.place import Place
 from magistral_mlx.errors import RankLost
 
+_SUMS = 9  # that are timed
+
 
 class Group:
-    """The collective operations that a model needs; all ranks call them in the same order."""
+    """The collective operations that a model needs; all ranks call them in the same order.
+
+    calls, nbytes: operations so far, and bytes of this rank's arrays in them.
+    """
 
     def __init__(self, place: Place) -> None:
         """Connect to the other ranks, and wait until all are there.
@@ -22,6 +29,7 @@ class Group:
             RankLost: they cannot be reached.
         """
         self.place = place
+        self.calls = self.nbytes = 0
         try:
             self._group = mx.distributed.init(strict=True, backend=place.backend)
         except (RuntimeError, ValueError) as error:
@@ -33,14 +41,25 @@ class Group:
 
     def sum(self, x: mx.array) -> mx.array:
         """Sum an array over all ranks."""
+        self._count(x.nbytes)
         return mx.distributed.all_sum(x, group=self._group)
 
     def from_leader(self, x: mx.array | tuple[tuple[int, ...], mx.Dtype]) -> mx.array:
         """Rank 0's array, on all ranks; the others give its shape and dtype."""
         return self.sum(x if isinstance(x, mx.array) else mx.zeros(*x))
 
+    def latency(self) -> float:
+        """Measure the seconds that the sum of a number over all ranks takes, the median of some."""
+        seconds = []
+        for _ in range(_SUMS):
+            start = time.perf_counter()
+            mx.eval(self.sum(mx.ones(1)))
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
+
     def send(self, x: mx.array) -> mx.array:
         """Send an array to the next rank, the last one's to rank 0."""
+        self._count(x.nbytes)
         target = (self.place.rank + 1) % self.place.size
         return mx.distributed.send(x, target, group=self._group)
 
@@ -48,6 +67,10 @@ class Group:
         """Receive an array from the rank before, on rank 0 from the last."""
         source = (self.place.rank - 1) % self.place.size
         return mx.distributed.recv(shape, dtype, source, group=self._group)
+
+    def _count(self, nbytes: int) -> None:
+        self.calls += 1
+        self.nbytes += nbytes
 
     def tear(self) -> None:
         """Close the ring's connections, on which MLX's threads would wait, busily, for ever.

@@ -21,6 +21,8 @@ from magistral_mlx.distributed.group import Group
 from magistral_mlx.distributed.link import PATIENCE, Link, read, write
 from magistral_mlx.distributed.place import Place
 from magistral_mlx.errors import MagistralError, RankLost
+from magistral_mlx.measurements import Measurements
+from magistral_mlx.memory.machine import Machine
 
 TOKEN_BYTES = 16
 _CONNECTING = 60.0  # seconds that all ranks have to connect
@@ -29,8 +31,8 @@ _CONNECTING = 60.0  # seconds that all ranks have to connect
 class Leader:
     """Rank 0 of the ranks that compute models together.
 
-    error: why they no longer can, once a rank has been lost. limits: bytes that each of the other
-    ranks may use.
+    error: why they no longer can, once a rank has been lost. machines: those of the other ranks.
+    latency: seconds that a sum over all ranks takes.
     """
 
     def __init__(self, place: Place) -> None:
@@ -42,14 +44,16 @@ class Leader:
         self.place = place
         self.error: RankLost | None = None
         self.on_lost: list[Callable[[], None]] = []  # each in a thread of its own
-        self.limits: dict[int, int] = {}
         self.group = Group(place)
         self.dropped: deque[int] = deque()  # caches that no one holds any more; from any thread
         self._numbers = iter(range(1, 1 << 62))
         self._lock = threading.Lock()
         self._replies: dict[int, SimpleQueue[Any]] = {}
         self._links: dict[int, Link] = {}
+        self._machines: dict[int, Machine] = {}
         self._connect()
+        self.machines = [self._machines[rank] for rank in sorted(self._machines)]
+        self.latency = self.group.latency()
 
     def number(self) -> int:
         """Return a new number for a model or for caches."""
@@ -159,6 +163,7 @@ class Leader:
             if not hmac.compare_digest(str(hello["token"]), token.hex()):
                 raise ValueError
             rank, theirs = int(hello["rank"]), [str(one) for one in hello["versions"]]
+            machine = _machine(**hello["machine"])
         except (OSError, EOFError, ValueError, KeyError, TypeError):
             connection.close()  # somebody else's
             return
@@ -172,7 +177,7 @@ class Leader:
             raise RankLost(problem)
         write(connection, {"value": None})
         self._replies[rank] = SimpleQueue()
-        self.limits[rank] = int(hello["limit"])
+        self._machines[rank] = machine
         self._links[rank] = Link(connection, self._replies[rank].put, partial(self._lost, rank))
 
     def _lost(self, rank: int, reason: str) -> None:
@@ -182,6 +187,10 @@ class Leader:
 def versions() -> list[str]:
     """Return the versions that all ranks must have in common: of this package and of MLX."""
     return [__version__, version("mlx")]
+
+
+def _machine(name: str, memory: int, limit: int, bandwidth: float | None) -> Machine:
+    return Machine(name, memory, limit, measured=Measurements(bandwidth))
 
 
 def _named(found: list[str]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
+from typing import cast
 
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -18,10 +19,15 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.distributed.leader import Leader
 from magistral_mlx.distributed.model import LeadingModel
 from magistral_mlx.distributed.place import place
-from magistral_mlx.errors import InvalidOption, RankLost
+from magistral_mlx.errors import RankLost
+from magistral_mlx.memory.choose_split import make_split_plan
+from magistral_mlx.memory.here import plan_here, profile
+from magistral_mlx.memory.limits import PROCESS
+from magistral_mlx.memory.machine import this_machine
+from magistral_mlx.memory.machines import SplitChoice, split_model
 from magistral_mlx.memory.plan import Plan, PlanRequest
-from magistral_mlx.split import Split
 
+CHOSEN = "MAGISTRAL_MLX_SPLIT"  # the split that --machines has chosen
 _NOTICING = 2.0  # seconds in which the end of a rank is noticed
 
 _lock = threading.Lock()
@@ -64,25 +70,45 @@ class Ranks:
         """Why the model can answer no more, once a rank has been lost."""
         return self._leader.error
 
-    def first_part(self, kind: Literal["auto", "tensor", "pipeline"]) -> Checkpoint:
-        """Choose how the model is split -> rank 0's part.
+    def hold_plan(
+        self,
+        source: str,
+        request: PlanRequest,
+        dtype: str | None,
+        draft: Checkpoint | None,
+        choice: SplitChoice,
+    ) -> tuple[Checkpoint, Plan]:
+        """Choose how the model is split, for the memory of all ranks -> rank 0's part, its plan.
+
+        Rank 0 decides for all what is kept in caches, so its plan leaves no more for them than
+        the fullest rank has.
+
+        Args:
+            draft: a draft model, which is on rank 0 alone.
 
         Raises:
-            InvalidOption: it cannot be split like that.
+            InvalidOption: it cannot be split like that. OutOfMemory: it does not fit.
         """
-        size = self._leader.place.size
-        if kind != "auto":
-            return part_of(self._whole, Split(kind, 0, size))
-        try:
-            return part_of(self._whole, Split("tensor", 0, size))
-        except InvalidOption:
-            return part_of(self._whole, Split("pipeline", 0, size))
-
-    def limited(self, request: PlanRequest) -> PlanRequest:
-        """Plan for the machine with the least memory, as the ranks' caches grow together."""
-        least = min(self._leader.limits.values())
-        limit = least if request.memory_limit is None else min(request.memory_limit, least)
-        return replace(request, memory_limit=limit)
+        if choice == "auto":
+            choice = cast(SplitChoice, os.environ.get(CHOSEN, "auto"))
+        here = profile(dtype)
+        model = split_model(self._whole, source, here.float_bytes)
+        leader = self._leader
+        machines = [this_machine(), *leader.machines]
+        every = make_split_plan(model, machines, here, request, choice, leader.latency)
+        part = part_of(self._whole, every.parts[0])
+        request = replace(request, context=every.context, kv=every.scheme)
+        with PROCESS.lock:
+            plan = plan_here(part, source, request, dtype, draft)
+            spare = [
+                other.headroom * plan.peak.cache // max(1, other.peak.cache)
+                for other in every.plans
+            ]
+            limit = min(plan.limit, plan.peak.total + max(0, min(spare)))
+            chunk = min(plan.chunk, every.plans[0].chunk)
+            plan = replace(plan, chunk=chunk, limit=limit, shortened=every.shortened)
+            PROCESS.hold(plan)
+        return part, plan
 
     def load(
         self,

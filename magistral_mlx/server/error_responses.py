@@ -29,6 +29,7 @@ from magistral_mlx.errors import (
     ModelClosed,
     OutOfMemory,
     PromptError,
+    RankLost,
     ToolServerError,
 )
 from magistral_mlx.server.errors import APIError
@@ -50,6 +51,7 @@ _KINDS: tuple[tuple[type[MagistralError], int, str | None], ...] = (
     (InvalidOption, 400, None),
     (OutOfMemory, 400, "out_of_memory"),
     (ModelClosed, 503, "unavailable"),
+    (RankLost, 503, "unavailable"),
     (DeviceError, 500, "device_error"),
 )
 _ANTHROPIC_TYPES = {

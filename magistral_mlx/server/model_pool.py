@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from magistral_mlx.api.disk_cache import DiskCacheConfig
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.magistral import Magistral
-from magistral_mlx.errors import MagistralError
+from magistral_mlx.errors import MagistralError, RankLost
 from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.server.errors import Unavailable
 from magistral_mlx.server.model_registry import ServedModel
@@ -64,6 +64,11 @@ class ModelPool:
     def resident(self) -> Magistral | None:
         """The model in memory, or None."""
         return self._resident.magistral if self._resident else None
+
+    @property
+    def lost(self) -> RankLost | None:
+        """Why the model answers no more: a machine that computes it with this one is gone."""
+        return None if self.resident is None else self.resident.session.lost
 
     @property
     def disk_problem(self) -> str | None:

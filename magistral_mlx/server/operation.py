@@ -30,8 +30,12 @@ class HealthStatus(BaseModel):
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Whether the process is alive")
 async def health(request: Request) -> HealthStatus:
-    """`details` tells that --cache-dir cannot be written to, if so."""
+    """`details` tells that --cache-dir cannot be written to, if so.
+
+    503 once a machine that computes the model with this one is gone.
+    """
     service: GenerationService = request.app.state.service
+    _check_ranks(service)
     problem, disk = service.pool.disk_problem, DiskCacheConfig.of(service.settings.load)
     if problem is None or disk is None:
         return HealthStatus()
@@ -51,7 +55,14 @@ async def ready(request: Request) -> HealthStatus:
         raise Unavailable(f"the model could not be loaded: {service.load_error}")
     if not service.ready:
         raise Unavailable("the model is being loaded, or the server is shutting down.")
+    _check_ranks(service)
     return HealthStatus()
+
+
+def _check_ranks(service: GenerationService) -> None:
+    lost = service.pool.lost
+    if lost is not None:
+        raise Unavailable(str(lost))
 
 
 @router.get(
