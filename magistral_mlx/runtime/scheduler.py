@@ -103,7 +103,7 @@ class Scheduler:
             return bool(self._waiting)
 
     def close(self) -> None:
-        """RequestEnd everything, all of which has been cancelled."""
+        """End everything, all of which has been cancelled."""
         try:
             self._end_stopped()
         except BaseException as error:
@@ -275,7 +275,7 @@ class Scheduler:
             self._finish(request, sample.finish_reason)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
-        """RequestEnd a sample, and begin the next one if there is to be one."""
+        """End a sample, and begin the next one if there is to be one."""
         if request.sample is not None:
             request.sample.add_peak(mx.get_peak_memory())
         request.finish_sample(reason)
@@ -317,7 +317,7 @@ class Scheduler:
         self._short = False
 
     def _keep_within_memory(self) -> None:
-        """RequestEnd the newest one if something else in this process has taken the memory."""
+        """End the newest one if something else in this process has taken the memory."""
         begun = [request for request in self._running if request.sample is not None]
         if begun and self._runner.short_of_memory():
             self._for_one(begun[-1], self._finish, begun[-1], "memory")
@@ -333,7 +333,7 @@ class Scheduler:
     # Going
 
     def _end_stopped(self) -> None:
-        """RequestEnd those that were cancelled, and those whose time is over."""
+        """End those that were cancelled, and those whose time is over."""
         for request in list(self._running):
             if request.cancelled:
                 self._for_one(request, self._finish, request, "cancelled")
