@@ -52,9 +52,14 @@ def chat(talker: Path, home: Path) -> Iterator[Terminal]:
         yield terminal
 
 
-def start(model: Path, home: Path, *words: str) -> Terminal:
+def start(model: Path, home: Path, *words: str, columns: int = 80) -> Terminal:
     terminal = Terminal(
-        "chat", "--model", str(model), *words, env={"MAGISTRAL_MLX_HOME": str(home)}
+        "chat",
+        "--model",
+        str(model),
+        *words,
+        env={"MAGISTRAL_MLX_HOME": str(home)},
+        columns=columns,
     )
     terminal.wait_for("❯")
     return terminal
@@ -348,14 +353,15 @@ def test_save_overwrites_only_its_own_file(chat: Terminal, tmp_path: Path):
     assert json.loads(other.read_text())["messages"]
 
 
-def test_a_path_with_blanks_is_completed_as_one(chat: Terminal, tmp_path: Path):
+def test_a_path_with_blanks_is_completed_as_one(talker: Path, home: Path, tmp_path: Path):
     (tmp_path / "my long name.json").write_text("{}")
-    chat.send(f"/load {tmp_path}/my")
-    chat.wait_for("my long name.json")
-    chat.send("\t")
-    chat.wait_for("my\\ long\\")
-    chat.send(ENTER)
-    chat.wait_for("is not a conversation that was saved")
+    with start(talker, home, columns=300) as chat:  # a path of any length stands on one line
+        chat.send(f"/load {tmp_path}/my")
+        chat.wait_for("my long name.json")
+        chat.send("\t")
+        chat.wait_for("my\\ long\\")
+        chat.send(ENTER)
+        chat.wait_for("is not a conversation that was saved")
 
 
 @pytest.mark.parametrize("word", ["/bye", "/exit", "exit", "quit"])
