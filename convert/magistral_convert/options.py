@@ -100,7 +100,7 @@ class ConvertOptions:
     @property
     def calibrates(self) -> bool | None:
         """Whether to calibrate what can be; None leaves it to the backend."""
-        if self.mode != "affine" or self.calibration == (UNCALIBRATED,):
+        if self.mode == UNQUANTIZED or self.calibration == (UNCALIBRATED,):
             return False
         asked = self.calibration or self.method != METHODS[0] or self.has_target
         return True if asked else None
@@ -210,10 +210,10 @@ class ConvertOptions:
             raise InvalidOption(
                 "--calibration none goes with no other value. Name text files, or none."
             )
-        if self.mode != "affine":
+        if self.mode == UNQUANTIZED:
             raise InvalidOption(
-                f"--calibration chooses affine scales, and --mode {self.mode} has none. Leave one "
-                "of the two out."
+                f"--calibration chooses scales, and --mode {self.mode} has none. Leave one of the "
+                "two out."
             )
 
     def _check_recipe(self) -> None:

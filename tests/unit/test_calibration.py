@@ -220,7 +220,6 @@ def test_a_tokenizer_of_another_model_is_refused():
     ("options", "complaint"),
     [
         ({"calibration": ("none", "a.txt")}, "none goes with no other value"),
-        ({"calibration": ("default",), "mode": "mxfp4"}, "--mode mxfp4 has none"),
         ({"calibration": ("default",), "mode": "none"}, "--mode none has none"),
         ({"calibration": ("none",), "method": "gptq"}, "--calibration none does without"),
         ({"method": "gptq", "mode": "nvfp4"}, "--mode nvfp4 does without"),

@@ -21,6 +21,7 @@ import numpy as np
 
 from magistral_convert.calibration.facts import Quality
 from magistral_convert.calibration.files import SourceFiles, by_layer
+from magistral_convert.calibration.floating import search_floating
 from magistral_convert.calibration.gptq import Factor, compensate, factorize
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass
 from magistral_convert.calibration.memory import BATCH_TOKENS
@@ -260,9 +261,11 @@ class _Calibrated:
 
         def encode(tensor: TensorConversion, rows: Rows) -> list[memoryview]:
             scheme, columns = tensor.scheme, plain.get(tensor.name)
-            if scheme is None or columns is None or scheme.mode != "affine":
+            if scheme is None or columns is None:
                 return encode_plainly(tensor, rows)
             weights = bfloat16_values(rows)
+            if scheme.mode != "affine":
+                return encode_arrays(search_floating(weights, columns, scheme))
             if factors and tensor.name in factors:
                 found = compensate(weights, columns, factors[tensor.name], scheme)
             else:
