@@ -86,8 +86,9 @@ def _calibration_rows(facts: CalibrationFacts | None) -> list[str]:
         return []
     own = "text that ships with the converter" if facts.is_default_text else "text of its maker"
     how = ", errors compensated (GPTQ)" if facts.method == "gptq" else ""
+    columns = f", columns weighted by {facts.imatrix}" if facts.imatrix else ""
     return [
-        f"| scales | searched{how}, with {facts.tokens:,} tokens of {own} |",
+        f"| scales | searched{how}, with {facts.tokens:,} tokens of {own}{columns} |",
         f"| quality | {facts.quality.describe()} |",
     ]
 

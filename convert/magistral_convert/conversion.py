@@ -14,6 +14,7 @@ from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.calibration.decisions import calibrates_by, choose_bits, read_text
 from magistral_convert.calibration.facts import METADATA, CalibrationFacts
 from magistral_convert.calibration.files import in_layer_order, most_at_once
+from magistral_convert.calibration.imatrix import ImportanceMatrix, read_importance_matrix
 from magistral_convert.calibration.memory import peak_bytes, state_bytes
 from magistral_convert.calibration.text import (
     CalibrationText,
@@ -49,6 +50,7 @@ class Conversion:
     config: dict[str, Any]  # config.json of the output
     calibrates: bool
     adapter: StoredAdapter | None = None
+    imatrix: ImportanceMatrix | None = None
 
     @property
     def space_needed(self) -> list[tuple[Path, int]]:
@@ -112,13 +114,16 @@ def prepare(
     if options.adapter is not None:
         adapter = StoredAdapter.open(locate_adapter(options.adapter), model)
     changes = fusions(adapter, model) if adapter else None
+    flat = is_flat(raw, model)
+    plan = plan_conversion(opened.checkpoint, recipe, flat=flat, changes=changes)
+    imatrix = read_importance_matrix(options.imatrix, plan) if options.imatrix else None
     if options.has_target:
         recipe = replace(recipe, chosen=choose_bits(opened, recipe, options, changes))
-    plan = plan_conversion(opened.checkpoint, recipe, flat=is_flat(raw, model), changes=changes)
+        plan = plan_conversion(opened.checkpoint, recipe, flat=flat, changes=changes)
     if calibrates:
         plan = in_layer_order(plan, model)
     config = output_config(raw, model, plan.quantization)
-    return Conversion(opened, target, options, plan, config, calibrates, adapter)
+    return Conversion(opened, target, options, plan, config, calibrates, adapter, imatrix)
 
 
 def convert(
@@ -189,11 +194,18 @@ def run(conversion: Conversion, on_progress: OnConversionProgress | None = None)
                 source.checkpoint.config,
                 text,
                 compensates=options.method == "gptq",
+                given=conversion.imatrix.columns if conversion.imatrix else {},
                 fetch=fetch,
                 release=source.release,
                 on_progress=on_progress,
             )
-            facts = CalibrationFacts(text.tokens.size, text.is_default, options.method, quality)
+            facts = CalibrationFacts(
+                text.tokens.size,
+                text.is_default,
+                options.method,
+                quality,
+                conversion.imatrix.file if conversion.imatrix else None,
+            )
         _write_auxiliary(work.model, conversion, files, facts)
         Checkpoint.open(work.model)  # as the loader will
         work.publish(force=options.force)
@@ -235,6 +247,8 @@ def _identity(conversion: Conversion, text: CalibrationText | None) -> dict[str,
     digest.update(_json(conversion.config))
     if text:
         digest.update(f"{text.identity} {conversion.options.method}".encode())
+    if conversion.imatrix:
+        digest.update(conversion.imatrix.identity.encode())
     if conversion.adapter:
         digest.update(str(conversion.adapter.fingerprint()).encode())
     for shard in conversion.plan.shards:

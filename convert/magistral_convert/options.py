@@ -58,6 +58,7 @@ class ConvertOptions:
     the one found beside it. Mode "none" writes bfloat16 from any source. `calibration` names text
     files, with "default" for the text that ships; ("none",) leaves scales to MLX, and None
     calibrates where the backend is a GPU. At most `calibration_tokens` of the text are used.
+    `imatrix` is a file of llama.cpp with what each column counts, in place of the text's inputs.
     `method` "gptq" compensates errors as well, and calibrates on any backend. `target_size`, in
     bytes of all weights, or `target_bits`, the mean of the decoder's matrices with their scales,
     chooses the bits of each matrix by its measured sensitivity. `adapter` is a LoRA adapter, a
@@ -79,6 +80,7 @@ class ConvertOptions:
     mmproj: str | None = None
     calibration: tuple[str, ...] | None = None
     calibration_tokens: int = 16_384
+    imatrix: str | None = None
     method: str = "search"
     adapter: str | None = None
     target_size: int | None = None
@@ -96,14 +98,15 @@ class ConvertOptions:
         self._check_recipe()
         self._check_target()
         self._check_calibration()
+        self._check_imatrix()
 
     @property
     def calibrates(self) -> bool | None:
         """Whether to calibrate what can be; None leaves it to the backend."""
         if self.mode == UNQUANTIZED or self.calibration == (UNCALIBRATED,):
             return False
-        asked = self.calibration or self.method != METHODS[0] or self.has_target
-        return True if asked else None
+        asked = (self.calibration, self.imatrix, self.method != METHODS[0], self.has_target)
+        return True if any(asked) else None
 
     @property
     def has_target(self) -> bool:
@@ -214,6 +217,21 @@ class ConvertOptions:
             raise InvalidOption(
                 f"--calibration chooses scales, and --mode {self.mode} has none. Leave one of the "
                 "two out."
+            )
+
+    def _check_imatrix(self) -> None:
+        if self.imatrix is None:
+            return
+        if self.mode == UNQUANTIZED or self.calibration == (UNCALIBRATED,):
+            other = f"--mode {self.mode}" if self.mode == UNQUANTIZED else "--calibration none"
+            raise InvalidOption(
+                f"--imatrix tells what the columns count when scales are searched, and {other} "
+                "searches none. Leave one of the two out."
+            )
+        if self.calibration and self.method == METHODS[0] and not self.has_target:
+            raise InvalidOption(
+                "--calibration and --imatrix both tell what the columns count. Leave one of the "
+                "two out, or add --method gptq, which needs text as well."
             )
 
     def _check_recipe(self) -> None:

@@ -89,6 +89,13 @@ def _choice(*values: object) -> Value:
     "given several times.  [default: default on a GPU, none on a CPU]",
 )
 @option(
+    "--imatrix",
+    type=FILE,
+    metavar="FILE",
+    section="Quantization",
+    help="Importance matrix of llama.cpp, which tells what an error costs in place of text.",
+)
+@option(
     "--method",
     type=_choice("search", "gptq"),
     default="search",
@@ -157,6 +164,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
         name=asked["upload"],
         mmproj=asked["mmproj"],
         calibration=asked["calibration"] or None,
+        imatrix=asked["imatrix"],
         method=asked["method"],
         adapter=asked["adapter"],
         target_size=asked["target_size"],
@@ -174,6 +182,8 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     for note in conversion.source.checkpoint.notes:
         report.note(f"Note: {note}")
     report.note(report.headline(conversion))
+    for line in report.imatrix_lines(conversion):
+        report.note(line)
     target = _run(conversion, source)
     seconds = time.monotonic() - started
     report.note(f"Done in {report.duration(seconds)}.")

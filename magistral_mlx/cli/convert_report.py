@@ -14,10 +14,13 @@ from rich.table import Table
 
 from magistral_convert import Conversion
 from magistral_convert.calibration.facts import Quality
+from magistral_convert.calibration.imatrix import by_part
 from magistral_convert.outcomes import outcomes
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.summary import summarize
 from magistral_mlx.cli.terminal import print_wide, write
+
+_LISTED = 20  # names that a file has and the model has not
 
 
 def note(line: str) -> None:
@@ -64,11 +67,31 @@ def print_plan(conversion: Conversion) -> None:
     if conversion.options.has_target:
         console.print()
         print_wide(_bits(plan))
+    if lines := imatrix_lines(conversion):
+        console.print("\n" + "\n".join(lines), markup=False)
     console.print(f"\nOutput: {conversion.target}, {len(plan.shards)} file(s)")
     if (peak := conversion.peak_bytes) is not None:
         console.print(f"Memory: {_gb(peak)} at most, calibrating")
     for place, needed, free in _room(conversion):
         console.print(f"Disk:   {_gb(needed)} needed, {_gb(free)} free at {place}")
+
+
+def imatrix_lines(conversion: Conversion) -> list[str]:
+    """A table of what an importance matrix and the model do not have in common."""
+    found = conversion.imatrix
+    if found is None:
+        return []
+    count = len(found.columns)
+    lines = [f"Importance: {found.file} has {count} of {count + len(found.missing)} matrices"]
+    if found.missing:
+        lines.append("  not in it, weighted by the calibration text:")
+        lines += [f"    {part:<44} {layers}".rstrip() for part, layers in by_part(found.missing)]
+    if found.unknown:
+        lines.append("  not in this model, passed over:")
+        lines += [f"    {name}" for name in found.unknown[:_LISTED]]
+        if len(found.unknown) > _LISTED:
+            lines.append(f"    and {len(found.unknown) - _LISTED} more")
+    return lines
 
 
 def _bits(plan: ConversionPlan) -> Table:
@@ -144,6 +167,13 @@ def print_json(
         figures["seconds"] = seconds
     if conversion.options.has_target:
         figures["bits"] = {t.name: t.scheme.bits for t in plan.tensors if t.scheme}
+    if (imatrix := conversion.imatrix) is not None:
+        figures["imatrix"] = {
+            "file": imatrix.file,
+            "found": len(imatrix.columns),
+            "missing": imatrix.missing,
+            "unknown": imatrix.unknown,
+        }
     if (peak := conversion.peak_bytes) is not None:
         figures["peak_bytes"] = peak
     if quality is not None:

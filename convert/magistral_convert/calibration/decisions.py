@@ -53,9 +53,10 @@ def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bo
     checkpoint = source.checkpoint
     if checkpoint.blocks:
         if asked:
+            option = "--imatrix" if options.imatrix else "--calibration"
             raise InvalidOption(
-                "--calibration goes with weights that are not quantized, and a GGUF file's are "
-                "laid out as they are. Leave --calibration out, or convert the original weights."
+                f"{option} goes with weights that are not quantized, and a GGUF file's are laid "
+                f"out as they are. Leave {option} out, or convert the original weights."
             )
         return False
     if asked is None:

@@ -36,18 +36,23 @@ class Quality:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """Calibration of a conversion: tokens of text, whether it is the one that ships, the result."""
+    """Calibration of a conversion: tokens of text, whether it is the one that ships, the result.
+
+    imatrix: name of the file with the importance of columns, where one was given.
+    """
 
     tokens: int
     is_default_text: bool
     method: str
     quality: Quality
+    imatrix: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what config.json holds under METADATA."""
         text = "default" if self.is_default_text else "own"
+        imatrix = {"imatrix": self.imatrix} if self.imatrix else {}
         return {
-            "calibration": {"method": self.method, "text": text, "tokens": self.tokens},
+            "calibration": {"method": self.method, "text": text, "tokens": self.tokens} | imatrix,
             "quality": self.quality.as_dict(),
         }
 

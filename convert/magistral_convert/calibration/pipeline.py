@@ -13,9 +13,10 @@ so a result does not depend on where it was cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -65,6 +66,7 @@ def run(
     text: CalibrationText,
     *,
     compensates: bool = False,
+    given: Mapping[str, np.ndarray] = MappingProxyType({}),
     fetch: Callable[[Path], None],
     release: Callable[[Path], None],
     on_progress: OnConversionProgress | None = None,
@@ -74,6 +76,7 @@ def run(
     Args:
         plan: its tensors in the model's order; see `by_layer`.
         compensates: use `gptq`.
+        given: tensor -> (columns,) what its columns count, in place of the text's inputs.
         fetch, release: see `magistral_convert.pipeline.run`.
 
     Raises:
@@ -82,7 +85,7 @@ def run(
     """
     with open_workers(search_threads()) as workers:
         conversion = _Calibrated(
-            plan, work, config, text, workers, on_progress, compensates=compensates
+            plan, work, config, text, workers, on_progress, compensates=compensates, given=given
         )
         files = SourceFiles(plan, fetch, release)
         conversion.begin(files)
@@ -102,10 +105,11 @@ class _Calibrated:
         on_progress: OnConversionProgress | None,
         *,
         compensates: bool,
+        given: Mapping[str, np.ndarray],
     ) -> None:
         self._plan, self._work, self._config, self._text = plan, work, config, text
         self._workers = workers
-        self._compensates = compensates
+        self._compensates, self._given = compensates, given
         self._tracker = Tracker(plan, work, on_progress, verify_searched)
         self._tensors = {tensor.name: tensor for tensor in plan.tensors}
         self._units = by_layer(plan)
@@ -257,7 +261,7 @@ class _Calibrated:
         factors: Factors | None = None,
     ) -> None:
         """Convert the tensors of a unit that are not committed."""
-        plain = {name: np.array(array) for name, array in importance.items()}
+        plain = {name: np.array(array) for name, array in importance.items()} | dict(self._given)
 
         def encode(tensor: TensorConversion, rows: Rows) -> list[memoryview]:
             scheme, columns = tensor.scheme, plain.get(tensor.name)
