@@ -31,6 +31,7 @@ from magistral_convert.staging import StagingFolder, staging_path
 from magistral_convert.target import check_target, target_path
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import OutOfMemory
 from magistral_mlx.hub.adapters import locate_adapter
 from magistral_mlx.memory.machine import this_machine
@@ -77,7 +78,15 @@ class Conversion:
             self.options.calibration_tokens,
             float_bytes=backend().dtype.size,
             compensates=self.options.method == "gptq",
+            vision=self._calibrated_vision,
         )
+
+    @property
+    def _calibrated_vision(self) -> ModelConfig | None:
+        """The configuration, where vision tower and projector are calibrated too."""
+        config = self.source.checkpoint.config
+        calibrated = self.calibrates and self.options.quantize_vision and config.vision
+        return config if calibrated else None
 
     @property
     def _states_bytes(self) -> int:
@@ -247,6 +256,10 @@ def _identity(conversion: Conversion, text: CalibrationText | None) -> dict[str,
     digest.update(_json(conversion.config))
     if text:
         digest.update(f"{text.identity} {conversion.options.method}".encode())
+    if config := conversion._calibrated_vision:
+        from magistral_convert.calibration.images import calibration_images, images_identity
+
+        digest.update(images_identity(calibration_images(config)).encode())
     if conversion.imatrix:
         digest.update(conversion.imatrix.identity.encode())
     if conversion.adapter:

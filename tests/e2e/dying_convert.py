@@ -1,6 +1,6 @@
 """Converts, and kills itself (SIGKILL) just before its Nth operation on the disk.
 
-    python dying_convert.py SOURCE TARGET N [force] [calibrated]
+    python dying_convert.py SOURCE TARGET N [force] [calibrated] [vision]
 
 Blocks and commits are made small, so that a tiny checkpoint passes every stage. N = 0 lives, and
 the number of operations is printed.
@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 
 from magistral_convert import ConvertOptions, convert, pipeline
-from magistral_convert.calibration import text
+from magistral_convert.calibration import memory, text
 
 OPERATIONS = ("pwrite", "fsync", "ftruncate", "rename", "replace")
 
@@ -44,6 +45,9 @@ def main(source: str, target: str, number: str, *rest: str) -> None:
     if "calibrated" in rest:
         text.SEQUENCE, text.HELD_OUT = 64, 4
         options = ConvertOptions(bits=3, calibration=("default",), calibration_tokens=1024)
+    if "vision" in rest:
+        memory.IMAGE_SIZES = ((4, 3), (3, 4), (5, 2), (3, 3))
+        options = replace(options, quantize_vision=True, calibration_tokens=256)
     convert(source, target, options)
     sys.stdout.write(str(next(counter) - 1))
 

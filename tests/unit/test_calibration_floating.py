@@ -22,6 +22,10 @@ def weights_of(scale: float) -> mx.array:
     return mx.array(values.astype(np.float32)).astype(mx.bfloat16)
 
 
+def searched(weights: mx.array, importance: mx.array, scheme: Quantization):
+    return search_floating(np.array(weights.astype(mx.float32)), np.array(importance), scheme)
+
+
 def values_of(parts, scheme: Quantization) -> mx.array:
     found = mx.dequantize(*parts, group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode)
     return found.astype(mx.float32)
@@ -46,7 +50,7 @@ def test_the_weighted_error_falls_and_no_groups_error_grows(
 ):
     scheme, weights = scheme_of(mode), weights_of(scale)
     plain = mx.quantize(weights, group_size=scheme.group_size, bits=scheme.bits, mode=mode)
-    found = search_floating(weights, importance, scheme)
+    found = searched(weights, importance, scheme)
     assert [(p.shape, p.dtype) for p in found] == [(p.shape, p.dtype) for p in plain]
     usual = errors(plain, weights, importance, scheme)
     least = errors(found, weights, importance, scheme)
@@ -59,7 +63,7 @@ def test_zeros_tiny_and_huge_groups_come_back(mode: str):
     scheme = scheme_of(mode)
     rows = mx.stack([mx.full((COLUMNS,), v) for v in (0.0, 2.0**-6, -1.5, 1024.0)])
     rows = rows.astype(mx.bfloat16)
-    found = values_of(search_floating(rows, mx.ones(COLUMNS), scheme), scheme)
+    found = values_of(searched(rows, mx.ones(COLUMNS), scheme), scheme)
     assert np.allclose(np.array(found), np.array(rows.astype(mx.float32)), rtol=0.04)
 
 
@@ -70,7 +74,7 @@ def test_what_the_format_holds_exactly_is_kept_exactly(mode: str):
     grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
     signed = np.tile(np.concatenate([grid, -grid]), 16)
     rows = mx.array(np.stack([signed * 2.0**power for power in (-5, 0, 4)]).astype(np.float32))
-    found = values_of(search_floating(rows.astype(mx.bfloat16), mx.ones(256), scheme), scheme)
+    found = values_of(searched(rows, mx.ones(256), scheme), scheme)
     assert mx.array_equal(found, rows)
 
 
@@ -79,7 +83,7 @@ def test_columns_without_inputs_change_nothing_for_the_others(mode: str, importa
     scheme, weights = scheme_of(mode), weights_of(1.0)
     silent = mx.concatenate([mx.zeros(40), importance[40:]])
     plain = mx.quantize(weights, group_size=scheme.group_size, bits=scheme.bits, mode=mode)
-    found = search_floating(weights, silent, scheme)
+    found = searched(weights, silent, scheme)
     assert (
         errors(found, weights, silent, scheme).sum()
         <= errors(plain, weights, silent, scheme).sum() * 1.0001

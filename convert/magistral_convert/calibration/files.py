@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.recipe import EMBEDDING, HEAD, layer_of
-from magistral_mlx.checkpoint.names import expected_tensors
+from magistral_mlx.checkpoint.names import PROJECTOR, expected_tensors
 from magistral_mlx.config import ModelConfig
 
 Unit = list[TensorConversion]
@@ -25,6 +25,18 @@ def by_layer(plan: ConversionPlan) -> list[Unit]:
     """Return what is converted together of a plan `in_layer_order`: the embedding, each layer, the
     rest."""
     return [list(group) for _, group in groupby(plan.tensors, key=_unit)]
+
+
+def by_block(tensors: Sequence[TensorConversion]) -> list[Unit]:
+    """Return what is converted together of vision tower and projector, in layer order: what comes
+    before the blocks, each block, the projector."""
+
+    def block(tensor: TensorConversion) -> str:
+        if tensor.name.startswith(PROJECTOR):
+            return PROJECTOR
+        return tensor.name.partition(".layers.")[2].partition(".")[0]
+
+    return [list(group) for _, group in groupby(tensors, key=block)]
 
 
 def _unit(tensor: TensorConversion) -> tuple[int, int]:

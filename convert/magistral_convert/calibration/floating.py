@@ -50,7 +50,7 @@ def search_floating(rows: Floats, importance: Floats, scheme: Quantization) -> P
         weights.astype(mx.bfloat16), group_size=scheme.group_size, bits=scheme.bits, mode=mode
     )
     most = _MOST_E4M3 if mode == "nvfp4" else _MOST_E8M0
-    own = scales.astype(mx.int32)
+    own = plain[1].astype(mx.int32)
     step = _compiled(mode)
     best = step(groups, weight_of, own, mx.full(own.shape, np.inf), own)
     for distance in _STEPS[mode]:

@@ -7,32 +7,45 @@ blocks that are being searched; the original head and the written one.
 
 from __future__ import annotations
 
-from magistral_convert.calibration.files import Unit, by_layer
+from magistral_convert.calibration.files import Unit, by_block, by_layer
 from magistral_convert.calibration.text import HELD_OUT, SEQUENCE
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.recipe import layer_of
-from magistral_mlx.config import TextConfig
+from magistral_mlx.checkpoint.names import LANGUAGE
+from magistral_mlx.config import ModelConfig, TextConfig
 
 BATCH_TOKENS = 2048  # that run through a layer at once
 PRODUCT_COLUMNS = 8192  # columns whose products are kept together
 LOGITS_ROWS = 128  # tokens whose logits are in memory at once
+# Width and height of the images in squares of patches: at full size 28 pixels and four patches.
+IMAGE_SIZES = ((16, 12), (12, 16), (20, 9), (14, 14))
+_IMAGES = 2 * len(IMAGE_SIZES)
 _SEARCH = 512 << 20  # blocks of the worker threads, searched at once
 _BLOCKS = 64 << 20  # of a tensor that is being read
 _F32, _F64 = 4, 8
 
 
 def peak_bytes(
-    plan: ConversionPlan, config: TextConfig, tokens: int, *, float_bytes: int, compensates: bool
+    plan: ConversionPlan,
+    config: TextConfig,
+    tokens: int,
+    *,
+    float_bytes: int,
+    compensates: bool,
+    vision: ModelConfig | None = None,
 ) -> int:
     """Return the most bytes of arrays at any one time.
 
     Args:
         tokens: of calibration text.
         float_bytes: of a value while computing, 2 on a GPU and 4 on a CPU.
+        vision: the configuration, where vision tower and projector are calibrated too.
     """
     layers = [unit for unit in by_layer(plan) if layer_of(unit[0].name) is not None]
     every = [_of_layer(unit, float_bytes, compensates=compensates) for unit in layers]
     head = _of_head(config, float_bytes)
+    if vision:
+        every.append(_of_vision(plan, vision, float_bytes, compensates=compensates))
     return state_bytes(config, tokens, float_bytes) + max([*every, head])
 
 
@@ -63,6 +76,20 @@ def _products(columns: list[int]) -> int:
         whole, rest = divmod(width, PRODUCT_COLUMNS)
         total += whole * PRODUCT_COLUMNS**2 + rest**2
     return total * _F32
+
+
+def _of_vision(
+    plan: ConversionPlan, config: ModelConfig, float_bytes: int, *, compensates: bool
+) -> int:
+    """A block or the projector, the images between two blocks, and the scores of one."""
+    assert config.vision
+    tensors = [t for t in plan.tensors if not t.name.startswith(LANGUAGE)]
+    units = [unit for unit in by_block(tensors) if any(tensor.scheme for tensor in unit)]
+    largest = max((_of_layer(u, float_bytes, compensates=compensates) for u in units), default=0)
+    patches = max(width * height for width, height in IMAGE_SIZES) * config.spatial_merge_size**2
+    states = 2 * _IMAGES * patches * config.vision.hidden_size * float_bytes
+    scores = 3 * config.vision.num_attention_heads * patches**2 * _F32
+    return largest + states + scores
 
 
 def _of_head(config: TextConfig, float_bytes: int) -> int:

@@ -35,6 +35,7 @@ from magistral_convert.calibration.tensors import (
     read_original,
 )
 from magistral_convert.calibration.text import CalibrationText
+from magistral_convert.calibration.vision import convert_vision
 from magistral_convert.options import OnConversionProgress
 from magistral_convert.pipeline import (
     Tracker,
@@ -227,6 +228,7 @@ class _Calibrated:
         rest = self._units[-1]
         head = self._tensors.get(HEAD, self._tensors[EMBEDDING])
         files.open([*rest, head])
+        decoder = [tensor for tensor in rest if tensor.name.startswith(LANGUAGE)]
         config = self._config.text
         gain = read_original(self._tensors[NORM], self._dtype)
 
@@ -235,8 +237,18 @@ class _Calibrated:
 
         statistics = InputStatistics()
         statistics.add(HEAD, normed(states.calibration))
-        self._convert(rest, {HEAD: statistics.mean_squares(HEAD)})
+        self._convert(decoder, {HEAD: statistics.mean_squares(HEAD)})
         quality = compare(normed(states.original), normed(states.held_out), *self._heads(head))
+        self._states = None
+        convert_vision(
+            rest[len(decoder) :],
+            self._config,
+            self._convert,
+            self._left,
+            self._written,
+            self._dtype,
+            compensates=self._compensates,
+        )
         files.done(len(self._units) - 1)
         return quality
 
