@@ -176,8 +176,8 @@ def _report(
     from magistral_mlx.cli import eval_report as report
     from magistral_mlx.evaluation.summary import summarise_run
 
-    wanted = {questions.spec.name for questions in chosen}
-    tasks = [facts for facts in summarise_run(folder) if facts["task"] in wanted]
+    found = {facts["task"]: facts for facts in summarise_run(folder)}
+    tasks = [found[each.spec.name] for each in chosen if each.spec.name in found]
     facts = {"run": str(folder), "complete": complete, "settings": settings, "tasks": tasks}
     if options["plot"]:
         from magistral_mlx.cli.eval_plot import draw

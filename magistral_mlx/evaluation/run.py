@@ -141,7 +141,7 @@ def run(
     ids = [f"{questions.task.name}:{id}" for questions in chosen for id in questions.ids]
     keep = CachePolicy(expiry=None, scopes={"magistral-mlx": "eval"})
     try:
-        with _environment({"INSPECT_CACHE_DIR": str(folder / "answers")}), silent():
+        with _environment({"INSPECT_CACHE_DIR": str(folder.resolve() / "answers")}), silent():
             success, logs = eval_set(
                 [questions.task for questions in chosen],
                 log_dir=str(folder),

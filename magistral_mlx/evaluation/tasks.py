@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,8 @@ class TaskSpec:
                 f"{self.name} is scored by {self.needs[0]}, which is not installed. Install with "
                 f"`{self.needs[1]}`."
             )
+        if not sys.stderr.isatty():
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         module, _, name = self.function.partition(":")
         try:
             task: Task = getattr(importlib.import_module(module), name)(**self.arguments)
@@ -137,7 +141,9 @@ def _download_problem(name: str, error: Exception) -> str:
             "HF_TOKEN."
         )
     reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
-    return (
-        f"{name}: its data cannot be downloaded ({reason[:300]}). Check the connection, and give "
-        "the same command again: what has come is kept."
-    )
+    if isinstance(error, OSError) or "Hub" in text or "http" in type(error).__module__:
+        return (
+            f"{name}: its data cannot be downloaded ({reason[:300]}). Check the connection, and "
+            "give the same command again: what has come is kept."
+        )
+    return f"{name}: its data cannot be read ({type(error).__name__}: {reason[:300]})."

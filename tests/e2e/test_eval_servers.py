@@ -1,0 +1,116 @@
+"""`magistral-mlx eval` of models behind an address, and of Mistral's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command_line import Done, run
+from tests.fake_chat_api import FakeChatAPI
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MISTRAL_API_KEY", "MISTRAL_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+    monkeypatch.chdir(tmp_path)
+
+
+def sums(prompt: str) -> tuple[str, str]:
+    """Right for sums, wrong for the rest."""
+    found = re.findall(r"What is (\d+) ([+-]) (\d+)\?", prompt)
+    if not found:
+        return "I see nothing.", "A purple line."
+    a, sign, b = found[-1]
+    return "Digit by digit. " * 3, str(int(a) + int(b) if sign == "+" else int(a) - int(b))
+
+
+def facts_of(done: Done) -> dict[str, Any]:
+    assert done.status == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_server_is_asked_and_scored():
+    with FakeChatAPI(sums) as api:
+        words = ("eval", "demo", "--url", api.url, "--samples", "12", "--json", "--parallel", "4")
+        facts = facts_of(run(*words))
+        again = facts_of(run(*words))
+    (task,) = facts["tasks"]
+    right = sum("purple" not in sums(_prompt(request))[1] for request in api.requests)
+    assert 0 < right < 12
+    assert task["pass_at_1"] == pytest.approx(right / 12)
+    assert len(api.requests) == 12, "the second call asks nothing again"
+    assert again["tasks"] == facts["tasks"]
+    assert task["output_tokens"] == 12 * 40 and task["input_tokens"] == 12 * 20
+    # 48 characters of thinking, and an answer of a few.
+    assert 0.8 * 40 < task["right"]["thinking"] < 40 and task["thinking_estimated"]
+    assert {"temperature": 0.7, "top_p": 0.95}.items() <= api.requests[0].items()
+    assert "seed" not in api.requests[0]
+
+
+def test_the_hosted_model_thinks_in_chunks(monkeypatch: pytest.MonkeyPatch):
+    name = "magistral-medium-2509"
+    with FakeChatAPI(sums, model=name, key="secret", mistral=True) as api:
+        monkeypatch.setenv("MISTRAL_BASE_URL", api.base)
+        monkeypatch.setenv("MY_KEY", "secret")
+        words = ("eval", "demo", "--samples", "6", "--json", "--api-key-env", "MY_KEY")
+        facts = facts_of(run(*words, "--model", f"mistral/{name}"))
+    (task,) = facts["tasks"]
+    assert task["answers"] == len(api.requests) == 6
+    assert task["right"]["answers"] == round(6 * task["pass_at_1"]) > 0
+    assert task["right"]["thinking"] > 0
+    assert {request["model"] for request in api.requests} == {name}
+
+
+def test_a_looping_answer_of_a_server_is_told():
+    loop = "so we try the next number and then we try it once more, " * 100
+    with FakeChatAPI(lambda prompt: (loop, "5")) as api:
+        words = ("eval", "demo", "--url", api.url, "--samples", "2", "--json")
+        facts = facts_of(run(*words))
+    assert facts["tasks"][0]["looping"] == 2
+
+
+def test_two_runs_are_compared_by_question():
+    folders = []
+    for answer in (sums, lambda prompt: ("", "A purple line.")):
+        with FakeChatAPI(answer) as api:
+            words = ("eval", "demo", "--url", api.url, "--samples", "12", "--json")
+            folders.append(facts_of(run(*words))["run"])
+    compared = facts_of(run("eval", "--compare", *folders, "--json"))
+    (task,) = compared["tasks"]
+    assert task["questions"] == 12
+    assert task["second"] == 0 and task["difference"] == -task["first"] < 0
+    assert task["worse"] == round(12 * task["first"]) and task["better"] == 0
+    assert task["p"] == pytest.approx(min(1, 2 / 2 ** task["worse"]))
+    table = run("eval", "--compare", *folders, "--plot", "apart.svg")
+    assert table.status == 0 and b"sign-flip" in table.stdout
+    assert Path("apart.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--model", "mistral/magistral-medium-2509"), "MISTRAL_API_KEY"),
+        (("--url", "http://127.0.0.1:9/v1"), "does not answer"),
+        (("--url", "{url}", "--api-key-env", "UNSET_KEY"), "UNSET_KEY, which is not set"),
+        (("--url", "{url}"), "asks for a key"),
+        (("--url", "{url}", "--kv", "4/4"), "--kv is for models that this process loads"),
+        (("--api-key-env", "HOME"), "--url"),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_one_line(words: tuple[str, ...], expected: str):
+    with FakeChatAPI(sums, key="secret") as api:
+        given = [word.format(url=api.url) for word in words]
+        assert expected in run("eval", "demo", *given).refusal
+    assert api.requests == []
+
+
+def _prompt(request: dict[str, Any]) -> str:
+    content = request["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
