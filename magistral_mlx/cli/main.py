@@ -27,7 +27,7 @@ _COMMANDS = {
     "generate": ("magistral_mlx.cli.generate", "Answer a prompt, with images if you like."),
     "chat": ("magistral_mlx.cli.chat", "Talk with the model on this terminal."),
     "serve": ("magistral_mlx.cli.serve", "Answer apps and browsers on this machine."),
-    "traces": ("magistral_mlx.cli.traces", "Summarise what serve --traces wrote."),
+    "traces": ("magistral_mlx.cli.traces", "Summarise what serve --traces, or eval, wrote."),
     "convert": ("magistral_mlx.cli.convert", "Quantize a checkpoint to MLX format."),
     "plan": ("magistral_mlx.cli.plan", "Show what fits into memory, before anything is loaded."),
     "doctor": ("magistral_mlx.cli.doctor", "Check whether this machine is good enough."),

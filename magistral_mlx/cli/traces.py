@@ -1,4 +1,4 @@
-"""`magistral-mlx traces`: statistics of recorded exchanges, as a table, JSON or a plot."""
+"""`magistral-mlx traces`: statistics of recorded exchanges, or of an evaluation's answers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,24 @@ _ROWS = (
 
 
 @click.command()
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR_OR_LOG")
 @click.option("--json", "as_json", is_flag=True, help="Print all statistics as JSON.")
 @click.option("--plot", metavar="FILE", help="Draw charts into a .png, .svg or .pdf file.")
 def traces(folder: str, as_json: bool, plot: str | None) -> None:
-    """Summarise the traces that `magistral-mlx serve --traces DIR` wrote."""
+    """Summarise the traces that `magistral-mlx serve --traces DIR` wrote, or an evaluation's logs.
+
+    Of an evaluation, `magistral-mlx eval` or `inspect eval`, it shows how right answers were
+    thought, and wrong ones: lengths, loops, changes of language, and after what share of the
+    thinking the answer was first stated.
+    """
+    from magistral_mlx.cli.traces_evaluation import find_evaluation, show_evaluation
     from magistral_mlx.server import traces as trace_files
 
-    recorded = trace_files.read_traces(user_path(folder))
+    path = user_path(folder)
+    if logs := find_evaluation(path):
+        show_evaluation(logs, user_path(plot) if plot else None, as_json=as_json)
+        return
+    recorded = trace_files.read_traces(path)
     if recorded.damaged:
         names = ", ".join(recorded.damaged[:3])
         click.echo(f"{len(recorded.damaged)} files are no traces: {names}.", err=True)

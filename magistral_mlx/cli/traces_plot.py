@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.cli.plots import check_plot, figure_of, save_figure
-from magistral_mlx.server.traces import TraceFolder, known, percentiles
+from magistral_mlx.percentiles import known, percentiles
+from magistral_mlx.server.traces import TraceFolder
+
+if TYPE_CHECKING:
+    from magistral_mlx.evaluation.thoughts import EvaluationTrace, Thought
 
 _BINS = 30
 _INK, _THINKING, _ANSWER = "#30343f", "#8d99ae", "#e4572e"
@@ -35,6 +40,38 @@ def draw(recorded: TraceFolder, file: Path) -> None:
     share.set_xlim(0, 100)
     figure.suptitle(f"{len(traces):,} answers in {recorded.exchanges:,} exchanges")
     save_figure(figure, file)
+
+
+def draw_evaluation(traces: Sequence[EvaluationTrace], file: Path) -> None:
+    """Draw the thinking of right and wrong answers into `file`, whole or not at all.
+
+    Raises what `draw` raises.
+    """
+    check_plot(file)
+    thoughts = [thought for trace in traces for thought in trace.thoughts]
+    figure, (lengths, reached) = figure_of((11, 4), 1, 2)
+    for axes, title, unit, value in (
+        (lengths, "Thinking", "tokens", _tokens_thought),
+        (reached, "Answer first stated", "% of the thinking", _percent_reached),
+    ):
+        axes.set(title=title, xlabel=unit, ylabel="answers")
+        groups = [
+            known(value(thought) for thought in thoughts if thought.answer.right is is_right)
+            for is_right in (True, False)
+        ]
+        axes.hist(groups, bins=_BINS, stacked=True, color=(_THINKING, _ANSWER))
+        names = zip(("right", "wrong"), groups, strict=True)
+        axes.legend([f"{name} {len(some):,}" for name, some in names], frameon=False)
+    figure.suptitle(", ".join(dict.fromkeys(f"{trace.task}, {trace.model}" for trace in traces)))
+    save_figure(figure, file)
+
+
+def _tokens_thought(thought: Thought) -> float | None:
+    return thought.answer.thinking_tokens
+
+
+def _percent_reached(thought: Thought) -> float | None:
+    return None if thought.reached is None else 100 * thought.reached
 
 
 def _histogram(axes: Any, values: list[float], title: str, unit: str) -> None:

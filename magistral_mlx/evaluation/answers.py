@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _UNREAD = {"events", "store", "messages", "events_data", "timelines"}
 # Scores that are several figures; the first of these that is there counts.
 _FIGURES = ("prompt_level_strict", "accuracy", "correct", "score")
+_RIGHT = 0.5  # scores from here on count as right
 _CANCELLED = "CancelledError("  # begun as the run was stopped
 
 
@@ -42,6 +43,11 @@ class Answer:
     seconds: float
     error: str
 
+    @property
+    def right(self) -> bool | None:
+        """Whether it counts as right where right and wrong are told apart; None without a score."""
+        return None if self.score is None else self.score >= _RIGHT
+
 
 def read_header(log: Path) -> EvalLog:
     """Return a log without its samples.
@@ -61,6 +67,11 @@ def read_header(log: Path) -> EvalLog:
 
 def read_answers(log: Path) -> Iterator[Answer]:
     """Yield the answers of a log, finished or not, one in memory at a time."""
+    return map(answer_of, read_samples(log))
+
+
+def read_samples(log: Path) -> Iterator[EvalSample]:
+    """Yield the samples of a log that were answered, one in memory at a time."""
     from inspect_ai.log import read_eval_log_sample, read_eval_log_sample_summaries
 
     for summary in read_eval_log_sample_summaries(str(log)):
@@ -73,7 +84,7 @@ def read_answers(log: Path) -> Iterator[Answer]:
                 exclude_fields=_UNREAD,
             )
             if sample.error is None or not sample.error.message.startswith(_CANCELLED):
-                yield _answer(sample)
+                yield sample
 
 
 def score_of(value: Any) -> float:
@@ -87,7 +98,8 @@ def score_of(value: Any) -> float:
     return float(value) if isinstance(value, bool | int | float) else 0.0
 
 
-def _answer(sample: EvalSample) -> Answer:
+def answer_of(sample: EvalSample) -> Answer:
+    """Return what a sample says of its answer."""
     output = sample.output
     usage = output.usage
     score = None
@@ -118,13 +130,14 @@ def _thinking_tokens(output: ModelOutput) -> tuple[int | None, bool]:
         return None, False
     if usage.reasoning_tokens is not None:
         return usage.reasoning_tokens, False
-    thinking, text = len(_thinking(output)), len(output.completion)
+    thinking, text = len(thinking_of(output)), len(output.completion)
     if not thinking:
         return 0, False
     return round(usage.output_tokens * thinking / (thinking + text)), True
 
 
-def _thinking(output: ModelOutput) -> str:
+def thinking_of(output: ModelOutput) -> str:
+    """Return the thinking of an output; empty for none."""
     from inspect_ai.model import ContentReasoning
 
     if not output.choices:
@@ -139,7 +152,7 @@ def _looped(output: ModelOutput) -> bool:
     metadata = output.metadata or {}
     if "thinking_end" in metadata:
         return metadata["thinking_end"] == "loop"
-    words = re.findall(r"\w+|[^\w\s]", _thinking(output) or output.completion)
+    words = re.findall(r"\w+|[^\w\s]", thinking_of(output) or output.completion)
     ids: dict[str, int] = {}
     numbers = [ids.setdefault(word, len(ids)) for word in words]
     known = list(ids)

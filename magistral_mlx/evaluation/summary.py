@@ -16,7 +16,6 @@ from magistral_mlx.evaluation.run import logs_of
 from magistral_mlx.evaluation.statistics import paired, pass_at_1
 from magistral_mlx.evaluation.tasks import TASKS
 
-_RIGHT = 0.5  # scores from here on count as right where lengths are told apart
 _NAMES = {  # of a task to Inspect -> to us
     spec.function.rpartition(":")[2]: spec.name
     for spec in TASKS.values()
@@ -40,8 +39,8 @@ def summarise(name: str, answers: Iterable[Answer]) -> dict[str, Any]:
     by_question = scores_by_question(found)
     estimate = pass_at_1(list(by_question.values()))
     scored = [answer for answer in found if answer.score is not None]
-    right = [answer for answer in scored if (answer.score or 0) >= _RIGHT]
-    wrong = [answer for answer in scored if (answer.score or 0) < _RIGHT]
+    right = [answer for answer in scored if answer.right]
+    wrong = [answer for answer in scored if not answer.right]
     failed = [answer for answer in found if answer.score is None]
     return {
         "task": name,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from magistral_mlx.errors import StorageError
-
-PERCENTILES = (50, 90, 99)
+from magistral_mlx.percentiles import known, percentiles
 
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -177,17 +175,6 @@ def summarise(folder: TraceFolder) -> dict[str, Any]:
 def as_json(folder: TraceFolder) -> str:
     """The summary, and every answer's statistics."""
     return json.dumps(summarise(folder) | {"traces": [asdict(trace) for trace in folder.traces]})
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    """{"p50": …, "p90": …, "p99": …}, interpolated between neighbours."""
-    if not values:
-        return {f"p{p}": None for p in PERCENTILES}
-    return {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}
-
-
-def known(values: Iterator[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,0 +1,176 @@
+"""How a model thought in the logs of an evaluation, right answers against wrong ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magistral_mlx.errors import EvaluationError
+from magistral_mlx.evaluation.answers import (
+    Answer,
+    answer_of,
+    read_header,
+    read_samples,
+    thinking_of,
+)
+from magistral_mlx.evaluation.languages import LanguageUse, language_use
+from magistral_mlx.evaluation.reached import share_before
+from magistral_mlx.percentiles import known, percentiles
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalSample
+
+
+@dataclass(frozen=True)
+class Thought:
+    """The thinking of one answer.
+
+    languages: of the thinking. reached: share of the thinking before it first stated the answer
+    that it ended with; None where it never did, or where there is no thinking.
+    """
+
+    answer: Answer
+    languages: LanguageUse
+    reached: float | None
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens after the thinking."""
+        return self.answer.output_tokens - (self.answer.thinking_tokens or 0)
+
+
+@dataclass(frozen=True)
+class EvaluationTrace:
+    """A log of one task and model."""
+
+    log: Path
+    task: str
+    model: str
+    thoughts: tuple[Thought, ...]
+
+
+def candidate_logs(path: Path) -> list[Path]:
+    """Return the files that look like logs of Inspect's in a folder and below, or a single file."""
+    if path.is_file():
+        return [path]
+    found = [file for file in path.rglob("*") if file.suffix in (".eval", ".json")]
+    return [file for file in found if file.suffix == ".eval" or _is_json_log(file)]
+
+
+def newest_logs(logs: Iterable[Path]) -> list[Path]:
+    """Return the newest log of each task and model in each folder: an evaluation that went on
+    wrote it.
+
+    Raises:
+        EvaluationError: a file that is no log of Inspect's.
+    """
+    newest: dict[tuple[Path, str, str], Path] = {}
+    for log in sorted(logs, key=lambda file: file.name, reverse=True):
+        header = read_header(log).eval
+        newest.setdefault((log.parent, header.task, header.model), log)
+    return sorted(newest.values())
+
+
+def read_thoughts(
+    logs: Iterable[Path], on_log: Callable[[Path], None] | None = None
+) -> list[EvaluationTrace]:
+    """Read the logs of evaluations, one answer at a time.
+
+    Args:
+        on_log: called with each log before it is read.
+
+    Raises:
+        EvaluationError: a file that is no log of Inspect's.
+        MissingExtra: a package that this needs is not installed.
+    """
+    traces = []
+    for log in logs:
+        if on_log:
+            on_log(log)
+        header = read_header(log).eval
+        thoughts = tuple(_thoughts(log))
+        traces.append(EvaluationTrace(log, header.task, header.model, thoughts))
+    return traces
+
+
+def summarise_thoughts(trace: EvaluationTrace) -> dict[str, Any]:
+    """Return the figures of a log as JSON types, of all answers and of right and wrong ones."""
+    groups = {
+        "all": trace.thoughts,
+        "right": [thought for thought in trace.thoughts if thought.answer.right],
+        "wrong": [thought for thought in trace.thoughts if thought.answer.right is False],
+    }
+    return {
+        "log": str(trace.log),
+        "task": trace.task,
+        "model": trace.model,
+        "failed": sum(bool(thought.answer.error) for thought in trace.thoughts),
+        "answers": {name: _figures(some) for name, some in groups.items()},
+    }
+
+
+def thought_facts(thought: Thought) -> dict[str, Any]:
+    """Return one answer's figures as JSON types."""
+    answer = thought.answer
+    return {
+        "question": answer.question,
+        "epoch": answer.epoch,
+        "score": answer.score,
+        "thinking_tokens": answer.thinking_tokens,
+        "estimated": answer.estimated,
+        "answer_tokens": thought.answer_tokens,
+        "truncated": answer.truncated,
+        "looped": answer.looped,
+        "reached": thought.reached,
+        "languages": thought.languages.letters,
+        "switches": thought.languages.switches,
+    }
+
+
+def _figures(thoughts: Sequence[Thought]) -> dict[str, Any]:
+    languages: Counter[str] = Counter()
+    for thought in thoughts:
+        languages.update(thought.languages.letters)
+    answers = [thought.answer for thought in thoughts]
+    return {
+        "count": len(thoughts),
+        "thinking_tokens": percentiles(known(answer.thinking_tokens for answer in answers)),
+        "answer_tokens": percentiles([thought.answer_tokens for thought in thoughts]),
+        "reached": percentiles(known(thought.reached for thought in thoughts)),
+        "stated_while_thinking": sum(thought.reached is not None for thought in thoughts),
+        "thought": sum(bool(answer.thinking_tokens) for answer in answers),
+        "truncated": sum(answer.truncated for answer in answers),
+        "looped": sum(answer.looped for answer in answers),
+        "switched": sum(thought.languages.switches > 0 for thought in thoughts),
+        "switches": sum(thought.languages.switches for thought in thoughts),
+        "languages": dict(languages.most_common()),
+    }
+
+
+def _thoughts(log: Path) -> Iterator[Thought]:
+    for sample in read_samples(log):
+        thinking = thinking_of(sample.output)
+        yield Thought(
+            answer_of(sample), language_use(thinking), share_before(thinking, _stated(sample))
+        )
+
+
+def _stated(sample: EvalSample) -> str:
+    """Return the answer that a scorer read; "" where none tells."""
+    for score in (sample.scores or {}).values():
+        if isinstance(score.answer, str) and score.answer.strip():
+            return score.answer
+    return ""
+
+
+def _is_json_log(file: Path) -> bool:
+    """Whether a JSON file begins as Inspect's logs do."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(300)
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be read: {error.strerror}.") from error
+    return b'"status"' in head and b'"eval"' in head
