@@ -70,12 +70,13 @@ def chosen_model(options: dict[str, Any]) -> str | None:
 
 
 def load_options(options: dict[str, Any], **others: Any) -> LoadOptions:
-    """The options of loading among a command's own, and `others` over them.
+    """The options of loading among a command's own, --split included, and `others` over them.
 
     Raises:
         InvalidOption: two that do not go together.
     """
-    return LoadOptions(**given(options, LoadOptions) | others)
+    split = {} if options.get("split") is None else {"split": options["split"]}
+    return LoadOptions(**given(options, LoadOptions) | split | others)
 
 
 def open_model(name: str | None, options: LoadOptions) -> Magistral:

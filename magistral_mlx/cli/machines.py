@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.cli.terminal import say, write
+from magistral_mlx.distributed.place import CHOSEN
 from magistral_mlx.errors import MachineError
-from magistral_mlx.machines.launch import LAUNCHED
 
 if TYPE_CHECKING:
     from magistral_mlx.api.load_options import LoadOptions
@@ -35,7 +35,7 @@ def machines_of(options: dict[str, Any]) -> str | None:
         UsageError: --machines in a process that mlx.launch started, or --split without machines.
     """
     machines, split = options["machines"], options["split"]
-    if LAUNCHED in os.environ:
+    if CHOSEN in os.environ:
         return None
     if os.environ.get("MLX_RANK") is not None:
         if machines is not None:
@@ -148,7 +148,14 @@ class _Run:
             choice = plans[0].kind if plans else self._split or "auto"
             plans.append(make_split_plan(model, machines, here, self._request, choice, latency))
         say(_summary(self._connections, links, plans[0]))
-        return RankCommand(sys.argv[1:], ring_of(links), plans[0].kind)
+        folders = [
+            {
+                str(Path(path).resolve()): copy["path"]
+                for (_, path), copy in zip(self._models, one["models"], strict=True)
+            }
+            for one in facts
+        ]
+        return RankCommand(sys.argv[1:], ring_of(links), plans[0].kind, folders)
 
     def _find_again(self, error: MachineError, running: Callable[[], bool]) -> RankCommand | None:
         """Connect anew until that works -> what to run then; None if rank 0 ends meanwhile."""

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,7 +24,7 @@ from magistral_mlx.distributed.group import Group
 from magistral_mlx.distributed.leader import TOKEN_BYTES, versions
 from magistral_mlx.distributed.link import PATIENCE, Link, read, write
 from magistral_mlx.distributed.model import FollowingModel
-from magistral_mlx.distributed.place import Place
+from magistral_mlx.distributed.place import Place, folder_here
 from magistral_mlx.errors import CheckpointError, MagistralError, RankLost
 from magistral_mlx.memory.estimate import bandwidth_of
 from magistral_mlx.memory.here import hold_plan
@@ -148,7 +147,7 @@ class Follower:
         Raises:
             MagistralError: they are not here, are others, or do not fit.
         """
-        folder = Path(wanted["folder"])
+        folder = folder_here(wanted["folder"])
         checkpoint = Checkpoint.open(folder)
         if content_digest(checkpoint) != wanted["digest"]:
             raise CheckpointError(

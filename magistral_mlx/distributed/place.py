@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from magistral_mlx.errors import InvalidOption
 
 Backend = Literal["ring", "jaccl"]
+CHOSEN = "MAGISTRAL_MLX_SPLIT"  # the split that --machines has chosen; tells that it has started us
+FOLDERS = "MAGISTRAL_MLX_FOLDERS"  # JSON: rank 0's folder of a model -> this machine's
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,13 @@ def place() -> Place | None:
             "such a rank; start all ranks with mlx.launch, or with --machines."
         ) from None
     return found if found.size > 1 else None
+
+
+def folder_here(folder: str) -> Path:
+    """Return where this machine has the model that rank 0 has in `folder`: there, unless
+    --machines has found it elsewhere."""
+    known = json.loads(os.environ.get(FOLDERS, "{}"))
+    return Path(known.get(folder, folder))
 
 
 def _ring(rank: int, file: str) -> Place:

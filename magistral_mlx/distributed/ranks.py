@@ -18,7 +18,7 @@ from magistral_mlx.checkpoint.part import content_digest, part_of
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.distributed.leader import Leader
 from magistral_mlx.distributed.model import LeadingModel
-from magistral_mlx.distributed.place import place
+from magistral_mlx.distributed.place import CHOSEN, place
 from magistral_mlx.errors import RankLost
 from magistral_mlx.memory.choose_split import make_split_plan
 from magistral_mlx.memory.here import plan_here, profile
@@ -27,7 +27,6 @@ from magistral_mlx.memory.machine import this_machine
 from magistral_mlx.memory.machines import SplitChoice, split_model
 from magistral_mlx.memory.plan import Plan, PlanRequest
 
-CHOSEN = "MAGISTRAL_MLX_SPLIT"  # the split that --machines has chosen
 _NOTICING = 2.0  # seconds in which the end of a rank is noticed
 
 _lock = threading.Lock()

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from magistral_mlx.distributed.place import CHOSEN, FOLDERS
 from magistral_mlx.errors import MachineError
 from magistral_mlx.machines.agent import END_SECONDS
 from magistral_mlx.machines.connection import Connection
+from magistral_mlx.split import SplitKind
 
-LAUNCHED = "MAGISTRAL_MLX_SPLIT"  # tells a rank that it was started here, and its split
 _POLL_SECONDS = 0.05
 
 
@@ -30,13 +31,14 @@ _POLL_SECONDS = 0.05
 class RankCommand:
     """What the ranks run.
 
-    arguments: of rank 0; the others have none. ring: addresses of the ranks. split: as `LAUNCHED`
-    has it.
+    arguments: of rank 0; the others have none. ring: addresses of the ranks. folders: for each
+    rank, rank 0's folder of each model -> that rank's.
     """
 
     arguments: Sequence[str]
     ring: list[list[str]]
-    split: str
+    split: SplitKind
+    folders: Sequence[Mapping[str, str]]
 
 
 # Gets what became of a rank, and whether rank 0 still runs; returns whether to start anew.
@@ -66,7 +68,8 @@ def run_ranks(
 
 
 def _environment(command: RankCommand, rank: int) -> dict[str, str]:
-    return {"MLX_RANK": str(rank), LAUNCHED: command.split}
+    folders = json.dumps(command.folders[rank])
+    return {"MLX_RANK": str(rank), CHOSEN: command.split, FOLDERS: folders}
 
 
 @contextlib.contextmanager
@@ -139,8 +142,8 @@ def _loss(lost: Connection) -> str:
     """What became of a rank, in one line."""
     if lost.ended is None:
         return f"{lost.label} was lost: its connection has ended. Check that it is on and awake."
-    how = f"by {_signal(-lost.ended)}" if lost.ended < 0 else f"with status {lost.ended}"
-    said = f": {lost.last_line.removeprefix('magistral-mlx: ')}" if lost.last_line else ""
+    how = f"by {_signal(-lost.ended)}." if lost.ended < 0 else f"with status {lost.ended}."
+    said = f" {lost.last_line}" if lost.last_line and lost.ended > 0 else ""
     return f"{lost.label} was lost: its process ended {how}{said}"
 
 
