@@ -159,6 +159,9 @@ class SequenceState:
 
         Args:
             most: tokens that the chunk has at most, where the sequence's chunks are larger.
+
+        Raises:
+            CheckpointError: no token is asked for, and the logits are not finite.
         """
         assert self._prefill is not None, "the prompt is in the caches already"
         progress = self._prefill.send(most if self._prefill_begun else None)
@@ -167,6 +170,8 @@ class SequenceState:
             logits = _returned(self._prefill)
             self._prefill = None
             self.prefilled = ComputedPrefix(self.caches, len(self.inputs.tokens), logits)
+            if self.inputs.limit == 0 and (error := _not_finite(logits)):  # nothing is decoded
+                raise error
         return progress
 
     def begin_decoding(self) -> None:
@@ -194,11 +199,8 @@ class SequenceState:
             dispatch([self.pending])
         except Exception as error:
             self.error = error
-        if not self.error and not mx.all(mx.isfinite(self.prefilled.logits)).item():
-            self.error = CheckpointError(
-                "the model's first logits are not finite: its weights hold NaNs or infinities. "
-                "Fetch or convert the model again."
-            )
+        if not self.error:
+            self.error = _not_finite(self.prefilled.logits)
 
     def close(self, unused: int = 0) -> None:
         """Stop here. The caches hold what was given out and stay good to go on from.
@@ -313,3 +315,13 @@ def _returned(steps: Generator[Prefill, int | None, mx.array]) -> mx.array:
     except StopIteration as end:
         return end.value
     raise AssertionError("a prompt goes on after its last token")
+
+
+def _not_finite(logits: mx.array) -> CheckpointError | None:
+    """Return the error of logits that hold NaNs or infinities."""
+    if mx.all(mx.isfinite(logits)).item():
+        return None
+    return CheckpointError(
+        "the model's first logits are not finite: its weights hold NaNs or infinities. "
+        "Fetch or convert the model again."
+    )

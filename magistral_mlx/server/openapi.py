@@ -120,7 +120,8 @@ def describe(app: FastAPI, *, model: str, events: Sequence[type[BaseModel]], key
         if app.openapi_schema is None:
             document = plain()
             _add_events(document, events)
-            _fill_in(document, _EXAMPLES | {"/v1/models/": {"id": model}})
+            models = dict.fromkeys(("/v1/models/", "/api/v0/models/"), {"id": model})
+            _fill_in(document, _EXAMPLES | models)
             _name_model(document, model)
             if keyed:
                 _add_keys(document)

@@ -239,7 +239,13 @@ def _piece(data: bytes) -> str | list[int]:
 
 
 _UNSUPPORTED = {
-    "it has no embeddings": ("/v1/embeddings", "/embedding", "/api/embed", "/api/embeddings"),
+    "it has no embeddings": (
+        "/v1/embeddings",
+        "/embedding",
+        "/api/embed",
+        "/api/embeddings",
+        "/api/v0/embeddings",
+    ),
     "it ranks nothing": ("/v1/rerank", "/v1/reranking", "/v2/rerank", "/v1/score"),
     "it was not trained to fill in a middle": ("/infill",),
     "it neither hears nor speaks": (

@@ -54,9 +54,10 @@ def test_weights_that_are_no_numbers_end_the_first_answer(model: Path, name: str
     place = 192 if name.endswith("embed_tokens.weight") else 0  # <s> is token 1, 192 wide
     overwrite(model, name, bits, place)
     with Magistral.load(model) as magistral:
-        for _ in range(2):
+        scored: dict[str, Any] = {"max_tokens": 0, "prompt_logprobs": 1}
+        for options in ({"max_tokens": 5}, {"max_tokens": 5}, scored):
             with pytest.raises(CheckpointError, match="first logits are not finite"):
-                magistral.generate("What is 37 + 85?", max_tokens=5)
+                magistral.generate("What is 37 + 85?", **options)
 
 
 def test_the_command_says_so_in_one_line(model: Path):

@@ -64,6 +64,27 @@ def test_models_are_listed_as_lm_studio_does(server: Server):
     assert (model["id"], model["type"], model["state"]) == ("demo", "vlm", "loaded")
     assert model["max_context_length"] == model["loaded_context_length"] == 8192
     assert (model["compatibility_type"], model["publisher"]) == ("mlx", "")
+    assert server.get("/api/v0/models/demo") == (200, model)
+    assert server.get("/api/v0/models/other")[0] == 404
+
+
+def test_lm_studios_answers_have_its_statistics(server: Server):
+    for path, body in {
+        "/api/v0/chat/completions": {"messages": SUM},
+        "/api/v0/completions": {"prompt": "2 + 2 ="},
+    }.items():
+        asked = {"temperature": 0, "seed": 1, "max_tokens": 4, **body}
+        status, told = server.post(path, asked)
+        plain = server.post(path.replace("/api/v0", "/v1"), asked)[1]
+        assert status == 200
+        assert told["choices"][0].get("text") == plain["choices"][0].get("text")
+        assert told["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"] == 4
+        stats, info = told["stats"], told["model_info"]
+        assert stats["stop_reason"] == "maxPredictedTokensReached"
+        assert stats["tokens_per_second"] > 0 and stats["generation_time"] > 0
+        assert (info["arch"], info["format"], info["context_length"]) == ("mistral3", "mlx", 8192)
+        status, refused = server.post(path, asked | {"temperature": "hot"})
+        assert status == 400 and "temperature" in refused["error"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +99,7 @@ def test_models_are_listed_as_lm_studio_does(server: Server):
         ("/apply-template", {"messages": []}, "messages"),
         ("/v1/embeddings", {"input": "a"}, "it has no embeddings"),
         ("/v1/rerank", {"query": "a", "documents": []}, "it ranks nothing"),
+        ("/api/v0/embeddings", {"input": "a"}, "it has no embeddings"),
         ("/infill", {"input_prefix": "a"}, "fill in a middle"),
         ("/v1/audio/speech", {}, "neither hears nor speaks"),
         ("/v1/images/generations", {}, "it makes no images"),
@@ -88,7 +110,8 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
 ):
     status, answer = server.post(path, body)
     assert status == 400
-    assert told in answer["error"]["message"] and answer["error"]["message"].count(". ") <= 1
+    error = answer["error"] if path.startswith("/api/") else answer["error"]["message"]
+    assert told in error and error.count(". ") <= 1
 
 
 def test_an_address_without_v1_or_with_two_is_forgiven(server: Server):
