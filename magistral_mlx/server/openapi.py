@@ -120,7 +120,7 @@ def describe(app: FastAPI, *, model: str, events: Sequence[type[BaseModel]], key
         if app.openapi_schema is None:
             document = plain()
             _add_events(document, events)
-            models = dict.fromkeys(("/v1/models/", "/api/v0/models/"), {"id": model})
+            models = {start: {"id": model} for start in ("/v1/models/", "/api/v0/models/")}
             _fill_in(document, _EXAMPLES | models)
             _name_model(document, model)
             if keyed:
