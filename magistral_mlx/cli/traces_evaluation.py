@@ -15,7 +15,7 @@ from magistral_mlx.requirements import check_extra
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from magistral_mlx.evaluation.thoughts import EvaluationTrace
+    from magistral_mlx.evaluation.traces import EvaluationTrace
 
 _GROUPS = ("all", "right", "wrong")
 
@@ -29,19 +29,19 @@ def show_evaluation(logs: list[Path], plot: Path | None, *, as_json: bool) -> No
     """
     from rich.console import Console
 
-    from magistral_mlx.evaluation.thoughts import read_thoughts, summarise_thoughts, thought_facts
+    from magistral_mlx.evaluation.traces import answer_facts, read_evaluations, summarise_evaluation
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("reading") as status:
-        traces = read_thoughts(logs, lambda log: status.update(f"reading {log.name}"))
+        traces = read_evaluations(logs, lambda log: status.update(f"reading {log.name}"))
     if plot:
         from magistral_mlx.cli.traces_plot import draw_evaluation
 
         draw_evaluation(traces, plot)
         click.echo(f"drawn into {plot}.", err=True)
-    facts = [summarise_thoughts(trace) for trace in traces]
+    facts = [summarise_evaluation(trace) for trace in traces]
     if as_json:
-        each = [[thought_facts(thought) for thought in trace.thoughts] for trace in traces]
+        each = [[answer_facts(each) for each in trace.answers] for trace in traces]
         pairs = zip(facts, each, strict=True)
         click.echo(json.dumps({"evaluations": [one | {"traces": some} for one, some in pairs]}))
         return
@@ -55,7 +55,7 @@ def show_evaluation(logs: list[Path], plot: Path | None, *, as_json: bool) -> No
 
 def find_evaluation(path: Path) -> list[Path]:
     """Return the logs of evaluations that a user means; none if the folder holds others."""
-    from magistral_mlx.evaluation.thoughts import candidate_logs, newest_logs
+    from magistral_mlx.evaluation.traces import candidate_logs, newest_logs
 
     found = candidate_logs(path)
     if found:
@@ -67,7 +67,7 @@ def _lines(trace: EvaluationTrace, summary: dict[str, Any]) -> list[str]:
     every = summary["answers"]["all"]
     failed = f", {summary['failed']:,} failed" if summary["failed"] else ""
     lines = [f"{trace.task}, {trace.model}: {every['count']:,} answers{failed}"]
-    if any(thought.answer.estimated for thought in trace.thoughts):
+    if any(each.answer.estimated for each in trace.answers):
         lines.append("tokens of thinking are a share by characters: the server did not count them")
     letters = sum(every["languages"].values())
     if len(every["languages"]) > 1:

@@ -11,7 +11,7 @@ from magistral_mlx.percentiles import known, percentiles
 from magistral_mlx.server.traces import TraceFolder
 
 if TYPE_CHECKING:
-    from magistral_mlx.evaluation.thoughts import EvaluationTrace, Thought
+    from magistral_mlx.evaluation.traces import AnswerTrace, EvaluationTrace
 
 _BINS = 30
 _INK, _THINKING, _ANSWER = "#30343f", "#8d99ae", "#e4572e"
@@ -48,15 +48,15 @@ def draw_evaluation(traces: Sequence[EvaluationTrace], file: Path) -> None:
     Raises what `draw` raises.
     """
     check_plot(file)
-    thoughts = [thought for trace in traces for thought in trace.thoughts]
+    answers = [each for trace in traces for each in trace.answers]
     figure, (lengths, reached) = figure_of((11, 4), 1, 2)
     for axes, title, unit, value in (
-        (lengths, "Thinking", "tokens", _tokens_thought),
+        (lengths, "Thinking", "tokens", _thinking_tokens),
         (reached, "Answer first stated", "% of the thinking", _percent_reached),
     ):
         axes.set(title=title, xlabel=unit, ylabel="answers")
         groups = [
-            known(value(thought) for thought in thoughts if thought.answer.right is is_right)
+            known(value(each) for each in answers if each.answer.right is is_right)
             for is_right in (True, False)
         ]
         axes.hist(groups, bins=_BINS, stacked=True, color=(_THINKING, _ANSWER))
@@ -66,12 +66,12 @@ def draw_evaluation(traces: Sequence[EvaluationTrace], file: Path) -> None:
     save_figure(figure, file)
 
 
-def _tokens_thought(thought: Thought) -> float | None:
-    return thought.answer.thinking_tokens
+def _thinking_tokens(trace: AnswerTrace) -> float | None:
+    return trace.answer.thinking_tokens
 
 
-def _percent_reached(thought: Thought) -> float | None:
-    return None if thought.reached is None else 100 * thought.reached
+def _percent_reached(trace: AnswerTrace) -> float | None:
+    return None if trace.reached is None else 100 * trace.reached
 
 
 def _histogram(axes: Any, values: list[float], title: str, unit: str) -> None:

@@ -1,4 +1,4 @@
-"""How a model thought in the logs of an evaluation, right answers against wrong ones."""
+"""How a model each in the logs of an evaluation, right answers against wrong ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Thought:
+class AnswerTrace:
     """The thinking of one answer.
 
     languages: of the thinking. reached: share of the thinking before it first stated the answer
@@ -49,7 +49,7 @@ class EvaluationTrace:
     log: Path
     task: str
     model: str
-    thoughts: tuple[Thought, ...]
+    answers: tuple[AnswerTrace, ...]
 
 
 def candidate_logs(path: Path) -> list[Path]:
@@ -74,7 +74,7 @@ def newest_logs(logs: Iterable[Path]) -> list[Path]:
     return sorted(newest.values())
 
 
-def read_thoughts(
+def read_evaluations(
     logs: Iterable[Path], on_log: Callable[[Path], None] | None = None
 ) -> list[EvaluationTrace]:
     """Read the logs of evaluations, one answer at a time.
@@ -91,79 +91,77 @@ def read_thoughts(
         if on_log:
             on_log(log)
         header = read_header(log).eval
-        thoughts = tuple(_thoughts(log))
-        traces.append(EvaluationTrace(log, header.task, header.model, thoughts))
+        traces.append(EvaluationTrace(log, header.task, header.model, tuple(_answers(log))))
     return traces
 
 
-def summarise_thoughts(trace: EvaluationTrace) -> dict[str, Any]:
+def summarise_evaluation(trace: EvaluationTrace) -> dict[str, Any]:
     """Return the figures of a log as JSON types, of all answers and of right and wrong ones."""
     groups = {
-        "all": trace.thoughts,
-        "right": [thought for thought in trace.thoughts if thought.answer.right],
-        "wrong": [thought for thought in trace.thoughts if thought.answer.right is False],
+        "all": trace.answers,
+        "right": [each for each in trace.answers if each.answer.right],
+        "wrong": [each for each in trace.answers if each.answer.right is False],
     }
     return {
         "log": str(trace.log),
         "task": trace.task,
         "model": trace.model,
-        "failed": sum(bool(thought.answer.error) for thought in trace.thoughts),
+        "failed": sum(bool(each.answer.error) for each in trace.answers),
         "answers": {name: _figures(some) for name, some in groups.items()},
     }
 
 
-def thought_facts(thought: Thought) -> dict[str, Any]:
+def answer_facts(trace: AnswerTrace) -> dict[str, Any]:
     """Return one answer's figures as JSON types."""
-    answer = thought.answer
+    answer = trace.answer
     return {
         "question": answer.question,
         "epoch": answer.epoch,
         "score": answer.score,
         "thinking_tokens": answer.thinking_tokens,
         "estimated": answer.estimated,
-        "answer_tokens": thought.answer_tokens,
+        "answer_tokens": trace.answer_tokens,
         "truncated": answer.truncated,
         "looped": answer.looped,
-        "reached": thought.reached,
-        "languages": thought.languages.letters,
-        "switches": thought.languages.switches,
+        "reached": trace.reached,
+        "languages": trace.languages.letters,
+        "switches": trace.languages.switches,
     }
 
 
-def _figures(thoughts: Sequence[Thought]) -> dict[str, Any]:
+def _figures(traces: Sequence[AnswerTrace]) -> dict[str, Any]:
     languages: Counter[str] = Counter()
-    for thought in thoughts:
-        languages.update(thought.languages.letters)
-    answers = [thought.answer for thought in thoughts]
+    for trace in traces:
+        languages.update(trace.languages.letters)
+    answers = [trace.answer for trace in traces]
     return {
-        "count": len(thoughts),
+        "count": len(traces),
         "thinking_tokens": percentiles(known(answer.thinking_tokens for answer in answers)),
-        "answer_tokens": percentiles([thought.answer_tokens for thought in thoughts]),
-        "reached": percentiles(known(thought.reached for thought in thoughts)),
-        "stated_while_thinking": sum(thought.reached is not None for thought in thoughts),
+        "answer_tokens": percentiles([trace.answer_tokens for trace in traces]),
+        "reached": percentiles(known(trace.reached for trace in traces)),
+        "stated_while_thinking": sum(trace.reached is not None for trace in traces),
         "thought": sum(bool(answer.thinking_tokens) for answer in answers),
         "truncated": sum(answer.truncated for answer in answers),
         "looped": sum(answer.looped for answer in answers),
-        "switched": sum(thought.languages.switches > 0 for thought in thoughts),
-        "switches": sum(thought.languages.switches for thought in thoughts),
+        "switched": sum(trace.languages.switches > 0 for trace in traces),
+        "switches": sum(trace.languages.switches for trace in traces),
         "languages": dict(languages.most_common()),
     }
 
 
-def _thoughts(log: Path) -> Iterator[Thought]:
+def _answers(log: Path) -> Iterator[AnswerTrace]:
     for sample in read_samples(log):
-        thinking = thinking_of(sample.output)
-        yield Thought(
-            answer_of(sample), language_use(thinking), share_before(thinking, _stated(sample))
-        )
+        answer, thinking = answer_of(sample), thinking_of(sample.output)
+        stated = _stated(sample, is_right=bool(answer.right))
+        yield AnswerTrace(answer, language_use(thinking), share_before(thinking, stated))
 
 
-def _stated(sample: EvalSample) -> str:
-    """Return the answer that a scorer read; "" where none tells."""
+def _stated(sample: EvalSample, *, is_right: bool) -> str:
+    """Return the answer that a scorer read, or of a right one the expected; "" if none tells."""
     for score in (sample.scores or {}).values():
         if isinstance(score.answer, str) and score.answer.strip():
             return score.answer
-    return ""
+    return sample.target if is_right and isinstance(sample.target, str) else ""
 
 
 def _is_json_log(file: Path) -> bool:
