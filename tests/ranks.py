@@ -14,13 +14,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image as PILImage
 
-from magistral_mlx import Magistral, MagistralError
+from magistral_mlx import LoadOptions, Magistral
+from magistral_mlx.server.settings import Settings
+from tests.serving import live_server
 
 _TEXT = "Copy this. " + "one two three four five six " * 12
 _SCHEMA = {
@@ -44,11 +46,7 @@ def answers(model: Magistral) -> dict[str, Any]:
         def work(n: int) -> None:
             found[n] = ask(f"What is {n} + 4?", temperature=0.9, seed=n, max_tokens=16 + n)
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        _together(count, work)
         return found
 
     def cancelled() -> None:
@@ -76,6 +74,14 @@ def answers(model: Magistral) -> dict[str, Any]:
     return found
 
 
+def _together(count: int, work: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -100,8 +106,12 @@ def started(
         for rank in reversed(range(size)):
             environment = {**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
             args = command if rank == 0 or others is None else others
-            # What rank 0 is to kill is known when it starts.
-            args = [arg.replace("PID", str(ranks[0].pid) if ranks else "") for arg in args]
+            # The process that rank 0 is to kill is known when rank 0 is started.
+            args = [
+                str(ranks[0].pid) if arg == "PID" else arg
+                for arg in args
+                if rank == 0 or arg != "PID"
+            ]
             pipe = subprocess.PIPE
             ranks.append(
                 subprocess.Popen(args, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -118,33 +128,37 @@ def run(model: str | Path, options: Mapping[str, Any], *more: str) -> list[str]:
     return [sys.executable, "-m", "tests.ranks", str(model), json.dumps(options), *more]
 
 
-def _kill_while_answering(model: Magistral, pid: int) -> list[str]:
-    """The errors that end two answers, and the next one, when a rank is killed."""
-    errors: list[str] = []
+def _kill_while_serving(name: str, options: Mapping[str, Any], pid: int) -> dict[str, Any]:
+    """What clients of a server are told when a rank is killed, two of them in mid-answer."""
+    settings = Settings(models=(name,), load=LoadOptions(dtype="float32", **options))
+    ended: list[Any] = [None, None]
 
     def work(n: int) -> None:
-        try:
-            for step, _ in enumerate(model.stream("Count.", min_tokens=2000, max_tokens=2500)):
+        with server.streaming("Count.", min_tokens=2000, max_tokens=2500) as chunks:
+            for step, ended[n] in enumerate(chunks):
                 if step == 8 and n == 0:
                     os.kill(pid, signal.SIGKILL)
-        except MagistralError as error:
-            errors.append(f"{type(error).__name__}: {error}")
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    work(1)
-    return errors
+    with live_server(settings) as server:
+        before = server.get("/health")
+        _together(2, work)
+        return {
+            "before": before,
+            "ended": ended,
+            "next": server.ask("Hello"),
+            "health": server.get("/health"),
+            "ready": server.get("/ready"),
+        }
 
 
 def main() -> None:
     name, options = sys.argv[1], json.loads(sys.argv[2])
-    with Magistral.load(name, dtype="float32", **options) as model:
-        killed = sys.argv[3:]
-        found = _kill_while_answering(model, int(killed[0])) if killed else answers(model)
-        json.dump(found, sys.stdout)
+    if killed := sys.argv[3:]:
+        found = _kill_while_serving(name, options, int(killed[0]))
+    else:
+        with Magistral.load(name, dtype="float32", **options) as model:
+            found = answers(model)
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
@@ -20,16 +19,14 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.checkpoint.part import content_digest, part_of
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.distributed.group import Group
-from magistral_mlx.distributed.leader import TOKEN_BYTES, versions
-from magistral_mlx.distributed.link import PATIENCE, Link, read, write
+from magistral_mlx.distributed.group import Group, ended_if_stuck
+from magistral_mlx.distributed.link import Link
+from magistral_mlx.distributed.meeting import join, prove
 from magistral_mlx.distributed.model import FollowingModel
 from magistral_mlx.distributed.place import Place, folder_here
 from magistral_mlx.errors import CheckpointError, MagistralError, RankLost
-from magistral_mlx.memory.estimate import bandwidth_of
 from magistral_mlx.memory.here import hold_plan
 from magistral_mlx.memory.limits import PROCESS
-from magistral_mlx.memory.machine import this_machine
 from magistral_mlx.memory.plan import Plan, PlanRequest
 from magistral_mlx.split import Split
 
@@ -61,11 +58,13 @@ class Follower:
         """Connect to rank 0. Raises RankLost if that is not possible."""
         self.lost: str | None = None
         self._place = place
-        self._group = Group(place)
+        connection = join(place)
+        with ended_if_stuck():
+            self._group = Group(place)
+            prove(connection, self._group)
+            self._group.latency()
         self._told: SimpleQueue[Any] = SimpleQueue()
         self._ended = False
-        connection = self._connect()
-        self._group.latency()
         self._link = Link(connection, self._hear, self._lose)
         self._opened: dict[int, tuple[Checkpoint, mx.Dtype, Plan]] = {}
         self._models: dict[int, FollowingModel] = {}
@@ -97,28 +96,6 @@ class Follower:
                 self._link.send(self._answer(kind, rest))
             else:
                 self._work[kind](*rest)
-
-    def _connect(self) -> socket.socket:
-        numbers = self._group.from_leader(((TOKEN_BYTES + 1,), mx.int32)).tolist()
-        port, *token = [int(number) for number in numbers]  # type: ignore[arg-type, union-attr]
-        try:
-            host = self._place.addresses[0][0]
-            connection = socket.create_connection((host, port), PATIENCE)
-            here = this_machine()
-            machine = {"name": here.name, "memory": here.memory, "limit": here.limit}
-            hello = {
-                "token": bytes(token).hex(),
-                "rank": self._place.rank,
-                "versions": versions(),
-                "machine": machine | {"bandwidth": bandwidth_of(here)},
-            }
-            write(connection, hello)
-            answer = read(connection)
-        except (OSError, EOFError, ValueError) as error:
-            raise RankLost(f"rank 0 does not answer: {error or 'it has ended'}.") from None
-        if "error" in answer:
-            raise RankLost(str(answer["error"]))
-        return connection
 
     def _hear(self, message: Any) -> None:
         self._ended = self._ended or message == ["bye"]

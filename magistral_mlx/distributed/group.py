@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import statistics
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from magistral_mlx.backend import mx
 from magistral_mlx.distributed.place import Place
 from magistral_mlx.errors import RankLost
 
+_CONNECTING = 60.0  # seconds until a process that MLX cannot connect is ended
 _SUMS = 9  # that are timed
 
 
@@ -23,7 +26,7 @@ class Group:
     """
 
     def __init__(self, place: Place) -> None:
-        """Connect to the other ranks, and wait until all are there.
+        """Connect to the other ranks, all of which are there.
 
         Raises:
             RankLost: they cannot be reached.
@@ -82,6 +85,19 @@ class Group:
             with suppress(OSError, ValueError):
                 if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                     _shut_if(int(name), ports)
+
+
+@contextmanager
+def ended_if_stuck(seconds: float = _CONNECTING) -> Iterator[None]:
+    """End the process, by SIGALRM, if MLX has not connected the ranks after so many seconds.
+
+    It keeps the interpreter to itself while it waits, so no thread of Python's can.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _shut_if(descriptor: int, ports: set[int]) -> None:

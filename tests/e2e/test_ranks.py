@@ -25,20 +25,24 @@ def test_two_ranks_answer_as_one(options: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_a_rank_that_is_killed_ends_all_answers_with_its_name(tmp_path: Path) -> None:
-    with started(tmp_path, run("demo", {}, "PID")) as (first, _):
+    with started(tmp_path, run("demo", {"split": "tensor"}, "PID")) as (first, _):
         printed, said = first.communicate(timeout=WAIT)
-        errors = json.loads(printed)
-        assert len(errors) == 3, said
-        for error in errors:
-            assert error.startswith("RankLost: rank 1 (127.0.0.1) has ended."), error
-        assert first.returncode == 0
+        assert first.returncode == 0, said
+    found = json.loads(printed)
+    assert found["before"][0] == 200
+    assert [found[name][0] for name in ("next", "health", "ready")] == [503, 503, 503]
+    for told in (*found["ended"], *(found[name][1] for name in ("next", "health", "ready"))):
+        assert told["error"]["message"].startswith("rank 1 (127.0.0.1) has ended."), told
 
 
 @pytest.mark.parametrize(
     ("differs", "said"),
     [
-        ("content_digest = lambda checkpoint: 'of others'", "are not the same as on rank 0"),
-        ("versions = lambda: ['0.0.9', '0.1']", "has magistral-mlx 0.0.9 with MLX 0.1, and rank 0"),
+        (
+            "follower.content_digest = lambda checkpoint: 'of others'",
+            "are not the same as on rank 0",
+        ),
+        ("meeting.versions = lambda: ['0.9', '0.1']", "has magistral-mlx 0.9 with MLX 0.1, and"),
     ],
 )
 def test_other_weights_and_versions_are_refused_before_loading(
@@ -46,8 +50,9 @@ def test_other_weights_and_versions_are_refused_before_loading(
 ) -> None:
     command = run("demo", {})
     code = (
-        "import sys, magistral_mlx.distributed.follower as follower, tests.ranks as ranks\n"
-        f"follower.{differs}\nsys.argv = {command[2:]!r}\nranks.main()"
+        "import sys, tests.ranks as ranks\n"
+        "from magistral_mlx.distributed import follower, meeting\n"
+        f"{differs}\nsys.argv = {command[2:]!r}\nranks.main()"
     )
     with started(tmp_path, command, others=[sys.executable, "-c", code]) as (first, other):
         _, told = first.communicate(timeout=WAIT)
