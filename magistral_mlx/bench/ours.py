@@ -24,6 +24,7 @@ from magistral_mlx.checkpoint.adapters.load import load_adapter
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
+from magistral_mlx.distributed.ranks import Ranks, join_ranks
 from magistral_mlx.engine.generate import Generation
 from magistral_mlx.engine.images import encode_images
 from magistral_mlx.engine.inputs import SequenceInputs
@@ -32,7 +33,10 @@ from magistral_mlx.engine.sampler import Sampler, dispatch
 from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.events import Prefill
 from magistral_mlx.hub.adapters import locate_adapter
+from magistral_mlx.memory.plan import PlanRequest
 from magistral_mlx.model.adapters import Adapter
+from magistral_mlx.model.magistral import MagistralModel
+from magistral_mlx.runtime.precision import default_dtype
 
 _ENDLESS = 1 << 20
 
@@ -46,10 +50,29 @@ class Ours:
 
     def load(self, folder: Path, dtype: str | None) -> None:
         self._checkpoint = Checkpoint.open(folder)
-        self._model = load_model(self._checkpoint, DTYPES[dtype] if dtype else None)
+        self._model = self._load_part(dtype) or load_model(
+            self._checkpoint, DTYPES[dtype] if dtype else None
+        )
         if self._adapter_name is not None:
             stored = StoredAdapter.open(locate_adapter(self._adapter_name), self._model.config)
             self._adapter = load_adapter(stored, self._model)
+
+    def close(self) -> None:
+        """Send the other ranks home, if the model is split."""
+        if leader := join_ranks():
+            leader.close()
+
+    def _load_part(self, dtype: str | None) -> MagistralModel | None:
+        """Rank 0's part of a model that is split; None where this is the only process."""
+        leader = join_ranks()
+        if leader is None:
+            return None
+        ranks = Ranks(leader, self._checkpoint)
+        request = PlanRequest(kv=self._scheme.name, images=0)
+        source = str(self._checkpoint.folder)
+        self._checkpoint, plan = ranks.hold_plan(source, request, dtype, None, "auto")
+        computed = DTYPES[dtype] if dtype else default_dtype(self._checkpoint)
+        return ranks.load(self._checkpoint, plan, computed, lambda done, total: None)
 
     def start(self, tokens: list[int], filled: int) -> Iterator[int]:
         ids = np.array([0] * filled + tokens, np.int32)

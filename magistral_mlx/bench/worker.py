@@ -73,6 +73,8 @@ def serve(runtime: Any, handlers: dict[str, Callable[..., Task]] | None = None) 
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    if hasattr(runtime, "close"):
+        runtime.close()
     # A peer may have a step in flight; a normal exit while it multiplies can hang in OpenBLAS,
     # which joins its threads.
     os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from magistral_mlx.cli.machine_options import machine_options
 from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import INTEGER, command, given, option
 from magistral_mlx.cli.terminal import say
+from magistral_mlx.distributed.place import CHOSEN, place
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.option_spec import Integer
 
@@ -85,8 +87,13 @@ def bench(as_json: bool, **options: Any) -> int:
     if options["adapter"] and options["against"]:
         raise click.UsageError("--adapter measures this runtime alone; leave --against out.")
     if (machines := machines_of(options)) is not None:
-        loading = LoadOptions(**given(options, LoadOptions), images=0)
+        _check_split(options)
+        loading = LoadOptions(kv=options["kv"], dtype=options["dtype"], images=0)
         return run_on_machines(machines, [options["model"]], loading, options["split"])
+    here = place()
+    if here is not None:
+        _check_split(options)
+        os.environ[CHOSEN] = options["split"] or os.environ.get(CHOSEN, "auto")
     from magistral_mlx.bench.conditions import read_conditions, swapping
     from magistral_mlx.bench.record import limit_of
     from magistral_mlx.cli import bench_report as report
@@ -96,14 +103,32 @@ def bench(as_json: bool, **options: Any) -> int:
     work = workload_of(checkpoint, options)
     programs, missing = _programs(scheme, options)
     before = read_conditions()
-    limit = limit_of(machine)
+    # The other ranks wait for ours to connect, and not for long.
+    limit = limit_of(machine) if here is None else None
     result = _measure(programs, work, checkpoint, machine)
+    limit = limit or limit_of(machine)
     result.disturbances |= {*before.disturbances, *swapping(before, read_conditions())}
     result.left_out |= missing
     facts = _facts(name, checkpoint, machine, scheme, limit, work, programs, result)
-    facts["pass_costs"] = _pass_costs(programs[0], work, checkpoint, machine)
+    facts["machines"] = here.size if here else 1
+    if here is None:
+        facts["pass_costs"] = _pass_costs(programs[0], work, checkpoint, machine)
     click.echo(json.dumps(facts)) if as_json else report.show(facts)
     return 0
+
+
+def _check_split(options: dict[str, Any]) -> None:
+    """Raises UsageError for what cannot be measured of a model that is split over machines."""
+    from magistral_mlx.bench.process import is_address
+
+    against = [part.strip() for part in options["against"].split(",") if part.strip()]
+    if not all(map(is_address, against)):
+        raise click.UsageError(
+            "over several machines --against takes servers; others hold the model on one machine."
+        )
+    for name in ("adapter", "parallel"):
+        if options[name]:
+            raise click.UsageError(f"--{name} measures one machine; leave it out.")
 
 
 def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
@@ -119,6 +144,7 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     from magistral_mlx.cli.bench_workload import contexts_of
     from magistral_mlx.library import locate
     from magistral_mlx.memory.here import plan_here
+    from magistral_mlx.memory.machine import this_machine
     from magistral_mlx.memory.plan import PlanRequest
 
     folder = Path(locate(options["model"]))
@@ -126,6 +152,8 @@ def _fitting(options: dict[str, Any]) -> tuple[str, Checkpoint, Machine, str]:
     name = options["model"] or folder.name
     context = max(contexts_of(checkpoint, options)) + options["tokens"]
     request = PlanRequest(context, options["kv"], images=0)
+    if place() is not None:  # planned for all machines when it is loaded
+        return name, checkpoint, this_machine(), options["kv"] or "full"
     adapters = open_adapters(LoadOptions(adapter=options["adapter"]), checkpoint.config)
     plan = plan_here(checkpoint, name, request, options["dtype"], adapters=list(adapters.values()))
     warn_if_short(plan)
@@ -165,7 +193,7 @@ def _measure(
     from magistral_mlx.bench.together import compare_together, ours_together
 
     here = [program for program in programs if not program.remote]
-    together = len(here) * checkpoint.nbytes <= _TOGETHER * machine.limit
+    together = place() is not None or len(here) * checkpoint.nbytes <= _TOGETHER * machine.limit
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("measuring") as status:
         result = compare(programs, work, together=together, on_stage=status.update)

@@ -47,7 +47,13 @@ def show(facts: dict[str, Any]) -> None:
 def remarks(facts: dict[str, Any]) -> list[str]:
     """Return the caveats that the figures need."""
     peers = {speed["label"] for speed in facts["speeds"]} - {OURS}
-    found = [f"Left out: {name}: {why}" for name, why in facts["left_out"].items()]
+    found = []
+    if facts.get("machines", 1) > 1:
+        found.append(
+            f"Over {facts['machines']} machines: the limit, the peak and what disturbed are this "
+            "machine's."
+        )
+    found += [f"Left out: {name}: {why}" for name, why in facts["left_out"].items()]
     found += [
         f"{name} gave the same first {count} tokens."
         for name, count in facts["equal_tokens"].items()

@@ -112,13 +112,12 @@ def _watch(
         MachineError: another rank has ended before, or rank 0 by a signal.
     """
     while first.poll() is None:
-        lost = next((one for one in others if one.ended is not None or one.lost), None)
+        # One that ended well was sent home by rank 0, which goes on alone.
+        lost = next((one for one in others if one.ended or (one.lost and one.ended is None)), None)
         if lost is None:
             time.sleep(_POLL_SECONDS)
             continue
-        # The last thing that rank 0 does is to send the others home; and it may say itself, and
-        # better, what it lost.
-        if recover is None or lost.ended == 0:
+        if recover is None:  # rank 0 may say itself, and better, what it lost
             with contextlib.suppress(subprocess.TimeoutExpired):
                 first.wait(END_SECONDS)
                 break
