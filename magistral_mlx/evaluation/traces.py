@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from magistral_mlx.percentiles import known, percentiles
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalSample
+
+_JSON_LOG = re.compile(rb'\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"')
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,10 @@ def _stated(sample: EvalSample, *, is_right: bool) -> str:
 
 
 def _is_json_log(file: Path) -> bool:
-    """Whether a JSON file begins as Inspect's logs do."""
+    """Whether a JSON file begins as Inspect's logs do, and not as its list of logs."""
     try:
         with file.open("rb") as opened:
             head = opened.read(300)
     except OSError as error:
         raise EvaluationError(f"{file} cannot be read: {error.strerror}.") from error
-    return b'"status"' in head and b'"eval"' in head
+    return _JSON_LOG.match(head) is not None

@@ -188,6 +188,8 @@ def test_right_and_wrong_answers_are_told_apart(suffix: str, as_folder: bool, tm
 def test_a_table_and_a_plot_are_drawn(tmp_path: Path):
     write_log(tmp_path / "one" / "a.eval", SAMPLES)
     write_log(tmp_path / "two" / "b.json", [sample(5, ENGLISH * 2, "7", 1, tokens=None)], "more")
+    listing = {"a.eval": {"version": 2, "status": "success", "eval": {}}}
+    (tmp_path / "one" / "logs.json").write_text(json.dumps(listing))  # Inspect's index
     done = run("traces", str(tmp_path), "--plot", str(tmp_path / "plot.svg"))
     assert done.status == 0 and done.stderr == f"drawn into {tmp_path / 'plot.svg'}.\n"
     shown = done.stdout.decode()
