@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.cli.params import FILE, INTEGER, MODEL, SIZE, command, option
+from magistral_mlx.cli.plots import check_plot
 from magistral_mlx.cli.terminal import print_wide, say
+from magistral_mlx.files import user_path
 from magistral_mlx.option_spec import Integer, Size
 
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="Memory to stay within, as in 20GB.  [default: what the machine recommends]",
 )
+@option(
+    "--plot",
+    metavar="FILE",
+    help="Draw divergence and agreement by position into a .png, .svg or .pdf file.",
+)
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def quality(
     first: str,
@@ -63,6 +70,7 @@ def quality(
     context: int,
     tokens: int,
     memory_limit: int | None,
+    plot: str | None,
     as_json: bool,
 ) -> None:
     """Compare the next-token distributions of model B, or several, with those of A.
@@ -75,6 +83,8 @@ def quality(
     from magistral_mlx.evaluation.quality.text import read_text
     from magistral_mlx.evaluation.quality.variants import ComparedModel, Variant
 
+    if plot:
+        check_plot(user_path(plot))
     variant = Variant.parse(first)
     variants = [variant, *(Variant.parse(other, variant) for other in others)]
     models = [ComparedModel.open(each) for each in variants]
@@ -88,6 +98,11 @@ def quality(
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here.")
         raise
+    if plot:
+        from magistral_mlx.cli.eval_quality_plot import draw_quality
+
+        draw_quality(run.models[0].label, pairs, user_path(plot))
+        click.echo(f"drawn into {plot}.", err=True)
     facts = _facts(run, pairs)
     if as_json:
         click.echo(json.dumps(facts))

@@ -258,8 +258,10 @@ def test_two_processes_do_not_share_a_folder(home: Path):
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path, prose: Path):
     names = (str(tiny_folder()), "@kv=4/4", f"{other_folder(tmp_path)}")
-    shown = run("eval", "quality", *names, "--text", str(prose))
-    assert shown.status == 0 and shown.stderr == ""
+    plot = tmp_path / "plot.svg"
+    shown = run("eval", "quality", *names, "--text", str(prose), "--plot", str(plot))
+    assert shown.status == 0 and shown.stderr == f"drawn into {plot}.\n"
+    assert b"@kv=4/4" in plot.read_bytes()
     table = shown.stdout.decode()
     assert "positions 0-2k" in table and f"{tiny_folder()}@kv=4/4" in table
     facts = json.loads(run("eval", "quality", *names, "--text", str(prose), "--json").stdout)
@@ -293,6 +295,12 @@ def test_text_that_cannot_be_used_is_refused_in_a_line(tmp_path: Path):
         (tmp_path, f"--text {tmp_path} cannot be read: Is a directory"),
     ):
         assert run("eval", "quality", a, a, "--text", str(file)).refusal.startswith(refusal)
+
+
+def test_a_plot_of_another_kind_is_refused_before_any_work(home: Path):
+    a = str(tiny_folder())
+    refusal = run("eval", "quality", a, a, "--plot", "plot.txt").refusal
+    assert refusal.startswith("a plot is drawn into .png, .svg, .pdf") and not home.exists()
 
 
 def test_other_tokens_are_refused_in_a_line(tmp_path: Path):
