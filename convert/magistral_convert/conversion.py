@@ -75,7 +75,7 @@ class Conversion:
         return peak_bytes(
             self.plan,
             self.source.checkpoint.config.text,
-            self.options.calibration_tokens,
+            self.options.text_tokens,
             float_bytes=backend().dtype.size,
             compensates=self.options.method == "gptq",
             vision=self._calibrated_vision,
@@ -92,7 +92,7 @@ class Conversion:
     def _states_bytes(self) -> int:
         """Hidden states of two layers, in float32 at most."""
         text = self.source.checkpoint.config.text
-        return state_bytes(text, self.options.calibration_tokens, float_bytes=4)
+        return state_bytes(text, self.options.text_tokens, float_bytes=4)
 
 
 def prepare(

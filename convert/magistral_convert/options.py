@@ -43,6 +43,9 @@ RECIPES = ("4bit", "4bit-plus")
 UNQUANTIZED = "none"
 UNCALIBRATED = "none"
 METHODS = ("search", "gptq")
+# Tokens of calibration text that help. Mean squares of inputs need few; of their products there are
+# thousands of times as many.
+_TOKENS = {"search": 8192, "gptq": 32_768}
 MODES = ("affine", *FIXED_MODES, UNQUANTIZED)
 _BITS, _GROUP_SIZE = 4, 64  # defaults of affine
 
@@ -57,8 +60,9 @@ class ConvertOptions:
     the name of its folder. `mmproj` is the GGUF file of the vision tower of a GGUF model; None is
     the one found beside it. Mode "none" writes bfloat16 from any source. `calibration` names text
     files, with "default" for the text that ships; ("none",) leaves scales to MLX, and None
-    calibrates where the backend is a GPU. At most `calibration_tokens` of the text are used.
-    `imatrix` is a file of llama.cpp with what each column counts, in place of the text's inputs.
+    calibrates where the backend is a GPU. At most `calibration_tokens` of the text are used: None
+    is as many as help, 8,192 to search scales and 32,768 for `gptq`. `imatrix` is a file of
+    llama.cpp with what each column counts, in place of the text's inputs.
     `method` "gptq" compensates errors as well, and calibrates on any backend. `target_size`, in
     bytes of all weights, or `target_bits`, the mean of the decoder's matrices with their scales,
     chooses the bits of each matrix by its measured sensitivity. `adapter` is a LoRA adapter, a
@@ -79,7 +83,7 @@ class ConvertOptions:
     name: str | None = None
     mmproj: str | None = None
     calibration: tuple[str, ...] | None = None
-    calibration_tokens: int = 16_384
+    calibration_tokens: int | None = None
     imatrix: str | None = None
     method: str = "search"
     adapter: str | None = None
@@ -107,6 +111,11 @@ class ConvertOptions:
             return False
         asked = (self.calibration, self.imatrix, self.method != METHODS[0], self.has_target)
         return True if any(asked) else None
+
+    @property
+    def text_tokens(self) -> int:
+        """The most tokens of calibration text that are used."""
+        return self.calibration_tokens or _TOKENS[self.method]
 
     @property
     def has_target(self) -> bool:

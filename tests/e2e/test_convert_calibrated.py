@@ -141,7 +141,11 @@ def test_the_full_size_model_is_calibrated_within_six_gigabytes(tmp_path: Path):
         conversion = prepare(folder, tmp_path / "out", options)
         config = conversion.source.checkpoint.config.text
         peak = peak_bytes(
-            conversion.plan, config, 16_384, float_bytes=2, compensates=method == "gptq"
+            conversion.plan,
+            config,
+            options.text_tokens,
+            float_bytes=2,
+            compensates=method == "gptq",
         )
         assert 2e9 < peak < 6e9
 

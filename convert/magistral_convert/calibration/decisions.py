@@ -76,5 +76,5 @@ def read_text(source: Source, options: ConvertOptions) -> CalibrationText:
         options.calibration or (),
         find_tokenizer(source.folder, options.tokenizer),
         source.checkpoint.config.text.vocab_size,
-        options.calibration_tokens,
+        options.text_tokens,
     )
