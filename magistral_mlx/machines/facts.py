@@ -136,4 +136,7 @@ def _find(name: str, path: str) -> Path | None:
     if Path(path).exists():
         return Path(path)
     known = {model.name: model.path for model in find_models() if model.complete}
-    return known.get(name) or find_by_name(name)
+    for wanted in (name, Path(path).name):
+        if found := known.get(wanted) or find_by_name(wanted):
+            return found
+    return None
