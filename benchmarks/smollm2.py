@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from benchmarks.common import ROOT, console
 from magistral_mlx.backend import mx
 from magistral_mlx.chat.tokenizer import Tokenizer
+from magistral_mlx.checkpoint.gguf.layout import deinterleave_heads
 from training.tekken import NAMED_SPECIALS
 
 FOLDER = ROOT / "build/smollm2"
@@ -203,9 +204,7 @@ def _renamed(tensors: dict[str, Floats], config: dict[str, Any]) -> dict[str, Fl
         for old, new in parts.items():
             weight = tensors[f"blk.{layer}.{old}.weight"]
             if old in heads:  # from rope's pairs to its halves
-                count = config[heads[old]]
-                pairs = weight.reshape(count, weight.shape[0] // count // 2, 2, -1)
-                weight = pairs.swapaxes(1, 2).reshape(weight.shape)
+                weight = deinterleave_heads(weight, len(weight) // config[heads[old]])
             found[f"model.layers.{layer}.{new}.weight"] = weight
     return found
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.calibration.decisions import calibrates_by, choose_bits, read_text
@@ -36,7 +36,10 @@ from magistral_mlx.errors import OutOfMemory
 from magistral_mlx.hub.adapters import locate_adapter
 from magistral_mlx.memory.machine import this_machine
 
-_FORMAT = 1  # to be raised when the same options give other bytes
+if TYPE_CHECKING:
+    from magistral_convert.calibration.sizing import Sizing
+
+_FORMAT = 2  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
 
 
@@ -52,6 +55,8 @@ class Conversion:
     calibrates: bool
     adapter: StoredAdapter | None = None
     imatrix: ImportanceMatrix | None = None
+    text: CalibrationText | None = None  # where it has been read already
+    sizing: Sizing | None = None
 
     @property
     def space_needed(self) -> list[tuple[Path, int]]:
@@ -119,7 +124,7 @@ def prepare(
     if opened.checkpoint.blocks and not options.asks_to_quantize:
         recipe = replace(recipe, keeps_floats=True)
     calibrates = calibrates_by(opened, recipe, options)
-    adapter = None
+    adapter = text = sizing = None
     if options.adapter is not None:
         adapter = StoredAdapter.open(locate_adapter(options.adapter), model)
     changes = fusions(adapter, model) if adapter else None
@@ -127,12 +132,25 @@ def prepare(
     plan = plan_conversion(opened.checkpoint, recipe, flat=flat, changes=changes)
     imatrix = read_importance_matrix(options.imatrix, plan) if options.imatrix else None
     if options.has_target:
-        recipe = replace(recipe, chosen=choose_bits(opened, recipe, options, changes))
+        text = read_text(opened, options)
+        sizing = choose_bits(opened, recipe, options, changes, adapter, text)
+        recipe = replace(recipe, chosen=sizing.schemes)
         plan = plan_conversion(opened.checkpoint, recipe, flat=flat, changes=changes)
     if calibrates:
         plan = in_layer_order(plan, model)
     config = output_config(raw, model, plan.quantization)
-    return Conversion(opened, target, options, plan, config, calibrates, adapter, imatrix)
+    return Conversion(
+        opened,
+        target,
+        options,
+        plan,
+        config,
+        calibrates,
+        adapter=adapter,
+        imatrix=imatrix,
+        text=text,
+        sizing=sizing,
+    )
 
 
 def convert(
@@ -167,9 +185,13 @@ def check(conversion: Conversion) -> None:
     check_free_space(conversion.space_needed)
     peak, most = conversion.peak_bytes, this_machine().limit
     if peak is not None and peak > most:
+        options = conversion.options
+        instead = "--method search" if options.method == "gptq" else "--calibration none"
+        if options.has_target and options.method != "gptq":
+            instead = f"--bits and --calibration none in place of {options.calibrating}"
         raise OutOfMemory(
             f"calibration takes {peak / 1e9:.1f} GB of memory, and {most / 1e9:.1f} GB may be used "
-            "here. Give --method search if it was gptq, or --calibration none."
+            f"here. Give {instead}."
         )
 
 
@@ -181,7 +203,9 @@ def run(conversion: Conversion, on_progress: OnConversionProgress | None = None)
     source, target, options = conversion.source, conversion.target, conversion.options
     check(conversion)
     files = auxiliary_files(source.folder, options.tokenizer)
-    text = read_text(source, options) if conversion.calibrates else None
+    text = None
+    if conversion.calibrates:
+        text = conversion.text or read_text(source, options)
     facts = None
     with StagingFolder(target, conversion.plan, _identity(conversion, text)) as work:
 

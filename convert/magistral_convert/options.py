@@ -39,7 +39,10 @@ class Converting:
 ConversionProgress = Downloading | Converting
 OnConversionProgress = Callable[[ConversionProgress], None]
 
-RECIPES = ("4bit", "4bit-plus")
+# Bits of most matrices, or bytes of all weights: the recipes for 16 GB and 24 GB of memory.
+_RECIPE_BITS = {"3bit": 3, "4bit": 4, "4bit-plus": 4, "5bit": 5}
+_RECIPE_SIZES = {"16gb": 9_900_000_000, "24gb": 12_900_000_000}
+RECIPES = (*_RECIPE_BITS, *_RECIPE_SIZES)
 UNQUANTIZED = "none"
 UNCALIBRATED = "none"
 METHODS = ("search", "gptq")
@@ -65,7 +68,8 @@ class ConvertOptions:
     llama.cpp with what each column counts, in place of the text's inputs.
     `method` "gptq" compensates errors as well, and calibrates on any backend. `target_size`, in
     bytes of all weights, or `target_bits`, the mean of the decoder's matrices with their scales,
-    chooses the bits of each matrix by its measured sensitivity. `adapter` is a LoRA adapter, a
+    chooses the bits of each matrix by its measured sensitivity; so do the recipes "16gb" and
+    "24gb", whose sizes leave a cache on a Mac with so much memory. `adapter` is a LoRA adapter, a
     folder or a repository, that becomes part of the weights.
 
     Raises:
@@ -120,7 +124,25 @@ class ConvertOptions:
     @property
     def has_target(self) -> bool:
         """Whether bits are chosen for each matrix, to a size."""
-        return self.target_size is not None or self.target_bits is not None
+        return self.size is not None or self.target_bits is not None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all weights that were asked for, by themselves or by a recipe."""
+        return self.target_size or _RECIPE_SIZES.get(self.recipe or "")
+
+    @property
+    def calibrating(self) -> str:
+        """The option that asks for calibration, as it was given."""
+        if self.target_size is not None:
+            return "--target-size"
+        if self.target_bits is not None:
+            return "--target-bits"
+        if self.recipe in _RECIPE_SIZES:
+            return f"--recipe {self.recipe}"
+        if self.method != METHODS[0]:
+            return f"--method {self.method}"
+        return "--imatrix" if self.imatrix else "--calibration"
 
     @property
     def asks_to_quantize(self) -> bool:
@@ -133,7 +155,8 @@ class ConvertOptions:
         """Quantization of most matrices; None where none is quantized."""
         if self.mode == UNQUANTIZED:
             return None
-        bits, group_size = FIXED_MODES.get(self.mode, (_BITS, _GROUP_SIZE))
+        usual = (_RECIPE_BITS.get(self.recipe or "", _BITS), _GROUP_SIZE)
+        bits, group_size = FIXED_MODES.get(self.mode, usual)
         return Quantization(self.bits or bits, self.group_size or group_size, cast(Mode, self.mode))
 
     @property
@@ -147,8 +170,8 @@ class ConvertOptions:
             parts = [f"{self.target_size / 1e9:.4g}gb"]
         elif self.target_bits is not None:
             parts = [f"{self.target_bits:.4g}bits"]
-        if self.recipe == "4bit-plus":
-            parts = [self.recipe]
+        if self.recipe == "4bit-plus" or self.recipe in _RECIPE_SIZES:
+            parts = [str(self.recipe)]
         if scheme.mode == "affine" and scheme.group_size != _GROUP_SIZE:
             parts.append(f"g{scheme.group_size}")
         if self.quantize_vision:
@@ -187,10 +210,10 @@ class ConvertOptions:
     def _check_target(self) -> None:
         if not self.has_target:
             return
-        name = "--target-bits" if self.target_size is None else "--target-size"
+        name = self.calibrating
         for other, given in (
             ("--bits", self.bits),
-            ("--recipe", self.recipe),
+            ("--recipe", None if name.startswith("--recipe") else self.recipe),
             ("--target-bits", self.target_bits if self.target_size is not None else None),
             (f"--mode {self.mode}", self.mode if self.mode != "affine" else None),
             ("--calibration none", True if self.calibration == (UNCALIBRATED,) else None),
@@ -252,11 +275,12 @@ class ConvertOptions:
                 f"--recipe 4bit-plus mixes 4 and 6 bits, which --mode {self.mode} does not have. "
                 "Leave --mode out, or the recipe."
             )
-        if self.scheme and self.scheme.bits != 4:
+        meant = _RECIPE_BITS.get(self.recipe)
+        if meant and self.scheme and self.scheme.bits != meant:
             culprit = f"--bits {self.bits}" if self.bits else f"--mode {self.mode}"
             raise InvalidOption(
-                f"--recipe {self.recipe} means 4 bits and {culprit} means {self.scheme.bits}. "
-                "Give one of the two."
+                f"--recipe {self.recipe} means {meant} bits and {culprit} means "
+                f"{self.scheme.bits}. Give one of the two."
             )
 
 

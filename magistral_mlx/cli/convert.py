@@ -67,10 +67,11 @@ def _choice(*values: object) -> Value:
 )
 @option(
     "--recipe",
-    type=_choice("4bit", "4bit-plus"),
-    metavar="4bit|4bit-plus",
+    type=_choice("3bit", "4bit", "4bit-plus", "5bit", "16gb", "24gb"),
+    metavar="RECIPE",
     section="Quantization",
-    help="4bit-plus keeps the most sensitive matrices at 6 bits.",
+    help="3bit, 4bit or 5bit; 4bit-plus, with the most sensitive matrices at 6 bits; 16gb or 24gb, "
+    "bits chosen as by --target-size, for Macs with so much memory: 9.9 or 12.9 GB.",
 )
 @option(
     "--quantize-vision",

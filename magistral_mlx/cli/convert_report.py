@@ -70,6 +70,12 @@ def print_plan(conversion: Conversion) -> None:
     if lines := imatrix_lines(conversion):
         console.print("\n" + "\n".join(lines), markup=False)
     console.print(f"\nOutput: {conversion.target}, {len(plan.shards)} file(s)")
+    if conversion.sizing:
+        console.print(f"Error:  {conversion.sizing.describe()}")
+    elif conversion.calibrates:
+        console.print(
+            "Error:  measured at the end; --target-bits measures beforehand what to expect"
+        )
     if (peak := conversion.peak_bytes) is not None:
         console.print(f"Memory: {_gb(peak)} at most, calibrating")
     for place, needed, free in _room(conversion):
@@ -166,6 +172,8 @@ def print_json(
     else:
         figures["seconds"] = seconds
     if conversion.options.has_target:
+        if conversion.sizing:
+            figures["expected"] = conversion.sizing.as_dict()
         figures["bits"] = {t.name: t.scheme.bits for t in plan.tensors if t.scheme}
     if (imatrix := conversion.imatrix) is not None:
         figures["imatrix"] = {

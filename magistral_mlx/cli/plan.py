@@ -10,7 +10,7 @@ import click
 
 from magistral_mlx.cli.loading import chosen_model, load_options, loading_options, model_argument
 from magistral_mlx.cli.machine_options import SECTION, split_option
-from magistral_mlx.cli.params import command, option
+from magistral_mlx.cli.params import SIZE, command, option
 
 if TYPE_CHECKING:
     from magistral_mlx.api.load_options import LoadOptions
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     "--machine",
     metavar="NAME",
     help="Another Mac, as in '32GB', 'M3 Max 64GB' or '24GB macOS 26'.",
+)
+@option(
+    "--weights",
+    type=SIZE(),
+    metavar="SIZE",
+    help="Plan for Magistral converted to this size, as by `convert --target-size`.",
 )
 @option("--all-machines", is_flag=True, help="Print a table of Macs from 16 to 128 GB.")
 @option(
@@ -54,13 +60,14 @@ def plan(**options: Any) -> None:
         raise click.UsageError("give only one of --machine, --machines and --all-machines.")
     if options["split"] and not options["machines"]:
         raise click.UsageError("--split needs --machines, as in --machines '16GB,16GB'.")
+    _check_weights(model, options)
     asked = load_options(options)
     request = PlanRequest(asked.context, asked.kv, asked.images, asked.memory_limit)
     if options["machines"] is not None:
         _plan_split(model, asked, request, options)
         return
     if options["all_machines"]:
-        described = _model(model, GPU, asked)
+        described = _model(model, GPU, asked, options["weights"])
         machines = [named_machine(f"{size}GB") for size in APPLE_SIZES]
         rows = [
             facts_of(described, machine, GPU, _within(request, machine)) for machine in machines
@@ -71,7 +78,9 @@ def plan(**options: Any) -> None:
         machine, backend_profile = named_machine(options["machine"]), GPU
     else:
         machine, backend_profile = this_machine(), profile()
-    facts = facts_of(_model(model, backend_profile, asked), machine, backend_profile, request)
+    facts = facts_of(
+        _model(model, backend_profile, asked, options["weights"]), machine, backend_profile, request
+    )
     click.echo(json.dumps(facts)) if options["as_json"] else report.show(facts)
 
 
@@ -210,15 +219,39 @@ def _why(best: Plan, profile: BackendProfile, request: PlanRequest) -> str:
     return f"the highest precision that fits: {finer[-1]} needs {gib(missing)} more"
 
 
-def _model(name: str | None, profile: BackendProfile, asked: LoadOptions) -> PlannedModel:
-    """A model on this machine, on the hub (its headers alone are fetched), or the default one."""
+def _check_weights(model: str | None, options: dict[str, Any]) -> None:
+    """Check what goes with --weights, which is for no model that exists."""
+    if options["weights"] is None:
+        return
+    others = (
+        ("MODEL", model),
+        ("--machines", options["machines"]),
+        ("--adapter", options["adapter"]),
+    )
+    for name, given in others:
+        if given is not None:
+            raise click.UsageError(
+                f"--weights plans for a conversion that is not made yet; leave {name} out."
+            )
+
+
+def _model(
+    name: str | None, profile: BackendProfile, asked: LoadOptions, nbytes: int | None = None
+) -> PlannedModel:
+    """A model on this machine, on the hub (its headers alone are fetched), or the default one.
+
+    Args:
+        nbytes: plan for Magistral with so many bytes of weights instead.
+    """
     from magistral_convert.source import read_headers
     from magistral_mlx.api.adapters import open_adapters
     from magistral_mlx.errors import ModelNotFound
     from magistral_mlx.library import default_model
     from magistral_mlx.memory.here import describe
-    from magistral_mlx.memory.known import magistral_small
+    from magistral_mlx.memory.known import magistral_small, sized_magistral_small
 
+    if nbytes is not None:
+        return sized_magistral_small(nbytes, profile.float_bytes)
     if name is None:
         try:
             name = str(default_model())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from magistral_mlx.checkpoint.names import LANGUAGE, expected_tensors, head_prefix
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
+from magistral_mlx.errors import InvalidOption
 from magistral_mlx.memory.peak import Weights, sum_weights
 from magistral_mlx.memory.plan import PlannedModel
 from magistral_mlx.quantization import Quantization
@@ -47,6 +49,30 @@ def magistral_small(float_bytes: int = 2) -> PlannedModel:
         MAGISTRAL_SMALL,
         quantized_weights(MAGISTRAL_SMALL, Quantization(), float_bytes),
     )
+
+
+def sized_magistral_small(nbytes: int, float_bytes: int = 2) -> PlannedModel:
+    """A conversion to a size of all weights, as if all matrices had the same bits.
+
+    Raises:
+        InvalidOption: the size is below that of 2 bits.
+    """
+    sizes = quantized_sizes(MAGISTRAL_SMALL, Quantization(), 2)
+    decoder = sum(size for name, size in sizes.items() if name.startswith(LANGUAGE))
+    vision = sum(sizes.values()) - decoder
+    least = quantized_weights(MAGISTRAL_SMALL, Quantization(2), 2)
+    if nbytes < least.decoder + vision:
+        raise InvalidOption(
+            f"--weights {nbytes / 1e9:.4g}GB is smaller than all matrices at 2 bits, "
+            f"{(least.decoder + vision) / 1e9:.1f} GB. Give a larger size."
+        )
+    share = (nbytes - vision) / decoder
+    loaded = quantized_weights(MAGISTRAL_SMALL, Quantization(), float_bytes)
+    weights = replace(
+        loaded, decoder=int(loaded.decoder * share), embedding=int(loaded.embedding * share)
+    )
+    name = f"Magistral Small 1.2, {nbytes / 1e9:.4g} GB of weights"
+    return PlannedModel(name, MAGISTRAL_SMALL, weights)
 
 
 def quantized_weights(config: ModelConfig, scheme: Quantization, float_bytes: int) -> Weights:

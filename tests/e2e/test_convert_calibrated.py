@@ -24,7 +24,8 @@ DEFAULT = ConvertOptions(bits=3, calibration=("default",), calibration_tokens=TO
 
 
 @pytest.fixture(autouse=True)
-def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_texts(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("MAGISTRAL_MLX_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setattr(text, "SEQUENCE", 64)
     monkeypatch.setattr(text, "HELD_OUT", 4)
 
@@ -150,7 +151,9 @@ def test_the_full_size_model_is_calibrated_within_six_gigabytes(tmp_path: Path):
         assert 2e9 < peak < 6e9
 
 
-def test_a_target_chooses_bits_by_what_errors_cost(source: Path, tmp_path: Path):
+def test_a_target_chooses_bits_by_what_errors_cost(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     asked = ConvertOptions(target_bits=4.0, calibration_tokens=TOKENS)
     folder = convert(source, tmp_path / "out", asked)
     checkpoint = Checkpoint.open(folder)
@@ -161,8 +164,14 @@ def test_a_target_chooses_bits_by_what_errors_cost(source: Path, tmp_path: Path)
     weights = sum(tensor.rows * tensor.columns for tensor in matrices)
     mean = 8 * sum(tensor.nbytes for tensor in matrices) / weights
     assert 3.7 < mean <= 4.0
+    first = prepare(source, tmp_path / "other", asked).sizing
+    assert first and first.uniform[8] < first.error < first.uniform[2]
+    monkeypatch.setattr("magistral_convert.calibration.sizing.measure", None)  # kept
+    assert first == prepare(source, tmp_path / "third", asked).sizing
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     larger = ConvertOptions(target_size=size + 2 * 10**6, calibration_tokens=TOKENS)
     assert prepare(source, tmp_path / "larger", larger).plan.output_bytes <= larger.target_size
     with pytest.raises(InvalidOption, match="smaller than all matrices at 2 bits"):
-        prepare(source, tmp_path / "least", ConvertOptions(target_size=1000))
+        prepare(
+            source, tmp_path / "least", ConvertOptions(target_size=1000, calibration_tokens=TOKENS)
+        )

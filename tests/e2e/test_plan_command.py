@@ -111,3 +111,9 @@ def test_a_model_on_this_machine_is_planned_from_its_files() -> None:
 
 def test_a_machine_that_is_none_is_named() -> None:
     assert "is not a machine" in refusal("plan", "--machine", "toaster", **EMPTY)
+
+
+def test_it_plans_for_a_size_that_is_not_converted_yet() -> None:
+    seen = " ".join(plan("--weights", "9.9GB", "--machine", "16GB").split())
+    assert "Magistral Small 1.2, 9.9 GB of weights on 16 GB Mac" in seen
+    assert "leave MODEL out" in refusal("plan", "demo", "--weights", "9.9GB", **EMPTY)

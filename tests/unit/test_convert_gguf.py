@@ -164,6 +164,22 @@ def test_what_is_quantized_is_not_quantized_again(tmp_path: Path, options: dict[
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "gptq"}, "--method gptq"),
+        ({"calibration": ("default",)}, "--calibration"),
+        ({"method": "gptq", "calibration": ("default",)}, "--method gptq"),
+    ],
+)
+def test_what_calibrates_is_named_where_there_is_nothing_to_calibrate(
+    tmp_path: Path, options: dict[str, Any], named: str
+):
+    path, _ = write(tmp_path / "gguf")
+    with pytest.raises(InvalidOption, match=f"Leave {named} out, or convert the original"):
+        convert(path, tmp_path / "out", ConvertOptions(**options))
+
+
 def test_a_tower_elsewhere_is_named(tmp_path: Path):
     path, _ = write(tmp_path / "gguf", tower=None)
     assert Checkpoint.open(convert(path, tmp_path / "text")).config.vision is None

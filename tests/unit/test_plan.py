@@ -13,7 +13,11 @@ from magistral_mlx.cli.params import parse_size
 from magistral_mlx.errors import InvalidOption, OutOfMemory
 from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.estimate import decode_tokens_per_second, prefill_seconds
-from magistral_mlx.memory.known import magistral_small, quantized_weights
+from magistral_mlx.memory.known import (
+    magistral_small,
+    quantized_weights,
+    sized_magistral_small,
+)
 from magistral_mlx.memory.machine import GIB, Machine, named_machine
 from magistral_mlx.memory.peak import GPU, BackendProfile, Weights, cache_bytes
 from magistral_mlx.memory.plan import Draft, Plan, PlannedModel, PlanRequest, longest_context
@@ -248,3 +252,18 @@ def test_a_decoded_token_reads_all_weights_but_the_embedding_and_what_is_cached(
     full = read + 40_960 * 40 * 2 * 8 * 128 * 2
     assert decode_tokens_per_second(best, 40_960) == pytest.approx(273e9 / full)
     assert decode_tokens_per_second(plan(), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "mac", "least"), [(9.9e9, "16GB", 24_000), (12.9e9, "24GB", 80_000)]
+)
+def test_the_sizes_of_the_recipes_leave_a_cache(nbytes: float, mac: str, least: int) -> None:
+    model = sized_magistral_small(int(nbytes))
+    assert model.weights.decoder + model.weights.vision == pytest.approx(nbytes, rel=0.005)
+    found = longest_context(model, named_machine(mac), GPU, PlanRequest(), "4/4", 131072)
+    assert found >= least
+
+
+def test_a_size_below_that_of_2_bits_cannot_be_planned() -> None:
+    with pytest.raises(InvalidOption, match="smaller than all matrices at 2 bits"):
+        sized_magistral_small(6 * 10**9)

@@ -22,6 +22,9 @@ class SchemeChoice:
     cost: float
 
 
+Choices = dict[str, list[SchemeChoice]]  # by the name of a matrix
+
+
 def allocate(choices: Mapping[str, Sequence[SchemeChoice]], budget: int) -> dict[str, SchemeChoice]:
     """Return a choice for each matrix, within a budget of bytes in all.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from magistral_convert.calibration.files import in_layer_order
 from magistral_convert.calibration.text import CalibrationText, calibration_text
@@ -11,9 +12,12 @@ from magistral_convert.options import ConvertOptions
 from magistral_convert.plan import plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.hub import find_tokenizer
-from magistral_mlx.quantization import Quantization
+
+if TYPE_CHECKING:
+    from magistral_convert.calibration.sizing import Sizing
 
 
 def choose_bits(
@@ -21,7 +25,9 @@ def choose_bits(
     recipe: Recipe,
     options: ConvertOptions,
     changes: Mapping[str, Fusion] | None,
-) -> dict[str, Quantization]:
+    adapter: StoredAdapter | None,
+    text: CalibrationText,
+) -> Sizing:
     """Choose the bits of each matrix for the size asked for.
 
     Raises:
@@ -37,8 +43,8 @@ def choose_bits(
         )
     plan = plan_conversion(checkpoint, recipe, flat=False, changes=changes)
     plan = in_layer_order(plan, checkpoint.config)
-    text = read_text(source, options)
-    return choose_schemes(plan, checkpoint.config.text, text, options)
+    weights = f"{source.identity} {adapter.fingerprint() if adapter else ''}"
+    return choose_schemes(plan, checkpoint.config.text, text, options, weights)
 
 
 def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:
@@ -53,10 +59,10 @@ def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bo
     checkpoint = source.checkpoint
     if checkpoint.blocks:
         if asked:
-            option = "--imatrix" if options.imatrix else "--calibration"
             raise InvalidOption(
-                f"{option} goes with weights that are not quantized, and a GGUF file's are laid "
-                f"out as they are. Leave {option} out, or convert the original weights."
+                f"{options.calibrating} calibrates weights that are not quantized yet, and a GGUF "
+                f"file's are laid out as they are. Leave {options.calibrating} out, or convert the "
+                "original weights."
             )
         return False
     if asked is None:

@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from magistral_convert.calibration.allocation import SchemeChoice
+from magistral_convert.calibration.allocation import Choices, SchemeChoice
 from magistral_convert.calibration.files import by_layer
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass, Weights
 from magistral_convert.calibration.memory import BATCH_TOKENS
@@ -23,8 +23,6 @@ from magistral_convert.recipe import HEAD, NORM, layer_of, part_of
 from magistral_mlx.backend import backend, mx
 from magistral_mlx.config import TextConfig
 from magistral_mlx.quantization import AFFINE_BITS, Quantization
-
-Choices = dict[str, list[SchemeChoice]]
 
 TOKENS = 2048  # of calibration text
 _ROWS = 64  # of a matrix that are quantized to see the error

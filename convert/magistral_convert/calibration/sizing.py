@@ -2,50 +2,97 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from magistral_convert.calibration.allocation import SchemeChoice, allocate
+from magistral_convert.calibration.measured import MeasuredChoices
 from magistral_convert.calibration.sensitivity import measure
 from magistral_convert.calibration.text import CalibrationText
 from magistral_convert.options import ConvertOptions
 from magistral_convert.plan import ConversionPlan
+from magistral_mlx.backend import backend
 from magistral_mlx.config import TextConfig
 from magistral_mlx.errors import InvalidOption
-from magistral_mlx.quantization import Quantization
+from magistral_mlx.quantization import AFFINE_BITS, Quantization
 
 _HEADERS = 1 << 20  # of the files, which grow with the number of exceptions
 
 
+@dataclass(frozen=True)
+class Sizing:
+    """Schemes that were chosen for a size, and the error to expect of them.
+
+    error: sum of the costs of all matrices (see `sensitivity`). uniform: the same for each number
+    of bits, were it that of all matrices.
+    """
+
+    schemes: dict[str, Quantization]
+    error: float
+    uniform: dict[int, float]
+
+    def describe(self) -> str:
+        """Compare the expected error with that of 4 bits throughout."""
+        share = self.error / self.uniform[4] if self.uniform[4] else 0.0
+        return f"{share:.2f} times that of 4 bits throughout, as far as single matrices tell"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {"error": self.error, "uniform": {str(b): e for b, e in self.uniform.items()}}
+
+
 def choose_schemes(
-    plan: ConversionPlan, config: TextConfig, text: CalibrationText, options: ConvertOptions
-) -> dict[str, Quantization]:
-    """Measure the sensitivity of each matrix, and return the schemes for the size asked for.
+    plan: ConversionPlan,
+    config: TextConfig,
+    text: CalibrationText,
+    options: ConvertOptions,
+    weights: str,
+) -> Sizing:
+    """Measure the sensitivity of each matrix, and choose schemes for the size asked for.
 
     Args:
         plan: in layer order, of the same options without a target.
+        weights: identity of the source and of what changes it.
 
     Raises:
         InvalidOption: the size is below that of 2 bits.
     """
     assert options.scheme
-    choices = measure(plan, config, text.tokens, options.scheme.group_size)
+    group_size = options.scheme.group_size
+    kept = MeasuredChoices(weights, text.identity, str(group_size), backend().name)
+    choices = kept.load()
+    if choices is None:
+        choices = measure(plan, config, text.tokens, group_size)
+        kept.save(choices)
     budget = _budget(plan, choices, options)
     try:
         found = allocate(choices, budget)
     except ValueError:
         least = sum(min(c.nbytes for c in of_matrix) for of_matrix in choices.values())
         rest = _rest(plan, choices)
-        weights = sum(t.rows * t.columns for t in plan.tensors if t.name in choices)
+        count = sum(t.rows * t.columns for t in plan.tensors if t.name in choices)
         raise InvalidOption(
             f"that is smaller than all matrices at 2 bits, which take {(least + rest) / 1e6:,.0f} "
-            f"MB in all, or {8 * least / weights:.2f} bits a weight. Give a larger target."
+            f"MB in all, or {8 * least / count:.2f} bits a weight. Give a larger target."
         ) from None
-    return {name: choice.scheme for name, choice in found.items()}
+    uniform = {
+        bits: sum(
+            c.cost for of_matrix in choices.values() for c in of_matrix if c.scheme.bits == bits
+        )
+        for bits in AFFINE_BITS
+    }
+    return Sizing(
+        {name: choice.scheme for name, choice in found.items()},
+        sum(choice.cost for choice in found.values()),
+        uniform,
+    )
 
 
 def _budget(
     plan: ConversionPlan, choices: dict[str, list[SchemeChoice]], options: ConvertOptions
 ) -> int:
-    if options.target_size is not None:
-        return options.target_size - _rest(plan, choices)
+    if options.size is not None:
+        return options.size - _rest(plan, choices)
     assert options.target_bits is not None
     weights = sum(t.rows * t.columns for t in plan.tensors if t.name in choices)
     return int(weights * options.target_bits / 8)
