@@ -20,7 +20,7 @@ from magistral_mlx.option_spec import Integer, Size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from magistral_mlx.evaluation.quality.measure import ComparedPair, OnTokens, QualityRun
+    from magistral_mlx.evaluation.quality.measure import ComparedPair, OnStep, QualityRun
     from magistral_mlx.evaluation.quality.summary import QualitySummary
 
 
@@ -93,8 +93,8 @@ def quality(
         say(f"{text.left_out:,} tokens of the text are left out; give more --tokens for them.")
     run = QualityRun(models, text, memory_limit)
     try:
-        with _progress() as on_tokens:
-            pairs = run.run(on_tokens)
+        with _progress() as on_step:
+            pairs = run.run(on_step)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here.")
         raise
@@ -111,16 +111,26 @@ def quality(
 
 
 @contextmanager
-def _progress() -> Iterator[OnTokens | None]:
-    """Show tokens done and in all on stderr; None where stderr is no terminal."""
+def _progress() -> Iterator[OnStep | None]:
+    """Show what is read, and its share, on stderr; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
 
@@ -148,6 +158,7 @@ def _facts(run: QualityRun, pairs: list[ComparedPair]) -> dict[str, Any]:
         {
             "model": model.label,
             "folder": str(model.checkpoint.folder),
+            "dtype": model.dtype,
             "kv": plan.scheme.name,
             "peak_bytes": plan.peak.total,
         }

@@ -114,6 +114,13 @@ def test_the_first_models_logits_lose_nothing_on_the_disk(dtype: str, home: Path
     assert list((home / "quality").iterdir()) == []
 
 
+def test_a_tied_output_matrix_is_loaded_from_the_embedding(tmp_path: Path):
+    config = tiny_config(vision=False, layers=1, tie_word_embeddings=True)
+    name = str(write_hf_checkpoint(tmp_path / "tied", config=config))
+    same, other = QualityRun(opened(name, name, str(tiny_folder())), text_of(40)).run()
+    assert summarise(same.figures)[0].divergence == 0 < summarise(other.figures)[0].divergence
+
+
 def test_each_kind_of_variant_differs(tmp_path: Path):
     """A cache scheme, a dtype, an adapter and a GGUF file, in one run."""
     folder = tiny_folder()

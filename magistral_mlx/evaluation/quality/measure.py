@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import DTYPES, mx
+from magistral_mlx.checkpoint.load import OnProgress
 from magistral_mlx.divergence import divergence, log_softmax
 from magistral_mlx.engine.logprobs import OutputCollector
 from magistral_mlx.engine.prefill import prefill
@@ -26,7 +28,7 @@ from magistral_mlx.model.magistral import MagistralModel
 
 _VERSION = 1  # of the work folder's files
 
-OnTokens = Callable[[str, int, int], None]  # stage, tokens done, tokens in all
+OnStep = Callable[[str, int, int], None]  # stage, tokens or bytes done, and in all
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class QualityRun:
             digest.update(len(sequence).to_bytes(8, "little") + sequence.tobytes())
         return digest.hexdigest()
 
-    def run(self, on_tokens: OnTokens | None = None) -> list[ComparedPair]:
+    def run(self, on_step: OnStep | None = None) -> list[ComparedPair]:
         """Compare, from where an earlier run was stopped.
 
         Raises:
@@ -77,9 +79,9 @@ class QualityRun:
         """
         folder = WorkFolder.of(self.identity())
         try:
-            dtype = self._keep_states(folder, on_tokens)
+            dtype = self._keep_states(folder, on_step)
             found = [
-                ComparedPair(model, self._figures(folder, number, dtype, on_tokens))
+                ComparedPair(model, self._figures(folder, number, dtype, on_step))
                 for number, model in enumerate(self.models)
                 if number
             ]
@@ -89,7 +91,7 @@ class QualityRun:
         folder.remove()
         return found
 
-    def _keep_states(self, folder: WorkFolder, on_tokens: OnTokens | None) -> mx.Dtype:
+    def _keep_states(self, folder: WorkFolder, on_step: OnStep | None) -> mx.Dtype:
         """Keep the first model's hidden states of all sequences -> their dtype."""
         sequences = self.text.sequences
         missing = [n for n in range(len(sequences)) if not folder.states(n).exists()]
@@ -102,9 +104,10 @@ class QualityRun:
         hidden = first.checkpoint.config.text.hidden_size
         tokens = sum(len(sequences[n]) for n in missing)
         folder.check_space(tokens * hidden * first.float_bytes)
-        with first.loaded(self.plans[0]) as (model, adapter):
+        loading = _loading(first.label, on_step)
+        with first.loaded(self.plans[0], loading) as (model, adapter):
             folder.keep_dtype(next(name for name, d in DTYPES.items() if d == model.dtype))
-            progress = _Progress(first.label, self.text.tokens, on_tokens, missing, sequences)
+            progress = _Progress(first.label, self.text.tokens, on_step, missing, sequences)
             for n in missing:
                 with folder.writing_states(n) as file:
                     collector = _StateWriter(file)
@@ -114,7 +117,7 @@ class QualityRun:
         return dtype
 
     def _figures(
-        self, folder: WorkFolder, number: int, dtype: mx.Dtype, on_tokens: OnTokens | None
+        self, folder: WorkFolder, number: int, dtype: mx.Dtype, on_step: OnStep | None
     ) -> tuple[TokenFigures, ...]:
         """Measure the model `number` against the first one, on all sequences."""
         sequences = self.text.sequences
@@ -124,8 +127,9 @@ class QualityRun:
             first, other, plan = self.models[0], self.models[number], self.plans[number]
             with ExitStack() as stack:
                 head, changed = first.load_head(dtype)
-                model, adapter = stack.enter_context(other.loaded(plan))
-                progress = _Progress(other.label, self.text.tokens, on_tokens, missing, sequences)
+                loading = _loading(other.label, on_step)
+                model, adapter = stack.enter_context(other.loaded(plan, loading))
+                progress = _Progress(other.label, self.text.tokens, on_step, missing, sequences)
                 for n in missing:
                     collector = _Comparison(
                         _Head(head, changed, folder.states(n)), _rows(plan, len(sequences[n]))
@@ -137,6 +141,10 @@ class QualityRun:
         return tuple(figures for figures in found.values() if figures is not None)
 
 
+def _loading(label: str, on_step: OnStep | None) -> OnProgress | None:
+    return None if on_step is None else partial(on_step, f"loading {label}")
+
+
 class _Progress:
     """Tokens of all sequences that a model has read, those of an earlier run included."""
 
@@ -144,16 +152,16 @@ class _Progress:
         self,
         label: str,
         total: int,
-        on_tokens: OnTokens | None,
+        on_step: OnStep | None,
         missing: Sequence[int],
         sequences: Sequence[Tokens],
     ) -> None:
-        self._label, self._total, self._on_tokens = label, total, on_tokens
+        self._label, self._total, self._on_step = label, total, on_step
         self._before = total - sum(len(sequences[n]) for n in missing)
 
     def show(self, done: int) -> None:
-        if self._on_tokens:
-            self._on_tokens(self._label, self._before + done, self._total)
+        if self._on_step:
+            self._on_step(self._label, self._before + done, self._total)
 
     def finish(self, tokens: int) -> None:
         self._before += tokens

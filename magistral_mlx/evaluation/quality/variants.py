@@ -29,7 +29,7 @@ from magistral_mlx.memory.peak import loaded_weights
 from magistral_mlx.memory.plan import Plan, PlanRequest
 from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
-from magistral_mlx.runtime.precision import load_in_default_dtype
+from magistral_mlx.runtime.precision import default_dtype, load_in_default_dtype
 
 _OPTIONS = ("kv", "dtype", "adapter", "tokenizer")
 _WITH_OPTIONS = re.compile(r"(.*?)@(\w+=.*)", re.DOTALL)
@@ -113,6 +113,12 @@ class ComparedModel:
     def float_bytes(self) -> int:
         """Bytes of a value in the compute dtype."""
         return profile(self.variant.dtype).float_bytes
+
+    @property
+    def dtype(self) -> str:
+        """The compute dtype, as far as it is known before the model is loaded."""
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        return self.variant.dtype or names[default_dtype(self.checkpoint)]
 
     def identity(self) -> str:
         """Digest of the files, and the options."""
