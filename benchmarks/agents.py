@@ -1,13 +1,14 @@
-"""Claude Code and Codex CLI from their npm packages, at work against the real server.
+"""Claude Code, Codex CLI and OpenCode from their npm packages, at work against the real server.
 
-    npm install --prefix build/agents @anthropic-ai/claude-code @openai/codex
-    python -m benchmarks.agents [--agents claude codex] [--npm build/agents]
+    npm install --prefix build/agents @anthropic-ai/claude-code @openai/codex opencode-ai
+    python -m benchmarks.agents [--agents claude codex opencode] [--npm build/agents]
 
 A tiny model with random weights plays a scripted agent: it reads a file, mends it, runs its test,
 hands a part to a sub-agent, waits for it, and answers. Its tokens are forced, so that all else is
 as with any model: prompts, tools, parsing, cache. Each agent works alone, goes on in a second
-process, and then two work side by side. The file must be mended at the end, and from the second
-turn of each conversation on at least 95 % of the prompt's tokens must come from the prefix cache.
+process, and then the first and the last work side by side. The file must be mended at the end, and
+from the second turn of each conversation on at least 95 % of the prompt's tokens must come from the
+prefix cache.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from unittest import mock
 from benchmarks.common import Record, arguments, console, show
 from magistral_mlx import LoadOptions, Options
 from magistral_mlx.api.composer import Composer
+from magistral_mlx.cli.client_configs import CLIENTS, Served
 from magistral_mlx.engine.constraint import Grammar
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
@@ -62,35 +64,51 @@ def steps(task: str, folder: str, tools: Sequence[str], results: str) -> list[Ca
 
     `results`: of the calls so far.
     """
-    path = f"{folder}/add.py"
-    shell = "Bash" if "Bash" in tools else "exec_command"
-    run = "command" if shell == "Bash" else "cmd"
-    look, test = (
-        Call(shell, {run: f"cat {path}"}),
-        Call(shell, {run: f"cd {folder} && python3 test_add.py"}),
-    )
+    path, test = f"{folder}/add.py", f"cd {folder} && python3 test_add.py"
+    prompt = f"TASK-sub in {folder} . Read the file."
+    if "exec_command" in tools:
+        return _codex_steps(task, path, test, prompt, tools, results)
+    # Claude Code and OpenCode have the same tools in other spellings.
+    spell = str if "Bash" in tools else _camel
+    called = {name.lower(): name for name in tools}
+
+    def call(name: str, **given: str) -> Call:
+        return Call(called[name], {spell(key): value for key, value in given.items()})
+
+    if task != "main":
+        return [call("bash", command=f"cat {path}", description="Show the file")]
+    part = {"description": "Read the file", "prompt": prompt}
+    agent = "general-purpose" if "Bash" in tools else "general"
+    return [
+        call("read", file_path=path),
+        call("edit", file_path=path, old_string=BROKEN, new_string=MENDED),
+        call("bash", command=test, description="Run the test"),
+        Call(called.get("agent") or called["task"], part | {"subagent_type": agent}),
+    ]
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _codex_steps(
+    task: str, path: str, test: str, prompt: str, tools: Sequence[str], results: str
+) -> list[Call]:
+    look = Call("exec_command", {"cmd": f"cat {path}"})
     if task != "main":
         return [look]
-    if "Edit" in tools:
-        edit = {"file_path": path, "old_string": BROKEN, "new_string": MENDED}
-        mend = [Call("Read", {"file_path": path}), Call("Edit", edit)]
-    else:
-        mend = [look, Call(shell, {run: f"sed -i 's/{BROKEN}/{MENDED}/' {path}"})]
-    return [*mend, test, *_sub_agent(folder, tools, results)]
-
-
-def _sub_agent(folder: str, tools: Sequence[str], results: str) -> list[Call]:
-    prompt = f"TASK-sub in {folder} . Read the file."
-    for name in ("Agent", "Task"):
-        if name in tools:
-            given = {"description": "Read the file", "prompt": prompt}
-            return [Call(name, given | {"subagent_type": "general-purpose"})]
-    spawn = next((name for name in tools if name.endswith("spawn_agent")), None)
-    if spawn is None:
-        return []
+    mend = Call("exec_command", {"cmd": f"sed -i 's/{BROKEN}/{MENDED}/' {path}"})
+    spawn = next(name for name in tools if name.endswith("spawn_agent"))
     # An agent that is not waited for is interrupted when the process ends.
     begun = {"targets": _AGENT_ID.findall(results)[-1:], "timeout_ms": 1000 * _SECONDS}
-    return [Call(spawn, {"message": prompt}), Call(spawn.replace("spawn", "wait"), begun)]
+    return [
+        look,
+        mend,
+        Call("exec_command", {"cmd": test}),
+        Call(spawn, {"message": prompt}),
+        Call(spawn.replace("spawn", "wait"), begun),
+    ]
 
 
 def next_step(messages: Sequence[Mapping[str, Any]], tools: Sequence[str]) -> Call | str:
@@ -246,7 +264,23 @@ class Codex(Agent):
         return {"CODEX_HOME": str(self.home)}
 
 
-AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Claude, Codex)}
+class OpenCode(Agent):
+    name = "opencode"
+
+    def prepare(self) -> None:
+        folder = self.home / ".config/opencode"
+        folder.mkdir(parents=True)
+        served = Served(self.url, "model", CONTEXT, images=False, thinks=True, key="none")
+        (folder / "opencode.jsonc").write_text(CLIENTS[self.name](served))
+
+    def words(self, prompt: str, *, resume: bool) -> list[str]:
+        return ["run", *(["--continue"] if resume else []), prompt]
+
+    def environment(self) -> dict[str, str]:
+        return {"OPENCODE_DISABLE_AUTOUPDATE": "1"}
+
+
+AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Claude, Codex, OpenCode)}
 
 
 def together(agents: Sequence[Agent]) -> None:

@@ -286,11 +286,12 @@ class ChatRequest(SamplingFields, ThinkingFields, StructureFields, MistralFields
         None
     )
     reasoning_format: Annotated[
-        Literal["separate", "mistral"] | None,
+        Literal["separate", "auto", "deepseek", "mistral"] | None,
         Field(
-            description="Form of the answer: separate puts the thinking in reasoning_content; "
-            "mistral makes content a list of thinking and text chunks, as Mistral's API does, of "
-            "which a stream sends the text as plain strings and each call whole. The default is "
+            description="Form of the answer: separate (auto and deepseek are llama-server's names "
+            "of it) puts the thinking in reasoning_content; mistral makes content a list of "
+            "thinking and text chunks, as Mistral's API does, of which a stream sends the text as "
+            "plain strings and each call whole. The default is "
             "mistral for Mistral's own clients, and separate for others. Not in OpenAI's API."
         ),
     ] = None
