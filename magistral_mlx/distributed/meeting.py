@@ -26,6 +26,7 @@ from magistral_mlx.memory.estimate import bandwidth_of
 from magistral_mlx.memory.machine import Machine, this_machine
 
 MEETING = 120.0  # seconds that all ranks have to come
+_HELLO = 5.0  # seconds that who connects has to say what it is
 _AGAIN = 0.2  # seconds between attempts to reach rank 0
 _TOKEN_BYTES = 16
 
@@ -115,7 +116,7 @@ def _listening(place: Place) -> socket.socket:
 
 def _welcome(place: Place, connection: socket.socket) -> Joined | None:
     """Read what a rank says of itself; None for something that is no rank."""
-    connection.settimeout(PATIENCE)
+    connection.settimeout(_HELLO)
     try:
         hello = read(connection)
         rank, theirs = int(hello["rank"]), [str(one) for one in hello["versions"]]
