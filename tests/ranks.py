@@ -24,7 +24,7 @@ from magistral_mlx import LoadOptions, Magistral
 from magistral_mlx.server.settings import Settings
 from tests.serving import live_server
 
-_TEXT = "Copy this. " + "one two three four five six " * 12
+_TEXT = "Copy this. " + "one two three four five six " * 24
 _SCHEMA = {
     "type": "object",
     "properties": {"sum": {"type": "integer"}},
@@ -71,6 +71,16 @@ def answers(model: Magistral) -> dict[str, Any]:
     cancelled()
     found["after a cancelled one"] = ask("What is 2 + 3?")
     found["reused"] = model.activity.hits > 0 and model.activity.reused_images > 0
+    return found
+
+
+def all_answers(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The answers, and one of the model when it is loaded again and finds the prompt on disk."""
+    with Magistral.load(name, dtype="float32", **options) as model:
+        found = answers(model)
+    with Magistral.load(name, dtype="float32", **options) as model:
+        found["again"] = model.generate(_TEXT + "eight", max_tokens=12, temperature=0).text
+        found["from disk"] = model.activity.reused_tokens
     return found
 
 
@@ -156,8 +166,7 @@ def main() -> None:
     if killed := sys.argv[3:]:
         found = _kill_while_serving(name, options, int(killed[0]))
     else:
-        with Magistral.load(name, dtype="float32", **options) as model:
-            found = answers(model)
+        found = all_answers(name, options)
     json.dump(found, sys.stdout)
 
 

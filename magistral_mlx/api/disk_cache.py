@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from magistral_mlx.api.load_options import LoadOptions
     from magistral_mlx.checkpoint.folder import Checkpoint
     from magistral_mlx.memory.plan import Plan
+    from magistral_mlx.runtime.model_runner import BuildDisk
 
 
 _PROBE_BYTES = 1 << 20
@@ -51,7 +52,9 @@ class DiskCacheConfig:
             return f"Prompts cannot be kept in {self.folder}: {why}. Answers are not affected."
         return None
 
-    def open(self, checkpoint: Checkpoint, plan: Plan, dtype: str) -> DiskPrefixCache:
+    def open(
+        self, checkpoint: Checkpoint, plan: Plan, dtype: str, build: BuildDisk = DiskPrefixCache
+    ) -> DiskPrefixCache:
         """The prefixes of this model, its cache scheme and this version, computed in `dtype`.
 
         Raises:
@@ -64,4 +67,4 @@ class DiskCacheConfig:
                 f"{error.filename} cannot be read any more: {error.strerror}."
             ) from error
         identity = f"{model} {dtype} {backend().name} {__version__}"
-        return DiskPrefixCache(self.folder, self.size, identity, plan.scheme)
+        return build(self.folder, self.size, identity, plan.scheme)

@@ -105,6 +105,9 @@ class DiskPrefixCache:
         With a full-precision cache the last token is never part of it, since its logits must be
         computed.
         """
+        return self._find(keys)
+
+    def _find(self, keys: TokenKeys) -> PrefixMatch:
         blocks = []
         for name in self._hashes.blocks(keys[:-1]):
             if not (self._folder / name).is_file():
@@ -127,7 +130,7 @@ class DiskPrefixCache:
         Returns 0 if no more than `least` tokens can be loaded; the caches must then be discarded.
         Damaged files are removed, and a shorter prefix is tried.
         """
-        while (found := self.find(keys)).length > least:
+        while (found := self._find(keys)).length > least:
             try:
                 self._read(found, caches)
             except UnusableFile as refused:

@@ -19,6 +19,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.checkpoint.part import content_digest, part_of
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.distributed.disk import FollowingDisks
 from magistral_mlx.distributed.group import Group, ended_if_stuck
 from magistral_mlx.distributed.link import Link
 from magistral_mlx.distributed.meeting import join, prove
@@ -69,6 +70,7 @@ class Follower:
         self._opened: dict[int, tuple[Checkpoint, mx.Dtype, Plan]] = {}
         self._models: dict[int, FollowingModel] = {}
         self._caches: dict[int, SequenceCaches] = {}
+        disks = FollowingDisks(place.rank)
         self._work: dict[str, Callable[..., None]] = {
             "pass": self._pass,
             "prefill": self._prefill,
@@ -80,8 +82,16 @@ class Follower:
             "copy": self._copy,
             "drop": self._drop,
             "close": self._close,
+            "open disk": disks.open,
+            "write": lambda model, number, keys: disks.write(model, self._caches[number], keys),
+            "close disk": disks.close,
         }
-        self._asked: dict[str, Callable[..., Any]] = {"open": self._open, "load": self._load}
+        self._asked: dict[str, Callable[..., Any]] = {
+            "open": self._open,
+            "load": self._load,
+            "find": disks.find,
+            "read": lambda model, number, keys: disks.read(model, self._caches[number], keys),
+        }
 
     def run(self) -> None:
         """Do one thing after another. Raises RankLost when rank 0 has gone."""

@@ -65,14 +65,14 @@ class Leader:
             self._send(["drop", gone])
         self._send(message)
 
-    def ask(self, *message: Any) -> None:
-        """Tell, and wait until all ranks have done it.
+    def ask(self, *message: Any) -> list[Any]:
+        """Tell, and wait until all ranks have done it -> their answers, rank 1's first.
 
         Raises:
             MagistralError: one could not, as it says. RankLost: one has been lost.
         """
         self.tell(*message)
-        self.wait()
+        return self.wait()
 
     def wait(self) -> list[Any]:
         """Wait for the answer of each rank to what it was asked -> the answers, rank 1's first.

@@ -9,13 +9,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 from magistral_mlx.backend import mx
+from magistral_mlx.cache.disk import DiskPrefixCache
+from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.checkpoint.part import content_digest, part_of
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.distributed.disk import LeadingDisk
 from magistral_mlx.distributed.leader import Leader
 from magistral_mlx.distributed.model import LeadingModel
 from magistral_mlx.distributed.place import CHOSEN, place
@@ -152,6 +156,11 @@ class Ranks:
     def notify_lost(self, callback: Callable[[], None]) -> None:
         """Call `callback`, in a thread of its own, when a rank is lost."""
         self._leader.on_lost.append(callback)
+
+    def disk(self, root: Path, limit: int, identity: str, scheme: KVScheme) -> DiskPrefixCache:
+        """Open the disk caches of all ranks, after the model was loaded."""
+        assert self._number is not None, "it is loaded first"
+        return LeadingDisk(self._leader, self._number, root, limit, identity, scheme)
 
     def explain(self, error: BaseException) -> BaseException:
         """Return the error that ends all answers, where `error` ended a pass.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Event as Flag
 from weakref import WeakSet
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.backend import DTYPES, free_memory, mx
 from magistral_mlx.cache.disk import DiskPrefixCache
+from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.checkpoint.adapters.load import compute_gains, load_adapter
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -38,6 +40,8 @@ from magistral_mlx.runtime.generation_request import GenerationRequest, nth_seed
 from magistral_mlx.runtime.precision import default_dtype, load_in_default_dtype
 from magistral_mlx.runtime.speculation import SpeculationPolicy, load_drafter
 
+BuildDisk = Callable[[Path, int, str, KVScheme], DiskPrefixCache]  # root, limit, identity, scheme
+
 
 class ModelRunner:
     """A model in memory, its prefix cache, and its passes."""
@@ -47,14 +51,16 @@ class ModelRunner:
         checkpoint: Checkpoint,
         plan: Plan,
         dtype: str | None,
-        open_disk: Callable[[Checkpoint, Plan, str], DiskPrefixCache] | None = None,
+        open_disk: Callable[[Checkpoint, Plan, str, BuildDisk], DiskPrefixCache] | None = None,
         draft: Checkpoint | None = None,
         tokenizer: str | None = None,
         adapters: Mapping[str, StoredAdapter] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """`open_disk`: opens a prefix cache on disk for a dtype. `draft`: a draft model. `dtype`:
-        None for the best one here. `tokenizer`: in place of its own. `adapters`: by name.
+        """`open_disk`: opens a prefix cache on disk for a dtype, as it is given to build.
+
+        `draft`: a draft model. `dtype`: None for the best one here. `tokenizer`: in place of its
+        own. `adapters`: by name.
         `ranks`: those over which the model is split; `checkpoint` and `plan` are of rank 0's part.
         """
         self._checkpoint = checkpoint
@@ -101,7 +107,8 @@ class ModelRunner:
         self._speculation = SpeculationPolicy(plan, drafter)
         disk = None
         if self._open_disk is not None:
-            disk = self._open_disk(self._checkpoint, plan, str(model.dtype))
+            build = DiskPrefixCache if self._ranks is None else self._ranks.disk
+            disk = self._open_disk(self._checkpoint, plan, str(model.dtype), build)
             if self.when_idle is not None:
                 disk.notify_capacity(self.when_idle)
         self._prefixes = PrefixCache(

@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx import Magistral
-from tests.ranks import answers, run, started
+from tests.ranks import all_answers, run, started
 
 WAIT = 240  # seconds, on a machine that is busy
 
 
 @pytest.mark.parametrize("options", [{"split": "tensor"}, {"split": "pipeline", "kv": "6/4"}])
 def test_two_ranks_answer_as_one(options: dict[str, Any], tmp_path: Path) -> None:
-    with started(tmp_path, run("demo", options)) as (first, other):
-        alone = {name: value for name, value in options.items() if name != "split"}
-        with Magistral.load("demo", dtype="float32", **alone) as model:
-            expected = answers(model)
+    command = run("demo", options | {"cache_dir": str(tmp_path / "of two")})
+    with started(tmp_path, command) as (first, other):
+        expected = all_answers("demo", options | {"cache_dir": str(tmp_path / "of one")})
         printed, said = first.communicate(timeout=WAIT)
         assert json.loads(printed) == expected, said
+        assert expected["from disk"] > 100
         assert other.wait(WAIT) == first.returncode == 0
 
 
