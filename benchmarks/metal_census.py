@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from mlx.utils import tree_flatten, tree_unflatten
 
-from benchmarks.metal_graph import Operation, operations
+from benchmarks.metal_graph import work_of_graph
+from benchmarks.metal_rules import Work
 from magistral_mlx.backend import mx
 from magistral_mlx.bench.ours import Ours
 from magistral_mlx.cache.buffer import Buffer
@@ -84,8 +85,7 @@ def census(runtime: str, cache: str, context: int, rows: int, *, chunk: bool = F
     return Census(**totals, kernels=kernels, times=tuple(map(whole, a.times, b.times)))
 
 
-def _total(found: Sequence[Operation]) -> Census:
-    work = [one.work for one in found]
+def _total(work: Sequence[Work]) -> Census:
     times = []
     for chip in chips():
         bandwidth, flops = chip.bandwidth * 1e9, (chip.fp16_tflops or 0) * 1e12
@@ -193,7 +193,7 @@ def _text(layers: int) -> ModelConfig:
     return replace(MAGISTRAL_SMALL, text=text, vision=None)
 
 
-def _ours(cache: str, held: int, rows: int, layers: int, chunk: bool) -> list[Operation]:
+def _ours(cache: str, held: int, rows: int, layers: int, chunk: bool) -> list[Work]:
     config, scheme = _text(layers), KVScheme.parse(cache)
     with Ours.as_on_metal():
         model = MagistralModel(config, DTYPE)
@@ -230,7 +230,7 @@ def _ours(cache: str, held: int, rows: int, layers: int, chunk: bool) -> list[Op
             return [mx.argmax(logits, axis=-1), *(a for layer in caches for a in layer.state)]
 
         arrays = [token, *(x for _, x in weights), *(b.state[0] for b in buffers)]
-        return operations(build, arrays)
+        return work_of_graph(build, arrays)
 
 
 def _fill(layer: Any, scheme: KVScheme, shape: tuple[int, ...]) -> None:
@@ -247,19 +247,17 @@ def _fill(layer: Any, scheme: KVScheme, shape: tuple[int, ...]) -> None:
     saved, packed = {}, scheme.packed(held)
     if packed and scheme.center:
         saved["center"] = plain(1)
-        mx.eval(saved["center"])  # a constant of the graph
     for kind, bits in (("keys", scheme.key_bits), ("values", scheme.value_bits)):
         saved[f"first_{kind}"] = plain(min(held, scheme.first))
         if packed:
             parts = mx.quantize(plain(packed), group_size=scheme.group_size, bits=bits)
             names = ("weight", "scales", "biases")
             saved |= {f"packed_{kind}_{n}": x for n, x in zip(names, parts, strict=True)}
-        # As after decoding: the window keeps 64 tokens more than it needs.
-        saved[f"window_{kind}"] = plain(held - scheme.first - packed)
-    if packed and scheme.center:
-        saved["center"] = plain(1)
+        # As after decoding: the window keeps some tokens more than it needs.
+        needed = held - scheme.first - packed
+        saved[f"window_{kind}"] = plain(min(held - scheme.first, needed + scheme.slack))
     layer.restore(saved, held)
-    # What a cache computes once, and not a token.
+    # What a cache computes once, and not a token: constants of the graph.
     mx.eval([x for x in vars(layer).values() if isinstance(x, mx.array)])
 
 
@@ -274,7 +272,7 @@ def _buffers(layer: Any) -> Iterator[Buffer]:
                 yield from part._parts
 
 
-def _mlx_lm(cache: str, held: int, rows: int, layers: int, chunk: bool) -> list[Operation]:
+def _mlx_lm(cache: str, held: int, rows: int, layers: int, chunk: bool) -> list[Work]:
     import mlx.nn as nn  # noqa: TID251
     from mlx_lm.models.cache import KVCache, QuantizedKVCache
     from mlx_lm.models.llama import Model, ModelArgs
@@ -324,7 +322,7 @@ def _mlx_lm(cache: str, held: int, rows: int, layers: int, chunk: bool) -> list[
         logits = logits[0]
         return [mx.argmax(logits - mx.logsumexp(logits, axis=-1, keepdims=True), axis=-1), *state]
 
-    return operations(build, [token, *(x for _, x in weights), *kv])
+    return work_of_graph(build, [token, *(x for _, x in weights), *kv])
 
 
 def _weights(model: Any) -> Arrays:

@@ -1,4 +1,4 @@
-"""The graph that MLX builds for a function, as Metal would run it: a list of operations.
+"""The graph that MLX builds for a function, as Metal would run it: the work of its operations.
 
 `mx.export_function` hands out each primitive with shapes, dtypes and arguments. On the CPU the
 functions of `mx.fast` are built of several primitives; here each is one node, as it is on Metal.
@@ -19,24 +19,15 @@ from magistral_mlx.backend import mx
 _MARK = 7_700_000  # + number of the call: a constant that tells a call of `mx.fast` in the graph
 
 
-@dataclass(frozen=True)
-class Operation:
-    """An operation that is no view, with its work."""
-
-    name: str
-    inputs: tuple[Array, ...]
-    outputs: tuple[Array, ...]
-    work: Work
-
-
-def operations(
+def work_of_graph(
     build: Callable[..., Sequence[mx.array]], arrays: Sequence[mx.array]
-) -> list[Operation]:
-    """The operations of the graph that `build` makes of `arrays`, which need not be evaluated."""
+) -> list[Work]:
+    """The work of each operation, but for views, of the graph that `build` makes of `arrays`, which
+    need not be evaluated."""
     nodes: list[dict[str, Any]] = []
     with _fast_as_one() as calls:
         mx.export_function(nodes.append, lambda *given: list(build(*given)), *arrays)
-    return list(_operations(nodes, calls))
+    return list(_works(nodes, calls))
 
 
 @contextmanager
@@ -71,9 +62,16 @@ def _fast_as_one() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
     def as_float16(x: mx.array) -> mx.array:
         return marked(mx.broadcast_to(mx.array(0, mx.float16), x.shape), "as_float16", [x])
 
+    def seen(scores: mx.array, center: mx.array, visible: mx.array) -> mx.array:
+        return marked(scores, "seen", [scores, center, visible])
+
+    def added(y: mx.array, part: mx.array) -> mx.array:
+        return marked(part, "sum", [y, part])
+
     import mlx_lm.models.llama
 
     import magistral_mlx.cache.chunk
+    import magistral_mlx.cache.packed
     import magistral_mlx.cache.quantized
     import magistral_mlx.model.text
 
@@ -87,7 +85,10 @@ def _fast_as_one() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
         (mx, "clear_cache", lambda: None),
         (magistral_mlx.model.text, "swiglu", swiglu),
         (magistral_mlx.cache.chunk, "_visible", visible),
+        (magistral_mlx.cache.packed, "_seen", seen),
+        (magistral_mlx.cache.packed, "_sum", added),
         (magistral_mlx.cache.quantized, "as_float16", as_float16),
+        (magistral_mlx.model.text, "as_float16", as_float16),
         (mlx_lm.models.llama, "swiglu", swiglu),
     ]
     with ExitStack() as stack:
@@ -97,9 +98,9 @@ def _fast_as_one() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
         yield calls
 
 
-def _operations(
+def _works(
     nodes: Sequence[dict[str, Any]], calls: Sequence[tuple[str, tuple[Any, ...]]]
-) -> Iterator[Operation]:
+) -> Iterator[Work]:
     arrays: dict[str, Array] = {}
     constants: dict[str, int] = {}
     outputs: list[str] = []
@@ -140,9 +141,7 @@ def _operations(
         if one.name == "attention" and given[0].shape[2] > 8:
             made = [_by_token(made[0])]
         arrays |= {name: x for (name, *_), x in zip(one.outputs, made, strict=True)}
-        yield Operation(
-            one.name, tuple(given), tuple(made), work_of(one.name, arguments, given, made)
-        )
+        yield work_of(one.name, arguments, given, made)
 
 
 def _by_token(y: Array) -> Array:

@@ -16,13 +16,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of a quantized product: the rows that it gets, its threadgroups, and the keys that
-    each of these walks through."""
+    """A kernel of a quantized product.
+
+    rows: that it gets. keys: that a threadgroup walks through. parts: of the keys, each with a
+    result of its own, which another kernel adds up if there are several.
+    """
 
     name: str
     rows: int
     threadgroups: int
     keys: int
+    parts: int = 1
 
 
 def quantized_kernel(x: Sequence[int], out: Sequence[int], *, transpose: bool) -> Kernel:
@@ -39,7 +43,8 @@ def quantized_kernel(x: Sequence[int], out: Sequence[int], *, transpose: bool) -
     if keys < 1024:  # line 1850
         return Kernel("qvm", rows, rows * -(-width // 64) * batch, keys)
     parts = 32 if keys > 8192 else 8  # line 643
-    return Kernel("qvm_split_k", rows, rows * -(-width // 64) * batch * parts, -(-keys // parts))
+    groups = rows * -(-width // 64) * batch * parts
+    return Kernel("qvm_split_k", rows, groups, -(-keys // parts), parts)
 
 
 # Arrays
@@ -142,7 +147,7 @@ class Work:
 
 
 VIEWS = ("ExpandDims", "Squeeze", "Slice", "Split", "Transpose", "Broadcast", "Reshape", "Flatten",
-         "Unflatten", "StopGradient")  # fmt: skip
+         "Unflatten", "StopGradient", "AsStrided")  # fmt: skip
 
 
 def view(name: str, arguments: Sequence[Any], x: Array, outs: Sequence[Sequence[int]]) -> list[Any]:
@@ -156,6 +161,8 @@ def view(name: str, arguments: Sequence[Any], x: Array, outs: Sequence[Sequence[
         steps = arguments[2]
         strides = tuple(s * step for s, step in zip(x.strides, steps, strict=True))
         return [Array(tuple(outs[0]), strides, x.itemsize)]
+    if name == "AsStrided":  # of a row-contiguous array (mlx/backend/common/common.cpp)
+        return [Array(tuple(outs[0]), tuple(arguments[1]), x.itemsize)]
     if name == "Broadcast":
         more = len(outs[0]) - len(x.shape)
         sizes = (1,) * more + x.shape
@@ -223,11 +230,10 @@ def _quantized(
     kernel = quantized_kernel(shape, out_shape, transpose=transpose)
     flops = 2.0 * prod(out.shape) * x.shape[-1]
     work = Work([kernel.name], sum(a.touched for a in inputs), out.nbytes, 0, flops)
-    if kernel.name == "qvm_split_k":  # partial results and their sum, line 640
-        parts = 32 if x.shape[-2 if not transpose else -1] > 8192 else 8
+    if kernel.parts > 1:  # line 640
         work.kernels.append("sum of parts")
-        work.written += parts * out.nbytes
-        work.read += parts * out.nbytes
+        work.written += kernel.parts * out.nbytes
+        work.read += kernel.parts * out.nbytes
     for array in inputs:
         if not array.matrix_contiguous:
             work.copy(array)

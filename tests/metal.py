@@ -11,6 +11,7 @@ import pytest
 
 import magistral_mlx.backend
 import magistral_mlx.cache.attention
+import magistral_mlx.cache.packed
 import magistral_mlx.cache.quantized
 import magistral_mlx.engine.speculate.speculator
 import magistral_mlx.memory.limits
@@ -22,6 +23,7 @@ from magistral_mlx.backend import Backend, mx
 _USERS = (
     magistral_mlx.backend,
     magistral_mlx.cache.attention,
+    magistral_mlx.cache.packed,
     magistral_mlx.cache.quantized,
     magistral_mlx.engine.speculate.speculator,
     magistral_mlx.memory.limits,

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 Task = dict[str, Any]
 
 # Primitives that launch no kernel on Metal.
-VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
+VIEWS = {"AsStrided", "Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze",
+         "Transpose"}  # fmt: skip
 
 
 class BenchmarkRuntime(Protocol):

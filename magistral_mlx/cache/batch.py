@@ -46,6 +46,10 @@ class BatchCache:
         self.offset = offset
         self._rows = rows
 
+    @property
+    def in_float16(self) -> bool:
+        return all(cache.in_float16 for cache in self._rows)
+
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
         """Like `KVCache.attend`, with each row of (B, H, L, head_dim) using its own cache."""
         attended = [

@@ -43,7 +43,8 @@ def _attend_query_block(
 ) -> mx.array:
     batch, heads, length, head_dim = q.shape
     kv_heads = segments[0].kv_heads
-    rows = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    rows = q if scale == 1 else q * scale
+    rows = rows.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
     bytes_a_key = rows.size // head_dim * score_bytes(q.itemsize)
     copies = max(segment.dequantized_copies for segment in segments)
     bytes_a_key += batch * kv_heads * head_dim * 4 * copies

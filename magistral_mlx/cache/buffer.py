@@ -20,8 +20,14 @@ class Buffer:
     is evaluated at once, so that only one layer's buffer exists twice at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = 0) -> None:
+        """Make an empty buffer.
+
+        Args:
+            spare: tokens of capacity, at least, after those that are written.
+        """
         self._array: mx.array | None = None
+        self._spare = spare
         self._capacity = self._reserved = self._most = 0
 
     @property
@@ -37,7 +43,7 @@ class Buffer:
     def write(self, start: int, x: mx.array) -> None:
         """Write x, (B, H, L, D), to the tokens from `start` on."""
         end = start + x.shape[2]
-        if end > self._capacity:
+        if end + self._spare > self._capacity:
             self._grow(x, end)
         assert self._array is not None
         self._array[:, :, start:end] = x
@@ -45,8 +51,8 @@ class Buffer:
     def _grow(self, x: mx.array, tokens: int) -> None:
         capacity = self._capacity
         grown = capacity + capacity // 8
-        grown = min(grown, self._most) if self._most else grown
-        wanted = rounded(max(tokens, self._reserved, grown))
+        grown = min(grown, self._most + self._spare) if self._most else grown
+        wanted = rounded(max(max(tokens, self._reserved) + self._spare, grown))
         batch, heads, _, width = x.shape
         more = mx.zeros((batch, heads, wanted - capacity, width), x.dtype)
         if self._array is None:
@@ -57,25 +63,25 @@ class Buffer:
         self._capacity = wanted
 
     def read(self, start: int, end: int) -> mx.array:
-        """The tokens from `start` to `end`, a view of (B, H, end - start, D)."""
+        """The tokens from `start` to `end`, a view of (B, H, end - start, D). They may be spare."""
         assert self._array is not None, "nothing has been written yet"
         return self._array[:, :, start:end]
 
-    def drop(self, start: int, count: int) -> None:
-        """Drop the tokens before `start`, moving the `count` tokens after it to the front."""
-        if self._array is None or start == 0:
+    def drop(self, start: int, end: int, count: int) -> None:
+        """Drop the tokens from `start` to `end`, moving the `count` ones after them to `start`."""
+        if self._array is None or start == end:
             return
-        kept = self._array[:, :, start : start + count]
-        spare = mx.zeros_like(self._array[:, :, count:])
-        self._array = mx.concatenate([kept, spare], axis=2)
+        parts = [self._array[:, :, :start], self._array[:, :, end : end + count]]
+        spare = mx.zeros_like(self._array[:, :, start + count :])
+        self._array = mx.concatenate([*parts, spare], axis=2)
 
 
 class PackedBuffer:
     """Quantized tokens in growing buffers, one for each part that `mx.quantize` returns."""
 
-    def __init__(self, bits: int, group_size: int) -> None:
+    def __init__(self, bits: int, group_size: int, spare: int = 0) -> None:
         self._bits, self._group_size = bits, group_size
-        self._parts = (Buffer(), Buffer(), Buffer())
+        self._parts = (Buffer(spare), Buffer(spare), Buffer(spare))
 
     @property
     def state(self) -> list[mx.array]:

@@ -23,6 +23,11 @@ class LayerCache(Protocol):
     def offset(self) -> int | mx.array:
         """Position of the next token: one for all rows, or (B,) one per row."""
 
+    @property
+    def in_float16(self) -> bool:
+        """Whether a model in bfloat16 is to pass float16, by `as_float16`. Anything else is
+        converted, too, in more kernels."""
+
     def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
         """Append keys and values, then attend causally over the whole cache.
 
@@ -30,7 +35,7 @@ class LayerCache(Protocol):
             q: (B, H, L, head_dim). k, v: (B, H_kv, L, head_dim), rotated by rope already.
 
         Returns:
-            (B, H, L, head_dim)
+            (B, H, L, head_dim), in the dtype of q.
         """
 
 
@@ -101,6 +106,10 @@ class FullKVCache:
     @property
     def offset(self) -> int:
         return self.length
+
+    @property
+    def in_float16(self) -> bool:
+        return False
 
     @property
     def state(self) -> list[mx.array]:

@@ -88,11 +88,11 @@ class KVScheme:
         return SLACK if self.window else 0
 
     @property
-    def window_capacity(self) -> int:
-        """Tokens that the window's buffers hold: the window, the slack for trims, tokens waiting to
-        be quantized or dropped, and one piece of new tokens."""
+    def plain_capacity(self) -> int:
+        """Rows that the buffers of plain tokens hold: the center, the first tokens, the window, the
+        slack for trims, tokens waiting to be quantized or dropped, and one piece of new ones."""
         waiting = 2 * self.block + max(self.block, self.slack)
-        return self.window + self.slack + waiting + PIECE
+        return 1 + self.first + self.window + self.slack + waiting + PIECE
 
     def without_window(self) -> KVScheme:
         """The same bits with no tokens kept in full precision."""

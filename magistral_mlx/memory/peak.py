@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from magistral_mlx.cache.attention import FEW_QUERIES, WORKSPACE, dequantized_bytes
+from magistral_mlx.cache.attention import WORKSPACE, dequantized_bytes
 from magistral_mlx.cache.blocks import QUERY_BLOCK, score_bytes
 from magistral_mlx.cache.buffer import rounded
 from magistral_mlx.cache.chunk import mask_bytes
+from magistral_mlx.cache.packed import FEW_QUERIES
 from magistral_mlx.cache.scheme import PIECE, RESERVED, KVScheme
 from magistral_mlx.cache.segments import dequantized_copies
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -212,11 +213,15 @@ def cache_bytes(text: TextConfig, scheme: KVScheme, tokens: int, float_bytes: in
     if not scheme.quantized:
         return text.num_hidden_layers * rounded(tokens) * plain
     assert scheme.key_bits and scheme.value_bits
-    kept = rounded(scheme.window_capacity) + (rounded(scheme.first) if scheme.first else 0)
-    packed = rounded(scheme.packed(tokens)) * packed_token_bytes(text, scheme, float_bytes)
-    if packed and scheme.center:
-        packed += (1 + scheme.first) * heads * width * float_bytes
-    return text.num_hidden_layers * (kept * plain + packed)
+    kept, packed = rounded(scheme.plain_capacity) * plain, 0
+    if count := scheme.packed(tokens):
+        # Keys have spare rows, in the place of whose scores those of plain tokens come.
+        packed = rounded(count + scheme.plain_capacity) * _packed_bytes(
+            text, scheme.key_bits, scheme, float_bytes
+        )
+        packed += rounded(count) * _packed_bytes(text, scheme.value_bits, scheme, float_bytes)
+        packed += heads * width * float_bytes if scheme.center else 0
+    return text.num_hidden_layers * (kept + packed)
 
 
 def snapshot_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
@@ -228,9 +233,16 @@ def snapshot_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
 def packed_token_bytes(text: TextConfig, scheme: KVScheme, float_bytes: int) -> int:
     """Bytes of a token's quantized keys and values in one layer, scales and biases included."""
     assert scheme.key_bits and scheme.value_bits
-    scales = 2 * 2 * text.head_dim // scheme.group_size * float_bytes
-    values = text.head_dim * (scheme.key_bits + scheme.value_bits) // 8
-    return text.num_key_value_heads * (values + scales)
+    return sum(
+        _packed_bytes(text, bits, scheme, float_bytes)
+        for bits in (scheme.key_bits, scheme.value_bits)
+    )
+
+
+def _packed_bytes(text: TextConfig, bits: int, scheme: KVScheme, float_bytes: int) -> int:
+    """Bytes of a token's keys, or values, of so many bits in one layer."""
+    scales = 2 * text.head_dim // scheme.group_size * float_bytes
+    return text.num_key_value_heads * (text.head_dim * bits // 8 + scales)
 
 
 def _largest_image(config: ModelConfig, shape: Shape, profile: BackendProfile) -> int:
@@ -340,10 +352,11 @@ def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendPr
     With draft tokens there are more queries, but fewer layers in flight.
     """
     scores = text.num_attention_heads * shape.context * 4
+    few = FEW_QUERIES * text.num_attention_heads * shape.context * 3 * profile.float_bytes
     if not profile.fused_attention:
         attention = 2 * _attention(text, scheme, 1, shape.context, profile)
     elif scheme.quantized:
-        attention = max(12 * scores, min(profile.workspace, FEW_QUERIES * 3 * scores))
+        attention = max(12 * scores, min(profile.workspace, few))
     else:
         attention = 12 * scores
     return 10 * text.vocab_size * 4 + attention

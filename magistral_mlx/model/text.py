@@ -10,6 +10,7 @@ from functools import partial
 
 from magistral_mlx.backend import backend, mx, nn
 from magistral_mlx.cache.kv import KVCache, LayerCache
+from magistral_mlx.cache.segments import as_float16
 from magistral_mlx.config import TextConfig
 from magistral_mlx.model.linear import Embedding, Linear, Projections
 from magistral_mlx.model.rope import Rope, query_growth, score_scale
@@ -35,12 +36,12 @@ class Attention(nn.Module):
         """(B, L, D) -> (B, L, D). growth: see `query_growth`."""
         q, k, v = self._qkv(x, cache)
         if growth is not None:
-            q = q * growth
+            q = q * (growth.astype(q.dtype) if isinstance(growth, mx.array) else growth)
         y = cache.attend(q, k, v, scale=self.score_scale)  # (B, H, L, head_dim)
         batch, length, _ = x.shape
         if length > 1:
             y = y.transpose(0, 2, 1, 3)
-        o: mx.array = self["o_proj"](y.reshape(batch, length, -1))
+        o: mx.array = self["o_proj"](y.astype(x.dtype).reshape(batch, length, -1))
         return o
 
     def prefill(self, x: mx.array, cache: KVCache) -> None:
@@ -51,7 +52,10 @@ class Attention(nn.Module):
     def _qkv(self, x: mx.array, cache: LayerCache) -> tuple[mx.array, mx.array, mx.array]:
         """(B, L, D) -> (B, H, L, head_dim) and twice (B, H_kv, L, head_dim), rotated by rope."""
         rotated = self.num_heads + self.num_kv_heads
-        qk, v = mx.split(self._heads(self["qkv_proj"](x)), [rotated], axis=1)
+        qkv = self._heads(self["qkv_proj"](x))
+        if cache.in_float16 and qkv.dtype == mx.bfloat16:
+            qkv = as_float16(qkv)
+        qk, v = mx.split(qkv, [rotated], axis=1)
         q, k = mx.split(self.rope(qk, cache.offset), [self.num_heads], axis=1)
         return q, k, v
 
@@ -130,8 +134,6 @@ class Decoder(nn.Module):
     ) -> mx.array:
         """(B, L, D) -> (B, L, D) after the first layers, before the final norm."""
         growth = query_growth(self.query_scaling, caches[0].offset, h.shape[1])
-        if isinstance(growth, mx.array):
-            growth = growth.astype(h.dtype)
         is_chunk = h.size // h.shape[-1] > backend().few_rows
         for layer, cache in zip(layers, caches, strict=False):
             if is_chunk:

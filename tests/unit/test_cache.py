@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
-from magistral_mlx.cache.attention import attend_dequantized, attend_packed
+from magistral_mlx.cache.attention import attend_dequantized
 from magistral_mlx.cache.blocks import attend_blocks
 from magistral_mlx.cache.kv import KVCache, make_cache
+from magistral_mlx.cache.packed import attend_packed, visible_rows
 from magistral_mlx.cache.scheme import BITS, FULL, SLACK, KVScheme
 from magistral_mlx.cache.segments import Packed, Segment
 from magistral_mlx.errors import InvalidOption
@@ -125,26 +126,37 @@ def packed(x: Floats, bits: int) -> Packed:
     return Packed(*mx.quantize(mx.array(x), group_size=64, bits=bits), bits, 64)
 
 
-@pytest.mark.parametrize("length", [1, 3, 8])
+@pytest.mark.parametrize("length", [1, 3, 8, 16])
 @pytest.mark.parametrize("bits", [(8, 8), (6, 4), (5, 3), (2, 6)])
 def test_the_three_ways_agree(length: int, bits: tuple[int, int]) -> None:
-    old, new = Inputs(320, seed=1), Inputs(40 + length, seed=2)
-    q = mx.array(new.q[:, :, -length:])
+    old, new, center = Inputs(400, seed=1), Inputs(45 + length, seed=2), Inputs(1, seed=3)
+    q, c = mx.array(new.q[:, :, -length:]), mx.array(center.k)
+    keys, values = packed(old.k, bits[0]), packed(old.v[:, :, :315], bits[1])
+    k, v = mx.array(new.k), mx.array(new.v)
+    plain = Segment(mx.concatenate([c, k], axis=2), mx.concatenate([c, v], axis=2), 46 + length)
     segments = [
-        Segment(mx.array(old.k[:, :, :5]), mx.array(old.v[:, :, :5]), 5),
-        Segment(packed(old.k[:, :, 5:], bits[0]), packed(old.v[:, :, 5:], bits[1]), 315),
-        Segment(mx.array(new.k), mx.array(new.v), 40 + length),
+        Segment(k[:, :, :5] - c, v[:, :, :5], 5),
+        Segment(keys.tokens(0, 315), values, 315),
+        Segment(k[:, :, 12:] - c, v[:, :, 12:], 33 + length),
     ]
+    visible = visible_rows(45 + length, 5, 7, length)
     causal = length > 1
-    by_packed = attend_packed(q, segments, scale=SCALE, causal=causal, workspace=1 << 28)
+    by_blocks = attend_blocks(q, segments, scale=SCALE, causal=causal, workspace=1 << 28)
     # No head has room, one at a time has, and all have.
-    for workspace in (1 << 14, 1 << 18, 1 << 28):
-        in_parts = attend_packed(q, segments, scale=SCALE, causal=causal, workspace=workspace)
-        np.testing.assert_allclose(np.array(in_parts), np.array(by_packed), atol=1e-5)
+    for workspace in (1 << 8, 1 << 18, 1 << 28):
+        by_packed = attend_packed(
+            q * SCALE,
+            Segment(keys.tokens(0, 360 + length), values, 315),
+            plain,
+            visible,
+            workspace=workspace,
+        )
         by_fused = attend_dequantized(q, segments, scale=SCALE, causal=causal, workspace=workspace)
-        by_blocks = attend_blocks(q, segments, scale=SCALE, causal=causal, workspace=workspace)
-        np.testing.assert_allclose(np.array(by_fused), np.array(by_packed), atol=1e-5)
-        np.testing.assert_allclose(np.array(by_blocks), np.array(by_packed), atol=1e-5)
+        in_parts = attend_blocks(q, segments, scale=SCALE, causal=causal, workspace=workspace)
+        assert (by_packed is None) == (workspace == 1 << 8)
+        for y in (by_packed, by_fused, in_parts):
+            if y is not None:
+                np.testing.assert_allclose(np.array(y), np.array(by_blocks), atol=1e-5)
 
 
 # Quantized caches stay within their bounds

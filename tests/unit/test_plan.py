@@ -153,7 +153,7 @@ def with_changes(
 
 
 def test_images_are_given_up_where_that_makes_it_fit() -> None:
-    with pytest.raises(OutOfMemory, match=r"fit: --context 16384 --images 0 \(no images\); "):
+    with pytest.raises(OutOfMemory, match=r"fit: --context 17408 --images 0 \(no images\); "):
         plan(named_machine("18GB macOS 26"))
 
 
