@@ -77,7 +77,9 @@ __all__ = [
     "Backend",
     "backend",
     "dequantize",
+    "dispatch_limit",
     "free_memory",
+    "keep_dispatches_short",
     "mx",
     "nn",
     "quantized_matmul",
@@ -104,8 +106,8 @@ class Backend:
     prefill_chunk: number of prompt tokens that go through the model at once.
     few_rows: number of rows up to which a pass is one graph, and projections of the same input are
         one product.
-    dispatch_flops: largest number of floating-point operations of one call of attention; None for
-        no limit.
+    dispatch_flops: largest number of floating-point operations of one call of attention on a chip
+        of unknown speed (`dispatch_limit`); None for no limit.
     prefers_float16: bfloat16 is emulated, so that float16 is faster.
     wide_products: a quantized product of a few rows reads the matrix once for all of them.
     """
@@ -177,23 +179,47 @@ def dispatch_flops(architecture: str) -> int:
     return _DISPATCH_FLOPS * _LARGER_CHIPS.get(architecture[-1:], 1)
 
 
-def emulates_bfloat16(architecture: str) -> bool:
-    """Whether a chip, by Metal's name of its architecture, has no bfloat16 arithmetic: M1 and M2.
+# macOS has killed work of one to two seconds.
+DISPATCH_SECONDS = 0.5
+_attention_flops: float | None = None  # per second
 
-    "applegpu_g13s" is an M1 Max, "applegpu_g14g" an M2, and the M3 begins with g15
-    (`get_qmv_batch_limit` in mlx/backend/metal/quantized.cpp, line 79 of commit 846d176, reads the
-    generation from there too).
-    """
-    generation = architecture.rpartition("_g")[2][:2]
-    return generation in ("13", "14")
+
+def keep_dispatches_short(flops_per_second: float | None) -> None:
+    """Limit one call of attention to `DISPATCH_SECONDS` at a speed that was measured here; None: to
+    what is right for its kind of chip."""
+    global _attention_flops
+    _attention_flops = flops_per_second
+
+
+def dispatch_limit() -> int | None:
+    """Largest number of floating-point operations of one call of attention; None for no limit."""
+    limit = backend().dispatch_flops
+    if limit is None or _attention_flops is None:
+        return limit
+    return int(DISPATCH_SECONDS * _attention_flops)
+
+
+def emulates_bfloat16(architecture: str) -> bool:
+    """Whether a chip, by Metal's name of its architecture, emulates bfloat16: M1 and M2."""
+    return _generation(architecture) in (13, 14)
 
 
 def wide_products(architecture: str) -> bool:
-    """Whether MLX has `qmv_wide` for a chip, by Metal's name of its architecture ("applegpu_g13s"
-    is an M1 Max): from M3 on (`use_qmv_wide`, line 538 of mlx/backend/metal/quantized.cpp in
-    commit 846d176)."""
-    generation = architecture.rpartition("_g")[2][:2]
-    return not generation.isdigit() or int(generation) >= 15
+    """Whether MLX has `qmv_wide` for a chip, by Metal's name of its architecture: from M3 on
+    (`use_qmv_wide`, line 538 of mlx/backend/metal/quantized.cpp in commit 846d176)."""
+    generation = _generation(architecture)
+    return generation is None or generation >= 15
+
+
+def _generation(architecture: str) -> int | None:
+    """The generation of a chip, by Metal's name of its architecture; None if it names none.
+
+    "applegpu_g13s" is an M1 Max, "applegpu_g14g" an M2, and the M3 begins with g15
+    (`get_qmv_batch_limit` in mlx/backend/metal/quantized.cpp, line 79 of commit 846d176, reads it
+    from there too).
+    """
+    digits = architecture.rpartition("_g")[2][:2]
+    return int(digits) if digits.isdigit() else None
 
 
 def device_error_advice(error: str) -> str:

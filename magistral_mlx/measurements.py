@@ -23,12 +23,14 @@ class Measurements:
     """Measurements of a machine; None for what was not measured.
 
     bandwidth: bytes per second that the device reads from memory. flops: floating-point operations
-    per second of a prompt's matrix products. excess: bytes that a run took beyond its plan.
+    per second of a prompt's matrix products. attention: of its attention to a long context. excess:
+    bytes that a run took beyond its plan.
     """
 
     bandwidth: float | None = None
     flops: float | None = None
     excess: int = 0
+    attention: float | None = None
 
 
 NOTHING_MEASURED: Final[Measurements] = Measurements()
@@ -39,10 +41,10 @@ def read_measurements(machine: str) -> Measurements:
     stored = _read("machines").get(_key(machine))
     if not isinstance(stored, dict):
         return NOTHING_MEASURED
-    found = {name: stored.get(name) for name in ("bandwidth", "flops", "excess")}
+    found = {name: stored.get(name) for name in ("bandwidth", "flops", "attention", "excess")}
     valid = {name: x for name, x in found.items() if isinstance(x, int | float) and x >= 0}
     excess = int(valid.pop("excess", 0))
-    return Measurements(valid.get("bandwidth"), valid.get("flops"), excess)
+    return Measurements(excess=excess, **valid)
 
 
 def store_measurements(machine: str, measured: Measurements) -> Path:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from magistral_mlx.backend import backend, mx
+from magistral_mlx.backend import backend, dispatch_limit, mx
 from magistral_mlx.cache.blocks import attend_blocks, score_bytes
 from magistral_mlx.cache.segments import Segment
 
@@ -92,7 +92,7 @@ def _attend_rows(q: mx.array, segment: Segment, scale: float) -> mx.array:
 
 def queries_per_call(q: mx.array, keys: int) -> int:
     """Number of queries that may attend to `keys` in one call, a multiple of 64 if it can be."""
-    limit = backend().dispatch_flops
+    limit = dispatch_limit()
     if limit is None:
         return q.shape[2]
     batch, heads, _, head_dim = q.shape

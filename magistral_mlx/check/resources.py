@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from magistral_mlx.backend import backend, free_memory, mx
+from magistral_mlx.backend import (
+    DISPATCH_SECONDS,
+    backend,
+    dispatch_limit,
+    free_memory,
+    keep_dispatches_short,
+    mx,
+)
 from magistral_mlx.bench.bandwidth import measure_bandwidth
 from magistral_mlx.cache.scheme import SCHEMES, KVScheme
 from magistral_mlx.check.finding import Finding, Verdict
@@ -31,7 +38,7 @@ _ANSWER = 3  # decoded tokens
 _ROUNDS = 5
 _LARGE = 10**6  # words of a matrix
 _SHARE = 0.6  # of a bandwidth, below which something is wrong
-_WATCHED, _KILLED = 0.5, 1.0  # seconds of one dispatch; macOS has killed work of 1 to 2 s
+_KILLED = 2 * DISPATCH_SECONDS
 _REPORT = "report this with `magistral-mlx doctor --check --json`"
 
 
@@ -169,33 +176,55 @@ def _by_share(share: float, words: str) -> tuple[Verdict, str, str]:
     return "warning", words, "close other programs, leave the low power mode, and check again"
 
 
-def check_dispatch(model: MagistralModel, context: int) -> Finding:
-    """Time the longest single piece of GPU work, against what macOS kills."""
+def check_dispatch(
+    model: MagistralModel, context: int, kept: Measurements
+) -> tuple[Finding, float | None]:
+    """Time the longest single piece of GPU work, against what macOS kills.
+
+    Returns:
+        The finding, and the floating-point operations per second of attention where calls of it
+        have a limit (`keep_dispatches_short`).
+    """
     what = "longest dispatch"
     if backend().name != "metal":
-        return Finding(what, "good", f"no watchdog with {backend().name}")
-    taken = dict(_dispatches(model, context))
+        return Finding(what, "good", f"no watchdog with {backend().name}"), None
+    keep_dispatches_short(kept.attention)
+    text = model.config.text
+    token = 4 * text.num_attention_heads * text.head_dim * context  # operations of a query
+    queries = max(1, min(backend().prefill_chunk, (dispatch_limit() or 1 << 60) // token))
+    attention = _attention_seconds(model, queries, context)
+    taken = {f"attention of {queries} tokens to {context:,}": attention, **_products(model)}
+    return _dispatch_finding(what, taken, attention), queries * token / attention
+
+
+def _dispatch_finding(what: str, taken: dict[str, float], attention: float) -> Finding:
     name, seconds = max(taken.items(), key=lambda item: item[1])
     words = f"{seconds:.2f} s, {name}"
-    if seconds < _WATCHED:
+    if seconds < DISPATCH_SECONDS:
         return Finding(what, "good", words, figures=taken)
     verdict: Verdict = "warning" if seconds < _KILLED else "bad"
-    advice = "macOS may stop the GPU with long prompts: use a smaller --context"
+    if seconds == attention:
+        advice = "attention is given fewer tokens at once from now on; check again"
+    else:
+        advice = "macOS may stop the GPU with long prompts: close other programs, and check again"
     return Finding(what, verdict, words, advice, taken)
 
 
-def _dispatches(model: MagistralModel, context: int) -> Iterator[tuple[str, float]]:
-    text, chunk = model.config.text, backend().prefill_chunk
-    heads, width, limit = text.num_attention_heads, text.head_dim, backend().dispatch_flops
-    queries = min(chunk, (limit or 1 << 60) // (4 * heads * width * context))
-    q = mx.zeros((1, heads, queries, width), model.dtype)
-    kv = mx.zeros((1, text.num_key_value_heads, context, width), model.dtype)
+def _attention_seconds(model: MagistralModel, queries: int, context: int) -> float:
+    text = model.config.text
+    q = mx.zeros((1, text.num_attention_heads, queries, text.head_dim), model.dtype)
+    kv = mx.zeros((1, text.num_key_value_heads, context, text.head_dim), model.dtype)
     mx.eval(q, kv)
 
     def attend() -> mx.array:
         return mx.fast.scaled_dot_product_attention(q, kv, kv, scale=1.0, mask="causal")
 
-    yield f"attention of {queries} tokens to {context:,}", _seconds(attend, repeats=1)
+    return _seconds(attend, repeats=1)
+
+
+def _products(model: MagistralModel) -> dict[str, float]:
+    """Seconds of each of a chunk's matrix products."""
+    chunk, taken = backend().prefill_chunk, {}
     for name, matrix in _matrices(model):
         if name.endswith("head"):
             continue  # of one token
@@ -205,7 +234,8 @@ def _dispatches(model: MagistralModel, context: int) -> Iterator[tuple[str, floa
         def multiply(matrix: Linear = matrix, x: mx.array = x, outputs: int = outputs) -> mx.array:
             return matrix.some(x, slice(0, outputs))
 
-        yield f"{name} of {chunk} tokens", _seconds(multiply, repeats=1)
+        taken[f"{name} of {chunk} tokens"] = _seconds(multiply, repeats=1)
+    return taken
 
 
 def _matrices(model: MagistralModel) -> list[tuple[str, Linear]]:

@@ -76,16 +76,17 @@ def _check_slice(
     on_stage("speed")
     findings, measured = check_speed(model, machine)
     yield from findings
-    yield _check_dispatch(model, machine)
-    yield _kept(machine, replace(measured, excess=excess))
+    finding, attention = _check_dispatch(model, machine)
+    yield finding
+    yield _kept(machine, replace(measured, excess=excess, attention=attention))
 
 
-def _check_dispatch(model: MagistralModel, machine: Machine) -> Finding:
+def _check_dispatch(model: MagistralModel, machine: Machine) -> tuple[Finding, float | None]:
     text = model.config.text
     token = 4 * text.num_key_value_heads * text.head_dim * model.dtype.size
     fits = (machine.limit - mx.get_active_memory()) // (2 * token)
     longest = min(_LONGEST_CONTEXT, text.max_position_embeddings, fits)
-    return check_dispatch(model, max(longest, 1024))
+    return check_dispatch(model, max(longest, 1024), machine.measured)
 
 
 def _kept(machine: Machine, measured: Measurements) -> Finding:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magistral_mlx.backend import backend, mx
+from magistral_mlx.backend import backend, keep_dispatches_short, mx
 from magistral_mlx.memory.plan import Plan
 
 _WIRING_MACOS = 15  # first version that supports wiring
@@ -61,6 +61,7 @@ class _Process:
             if not self._held:
                 self._machine = plan.machine.limit
             self._held.append(plan)
+            keep_dispatches_short(plan.machine.measured.attention)
             before = _set(limits_for(self._held))
             self._before = self._before or before
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx.backend import DTYPES, mx
+from magistral_mlx.backend import DISPATCH_SECONDS, DTYPES, keep_dispatches_short, mx
 from magistral_mlx.cache import quantized
+from magistral_mlx.cache.attention import queries_per_call
 from magistral_mlx.check import attended, compared, resources, run
 from magistral_mlx.check.finding import Finding
 from magistral_mlx.check.subject import Subject, make_slice
@@ -26,10 +27,12 @@ from magistral_mlx.measurements import (
 from magistral_mlx.memory import estimate
 from magistral_mlx.memory.choose import make_plan
 from magistral_mlx.memory.known import magistral_small
+from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import named_machine, this_machine
 from magistral_mlx.memory.peak import GPU, Peak, Weights
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.quantization import Quantization
+from tests.metal import use_metal
 
 CONFIG = ModelConfig(
     TextConfig(128, 256, 3, 4, 2, 64, 512, 4096, 1e-5, 1e4),
@@ -160,6 +163,47 @@ def test_a_machine_that_is_too_small_for_the_check_is_told(model: MagistralModel
     assert "not measured" in findings[0].words
 
 
+# The GPU's watchdog
+
+
+@pytest.mark.parametrize(
+    ("attention", "product", "verdict", "advice"),
+    [
+        (0.1, 0.2, "good", ""),
+        (0.7, 0.2, "warning", "fewer tokens at once from now on"),
+        (0.1, 0.9, "warning", "close other programs"),
+        (1.5, 1.2, "bad", "fewer tokens at once from now on"),
+        (0.4, 1.2, "bad", "close other programs"),
+    ],
+)
+def test_work_that_macos_may_stop_is_told_and_attention_takes_shorter_calls(
+    attention: float,
+    product: float,
+    verdict: str,
+    advice: str,
+    model: MagistralModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit = 4 * 4 * 64 * 1024 * 30  # 30 queries to 1,024 keys in a layer of the model
+    metal = use_metal(monkeypatch, prefill_chunk=64, dispatch_flops=limit)
+    monkeypatch.setattr(resources, "backend", lambda: metal)
+    times = iter([attention])
+    monkeypatch.setattr(resources, "_seconds", lambda *_, **__: next(times, product))
+    finding, speed = resources.check_dispatch(model, 1024, NOTHING_MEASURED)
+    assert finding.verdict == verdict and advice in finding.advice
+    assert speed == pytest.approx(limit / attention)
+    q = mx.zeros((1, 4, 64, 64))
+    assert queries_per_call(q, 1024) == 30
+    mac = replace(named_machine("M1 64GB"), measured=Measurements(attention=speed))
+    plan = make_plan(magistral_small(), mac, GPU)
+    PROCESS.hold(plan)
+    try:
+        assert min(64, queries_per_call(q, 1024)) == min(64, int(30 * DISPATCH_SECONDS / attention))
+    finally:
+        PROCESS.release(plan)
+        keep_dispatches_short(None)
+
+
 # Errors, and what is kept
 
 
@@ -184,9 +228,9 @@ def test_speeds_are_kept_for_the_machine_and_used_by_estimates(home: Path) -> No
     mac = named_machine("M1 16GB")
     plan = make_plan(magistral_small(), replace(mac, limit=64 << 30), GPU)
     published = estimate.decode_tokens_per_second(plan, 0)
-    store_measurements("M1", Measurements(bandwidth=34e9, flops=1e12))
+    store_measurements("M1", Measurements(bandwidth=34e9, flops=1e12, attention=2e12))
     measured = read_measurements("M1")
-    assert measured == Measurements(34e9, 1e12, 0)
+    assert measured == Measurements(34e9, 1e12, 0, 2e12)
     assert read_measurements("M2") == NOTHING_MEASURED
     plan = replace(plan, machine=replace(plan.machine, measured=measured))
     assert published is not None and plan.machine.chip is not None
