@@ -18,6 +18,7 @@ import click
 
 from magistral_mlx import __version__
 from magistral_mlx.cli.terminal import prepare_streams, say
+from magistral_mlx.distributed.messages import drop_ring_messages
 from magistral_mlx.distributed.place import place
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.requirements import check_environment, check_platform
@@ -96,11 +97,13 @@ def _run() -> int:
     try:
         check_platform()
         check_environment()
-        if (here := place()) is not None and not here.leads:
-            from magistral_mlx.distributed.follower import follow
+        if (here := place()) is not None:
+            drop_ring_messages()
+            if not here.leads:
+                from magistral_mlx.distributed.follower import follow
 
-            follow(here)
-            return 0
+                follow(here)
+                return 0
         status = cli.main(prog_name="magistral-mlx", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except MagistralError as error:

@@ -86,6 +86,23 @@ def test_serve_is_unavailable_and_comes_back_when_a_rank_is_lost() -> None:
         command.kill()
 
 
+def test_a_rank_that_dies_ends_the_command_with_one_line() -> None:
+    endless = ("--min-tokens", "2000", "-n", "2500", "--no-stats", "--split", "tensor")
+    command = start(
+        "generate", "--machines", "localhost,localhost", "-m", "demo", *endless, "Count."
+    )
+    assert command.stdout is not None
+    command.stdout.read(8)
+    (lost,) = ranks_of(command)
+    lost.send_signal(signal.SIGKILL)
+    _, said = command.communicate()
+    assert command.returncode == 2
+    lines = [line for line in said.splitlines() if "parallel over" not in line]
+    assert len([line for line in lines if line.startswith("magistral-mlx: ")]) == 1, said
+    assert "[ring]" not in said
+    assert "magistral-mlx: rank 1 (127.0.0.1) has ended." in said
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
