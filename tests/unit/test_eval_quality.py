@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from magistral_mlx.backend import mx
 from magistral_mlx.errors import InvalidOption, MagistralError, OutOfMemory
 from magistral_mlx.evaluation.quality import measure
 from magistral_mlx.evaluation.quality.measure import QualityRun
@@ -322,6 +323,29 @@ def test_other_tokens_are_refused_in_a_line(tmp_path: Path):
     assert run("eval", "quality", a, f"{b}@tokenizer={a}", "--tokens", "200").status == 0
     wide = write_hf_checkpoint(tmp_path / "w", config=config | {"vocab_size": 1408})
     assert "has 1,280 tokens and " in run("eval", "quality", a, str(wide)).refusal
+
+
+def test_two_decoders_are_never_in_memory_and_each_pass_keeps_to_its_plan(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """8 layers, so that a second decoder would not go unnoticed: 5 MB beside 0.7 of the head."""
+    name = f"{tiny_folder(8)}@dtype=float32"
+    run_ = QualityRun(opened(name, f"{name},kv=4/4"), text_of(700))
+    original, seen = measure._run, []
+    held = mx.get_active_memory()
+
+    def measured(model: Any, adapter: Any, plan: Any, *rest: Any) -> None:
+        before = mx.get_active_memory() - held
+        mx.reset_peak_memory()
+        original(model, adapter, plan, *rest)
+        seen.append((before, mx.get_peak_memory() - held, plan.peak))
+
+    monkeypatch.setattr(measure, "_run", measured)
+    run_.run()
+    assert len(seen) == 2
+    for before, peak, planned in seen:
+        assert before <= 1.01 * planned.weights and peak <= planned.total
+    assert mx.get_active_memory() - held < 100_000
 
 
 def test_a_model_that_does_not_fit_is_refused_before_any_work(home: Path):
