@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.api.options import Options
-from magistral_mlx.cli.eval_models import check_options, open_asked, sampling_of
+from magistral_mlx.cli.eval_models import check_options, open_asked, sampling_of, say_what_fits
 from magistral_mlx.cli.loading import loading_options
 from magistral_mlx.cli.params import INTEGER, MODEL, SectionedCommand, declared, option
 from magistral_mlx.cli.plots import check_plot
-from magistral_mlx.errors import InvalidOption
+from magistral_mlx.errors import EvaluationError, InvalidOption
 from magistral_mlx.files import user_path
 from magistral_mlx.option_spec import Integer
 from magistral_mlx.requirements import check_extra
@@ -125,6 +125,7 @@ def eval(names: tuple[str, ...], **options: Any) -> None:
     with ExitStack() as stack:
         model, facts = open_asked(specs, options, stack)
         _check_fits(chosen, model, options)
+        say_what_fits(facts)
         _run(chosen, model, facts, options)
 
 
@@ -178,6 +179,11 @@ def _report(
 
     found = {facts["task"]: facts for facts in summarise_run(folder)}
     tasks = [found[each.spec.name] for each in chosen if each.spec.name in found]
+    failed = [facts for facts in tasks if facts["failed"]]
+    if failed and not any(facts["answers"] for facts in tasks):
+        raise EvaluationError(
+            f"every answer failed: {failed[0]['failure']} The same command asks again."
+        )
     facts = {"run": str(folder), "complete": complete, "settings": settings, "tasks": tasks}
     if options["plot"]:
         from magistral_mlx.cli.eval_plot import draw

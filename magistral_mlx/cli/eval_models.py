@@ -83,11 +83,6 @@ def open_asked(
             if name in ("dtype", "adapter", "tokenizer")
         },
     }
-    if loaded.context < _CARD_TOKENS:
-        say(
-            f"answers may have what a context of {loaded.context:,} tokens leaves; the model card "
-            f"allows {_CARD_TOKENS:,}."
-        )
     return local_model(loaded, loaded.name, facts), facts
 
 
@@ -131,3 +126,13 @@ def sampling_of(options: dict[str, Any]) -> dict[str, Any]:
     elif isinstance(thinking, int):
         sampling["reasoning_tokens"] = thinking
     return sampling
+
+
+def say_what_fits(facts: dict[str, Any]) -> None:
+    """Say where the context, rather than the model card, limits an answer."""
+    context = facts.get("context", _CARD_TOKENS)
+    if context < _CARD_TOKENS:
+        say(
+            f"answers may have what a context of {context:,} tokens leaves; the model card allows "
+            f"{_CARD_TOKENS:,}."
+        )

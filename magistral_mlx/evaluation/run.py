@@ -160,19 +160,18 @@ def run(
                 log_level="critical",
                 log_buffer=1,
                 ctl_server=False,
+                acp_server=False,
                 cache=keep,
                 **config.model_dump(exclude_none=True),
             )
     except KeyboardInterrupt:
-        if not at.spent:
-            raise
-        return False
+        success, logs = False, []
     except PrerequisiteError as error:
         raise EvaluationError(" ".join(str(error.message).split())) from error
-    if any(log.status == "cancelled" for log in logs):
-        if not at.spent:
-            raise KeyboardInterrupt
+    if at.spent:
         return False
+    if not logs or any(log.status == "cancelled" for log in logs):
+        raise KeyboardInterrupt  # Inspect has dealt with it, and tells by what it returns
     return success
 
 

@@ -68,20 +68,15 @@ def test_the_hosted_model_thinks_in_chunks(monkeypatch: pytest.MonkeyPatch):
     assert {request["model"] for request in api.requests} == {name}
 
 
-def test_a_looping_answer_of_a_server_is_told():
-    loop = "so we try the next number and then we try it once more, " * 100
-    with FakeChatAPI(lambda prompt: (loop, "5")) as api:
-        words = ("eval", "demo", "--url", api.url, "--samples", "2", "--json")
-        facts = facts_of(run(*words))
-    assert facts["tasks"][0]["looping"] == 2
-
-
 def test_two_runs_are_compared_by_question():
+    loop = "so we try the next number and then we try it once more, " * 100
     folders = []
-    for answer in (sums, lambda prompt: ("", "A purple line.")):
+    for answer in (sums, lambda prompt: (loop, "A purple line.")):
         with FakeChatAPI(answer) as api:
             words = ("eval", "demo", "--url", api.url, "--samples", "12", "--json")
-            folders.append(facts_of(run(*words))["run"])
+            facts = facts_of(run(*words))
+            folders.append(facts["run"])
+    assert facts["tasks"][0]["looping"] == 12
     compared = facts_of(run("eval", "--compare", *folders, "--json"))
     (task,) = compared["tasks"]
     assert task["questions"] == 12
