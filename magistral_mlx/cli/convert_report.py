@@ -90,8 +90,10 @@ def imatrix_lines(conversion: Conversion) -> list[str]:
     count = len(found.columns)
     lines = [f"Importance: {found.file} has {count} of {count + len(found.missing)} matrices"]
     if found.missing:
-        lines.append("  not in it, weighted by the calibration text:")
-        lines += [f"    {part:<44} {layers}".rstrip() for part, layers in by_part(found.missing)]
+        lines.append("  not in it, weighted by calibration (matrix, layers):")
+        parts = dict(by_part(found.missing))
+        width = max(map(len, parts))
+        lines += [f"    {part:<{width}}  {layers}".rstrip() for part, layers in parts.items()]
     if found.unknown:
         lines.append("  not in this model, passed over:")
         lines += [f"    {name}" for name in found.unknown[:_LISTED]]

@@ -89,8 +89,15 @@ def test_both_formats_give_means_by_our_names(kind: str, plan: ConversionPlan, t
         np.testing.assert_allclose(found.columns[name], values, rtol=1e-6)
     assert found.unknown == ("blk.0.ffn_gate_inp.weight",)
     assert len(found.missing) == 2 * 7 + 2 - len(wanted)
-    assert dict(by_part(found.missing))["language_model.model.layers.*.mlp.up_proj"] == "0 1"
-    assert "language_model.model.layers.*.self_attn.q_proj" in dict(by_part(found.missing))
+    assert dict(by_part(found.missing))["language_model.model.layers.*.mlp.up_proj"] == "0-1"
+    assert dict(by_part(found.missing))["language_model.model.layers.*.self_attn.q_proj"] == "0"
+
+
+def test_layers_are_told_as_ranges():
+    names = [f"language_model.model.layers.{n}.mlp.up_proj.weight" for n in (10, 0, 1, 2, 9, 5)]
+    found = dict(by_part(("language_model.lm_head.weight", *names)))
+    assert found["language_model.model.layers.*.mlp.up_proj"] == "0-2 5 9-10"
+    assert found["language_model.lm_head"] == ""
 
 
 @pytest.mark.parametrize("kind", ["dat", "gguf"])
@@ -141,7 +148,8 @@ def test_what_does_not_fit_the_model_is_refused(
         (struct.pack("<i", 2**30), "the number of matrices is 1,073,741,824"),
         (struct.pack("<ii", 1, -1), "the length of a name is -1"),
         (struct.pack("<ii", 1, 2**30), "the length of a name is 1,073,741,824"),
-        (struct.pack("<ii2sii", 1, 2, b"ab", 1, 2**31 - 1), "the number of values of ab"),
+        (struct.pack("<ii2sii", 1, 2, b"ab", 1, 2**31 - 1), "in the middle of"),
+        (struct.pack("<ii2sii", 1, 2, b"ab", 1, -9), "the number of values of ab is -9"),
         (struct.pack("<ii2sii", 1, 2, b"ab", -1, 1), "the number of passes of ab is -1"),
         (legacy(VALUES)[:-40], "in the middle of an entry"),
         (struct.pack("<i", 2) + 2 * legacy({"a": np.ones(4)})[4:], "it has a twice"),

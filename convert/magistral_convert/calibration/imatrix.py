@@ -108,7 +108,7 @@ def _legacy_entries(file: str, raw: bytes) -> dict[str, Floats]:
         length = data.integer("the length of a name", 1, _LONGEST_NAME)
         name = data.take(length).decode("utf-8", "replace")
         passes = data.integer(f"the number of passes of {name}", 0, 2**31 - 1)
-        values = data.floats(data.integer(f"the number of values of {name}", 0, len(raw) // 4))
+        values = data.floats(data.integer(f"the number of values of {name}", 0, 2**31 - 1))
         if name in entries:
             raise _damaged(file, f"it has {name} twice")
         _check_values(file, name, values)
@@ -189,10 +189,24 @@ def _damaged(file: str, why: str) -> InvalidOption:
 
 def by_part(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield each part of a layer among canonical names, and its layers; others by themselves."""
-    layers: dict[str, list[str]] = {}
+    layers: dict[str, list[int]] = {}
     for name in names:
         head, found, rest = name.removesuffix(".weight").partition(".layers.")
         number, _, part = rest.partition(".")
-        layers.setdefault(f"{head}.layers.*.{part}" if found else head, []).append(number)
+        if found:
+            layers.setdefault(f"{head}.layers.*.{part}", []).append(int(number))
+        else:
+            layers[head] = []
     for part, numbers in layers.items():
-        yield part, " ".join(numbers)
+        yield part, _ranges(sorted(numbers))
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2 5" """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
