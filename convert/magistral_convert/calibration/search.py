@@ -36,6 +36,7 @@ _TILE = 1 << 17  # weights that are searched together
 _PRODUCT = 1 << 13  # elements of a product of BLAS that it does in one thread
 
 Floats = NDArray[np.float32]
+Fit = tuple[Floats, Floats]  # scales, biases
 Packed = tuple[mx.array, mx.array, mx.array]  # weight, scales, biases
 
 
@@ -132,11 +133,12 @@ def _fit_tile(x: Floats, importance: Floats, bits: int) -> tuple[Floats, Floats,
         np.multiply(even, most / share, out=codes)
         codes += most / 2
         sums.of(codes, most, tried[:, number])
-    steps = shares[:, None, None, None] / most
-    fits = sums.solve(tried, steps, -steps * (most / 2))
-    best = fits[0].argmin(axis=0)[None]
-    error, scale, bias = (np.take_along_axis(part, best, 0)[0] for part in fits)
-    found = np.empty((3, *middle.shape), np.float32)
+    gains = sums.gain(tried)
+    best = gains.argmax(axis=0).ravel()
+    places = np.arange(best.size)
+    found = tried.reshape(3, _WIDTHS, -1)[:, best, places].reshape(3, *middle.shape)
+    gain = gains.reshape(_WIDTHS, -1)[best, places].reshape(middle.shape)
+    scale, bias = sums.solve(found, 1 / most, np.float32(-0.5))
 
     def to_nearest() -> None:
         inverse = 1 / np.maximum(scale, _TINY)
@@ -145,9 +147,9 @@ def _fit_tile(x: Floats, importance: Floats, bits: int) -> tuple[Floats, Floats,
         sums.of(codes, most, found)
 
     to_nearest()
+    better = sums.gain(found) > gain
     refit = sums.solve(found, scale, bias)
-    better = refit[0] < error
-    scale, bias = np.where(better, refit[1], scale), np.where(better, refit[2], bias)
+    scale, bias = np.where(better, refit[0], scale), np.where(better, refit[1], bias)
     # A bias is rounded to 8 bits, which with many codes is much of a step: the scale follows it.
     rounded = bfloat16_values(bias * width + middle)
     bias = (rounded - middle) / width
@@ -185,17 +187,28 @@ class _Sums:
         np.multiply(codes, self._weights, out=self._scratch)
         np.matmul(self._importance, self._scratch, out=out[2])
 
-    def solve(self, sums: Floats, scale: Floats, bias: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return the least squared error for codes, and the scale and bias that have it.
+    def gain(self, sums: Floats) -> Floats:
+        """Return what the best scale takes off the squared error that a bias alone leaves, times
+        the sum of the importance; negative where that scale is."""
+        common, spread = self._products(sums)
+        found = common * np.abs(common)
+        return np.divide(found, spread, out=np.zeros_like(found), where=spread > 0)
 
-        The error is without the sum of all squares, which is the same for all. Codes that are all
-        the same keep `scale` and `bias`.
-        """
+    def solve(self, sums: Floats, scale: Floats | np.float32, bias: Floats | np.float32) -> Fit:
+        """Return the scale and bias of the least squared error for codes; codes that are all the
+        same keep `scale` and `bias`."""
+        common, spread = self._products(sums)
+        fits = (spread > 0) & (common > 0)
+        s = np.where(fits, common / np.where(fits, spread, 1), scale)
+        return s, np.where(fits, (self._first - s * sums[0]) / self._total, bias)
+
+    def _products(self, sums: Floats) -> tuple[Floats, Floats]:
+        """Return covariance of codes and weights, and variance of codes, both times the square of
+        the sum of the importance; no variance where rounding alone has left some."""
         ones, squares, target = sums
-        total, first = self._total, self._first
-        spread = squares * total - ones * ones
-        fits = spread > np.float32(1e-6) * squares * total
-        s = np.where(fits, (target * total - ones * first) / np.where(fits, spread, 1), scale)
-        b = np.where(fits, (first - s * ones) / total, bias)
-        error = s * (s * squares + 2 * (b * ones - target)) + b * (b * total - 2 * first)
-        return np.where(s > 0, error, np.inf), s, b
+        common = target * self._total
+        common -= ones * self._first
+        most = squares * self._total
+        spread = most - ones * ones
+        spread[spread <= np.float32(1e-6) * most] = 0
+        return common, spread
