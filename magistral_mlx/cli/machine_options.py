@@ -21,7 +21,8 @@ class MachineOptions:
     machines: str | None = option(
         None,
         Name("NAME,NAME"),
-        "Machines that hold the model together, this one first, as in mac1.local,mac2.local.",
+        "Machines that hold the model together, this one first, as in mac1.local,mac2.local; or a "
+        "host file of mlx.distributed_config.",
         section=SECTION,
     )
     split: SplitChoice | None = option(

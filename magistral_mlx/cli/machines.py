@@ -155,7 +155,8 @@ class _Run:
             }
             for one in facts
         ]
-        return RankCommand(sys.argv[1:], ring_of(links), plans[0].kind, folders)
+        rdma = [host.rdma for host in self._hosts if host.rdma]
+        return RankCommand(sys.argv[1:], ring_of(links), plans[0].kind, folders, rdma)
 
     def _find_again(self, error: MachineError, running: Callable[[], bool]) -> RankCommand | None:
         """Connect anew until that works -> what to run then; None if rank 0 ends meanwhile."""

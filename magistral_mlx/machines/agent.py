@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from magistral_mlx.errors import MagistralError
@@ -43,7 +44,7 @@ class _Agent:
         self._lock = threading.Lock()
         self._listener: Any = None
         self._rank: subprocess.Popen[bytes] | None = None
-        self._hostfile: str | None = None
+        self._files: dict[str, str] = {}
 
     def handle(self, request: dict[str, Any]) -> None:
         """Do what is asked, and answer."""
@@ -69,9 +70,7 @@ class _Agent:
                 except subprocess.TimeoutExpired:
                     rank.kill()
                     rank.wait()
-        if self._hostfile is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._hostfile)
+        remove_files(self._files)
 
     def _answer(self, result: dict[str, Any]) -> None:
         with self._lock, contextlib.suppress(OSError):
@@ -101,22 +100,40 @@ class _Agent:
             self._listener.close()
             self._listener = None
 
-    def _do_start(self, environment: dict[str, str], ring: list[list[str]]) -> dict[str, Any]:
+    def _do_start(self, environment: dict[str, str], files: dict[str, Any]) -> dict[str, Any]:
         """Start the rank: its stdin is empty, and what it prints goes to stderr.
 
         It has no arguments, as rank 0 tells it what to do.
+
+        Args:
+            files: variable of the environment -> what the file that it names holds, as JSON.
         """
-        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
-            json.dump(ring, file)
-        self._hostfile = file.name
+        self._files = write_files(files)
         self._rank = subprocess.Popen(
             [sys.executable, "-m", "magistral_mlx"],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
-            env=os.environ | environment | {"MLX_HOSTFILE": file.name},
+            env=os.environ | environment | self._files,
         )
         threading.Thread(target=self._wait, args=(self._rank,), daemon=True).start()
         return {"pid": self._rank.pid}
 
     def _wait(self, rank: subprocess.Popen[bytes]) -> None:
         self._answer({"ended": rank.wait()})
+
+
+def write_files(files: Mapping[str, Any]) -> dict[str, str]:
+    """Write JSON files for the variables of an environment -> the variables, with their names."""
+    names = {}
+    for variable, content in files.items():
+        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+            json.dump(content, file)
+        names[variable] = file.name
+    return names
+
+
+def remove_files(files: Mapping[str, str]) -> None:
+    """Remove what `write_files` has written."""
+    for name in files.values():
+        with contextlib.suppress(OSError):
+            os.unlink(name)

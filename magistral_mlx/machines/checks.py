@@ -175,9 +175,11 @@ def _measure(
 
 def _candidates(before: Host, after: Host, facts: dict[str, Any]) -> list[tuple[str, str | None]]:
     """Addresses to try and the kinds of their links, the best first."""
+    own: dict[str, str | None] = {one["address"]: one["link"] for one in facts["addresses"]}
+    if after.address is not None:
+        return [(after.address, own.get(after.address))]
     if before.is_loopback and after.is_loopback:
         return [(_LOOPBACK, "loopback")]
-    own: dict[str, str | None] = {one["address"]: one["link"] for one in facts["addresses"]}
     try:
         given = str(ipaddress.IPv4Address(after.name))
         return [(given, own.get(given))]  # an address was asked for, and no other

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magistral_mlx.errors import InvalidOption
+from magistral_mlx.files import read_text_file
 
 LOCAL = "localhost"
 MOST_HOSTS = 64
@@ -20,10 +22,14 @@ class Host:
     """A machine of `--machines`.
 
     target: what ssh is given, as in user@mac2.local. port: of the ring; None takes a free one.
+    address: for the ring, where a host file names one. rdma: the devices that reach each of the
+    machines, where a host file has them.
     """
 
     target: str
     port: int | None = None
+    address: str | None = None
+    rdma: tuple[str | None, ...] = ()
 
     @property
     def name(self) -> str:
@@ -42,11 +48,15 @@ class Host:
 
 
 def parse_hosts(text: str) -> list[Host]:
-    """Return the machines of a list such as "mac1.local,user@mac2.local:5000".
+    """Return the machines of a list such as "mac1.local,user@mac2.local:5000", or of a host file
+    of mlx.distributed_config, whose name ends in .json.
 
     Raises:
-        InvalidOption: fewer than two, one that is no name, or one that is named twice.
+        InvalidOption: fewer than two, one that is no name, or one that is named twice; a file that
+            is no host file.
     """
+    if text.strip().endswith(".json"):
+        return _read_hosts(text.strip())
     parts = [part.strip() for part in text.split(",")]
     if len(parts) < 2:
         raise InvalidOption(
@@ -68,6 +78,33 @@ def parse_hosts(text: str) -> list[Host]:
                 "several times, for a try on one machine)."
             )
     return hosts
+
+
+def _read_hosts(file: str) -> list[Host]:
+    """The machines of a host file; with RDMA if every machine names a device to every other."""
+    text = read_text_file(file, "the host file")
+    try:
+        found = json.loads(text)
+        entries = found["hosts"] if isinstance(found, dict) else found
+        hosts = [
+            Host(str(one["ssh"]), address=str(one["ips"][0]) if one.get("ips") else None)
+            for one in entries
+        ]
+        devices = [tuple(one.get("rdma") or ()) for one in entries]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InvalidOption(
+            f"{file} is no host file: it must be a list of machines with ssh, ips and rdma, as "
+            "mlx.distributed_config writes it."
+        ) from None
+    named = parse_hosts(",".join(host.target for host in hosts))
+    rdma = [
+        len(row) == len(hosts) and all(bool(device) != (n == rank) for n, device in enumerate(row))
+        for rank, row in enumerate(devices)
+    ]
+    return [
+        replace(host, address=other.address, rdma=row if all(rdma) else ())
+        for host, other, row in zip(named, hosts, devices, strict=True)
+    ]
 
 
 def _parse(part: str) -> Host:
@@ -93,12 +130,12 @@ def first_is_here(hosts: list[Host]) -> list[Host]:
     first = hosts[0]
     if first.is_local:
         return hosts
-    if not _is_here(first.name):
+    if not _is_here(first.address or first.name):
         raise InvalidOption(
             f"--machines begins with {first.name}, which is not this machine: name this one first, "
             "by its name or as localhost, or run the command there."
         )
-    return [Host(LOCAL, first.port), *hosts[1:]]
+    return [replace(first, target=LOCAL), *hosts[1:]]
 
 
 def resolve(name: str) -> str | None:

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 from magistral_mlx.distributed.place import CHOSEN, FOLDERS
 from magistral_mlx.errors import MachineError
-from magistral_mlx.machines.agent import END_SECONDS
+from magistral_mlx.machines.agent import END_SECONDS, remove_files, write_files
 from magistral_mlx.machines.connection import Connection
 from magistral_mlx.split import SplitKind
 
@@ -32,13 +31,29 @@ class RankCommand:
     """What the ranks run.
 
     arguments: of rank 0; the others have none. ring: addresses of the ranks. folders: for each
-    rank, rank 0's folder of each model -> that rank's.
+    rank, rank 0's folder of each model -> that rank's. rdma: for each rank the devices that reach
+    the others; empty for TCP.
     """
 
     arguments: Sequence[str]
     ring: list[list[str]]
     split: SplitKind
     folders: Sequence[Mapping[str, str]]
+    rdma: Sequence[Sequence[str | None]] = ()
+
+    def environment(self, rank: int) -> dict[str, str]:
+        """The variables of a rank, `files` aside."""
+        folders = json.dumps(self.folders[rank])
+        ours = {"MLX_RANK": str(rank), CHOSEN: self.split, FOLDERS: folders}
+        if not self.rdma:
+            return ours
+        # The second one lets the GPU see what arrives without a round over the processor.
+        return ours | {"MLX_JACCL_COORDINATOR": self.ring[0][0], "MLX_METAL_FAST_SYNCH": "1"}
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """The variables that name a file, and what it holds."""
+        return {"MLX_IBV_DEVICES": self.rdma} if self.rdma else {"MLX_HOSTFILE": self.ring}
 
 
 # Gets what became of a rank, and whether rank 0 still runs; returns whether to start anew.
@@ -59,48 +74,42 @@ def run_ranks(
     """
     others = connections[1:]
     for connection in others:
-        environment = _environment(command, connection.rank)
-        connection.send("start", environment=environment, ring=command.ring)
+        environment = command.environment(connection.rank)
+        connection.send("start", environment=environment, files=command.files)
     for connection in others:
         connection.answer()
     with _terminal_kept(), _first_rank(command) as first:
         return _watch(first, others, recover)
 
 
-def _environment(command: RankCommand, rank: int) -> dict[str, str]:
-    folders = json.dumps(command.folders[rank])
-    return {"MLX_RANK": str(rank), CHOSEN: command.split, FOLDERS: folders}
-
-
 @contextlib.contextmanager
 def _first_rank(command: RankCommand) -> Iterator[subprocess.Popen[bytes]]:
     """Start rank 0, which gets Ctrl-C from the terminal and SIGTERM from here."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as hostfile:
-        json.dump(command.ring, hostfile)
-        hostfile.flush()
-        environment = os.environ | _environment(command, 0) | {"MLX_HOSTFILE": hostfile.name}
-        first = subprocess.Popen(
-            [sys.executable, "-m", "magistral_mlx", *command.arguments], env=environment
-        )
+    files = write_files(command.files)
+    environment = os.environ | command.environment(0) | files
+    first = subprocess.Popen(
+        [sys.executable, "-m", "magistral_mlx", *command.arguments], env=environment
+    )
 
-        def passed_on(number: int, _: Any) -> None:
-            if first.poll() is None:
-                first.send_signal(number)
+    def passed_on(number: int, _: Any) -> None:
+        if first.poll() is None:
+            first.send_signal(number)
 
-        handlers: Mapping[signal.Signals, Any] = {
-            signal.SIGINT: signal.SIG_IGN,
-            signal.SIGTERM: passed_on,
-            signal.SIGHUP: passed_on,
-        }
-        before = {number: signal.signal(number, what) for number, what in handlers.items()}
-        try:
-            yield first
-        finally:
-            if first.poll() is None:
-                first.kill()
-                first.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    handlers: Mapping[signal.Signals, Any] = {
+        signal.SIGINT: signal.SIG_IGN,
+        signal.SIGTERM: passed_on,
+        signal.SIGHUP: passed_on,
+    }
+    before = {number: signal.signal(number, what) for number, what in handlers.items()}
+    try:
+        yield first
+    finally:
+        if first.poll() is None:
+            first.kill()
+            first.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        remove_files(files)
 
 
 def _watch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from magistral_mlx.machines.checks import (
 from magistral_mlx.machines.connection import Connection, close_all, connect
 from magistral_mlx.machines.facts import hardware_ports, link_kind, rdma_names
 from magistral_mlx.machines.hosts import Host, first_is_here, parse_hosts
+from magistral_mlx.machines.launch import RankCommand
 from magistral_mlx.machines.links import LinkListener, LinkSpeed, measure_link
 from magistral_mlx.memory.choose_split import make_split_plan
 from magistral_mlx.memory.known import MAGISTRAL_SMALL, NAME, quantized_sizes
@@ -68,6 +70,54 @@ def test_a_list_that_is_none_is_refused(text: str, expected: str):
     with pytest.raises(InvalidOption, match=expected):
         parse_hosts(text)
     assert expected in run("doctor", "--machines", text).refusal
+
+
+MESH = [
+    {"ssh": "127.0.0.1", "ips": ["127.0.0.1"], "rdma": [None, "rdma_en2"]},
+    {"ssh": "me@mac2", "ips": ["10.0.0.2"], "rdma": ["rdma_en3", None]},
+]
+
+
+def test_a_host_file_gives_addresses_and_rdma(tmp_path: Path):
+    file = tmp_path / "hosts.json"
+    file.write_text(json.dumps({"backend": "jaccl", "envs": [], "hosts": MESH}))
+    first, second = first_is_here(parse_hosts(str(file)))
+    assert first.is_local and first.rdma == (None, "rdma_en2")
+    assert (second.target, second.address, second.rdma) == (
+        "me@mac2",
+        "10.0.0.2",
+        ("rdma_en3", None),
+    )
+    command = RankCommand(
+        [], [["127.0.0.1:5000"], ["10.0.0.2:5001"]], "tensor", [{}, {}], [first.rdma, second.rdma]
+    )
+    assert command.files == {"MLX_IBV_DEVICES": [(None, "rdma_en2"), ("rdma_en3", None)]}
+    assert command.environment(1)["MLX_JACCL_COORDINATOR"] == "127.0.0.1:5000"
+    file.write_text(json.dumps([one | {"rdma": []} for one in MESH]))
+    plain = parse_hosts(str(file))
+    assert [host.rdma for host in plain] == [(), ()]
+    over_tcp = RankCommand([], [["127.0.0.1:5000"], ["10.0.0.2:5001"]], "tensor", [{}, {}])
+    assert list(over_tcp.files) == ["MLX_HOSTFILE"]
+    assert "MLX_JACCL_COORDINATOR" not in over_tcp.environment(0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "is no host file"),
+        ("{}", "is no host file"),
+        ("[1, 2]", "is no host file"),
+        ('[{"ips": ["10.0.0.1"]}]', "is no host file"),
+        ('[{"ssh": "mac1"}]', "two machines or more"),
+        ('[{"ssh": "mac1"}, {"ssh": "mac1"}]', "names mac1 twice"),
+        ('[{"ssh": "mac1"}, {"ssh": "-x"}]', "no name of a machine"),
+    ],
+)
+def test_a_host_file_that_is_none_is_refused(content: str, expected: str, tmp_path: Path):
+    file = tmp_path / "hosts.json"
+    file.write_text(content)
+    assert expected in run("doctor", "--machines", str(file)).refusal
+    assert "host file" in run("doctor", "--machines", str(tmp_path / "none.json")).refusal
 
 
 def test_the_first_machine_is_this_one():
