@@ -102,19 +102,25 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def started(
-    folder: Path, command: Sequence[str], size: int = 2, others: Sequence[str] | None = None
+    folder: Path,
+    command: Sequence[str],
+    size: int = 2,
+    others: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """The ranks of a command, rank 0 first; what still runs at the end is killed.
 
     Args:
-        others: the command of the other ranks, if it is not the same.
+        others: the command of the other ranks, if it is not the same. environment: more of theirs.
     """
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
     ranks: list[subprocess.Popen[str]] = []
     try:
         for rank in reversed(range(size)):
-            environment = {**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+            variables = {**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+            if rank and environment:
+                variables |= environment
             args = command if rank == 0 or others is None else others
             # The process that rank 0 is to kill is known when rank 0 is started.
             args = [
@@ -123,9 +129,7 @@ def started(
                 if rank == 0 or arg != "PID"
             ]
             pipe = subprocess.PIPE
-            ranks.append(
-                subprocess.Popen(args, env=environment, stdout=pipe, stderr=pipe, text=True)
-            )
+            ranks.append(subprocess.Popen(args, env=variables, stdout=pipe, stderr=pipe, text=True))
         yield ranks[::-1]
     finally:
         for process in ranks:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from magistral_mlx.checkpoint.fp8 import split_scales
 from magistral_mlx.checkpoint.header import StoredTensor, read_header
@@ -25,6 +25,7 @@ from magistral_mlx.quantization import Quantization
 from magistral_mlx.split import WHOLE, Split
 
 if TYPE_CHECKING:
+    from magistral_mlx.backend import mx
     from magistral_mlx.checkpoint.gguf.checkpoint import GgufModel
 
 Layout = Literal["hf", "mistral", "gguf"]
@@ -32,6 +33,13 @@ Layout = Literal["hf", "mistral", "gguf"]
 _COMPARED_BYTES = 4 << 20  # at once
 _SHARD_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of each file, in a fingerprint
+
+
+class TensorSource(Protocol):
+    """Tensors of a checkpoint whose files are not here."""
+
+    def read(self, name: str, dtype: mx.Dtype, *, compact: bool) -> mx.array:
+        """Read a tensor; see `read_stored` in magistral_mlx/checkpoint/load.py."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Checkpoint:
     no vision tensors, whatever its config.json says (mlx-lm's conversions keep it there).
     `fp8_scales` are the scales of FP8 weights, by the weight's name. `notes` are for the user.
     `split` tells which part of the model it is, by default the whole (`checkpoint.part`).
+    `source` is where its tensors are read from instead of its files, which are on another machine.
     `blocks` is where the quantized matrices of a GGUF file lie, as ggml stores them; `tensors` has
     them as they are laid out.
     """
@@ -56,6 +65,7 @@ class Checkpoint:
     fp8_scales: Mapping[str, StoredTensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     split: Split = WHOLE
+    source: TensorSource | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:

@@ -183,7 +183,7 @@ def _read(
 ) -> dict[str, mx.array]:
     """Read arrays by name; lazy ones in the layout and dtype of the model."""
     found = {}
-    for name, stored in _stored(checkpoint, names, dtype, compact).items():
+    for name, stored in read_stored(checkpoint, names, dtype, compact=compact).items():
         array = _arrange(checkpoint, name, stored)
         if mx.issubdtype(array.dtype, mx.floating):
             if computes_in_float32(name, checkpoint.config):
@@ -194,10 +194,19 @@ def _read(
     return found
 
 
-def _stored(
-    checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, compact: bool
+def read_stored(
+    checkpoint: Checkpoint, names: Iterable[str], dtype: mx.Dtype, *, compact: bool
 ) -> dict[str, mx.array]:
-    """Read arrays by name, as stored; FP8 matrices are dequantized to `dtype`."""
+    """Read arrays by name, as stored; FP8 matrices are dequantized to `dtype`.
+
+    Args:
+        compact: scales of a GGUF file in half precision.
+
+    Raises:
+        CheckpointError, RuntimeError: a file cannot be read to its end.
+    """
+    if (source := checkpoint.source) is not None:
+        return {name: source.read(name, dtype, compact=compact) for name in names}
     tensors = {name: checkpoint.tensors[name] for name in names}
     if checkpoint.layout == "gguf":  # of a rank's part, each matrix is laid out whole first
         wholes = {name: whole_of(tensor) for name, tensor in tensors.items()}

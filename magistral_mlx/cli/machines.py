@@ -152,6 +152,7 @@ class _Run:
             {
                 str(Path(path).resolve()): copy["path"]
                 for (_, path), copy in zip(self._models, one["models"], strict=True)
+                if copy["path"] is not None
             }
             for one in facts
         ]

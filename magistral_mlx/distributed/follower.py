@@ -21,6 +21,7 @@ from magistral_mlx.checkpoint.part import content_digest, part_of
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.distributed.disk import FollowingDisks
 from magistral_mlx.distributed.group import Group, ended_if_stuck
+from magistral_mlx.distributed.lending import Borrowed, borrowed_checkpoint
 from magistral_mlx.distributed.link import Link
 from magistral_mlx.distributed.meeting import join, prove
 from magistral_mlx.distributed.model import FollowingModel
@@ -68,6 +69,7 @@ class Follower:
         self._ended = False
         self._link = Link(connection, self._hear, self._lose)
         self._opened: dict[int, tuple[Checkpoint, mx.Dtype, Plan]] = {}
+        self._borrowed: dict[int, Borrowed] = {}
         self._models: dict[int, FollowingModel] = {}
         self._caches: dict[int, SequenceCaches] = {}
         disks = FollowingDisks(place.rank)
@@ -88,6 +90,7 @@ class Follower:
         }
         self._asked: dict[str, Callable[..., Any]] = {
             "open": self._open,
+            "borrow": self._borrow,
             "load": self._load,
             "find": disks.find,
             "read": lambda model, number, keys: disks.read(model, self._caches[number], keys),
@@ -128,23 +131,41 @@ class Follower:
         except MagistralError as error:
             return {"error": str(error)}
 
-    def _open(self, number: int, wanted: dict[str, Any]) -> None:
-        """Find a model's files, and plan its memory, as rank 0 did.
+    def _open(self, number: int, wanted: dict[str, Any]) -> bool:
+        """Find a model's files, and plan its memory, as rank 0 did -> whether they are here.
 
         Raises:
-            MagistralError: they are not here, are others, or do not fit.
+            MagistralError: they are others, or do not fit.
         """
         folder = folder_here(wanted["folder"])
+        if not folder.exists():
+            return False
         checkpoint = Checkpoint.open(folder)
         if content_digest(checkpoint) != wanted["digest"]:
             raise CheckpointError(
                 f"the weights in {folder} are not the same as on rank 0. Copy that folder here."
             )
+        self._plan(number, wanted, part_of(checkpoint, self._split(wanted)))
+        return True
+
+    def _borrow(self, number: int, wanted: dict[str, Any], offers: dict[str, Any]) -> None:
+        """Use rank 0's files, if rank 0 offers that.
+
+        Raises:
+            MagistralError: it cannot be reached, or the model does not fit.
+        """
+        offer = offers.get(str(self._place.rank))
+        if offer is not None:
+            part, self._borrowed[number] = borrowed_checkpoint(offer, self._split(wanted))
+            self._plan(number, wanted, part)
+
+    def _split(self, wanted: dict[str, Any]) -> Split:
         shares = tuple(wanted["shares"])
-        split = Split(wanted["kind"], self._place.rank, self._place.size, shares)
-        part = part_of(checkpoint, split)
+        return Split(wanted["kind"], self._place.rank, self._place.size, shares)
+
+    def _plan(self, number: int, wanted: dict[str, Any], part: Checkpoint) -> None:
         request = PlanRequest(wanted["context"], wanted["kv"], 0, None, wanted["wire"])
-        plan = hold_plan(part, str(folder), request, wanted["dtype"])
+        plan = hold_plan(part, str(part.folder), request, wanted["dtype"])
         self._opened[number] = part, DTYPES[wanted["dtype"]], plan
 
     def _load(self, number: int) -> None:
@@ -155,6 +176,8 @@ class Follower:
             return self._models[number]
 
         load_model(part, dtype, None, build)
+        if borrowed := self._borrowed.pop(number, None):
+            borrowed.close()
 
     # What is done
 

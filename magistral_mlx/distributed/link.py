@@ -105,13 +105,14 @@ def read(connection: socket.socket) -> Any:
     Raises:
         OSError, EOFError: the connection has ended. ValueError: that is no message.
     """
-    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
+    (length,) = _LENGTH.unpack(exactly(connection, _LENGTH.size))
     if length > _LONGEST:
         raise ValueError
-    return json.loads(_exactly(connection, length))
+    return json.loads(exactly(connection, length))
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def exactly(connection: socket.socket, count: int) -> bytes:
+    """Read so many bytes. Raises OSError, or EOFError where the connection ends before."""
     data = bytearray()
     while len(data) < count:
         part = connection.recv(count - len(data))

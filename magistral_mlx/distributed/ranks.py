@@ -21,6 +21,7 @@ from magistral_mlx.checkpoint.part import content_digest, part_of
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.distributed.disk import LeadingDisk
 from magistral_mlx.distributed.leader import Leader
+from magistral_mlx.distributed.lending import Lender
 from magistral_mlx.distributed.model import LeadingModel
 from magistral_mlx.distributed.place import CHOSEN, place
 from magistral_mlx.errors import RankLost
@@ -140,7 +141,13 @@ class Ranks:
             "dtype": str(dtype).removeprefix("mlx.core."),
         }
         number = self._number = leader.number()
-        leader.ask("open", number, wanted)
+        found = leader.ask("open", number, wanted)
+        missing = [rank for rank, here in enumerate(found, 1) if not here]
+        lender = None
+        if missing:
+            lender = Lender(leader.place.addresses[0][0], self._whole, part.split)
+            offers = {str(rank): lender.offer(rank) for rank in missing}
+            leader.ask("borrow", number, wanted, offers)
         leader.tell("load", number)
 
         def build(config: ModelConfig, dtype: mx.Dtype) -> LeadingModel:
@@ -150,6 +157,8 @@ class Ranks:
             model = load_model(part, dtype, on_progress, build)
         finally:
             leader.wait()
+            if lender is not None:
+                lender.close()
         assert isinstance(model, LeadingModel)
         return model
 

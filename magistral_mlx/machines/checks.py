@@ -92,7 +92,7 @@ def _model_problems(
     if theirs["problem"]:
         return [f"{connection.label}: {theirs['problem'].rstrip('.')}; {copy}."]
     if theirs["path"] is None:
-        return [f"{connection.label} does not have the model {path}: {copy}."]
+        return []  # it gets its part from the first one while it loads
     if theirs["digest"] != mine["digest"]:
         return [
             f"{connection.label} has other weights in {theirs['path']} than this machine in "

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from magistral_mlx.distributed.place import FOLDERS
+from magistral_mlx.paths import demo_dir
 from tests.ranks import all_answers, run, started
 
 WAIT = 240  # seconds, on a machine that is busy
@@ -15,7 +17,10 @@ WAIT = 240  # seconds, on a machine that is busy
 @pytest.mark.parametrize("options", [{"split": "tensor"}, {"split": "pipeline", "kv": "6/4"}])
 def test_two_ranks_answer_as_one(options: dict[str, Any], tmp_path: Path) -> None:
     command = run("demo", options | {"cache_dir": str(tmp_path / "of two")})
-    with started(tmp_path, command) as (first, other):
+    # One has a copy of the model, the other gets its part from the first.
+    elsewhere = {str(demo_dir().resolve()): str(tmp_path / "nowhere")}
+    lent = {FOLDERS: json.dumps(elsewhere)} if options["split"] == "tensor" else {}
+    with started(tmp_path, command, environment=lent) as (first, other):
         expected = all_answers("demo", options | {"cache_dir": str(tmp_path / "of one")})
         printed, said = first.communicate(timeout=WAIT)
         assert json.loads(printed) == expected, said

@@ -6,7 +6,7 @@ import shutil
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,8 @@ from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.checkpoint.part import content_digest, part_of, read_part
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config import ModelConfig, QueryScaling, Yarn
+from magistral_mlx.distributed.lending import Lender, borrowed_checkpoint, told_config
 from magistral_mlx.distributed.link import Link
 from magistral_mlx.distributed.meeting import join, meet
 from magistral_mlx.distributed.model import FollowingModel
@@ -36,14 +37,16 @@ from tests.ranks import free_ports
 Matrices = dict[str, NDArray[np.float32]]
 
 
-def load_part(checkpoint: Checkpoint, split: Split) -> tuple[Any, Matrices]:
+def load_part(
+    checkpoint: Checkpoint, split: Split, lent: Checkpoint | None = None
+) -> tuple[Any, Matrices]:
     """A rank's part as it is loaded: the model, and its matrices by their paths."""
 
     def build(config: ModelConfig, dtype: mx.Dtype) -> FollowingModel:
         group: Any = SimpleNamespace(sum=None)
         return FollowingModel(config, dtype, split, group)
 
-    part = part_of(checkpoint, split)
+    part = lent or part_of(checkpoint, split)
     model = (
         load_model(part, mx.float32, build=build) if split.rank else load_model(part, mx.float32)
     )
@@ -80,6 +83,34 @@ def test_parts_of_all_ranks_are_the_whole(layout: str, tmp_path: Path) -> None:
             by_columns = path.endswith(("o_proj", "down_proj"))
             joined = np.concatenate([part[path] for part in parts], axis=int(by_columns))
         assert np.array_equal(joined, matrix), path
+
+
+@pytest.mark.parametrize("layout", ["mistral", "4-bit", "gguf"])
+def test_weights_that_rank_0_sends_are_those_of_the_files(layout: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(folder_of(layout, tmp_path))
+    split = Split("tensor", 1, 2)
+    lender = Lender("127.0.0.1", checkpoint, split)
+    try:
+        offer = json.loads(json.dumps(lender.offer(1)))
+        part, source = borrowed_checkpoint(offer, split)
+        lent, own = load_part(checkpoint, split, part)[1], load_part(checkpoint, split)[1]
+        assert lent.keys() == own.keys()
+        assert all(np.array_equal(lent[path], matrix) for path, matrix in own.items())
+        source.close()
+        stranger, _ = borrowed_checkpoint(offer | {"token": "0" * 32}, split)
+        with pytest.raises(CheckpointError, match="no longer sends weights"):
+            load_part(checkpoint, split, stranger)
+    finally:
+        lender.close()
+    with pytest.raises(RankLost, match="weights cannot be read"):
+        borrowed_checkpoint(offer, split)
+
+
+def test_a_configuration_is_told_whole(tmp_path: Path) -> None:
+    config = Checkpoint.open(write_hf_checkpoint(tmp_path)).config
+    stretched = replace(config.text, yarn=Yarn(8.0, 512), query_scaling=QueryScaling(0.1, 512))
+    for wanted in (config, config.without_vision(), replace(config, text=stretched)):
+        assert told_config(json.loads(json.dumps(asdict(wanted)))) == wanted
 
 
 def test_a_pipeline_of_unequal_shares_holds_each_layer_once(tmp_path: Path) -> None:
