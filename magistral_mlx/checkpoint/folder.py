@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from magistral_mlx.checkpoint.fp8 import split_scales
 from magistral_mlx.checkpoint.header import StoredTensor, read_header
@@ -25,7 +25,6 @@ from magistral_mlx.quantization import Quantization
 from magistral_mlx.split import WHOLE, Split
 
 if TYPE_CHECKING:
-    from magistral_mlx.backend import mx
     from magistral_mlx.checkpoint.gguf.checkpoint import GgufModel
 
 Layout = Literal["hf", "mistral", "gguf"]
@@ -38,8 +37,8 @@ _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # of each file, in a fingerprint
 class TensorSource(Protocol):
     """Tensors of a checkpoint whose files are not here."""
 
-    def read(self, name: str, dtype: mx.Dtype, *, compact: bool) -> mx.array:
-        """Read a tensor; see `read_stored` in magistral_mlx/checkpoint/load.py."""
+    def read(self, name: str, dtype: Any, *, compact: bool) -> Any:
+        """Read a tensor as an array; see `read_stored` in magistral_mlx/checkpoint/load.py."""
 
 
 @dataclass(frozen=True)
