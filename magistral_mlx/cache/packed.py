@@ -78,7 +78,7 @@ def score_bytes(rows: int, float_bytes: int) -> int:
     return float_bytes * (2 if rows <= _ROWS_APART else 3)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # one for each sequence of a batch
 def visible_rows(rows: int, first: int, hidden: int, length: int) -> mx.array:
     """Visible plain tokens: (length, rows) bool, the same for all layers.
 
