@@ -140,7 +140,9 @@ class _Run:
         facts = check_alike(self._connections, gather_facts(self._connections, self._models))
         links = measure_ring(self._connections, facts, _LINK_SECONDS)
         machines = [machine_of(one) for one in facts]
-        latency = max(link.link.latency for link in links)
+        rdma = [host.rdma for host in self._hosts if host.rdma]
+        # TCP's latency says nothing of RDMA's, which is fast.
+        latency = None if rdma else max(link.link.latency for link in links)
         here = profile(self._dtype)
         plans: list[SplitPlan] = []
         for name, path in self._models:
@@ -148,6 +150,14 @@ class _Run:
             choice = plans[0].kind if plans else self._split or "auto"
             plans.append(make_split_plan(model, machines, here, self._request, choice, latency))
         say(_summary(self._connections, links, plans[0]))
+        for connection, one in zip(self._connections, facts, strict=True):
+            missing = [
+                name
+                for (name, _), copy in zip(self._models, one["models"], strict=True)
+                if copy["path"] is None
+            ]
+            if missing:
+                say(f"{connection.label} has no copy of {', '.join(missing)}: it gets its part.")
         folders = [
             {
                 str(Path(path).resolve()): copy["path"]
@@ -156,7 +166,6 @@ class _Run:
             }
             for one in facts
         ]
-        rdma = [host.rdma for host in self._hosts if host.rdma]
         return RankCommand(sys.argv[1:], ring_of(links), plans[0].kind, folders, rdma)
 
     def _find_again(self, error: MachineError, running: Callable[[], bool]) -> RankCommand | None:
