@@ -107,8 +107,10 @@ class RemoteServer:
             BenchmarkError: the server refused, or ended too early to be measured.
         """
         answer = self._answer(text, count)
-        if len(answer.times) < 2 or answer.written < 2:
+        if answer.written < 2:
             raise BenchmarkError(f"it ended after {answer.written} of {count} tokens")
+        if len(answer.times) < 2:
+            raise BenchmarkError(f"it sent {answer.written} tokens at once, which tells no speed")
         pieces = len(answer.times)  # of about as many tokens each
         step = (answer.times[-1] - answer.times[0]) / (answer.written * (pieces - 1) / pieces)
         return {

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from magistral_mlx.api.load_options import LoadOptions
@@ -21,6 +22,7 @@ from magistral_mlx.bench.prompts import WordPrompts
 from magistral_mlx.bench.rounds import LEAST, Figure, repeat
 from magistral_mlx.bench.worker import serve
 from magistral_mlx.chat.messages import RawPrompt
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import BenchmarkError
 from magistral_mlx.runtime.request import Request
 
@@ -43,14 +45,14 @@ def compare_together(
         for program in programs:
             on_stage(f"loading {program.label}")
             worker = stack.enter_context(RuntimeProcess(program))
-            worker.ask(
-                "load",
-                folder=str(work.folder),
-                dtype=work.dtype,
-                context=min(work.contexts) + work.count + _SPARE,
-                parallel=max(work.parallel),
-            )
-            workers.append(worker)
+            try:
+                _load(worker, work)
+            except BenchmarkError as error:
+                if program is programs[0]:
+                    raise
+                result.left_out[program.label] = f"for several at once: {error}"
+            else:
+                workers.append(worker)
         for requests in work.parallel:
             for worker in list(workers):
                 on_stage(f"{requests} at once, {worker.program.label}")
@@ -62,6 +64,16 @@ def compare_together(
                     label = worker.program.label
                     result.left_out[label] = f"with {requests} at once: {error}"
                     workers.remove(worker)
+
+
+def _load(worker: RuntimeProcess, work: Workload) -> None:
+    worker.ask(
+        "load",
+        folder=str(work.folder),
+        dtype=work.dtype,
+        context=min(work.contexts) + work.count + _SPARE,
+        parallel=max(work.parallel),
+    )
 
 
 def _measure(
@@ -102,8 +114,9 @@ class _Scheduler:
 
     def load(self, folder: str, context: int, parallel: int, dtype: Any = None) -> dict[str, Any]:
         begin = time.perf_counter()
+        longest = Checkpoint.open(Path(folder)).config.text.max_position_embeddings
         options = LoadOptions(
-            context=context,
+            context=min(context, longest),
             kv=self._kv,
             images=0,
             dtype=dtype,

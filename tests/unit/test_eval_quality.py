@@ -39,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def prose(tmp_path: Path) -> Path:
     file = tmp_path / "prose.txt"
-    file.write_text("The gulls came back in March, and nobody could say from where. " * 6)
+    file.write_text("The gulls came back in March, and nobody could say from where. " * 4)
     return file
 
 
@@ -236,7 +236,7 @@ eval_quality.quality([*sys.argv[1:4], "--context", "256"])
 
 
 def test_a_killed_process_loses_one_sequence(tmp_path: Path, home: Path, prose: Path):
-    prose.write_text(prose.read_text() * 2)
+    prose.write_text(prose.read_text() * 3)
     other = str(other_folder(tmp_path))
     words = [str(tiny_folder()), other, f"--text={prose}"]
     code = [sys.executable, "-c", KILLED, *words, other]
@@ -247,9 +247,9 @@ def test_a_killed_process_loses_one_sequence(tmp_path: Path, home: Path, prose: 
     done = run("eval", "quality", *words, "--context", "256", "--json")
     assert done.status == 0 and list((home / "quality").iterdir()) == []
     facts = json.loads(done.stdout)
-    again = json.loads(run("eval", "quality", *words, "--context", "256", "--json").stdout)
-    assert facts == again
-    assert facts["compared"][0]["total"]["divergence"] > 0.1
+    total = facts["compared"][0]["total"]
+    assert total["tokens"] == sum(facts["sequences"]) - len(facts["sequences"])
+    assert total["divergence"] > 0.1
 
 
 def test_two_processes_do_not_share_a_folder(home: Path):
@@ -284,8 +284,8 @@ def test_text_is_cut_and_shared(tmp_path: Path, prose: Path):
     models = opened(str(tiny_folder()))
     longer = tmp_path / "longer.txt"
     longer.write_text(prose.read_text() * 9)
-    text = read_text([str(prose), str(longer)], models, context=100, tokens=500)
-    assert [len(sequence) for sequence in text.sequences] == [100, 100, 50, 100, 100, 50]
+    text = read_text([str(prose), str(longer)], models, context=100, tokens=300)
+    assert [len(sequence) for sequence in text.sequences] == [100, 50, 100, 50]
     assert text.left_out > 1000
     shipped = read_text([], models, context=10**6, tokens=10**6)
     assert shipped.longest == 4096 and shipped.left_out == 0

@@ -190,6 +190,7 @@ STREAMS: dict[str, list[dict[str, Any]]] = {
         {"choices": [], "usage": USAGE | {"prompt_tokens_details": {"cached_tokens": 16}}},
     ],
     "Mistral": [*[chunk(" a", "content")] * 5, chunk(" a", "content", usage=USAGE)],
+    "one piece": [chunk(" a b c d e f", usage=USAGE)],
     "no usage": [chunk(" a b"), chunk(" c d e"), chunk(" f")],
 }
 
@@ -234,7 +235,12 @@ def scripted(name: str, at_once: int = 1) -> Iterator[RemoteServer]:
         http.shutdown()
 
 
-@pytest.mark.parametrize("name", STREAMS)
+def test_an_answer_in_one_piece_is_an_error():
+    with scripted("one piece") as remote, pytest.raises(BenchmarkError, match="6 tokens at once"):
+        remote.generate(TEXT, count=6)
+
+
+@pytest.mark.parametrize("name", sorted(set(STREAMS) - {"one piece"}))
 def test_each_servers_counts_are_read(name: str):
     with scripted(name) as remote:
         answer = remote.generate(TEXT, count=6)
