@@ -51,6 +51,7 @@ _HOMES = {
         "ContextOverflow",
         "DeviceError",
         "DocumentError",
+        "EvaluationError",
         "HubError",
         "InvalidOption",
         "LoadAborted",

@@ -29,6 +29,7 @@ from magistral_mlx.errors import CheckpointError as CheckpointError
 from magistral_mlx.errors import ContextOverflow as ContextOverflow
 from magistral_mlx.errors import DeviceError as DeviceError
 from magistral_mlx.errors import DocumentError as DocumentError
+from magistral_mlx.errors import EvaluationError as EvaluationError
 from magistral_mlx.errors import HubError as HubError
 from magistral_mlx.errors import ImageError as ImageError
 from magistral_mlx.errors import InvalidOption as InvalidOption
@@ -40,6 +41,7 @@ from magistral_mlx.errors import ModelClosed as ModelClosed
 from magistral_mlx.errors import ModelNotFound as ModelNotFound
 from magistral_mlx.errors import OutOfMemory as OutOfMemory
 from magistral_mlx.errors import PromptError as PromptError
+from magistral_mlx.errors import RankLost as RankLost
 from magistral_mlx.errors import StorageError as StorageError
 from magistral_mlx.errors import StreamInUse as StreamInUse
 from magistral_mlx.errors import TargetExists as TargetExists
