@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -20,6 +22,13 @@ from tests.fake_hub import FakeHub
 from tests.scripted import write_scripted_checkpoint
 
 ROOT = Path(__file__).parents[2]
+# Inspect looks through all packages for each log: once will do.
+_distributions = functools.cache(importlib.metadata.packages_distributions)
+
+
+@pytest.fixture(autouse=True)
+def _quick_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.packages_distributions", _distributions)
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib
+import importlib.metadata
 import json
 import re
 from pathlib import Path
@@ -9,8 +13,13 @@ from typing import Any
 
 import pytest
 
+from magistral_mlx.evaluation import livecodebench
 from tests.command_line import Done, run
+from tests.eval_data import gpqa_file, problem, problems_file
 from tests.fake_chat_api import FakeChatAPI
+
+# Inspect looks through all packages for each log: once will do.
+_distributions = functools.cache(importlib.metadata.packages_distributions)
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +28,7 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
+    monkeypatch.setattr("importlib.metadata.packages_distributions", _distributions)
     monkeypatch.chdir(tmp_path)
 
 
@@ -66,6 +76,34 @@ def test_the_hosted_model_thinks_in_chunks(monkeypatch: pytest.MonkeyPatch):
     assert task["right"]["answers"] == round(6 * task["pass_at_1"]) > 0
     assert task["right"]["thinking"] > 0
     assert {request["model"] for request in api.requests} == {name}
+
+
+def test_choices_and_programs_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """GPQA and LiveCodeBench in their own formats; a program runs here, as is asked for."""
+    gpqa = importlib.import_module("inspect_evals.gpqa.gpqa")
+    file = gpqa_file(tmp_path / "gpqa.csv")
+    monkeypatch.setattr(gpqa, "GPQA_DIAMOND_CACHE_PATH", file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(gpqa, "GPQA_DIAMOND_DATASET_SHA256", digest)
+    monkeypatch.setenv("INSPECT_EVALS_CACHE_PATH", str(tmp_path))
+    problems = problems_file(tmp_path / "test.jsonl", problem(1), problem(2, "method"))
+    monkeypatch.setattr(livecodebench, "_download", lambda release: [problems])
+
+    def answer(prompt: str) -> tuple[str, str]:
+        if "Read the inputs from stdin" in prompt:
+            return "", "```python\na, b = map(int, input().split())\nprint(a + b)\n```"
+        if "starter code" in prompt:
+            return "", "```python\nclass Solution:\n    def add(self, a, b): return a\n```"
+        (letter,) = re.findall(r"^([A-D])\) right$", prompt, re.MULTILINE)
+        return "", f"ANSWER: {letter if 'Which is 1' in prompt else 'E'}"
+
+    with FakeChatAPI(answer) as api:
+        words = ("eval", "gpqa", "livecodebench", "--url", api.url, "--run-code-here", "--json")
+        facts = facts_of(run(*words))
+    assert [task["task"] for task in facts["tasks"]] == ["gpqa", "livecodebench"]
+    assert [task["pass_at_1"] for task in facts["tasks"]] == [0.5, 0.5]
+    assert [task["questions"] for task in facts["tasks"]] == [2, 2]
+    assert facts["tasks"][1]["published"]["Small 1.2"] == 70.88
 
 
 def test_two_runs_are_compared_by_question():
