@@ -45,7 +45,7 @@ class LMStudioModel(BaseModel):
     state: Literal["loaded", "not-loaded"]
     max_context_length: int
     loaded_context_length: Annotated[int | None, Field(description="null unless loaded.")]
-    capabilities: tuple[Literal["tool_use"]] = ("tool_use",)
+    capabilities: list[Literal["tool_use"]]
 
 
 class LMStudioModels(BaseModel):
@@ -159,6 +159,7 @@ def _model(info: ModelInfo) -> LMStudioModel:
         state="loaded" if info.loaded else "not-loaded",
         max_context_length=info.context,
         loaded_context_length=info.context if info.loaded else None,
+        capabilities=["tool_use"],
     )
 
 
