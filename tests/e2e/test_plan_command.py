@@ -101,7 +101,7 @@ def test_all_machines_stand_in_one_table_of_a_line_each() -> None:
 
 def test_all_machines_and_one_of_them_are_not_asked_for_together() -> None:
     message = refusal("plan", "--all-machines", "--machine", "32GB", **EMPTY)
-    assert "give only one of --machine and --all-machines" in message
+    assert "give only one of --machine, --machines and --all-machines" in message
 
 
 def test_a_model_on_this_machine_is_planned_from_its_files() -> None:
