@@ -62,7 +62,7 @@ def test_a_split_model_answers_as_a_whole_one(fake_ssh: Path) -> None:  # noqa: 
     assert said.count("\n") == 1
 
 
-def test_serve_is_unavailable_and_comes_back_when_a_rank_is_lost() -> None:
+def test_serve_comes_back_when_a_rank_is_lost() -> None:
     (port,) = free_ports(1)
     command = start("serve", "demo", "--machines", "localhost,localhost", "--port", str(port))
     try:
