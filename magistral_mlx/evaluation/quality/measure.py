@@ -56,10 +56,13 @@ class QualityRun:
         self.models, self.text = tuple(models), text
         first, *others = models
         beside = first.head_bytes()
-        self.plans = (
+        plans = [
             first.plan(text.longest, limit),
             *(other.plan(text.longest, limit, beside) for other in others),
-        )
+        ]
+        # Chunks of one size take the same kernels, which round alike.
+        chunk = min(plan.chunk for plan in plans)
+        self.plans = tuple(replace(plan, chunk=chunk) for plan in plans)
 
     def identity(self) -> str:
         """Digest of all that the figures depend on."""
