@@ -126,6 +126,9 @@ def task_specs(names: tuple[str, ...]) -> list[TaskSpec]:
 
 def _download_problem(name: str, error: Exception) -> str:
     """Say what kept the data of a task from being downloaded, in one sentence."""
+    attempt = getattr(error, "last_attempt", None)  # of a download that was tried several times
+    if attempt is not None and attempt.exception() is not None:
+        error = attempt.exception()
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -141,7 +144,9 @@ def _download_problem(name: str, error: Exception) -> str:
             "HF_TOKEN."
         )
     reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
-    if isinstance(error, OSError) or "Hub" in text or "http" in type(error).__module__:
+    clients = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3", "aiohttp")
+    remote = any(type(each).__module__.partition(".")[0] in clients for each in causes)
+    if remote or isinstance(error, OSError):
         return (
             f"{name}: its data cannot be downloaded ({reason[:300]}). Check the connection, and "
             "give the same command again: what has come is kept."
