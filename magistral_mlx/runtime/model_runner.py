@@ -28,7 +28,7 @@ from magistral_mlx.engine.inputs import SequenceInputs
 from magistral_mlx.engine.prefill import ComputedPrefix
 from magistral_mlx.engine.prefix_cache import PrefixCache, PrefixCacheStats
 from magistral_mlx.engine.sequence import SequenceState, Token
-from magistral_mlx.errors import LoadAborted, OutOfMemory, RankLost
+from magistral_mlx.errors import InvalidOption, LoadAborted, OutOfMemory, RankLost
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.peak import Shape, head_rows, predict
@@ -128,7 +128,13 @@ class ModelRunner:
 
         Raises:
             CheckpointError: its file cannot be read, or holds infinities or NaNs.
+            InvalidOption: the model is split over several machines.
         """
+        if self._ranks is not None:
+            raise InvalidOption(
+                "adapter changes a model on one machine only; convert the model with the adapter "
+                "merged into it, or load it without --machines."
+            )
         adapter = load_adapter(stored, self.model)
         self._in_memory.add(adapter)
         self.adapters = {**self.adapters, name: adapter}
