@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.cli.loading import load_bar
 from magistral_mlx.cli.params import FILE, INTEGER, MODEL, SIZE, command, option
 from magistral_mlx.cli.plots import check_plot
+from magistral_mlx.cli.process import kept_awake
 from magistral_mlx.cli.terminal import print_wide, say
 from magistral_mlx.files import user_path
 from magistral_mlx.option_spec import Integer, Size
@@ -79,6 +81,7 @@ def quality(
     NAME@kv=8/8,dtype=float16,adapter=DIR,tokenizer=FILE. Without a name, as in @kv=4/4, it is A's.
     One model at a time is in memory. After Ctrl-C the same command goes on where it was.
     """
+    from magistral_mlx.api.models import download_progress
     from magistral_mlx.evaluation.quality.measure import QualityRun
     from magistral_mlx.evaluation.quality.text import read_text
     from magistral_mlx.evaluation.quality.variants import ComparedModel, Variant
@@ -87,13 +90,15 @@ def quality(
         check_plot(user_path(plot))
     variant = Variant.parse(first)
     variants = [variant, *(Variant.parse(other, variant) for other in others)]
-    models = [ComparedModel.open(each) for each in variants]
+    with load_bar() as on_progress:
+        downloading = download_progress(on_progress)
+        models = [ComparedModel.open(each, downloading) for each in variants]
     text = read_text(texts, models, context, tokens)
     if text.left_out:
         say(f"{text.left_out:,} tokens of the text are left out; give more --tokens for them.")
     run = QualityRun(models, text, memory_limit)
     try:
-        with _progress() as on_step:
+        with kept_awake(), _progress() as on_step:
             pairs = run.run(on_step)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here.")

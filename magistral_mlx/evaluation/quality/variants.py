@@ -18,7 +18,7 @@ from magistral_mlx.checkpoint.load import OnProgress, load_head, load_model
 from magistral_mlx.checkpoint.names import HEAD_PATH, head_prefix
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.files import user_path
-from magistral_mlx.hub import find_tokenizer
+from magistral_mlx.hub import DownloadProgress, find_tokenizer
 from magistral_mlx.hub.adapters import locate_adapter
 from magistral_mlx.library import locate
 from magistral_mlx.memory.choose import make_plan
@@ -92,17 +92,18 @@ class ComparedModel:
     tekken: Path
 
     @classmethod
-    def open(cls, variant: Variant) -> ComparedModel:
-        """Find a variant's files.
+    def open(cls, variant: Variant, on_progress: DownloadProgress | None = None) -> ComparedModel:
+        """Find a variant's files, downloaded if need be.
 
         Raises:
             MagistralError: what is missing, damaged, or of another model.
         """
-        checkpoint = Checkpoint.open(locate(variant.model))
+        checkpoint = Checkpoint.open(locate(variant.model, on_progress=on_progress))
         adapter = None
         if variant.adapter is not None:
-            adapter = StoredAdapter.open(locate_adapter(variant.adapter), checkpoint.config)
-        tekken = find_tokenizer(checkpoint.folder, variant.tokenizer)
+            folder = locate_adapter(variant.adapter, on_progress=on_progress)
+            adapter = StoredAdapter.open(folder, checkpoint.config)
+        tekken = find_tokenizer(checkpoint.folder, variant.tokenizer, on_progress=on_progress)
         return cls(variant, checkpoint, adapter, tekken)
 
     @property
