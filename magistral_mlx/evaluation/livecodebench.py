@@ -53,8 +53,8 @@ _STDIN = (
 
 
 @task
-def livecodebench(release: int = 5, files: list[str] | None = None) -> Task:
-    """Return the problems of a release.
+def livecodebench(files: list[str] | None = None) -> Task:
+    """Return the problems of release 5.
 
     Args:
         files: local files to read instead of those of the hub.
@@ -62,6 +62,16 @@ def livecodebench(release: int = 5, files: list[str] | None = None) -> Task:
     Raises:
         EvaluationError: a line that is no problem.
     """
+    return _task(5, files)
+
+
+@task
+def livecodebench6(files: list[str] | None = None) -> Task:
+    """Return the problems of release 6. Takes and raises what `livecodebench` does."""
+    return _task(6, files)
+
+
+def _task(release: int, files: list[str] | None) -> Task:
     paths = [Path(file) for file in files] if files else _download(release)
     samples = [sample for path in paths for sample in _problems(path)]
     return Task(

@@ -16,20 +16,13 @@ from magistral_mlx.evaluation.run import logs_of
 from magistral_mlx.evaluation.statistics import paired, pass_at_1
 from magistral_mlx.evaluation.tasks import TASKS
 
-_NAMES = {  # of a task to Inspect -> to us
-    spec.function.rpartition(":")[2]: spec.name
-    for spec in TASKS.values()
-    if "release" not in spec.arguments
-}
+# Name of a task to Inspect -> to us.
+_NAMES = {spec.function.rpartition(":")[2]: spec.name for spec in TASKS.values()}
 
 
 def task_name(log: Path) -> str:
     """Return our name of a log's task, or Inspect's where it is none of ours."""
-    spec = read_header(log).eval
-    name = spec.task.rpartition("/")[2]
-    if name == "livecodebench":
-        release = (spec.task_args or {}).get("release", 5)
-        return "livecodebench" if release == 5 else f"livecodebench{release}"
+    name = read_header(log).eval.task.rpartition("/")[2]
     return _NAMES.get(name, name)
 
 

@@ -79,8 +79,7 @@ _SPECS = (
     TaskSpec(
         "livecodebench6",
         "LiveCodeBench v6",
-        f"{_OURS}.livecodebench:livecodebench",
-        {"release": 6},
+        f"{_OURS}.livecodebench:livecodebench6",
         sandbox=True,
     ),
     TaskSpec("ifeval", "IFEval", "inspect_evals.ifeval:ifeval", least_answer=4096, needs=_IFEVAL),

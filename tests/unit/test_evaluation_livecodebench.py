@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx.errors import EvaluationError
+from magistral_mlx.evaluation import livecodebench as livecodebench_module
 from magistral_mlx.evaluation import run_tests
-from magistral_mlx.evaluation.livecodebench import _tests, livecodebench
+from magistral_mlx.evaluation.livecodebench import _tests, livecodebench, livecodebench6
 from tests.eval_data import problem, problems_file
 
 READS = "a, b = map(int, input().split())\n"
@@ -73,6 +74,22 @@ def test_a_method_is_called(tmp_path: Path, program: str, problem_found: str):
     tests = _tests(problem(1, "method")["public_test_cases"])
     found = passes(tmp_path, program, tests, "add")
     assert (problem_found in found) if problem_found else found == ""
+
+
+def test_a_release_is_all_files_up_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[str] = []
+
+    def download(repo: str, name: str, *, repo_type: str) -> str:
+        assert (repo, repo_type) == (livecodebench_module.REPO, "dataset")
+        asked.append(name)
+        return str(problems_file(tmp_path / name, problem(len(asked))))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert len(livecodebench6().dataset) == 6
+    assert asked == ["test.jsonl", *(f"test{n}.jsonl" for n in range(2, 7))]
+    asked.clear()
+    assert len(livecodebench().dataset) == 5
+    assert asked[-1] == "test5.jsonl"
 
 
 def test_hidden_tests_are_unpacked_and_nothing_else():
