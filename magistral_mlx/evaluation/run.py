@@ -64,6 +64,7 @@ class Sitting:
         self, limit: int | None = None, on_answer: Callable[[EvalSample], None] | None = None
     ) -> None:
         """`on_answer`: called with each answer as it is scored."""
+        self.limited = limit is not None
         self._left, self._on_answer = limit, on_answer
         self._running: set[str] = set()
         self._waits = False  # whether answers beyond the limit wait
@@ -141,7 +142,11 @@ def run(
     ids = [f"{questions.task.name}:{id}" for questions in chosen for id in questions.ids]
     keep = CachePolicy(expiry=None, scopes={"magistral-mlx": "eval"})
     try:
-        with _environment({"INSPECT_CACHE_DIR": str(folder.resolve() / "answers")}), silent():
+        with (
+            _environment({"INSPECT_CACHE_DIR": str(folder.resolve() / "answers")}),
+            _interruptible() if at.limited else contextlib.nullcontext(),
+            silent(),
+        ):
             success, logs = eval_set(
                 [questions.task for questions in chosen],
                 log_dir=str(folder),
@@ -201,6 +206,19 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT, with which a limit ends a sitting, interrupt.
+
+    A shell starts commands in the background with SIGINT ignored.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,7 +131,13 @@ def test_a_limit_ends_the_call_and_the_same_command_goes_on(
 ):
     monkeypatch.chdir(tmp_path)
     words = ("eval", "demo", "--model", "demo", "--samples", "8", "--context", "2048")
-    first = run(*words, "--limit", "5", "--json")
+    # As a shell starts a command in the background; how a limit ends a call must not rest on it.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        first = run(*words, "--limit", "5", "--json")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert first.status == 0, first.stderr
     facts = json.loads(first.stdout)
     assert not facts["complete"] and facts["tasks"][0]["answers"] == 5
