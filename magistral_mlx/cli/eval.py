@@ -147,7 +147,7 @@ def _run(
     from magistral_mlx.cli.eval_progress import progress_of
     from magistral_mlx.cli.process import kept_awake
     from magistral_mlx.evaluation.folders import answered, run_folder
-    from magistral_mlx.evaluation.run import Sitting, run
+    from magistral_mlx.evaluation.run import AnswerLimit, run
 
     sampling = sampling_of(options)
     folder = run_folder(user_path(options["logs"]), facts | {"sampling": sampling})
@@ -161,7 +161,7 @@ def _run(
             config,
             folder,
             epochs=options["epochs"],
-            at=Sitting(options["limit"], on_answer),
+            answers=AnswerLimit(options["limit"], on_answer),
             local_sandbox=options["run_code_here"],
         )
     _report(folder, chosen, facts | {"sampling": sampling}, complete, options)

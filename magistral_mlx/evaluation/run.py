@@ -57,7 +57,7 @@ def choose_questions(spec: TaskSpec, samples: int | None) -> Questions:
     return Questions(spec, task, ids)
 
 
-class Sitting:
+class AnswerLimit:
     """The answers of one call: at most `limit` are begun, None for no limit."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Sitting:
         self._running.add(sample)
 
     def end(self, sample: str, answer: EvalSample) -> None:
-        """Take in an answer, the last of which ends the sitting where more would follow."""
+        """Take in an answer, the last of which ends the run where more would follow."""
         if sample not in self._running:
             return
         self._running.discard(sample)
@@ -95,15 +95,15 @@ class Sitting:
             signal.raise_signal(signal.SIGINT)  # the way that Ctrl-C takes: all is kept
 
 
-_sitting = Sitting()
+_current = AnswerLimit()
 
 
 @solver
-def sitting() -> Solver:
-    """Begin an answer, if the sitting allows another one."""
+def within_limit() -> Solver:
+    """Begin an answer, if the limit allows another one."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        await _sitting.begin(state.uuid)
+        await _current.begin(state.uuid)
         return state
 
     return solve
@@ -112,7 +112,7 @@ def sitting() -> Solver:
 @hooks(name="magistral_mlx_eval", description="Progress of magistral-mlx eval")
 class _Progress(Hooks):
     async def on_sample_end(self, data: SampleEnd) -> None:
-        _sitting.end(data.sample_id, data.sample)
+        _current.end(data.sample_id, data.sample)
 
 
 def run(
@@ -122,29 +122,29 @@ def run(
     folder: Path,
     *,
     epochs: int,
-    at: Sitting,
+    answers: AnswerLimit,
     local_sandbox: bool = False,
 ) -> bool:
     """Ask what is not answered yet -> whether all is answered.
 
     Args:
-        at: limits and watches the answers of this call.
+        answers: limits and watches the answers of this call.
         local_sandbox: run the model's code on this machine, unprotected.
 
     Raises:
         EvaluationError: a sandbox or a server that does not work.
         KeyboardInterrupt: after Ctrl-C; what was answered is kept.
     """
-    global _sitting
-    _sitting = at
+    global _current
+    _current = answers
     for questions in chosen:
-        questions.task.setup = sitting()
+        questions.task.setup = within_limit()
     ids = [f"{questions.task.name}:{id}" for questions in chosen for id in questions.ids]
     keep = CachePolicy(expiry=None, scopes={"magistral-mlx": "eval"})
     try:
         with (
             _environment({"INSPECT_CACHE_DIR": str(folder.resolve() / "answers")}),
-            _interruptible() if at.limited else contextlib.nullcontext(),
+            _interruptible() if answers.limited else contextlib.nullcontext(),
             silent(),
         ):
             success, logs = eval_set(
@@ -173,7 +173,7 @@ def run(
         success, logs = False, []
     except PrerequisiteError as error:
         raise EvaluationError(" ".join(str(error.message).split())) from error
-    if at.spent:
+    if answers.spent:
         return False
     if not logs or any(log.status == "cancelled" for log in logs):
         raise KeyboardInterrupt  # Inspect has dealt with it, and tells by what it returns
@@ -210,7 +210,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGINT, with which a limit ends a sitting, interrupt.
+    """Let SIGINT, with which a limit ends a run, interrupt.
 
     A shell starts commands in the background with SIGINT ignored.
     """
