@@ -78,6 +78,7 @@ class OtherKeys:
     """A cache for one chunk, whose keys are quantized in another way after the first 4 tokens."""
 
     offset = length = 0
+    in_float16 = False
     state: tuple[mx.array, ...] = ()
 
     def __init__(self, bits: int, way: str) -> None:
