@@ -69,6 +69,12 @@ def ask(terminal: Terminal, question: str, answer: str = ANSWER) -> None:
     type_command(terminal, question, answer)
 
 
+def wait_for_prompt(terminal: Terminal) -> None:
+    """Wait until the next line may be typed: keys alone reach the chat only then."""
+    while terminal.last_line_with("❯").strip() != "❯":
+        terminal.read_on("❯")
+
+
 def type_command(terminal: Terminal, line: str, shows: str) -> None:
     """Send a line, and wait until what it shows has come once more."""
     before = terminal.everything.count(shows)
@@ -91,6 +97,7 @@ def test_an_answer_is_rendered_and_its_thinking_folded(chat: Terminal):
     chat.wait_for("thought for 9 tokens")
     assert "##" not in chat.everything and THOUGHT not in chat.everything
     type_command(chat, "/think", THOUGHT)
+    wait_for_prompt(chat)
     chat.send(CTRL_D)
     assert chat.end() == 0
 
@@ -197,6 +204,7 @@ def test_a_pasted_text_is_one_message(chat: Terminal, tmp_path: Path):
 def test_what_was_typed_is_remembered_for_the_next_time(talker: Path, home: Path):
     with start(talker, home) as terminal:
         ask(terminal, "Where is the zoo?")
+        wait_for_prompt(terminal)
         terminal.send(CTRL_D)
         assert terminal.end() == 0
     assert stat.S_IMODE((home / "chat_history").stat().st_mode) == 0o600
