@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -223,6 +224,11 @@ def _interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keep Inspect's own words from stdout."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+    """Keep Inspect's own words from stdout, and the log's level, which it sets, as it was."""
+    root = logging.getLogger()
+    level = root.level
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
