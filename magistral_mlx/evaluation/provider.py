@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any
+from weakref import WeakValueDictionary
 
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.log._samples import sample_active
@@ -45,6 +46,11 @@ _NAMES = {
 }
 
 
+# Models that a caller has loaded, by name: Inspect makes another provider of the same name while it
+# prepares an evaluation, which shall not load the weights once more.
+_lent: WeakValueDictionary[str, Magistral] = WeakValueDictionary()
+
+
 class MagistralProvider(ModelAPI):
     """`magistral-mlx/NAME_OR_DIR`: answers of a model that is loaded into this process.
 
@@ -74,6 +80,10 @@ class MagistralProvider(ModelAPI):
         known = {field.name for field in fields(LoadOptions)}
         answers = {name: value for name, value in model_args.items() if name not in known}
         loading = {name: value for name, value in model_args.items() if name in known}
+        if loaded is not None:
+            _lent[model_name] = loaded
+        elif (lent := _lent.get(model_name)) is not None and not lent.closed:
+            loaded = lent
         self._owned = loaded is None
         try:
             self._options = Options.of(None, answers)

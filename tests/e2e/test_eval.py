@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks.evaluation import asked_twice, recorded
 from magistral_mlx.evaluation.provider import MagistralProvider
+from magistral_mlx.memory.limits import PROCESS
 from tests.command_line import run
 from tests.eval_data import AIME25, add_aime, add_images
 from tests.fake_hub import FakeHub
@@ -136,6 +137,7 @@ def test_a_limit_ends_the_call_and_the_same_command_goes_on(
     try:
         first = run(*words, "--limit", "5", "--json")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert not PROCESS.planned  # no model is left in memory
     finally:
         signal.signal(signal.SIGINT, before)
     assert first.status == 0, first.stderr
