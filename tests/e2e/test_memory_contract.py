@@ -113,14 +113,14 @@ def test_the_measured_peak_is_the_predicted_one(
 ) -> None:
     prompt, answer, chunk, images = run
     if model.config is MIDSIZE or scheme in ("8/8", "6/6"):
-        prompt, answer = min(prompt, 1200), 8
+        prompt, answer = min(prompt, 800), 8
     check_the_peak(model, scheme, Shape(prompt, answer, chunk, images), profile(), others)
 
 
 def test_a_deep_model_keeps_nothing_of_a_chunk_but_its_caches() -> None:
     gc.collect()
     others = mx.get_active_memory()
-    check_the_peak(make_model(DEEP), "5/4", Shape(1200, 8, 256), profile(), others)
+    check_the_peak(make_model(DEEP), "5/4", Shape(800, 8, 256), profile(), others)
 
 
 @pytest.mark.parametrize("config", [DEMO, MANY_HEADS], ids=["demo", "many heads"])
