@@ -11,13 +11,7 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.memory.machine import Machine
 from magistral_mlx.memory.parts import check_tensor, part_weights, pipeline_shares
 from magistral_mlx.memory.peak import BackendProfile, loaded_sizes
-from magistral_mlx.memory.plan import (
-    SMALLEST_CONTEXT,
-    Plan,
-    PlannedModel,
-    PlanRequest,
-    fit,
-)
+from magistral_mlx.memory.plan import Plan, PlannedModel, PlanRequest, fit, longest_that
 from magistral_mlx.split import Split, SplitKind, divided_config
 
 SplitChoice = Literal["tensor", "pipeline", "auto"]
@@ -117,10 +111,7 @@ def longest_split_context(
     most: int,
 ) -> int:
     """Return the longest context that fits, a multiple of 1,024 up to `most`; 0 if none does."""
-    low, high = 0, most // SMALLEST_CONTEXT
-    while low < high:
-        middle = (low + high + 1) // 2
-        context = middle * SMALLEST_CONTEXT
-        plan = plan_split(model, machines, profile, request, kind, scheme, context)
-        low, high = (middle, high) if plan.fits else (low, middle - 1)
-    return low * SMALLEST_CONTEXT
+    return longest_that(
+        lambda context: plan_split(model, machines, profile, request, kind, scheme, context).fits,
+        most,
+    )

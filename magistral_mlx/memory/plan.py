@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from magistral_mlx.cache.scheme import KVScheme
@@ -234,11 +235,17 @@ def longest_context(
     most: int,
 ) -> int:
     """Return the longest context that fits, a multiple of 1,024 up to `most`; 0 if none does."""
+    return longest_that(
+        lambda context: fit(model, machine, profile, request, scheme, context).headroom >= 0, most
+    )
+
+
+def longest_that(fits: Callable[[int], bool], most: int) -> int:
+    """Return the longest context that `fits`, a multiple of 1,024 up to `most`; 0 if none does."""
     low, high = 0, most // SMALLEST_CONTEXT
     while low < high:
         middle = (low + high + 1) // 2
-        plan = fit(model, machine, profile, request, scheme, middle * SMALLEST_CONTEXT)
-        low, high = (middle, high) if plan.headroom >= 0 else (low, middle - 1)
+        low, high = (middle, high) if fits(middle * SMALLEST_CONTEXT) else (low, middle - 1)
     return low * SMALLEST_CONTEXT
 
 
