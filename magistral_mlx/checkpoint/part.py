@@ -22,10 +22,10 @@ from magistral_mlx.checkpoint.names import EMBEDDING, HEAD, LANGUAGE
 from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.split import Split, divided_config
 
-_LAYER = re.compile(r"(language_model\.model\.layers\.)(\d+)(\..*)")
+_LAYER = re.compile(rf"({re.escape(LANGUAGE)}model\.layers\.)(\d+)(\..*)")
 _BY_ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _BY_COLUMNS = ("o_proj", "down_proj")
-_NORM = "language_model.model.norm.weight"
+_NORM = f"{LANGUAGE}model.norm.weight"
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 14  # of each file, in a digest
 _DTYPES = {
     "F32": (np.float32, None),

@@ -20,7 +20,8 @@ from magistral_mlx.memory.machines import (
     plan_split,
 )
 from magistral_mlx.memory.peak import BackendProfile
-from magistral_mlx.memory.plan import Plan, PlanRequest, gib
+from magistral_mlx.memory.plan import PlanRequest
+from magistral_mlx.memory.refusal import advice, needs
 from magistral_mlx.quantization import Quantization
 from magistral_mlx.split import SplitKind
 
@@ -67,27 +68,15 @@ def split_refusal(
     case = _SplitCase(
         model, tuple(machines), profile, request, plan.kind, plan.scheme, plan.context
     )
-    short = [_missing(rank, one) for rank, one in enumerate(plan.plans) if one.headroom < 0]
-    ways = _ways_out(case)
-    if not ways:
-        advice = "Nothing that can be set makes it fit: take a smaller model or larger machines."
-    elif len(ways) == 1:
-        advice = f"Only this makes it fit: {ways[0]}."
-    else:
-        advice = f"Any of these makes it fit: {'; '.join(ways)}."
+    short = [
+        f"rank {rank} {needs(one, one.machine.name)}"
+        for rank, one in enumerate(plan.plans)
+        if one.headroom < 0
+    ]
     return (
         f"{model.source} over {len(machines)} machines ({plan.kind} parallel) with "
         f"{plan.context:,} tokens of context and a {plan.scheme} KV cache does not fit: "
-        f"{'; '.join(short)}. {advice}"
-    )
-
-
-def _missing(rank: int, plan: Plan) -> str:
-    peak = plan.peak
-    return (
-        f"rank {rank} needs {gib(peak.total)} (weights {gib(peak.weights + peak.vision)}, cache "
-        f"{gib(peak.cache)}, work {gib(peak.workspace)}), and {plan.machine.name} allows "
-        f"{gib(plan.limit)}"
+        f"{'; '.join(short)}. {advice(_ways_out(case), 'larger machines')}"
     )
 
 

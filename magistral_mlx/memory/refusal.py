@@ -70,19 +70,27 @@ def refusal(
 ) -> str:
     """Return the message for a plan over its limit, with up to three changes that help."""
     case = _Case(model, machine, profile, request, plan.scheme.name, plan.context)
-    peak = plan.peak
     who = "the memory limit" if request.memory_limit else machine.name
     return (
         f"{model.source} with {plan.context:,} tokens of context and a {plan.scheme.name} KV "
-        f"cache needs {gib(peak.total)} (weights {gib(peak.weights + peak.vision)}, cache "
-        f"{gib(peak.cache)}, work {gib(peak.workspace)}), and {who} allows "
-        f"{gib(plan.limit)}: {gib(-plan.headroom)} are missing. {_advice(_ways_out(case))}"
+        f"cache {needs(plan, who)}: {gib(-plan.headroom)} are missing. "
+        f"{advice(_ways_out(case), 'a larger machine')}"
     )
 
 
-def _advice(ways: list[str]) -> str:
+def needs(plan: Plan, who: str) -> str:
+    """Return what a plan needs of each kind of memory, and what `who` allows, in words."""
+    peak = plan.peak
+    return (
+        f"needs {gib(peak.total)} (weights {gib(peak.weights + peak.vision)}, cache "
+        f"{gib(peak.cache)}, work {gib(peak.workspace)}), and {who} allows {gib(plan.limit)}"
+    )
+
+
+def advice(ways: list[str], larger: str) -> str:
+    """Return the ways to make a plan fit as a sentence. larger: what to take if there is none."""
     if not ways:
-        return "Nothing that can be set makes it fit: take a smaller model or a larger machine."
+        return f"Nothing that can be set makes it fit: take a smaller model or {larger}."
     if len(ways) == 1:
         return f"Only this makes it fit: {ways[0]}."
     return f"Any of these makes it fit: {'; '.join(ways)}."
