@@ -1,4 +1,4 @@
-"""RankCommands that run on several machines: the checks in words, and the ranks."""
+"""Commands that run on several machines: the checks in words, and the ranks."""
 
 from __future__ import annotations
 

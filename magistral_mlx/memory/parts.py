@@ -11,7 +11,7 @@ from magistral_mlx.errors import InvalidOption
 from magistral_mlx.memory.peak import Weights, sum_weights
 from magistral_mlx.split import Split
 
-_LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.(.+)")
+_LAYER = re.compile(rf"{re.escape(LANGUAGE)}model\.layers\.(\d+)\.(.+)")
 _WHOLE = ("input_layernorm.", "post_attention_layernorm.")  # of a layer, on every rank
 _GROUP = 64  # columns that share a scale, and are never cut
 
