@@ -25,7 +25,7 @@ demo: .venv/.runtime
 		--model $(DEMO) --temperature 0
 
 check: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" tests/unit
 
 test: .venv/.dev .venv-mlx-vlm/.ready
 	$(PYTEST)

@@ -27,6 +27,8 @@ from tests.command_line import run
 from tests.engine_models import tiny_folder
 from tests.gguf_files import everything, write_text_gguf
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -35,6 +35,8 @@ from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_ch
 from tests.gguf_files import GGUF
 from tests.ranks import free_ports
 
+pytestmark = pytest.mark.slow
+
 Matrices = dict[str, NDArray[np.float32]]
 
 
