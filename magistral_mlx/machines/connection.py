@@ -65,7 +65,10 @@ class Connection:
     def __init__(
         self, host: Host, rank: int, on_line: Callable[[str], None], *, several: bool = False
     ) -> None:
-        """Start the agent. on_line: gets each line of its stderr. several: name its rank as well.
+        """Start the agent. several: name its rank as well.
+
+        on_line: gets each line of its stderr from its first answer on. What is said before, by ssh
+        or a shell, is in the error if it never answers.
 
         Raises:
             MachineError: there is no ssh here.
@@ -76,7 +79,7 @@ class Connection:
         self._on_line = on_line
         self._lines: deque[str] = deque(maxlen=20)  # the last ones of stderr
         self._answers: Queue[dict[str, Any] | None] = Queue()
-        self._closing = False
+        self._has_answered = self._closing = False
         try:
             self._process = subprocess.Popen(
                 _command(host),
@@ -171,6 +174,7 @@ class Connection:
                 answer = json.loads(line)[ANSWER]
             except (ValueError, KeyError, TypeError):
                 continue  # what a login shell prints
+            self._has_answered = True
             if "ended" in answer:
                 self.ended = answer["ended"]
             else:
@@ -184,7 +188,7 @@ class Connection:
         for line in self._process.stderr:
             text = line.rstrip("\r\n")
             self._lines.append(text)
-            if not self._closing:
+            if self._has_answered and not self._closing:
                 self._on_line(text)
 
 
