@@ -65,8 +65,8 @@ def _fast_as_one() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
     def seen(scores: mx.array, center: mx.array, visible: mx.array) -> mx.array:
         return marked(scores, "seen", [scores, center, visible])
 
-    def added(y: mx.array, part: mx.array) -> mx.array:
-        return marked(part, "sum", [y, part])
+    def added(*parts: mx.array) -> mx.array:
+        return marked(mx.broadcast_to(parts[0][..., :1], parts[0].shape), "sum", parts)
 
     import mlx_lm.models.llama
 

@@ -37,7 +37,9 @@ def quantized_kernel(x: Sequence[int], out: Sequence[int], *, transpose: bool) -
     limit = (14 if keys <= 2048 and width <= 2048 else 6) if transpose else 4
     if rows >= limit:  # line 1807
         tiles = -(-width // 32) * -(-rows // 32)  # lines 1062 to 1067
-        return Kernel("qmm_t" if transpose else "qmm_n", rows, tiles * batch, keys)
+        parts = _parts_of_keys(keys, tiles) if transpose and batch == 1 else 1
+        name = "qmm_n" if not transpose else "qmm_t_splitk" if parts > 1 else "qmm_t"
+        return Kernel(name, rows, tiles * batch * parts, keys // parts, parts)
     if transpose:
         return Kernel("qmv", rows, rows * -(-width // 8) * batch, keys)
     if keys < 1024:  # line 1850
@@ -45,6 +47,14 @@ def quantized_kernel(x: Sequence[int], out: Sequence[int], *, transpose: bool) -
     parts = 32 if keys > 8192 else 8  # line 643
     groups = rows * -(-width // 64) * batch * parts
     return Kernel("qvm_split_k", rows, groups, -(-keys // parts), parts)
+
+
+def _parts_of_keys(keys: int, tiles: int) -> int:
+    """Parts of `qmm_splitk`, in groups of 64 (lines 1130 to 1145)."""
+    parts = min(max(1, 512 // tiles), keys // 64)
+    while keys % (parts * 64):
+        parts -= 1
+    return parts
 
 
 # Arrays

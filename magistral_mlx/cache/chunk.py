@@ -101,6 +101,7 @@ def attend_chunk(
     if step < 1:
         return None
     one_at_a_time = masks < length * keys.length
+    column = mx.arange(keys.length)
     parts = []
     for start in range(0, kv_heads, step):
         end = min(start + step, kv_heads)
@@ -108,7 +109,7 @@ def attend_chunk(
         some = q[:, start * group : end * group]
         calls = []
         for call in _calls(some, keys, pieces):
-            mask = _visible(mx.arange(call.columns.start, call.columns.stop), *call.sight)
+            mask = _visible(column[call.columns], *call.sight)
             calls.append(
                 mx.fast.scaled_dot_product_attention(
                     some[:, :, call.queries],

@@ -11,7 +11,8 @@ The rules of MLX's Metal backend that decide here are those of commit 846d176.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
+from operator import add
 
 import numpy as np
 
@@ -26,8 +27,8 @@ FEW_QUERIES = 16  # the largest number of queries; more are faster with dequanti
 # heads of a group: their threadgroups read the same values at about the same time. As each
 # dequantizes them, more rows are faster in tiles, of 32 rows, of parts of the keys.
 _ROWS_APART = 16
-SPLIT_KEYS = 1024  # keys of a part, at least
-_MOST_PARTS = 16  # each has a result of its own, to be written and added up
+SPLIT_KEYS = 2048  # from which on keys are multiplied in parts
+PARTS = 8  # at 8 heads 256 threadgroups or more, some six on each core of the largest chips
 # A transposed one with keys of 64 or 128 channels has a kernel of its own, `qmv_quad`, for 2, 4 and
 # 8 bits. For other bits a product of 2 to 12 rows may be given to `qmv_wide`, which divides the
 # groups of a row among 8 lanes: of two groups of 64 channels, 6 lanes get none. A product of one
@@ -59,9 +60,11 @@ def attend_packed(
     kv_heads = plain.kv_heads
     rows = heads // kv_heads * length
     total = packed.length + plain.length - 1
-    step = min(kv_heads, workspace // (batch * rows * total * score_bytes(rows, q.itemsize)))
+    # Scores, which become weights in place, and a copy of those of packed tokens.
+    step = min(kv_heads, workspace // (batch * rows * (total + packed.length) * q.itemsize))
     if step == 0:
         return None
+    step = -(-kv_heads // -(-kv_heads // step))  # calls of about as many heads each
     x = q.reshape(batch, kv_heads, rows, head_dim)
     parts = []
     for start in range(0, kv_heads, step):
@@ -71,11 +74,6 @@ def attend_packed(
         )
     y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
     return y.reshape(q.shape)
-
-
-def score_bytes(rows: int, float_bytes: int) -> int:
-    """Temporary bytes of a row and key: a score and a weight, and a copy of that for its part."""
-    return float_bytes * (2 if rows <= _ROWS_APART else 3)
 
 
 @lru_cache(maxsize=64)  # one for each sequence of a batch
@@ -133,21 +131,17 @@ def _weighted(weights: mx.array, values: Packed, count: int) -> mx.array:
         strides = (heads * rows * total, rows * total, total, count, 1)
         apart = mx.as_strided(weights, (batch, heads, rows, 1, count), strides)
         return values.unsqueezed().matmul(apart, transpose=False).squeeze(3)
-    size = SPLIT_KEYS * -(-count // (SPLIT_KEYS * _MOST_PARTS))
-    whole = count - count % size
-    if whole < 2 * size:
+    if count < SPLIT_KEYS or count % PARTS:  # it is a multiple of a block where there is a window
         return values.matmul(weights[..., :count], transpose=False)
-    # More threadgroups: the parts of the keys are products of their own.
-    split = weights[..., :whole].reshape(batch, heads, rows, -1, size).swapaxes(2, 3)
-    parts = values.tokens(0, whole).split(size).matmul(split, transpose=False)
-    y = parts.astype(mx.float32).sum(axis=2)
-    if whole == count:
-        return y.astype(weights.dtype)
-    rest = values.tokens(whole, count).matmul(weights[..., whole:count], transpose=False)
-    return _sum(y, rest)
+    # More threadgroups: the parts of the keys are products of their own. The weights are copied,
+    # as the rows of a matrix must lie behind one another (`ensure_row_contiguous_matrix`).
+    split = weights[..., :count].reshape(batch, heads, rows, PARTS, -1).swapaxes(2, 3)
+    parts = values.split(count // PARTS).matmul(split, transpose=False)
+    return _sum(*(parts[:, :, n] for n in range(PARTS)))
 
 
 @partial(mx.compile, shapeless=True)
-def _sum(y: mx.array, part: mx.array) -> mx.array:
-    """Float32 and a part in the dtype of the result, added in one kernel."""
-    return (y + part).astype(part.dtype)
+def _sum(*parts: mx.array) -> mx.array:
+    """Add up in float32, in one kernel."""
+    total = reduce(add, (part.astype(mx.float32) for part in parts))
+    return total.astype(parts[0].dtype)

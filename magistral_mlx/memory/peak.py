@@ -349,7 +349,8 @@ def _in_blocks(heads: int, rows: int, keys: int, workspace: int, profile: Backen
 def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendProfile) -> int:
     """Temporary bytes of decoding one token: logits, sampling, attention of layers in flight.
 
-    With draft tokens there are more queries, but fewer layers in flight.
+    With draft tokens there are more queries, but fewer layers in flight: scores and a copy of their
+    weights in one (`attend_packed`), and scores in the next.
     """
     scores = text.num_attention_heads * shape.context * 4
     few = FEW_QUERIES * text.num_attention_heads * shape.context * 3 * profile.float_bytes
