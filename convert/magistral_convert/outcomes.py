@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.quantize import dequantize_rows, quantize_rows
-from magistral_convert.quantized_source import lay_out_rows
+from magistral_convert.quantized_source import encode_blocks
 from magistral_convert.source_rows import read_raw, read_rows
 from magistral_mlx.checkpoint.gguf.layout import EXACT
 from magistral_mlx.quantization import Quantization
@@ -104,7 +104,7 @@ def _places(tensor: TensorConversion) -> Iterator[tuple[int, int]]:
 def _converted(tensor: TensorConversion, start: int, stop: int) -> Floats:
     """(stop - start, columns) of what the output holds."""
     if tensor.is_laid_out:
-        packed = lay_out_rows(tensor, read_raw(tensor.source, tensor.rows, start, stop))
+        packed = encode_blocks(tensor, read_raw(tensor.source, tensor.rows, start, stop))
     else:
         packed = quantize_rows(read_rows(tensor, start, stop), tensor.scheme)
     parts = [bytes(part) for part in packed]

@@ -20,7 +20,7 @@ from pathlib import Path
 from magistral_convert.options import Converting, OnConversionProgress
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.quantize import quantize_rows
-from magistral_convert.quantized_source import lay_out_rows
+from magistral_convert.quantized_source import encode_blocks
 from magistral_convert.source_rows import Rows, block_rows, read_raw, read_rows
 from magistral_convert.staging import StagingFolder
 from magistral_convert.verify import verify_tensor
@@ -175,7 +175,7 @@ def _convert(block: _Block, work: StagingFolder, encode: Encode) -> None:
     with mx.stream(_own.stream):
         if tensor.is_laid_out:
             raw = read_raw(tensor.source, tensor.rows, block.start, block.stop)
-            packed = lay_out_rows(tensor, raw)
+            packed = encode_blocks(tensor, raw)
         else:
             packed = encode(tensor, read_rows(tensor, block.start, block.stop))
     for output, data in zip(tensor.outputs, packed, strict=True):

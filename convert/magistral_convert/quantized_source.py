@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,14 +9,19 @@ from magistral_convert.plan import TensorConversion
 from magistral_mlx.backend import dequantize as to_floats
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.gguf.blocks import Bytes, dequantize
-from magistral_mlx.checkpoint.gguf.layout import EXACT, deinterleave_heads, lay_out, reach
+from magistral_mlx.checkpoint.gguf.layout import (
+    EXACT,
+    deinterleave_heads,
+    few_rows,
+    lay_out_rows,
+    reach,
+)
 from magistral_mlx.errors import CheckpointError
 
-_PIECE_WEIGHTS = 1 << 18  # that are laid out at once: few enough for a core's cache
 _FLOAT16 = 2.0**-10  # more than the relative error of a scale that is rounded to float16
 
 
-def lay_out_rows(tensor: TensorConversion, raw: Bytes) -> list[memoryview]:
+def encode_blocks(tensor: TensorConversion, raw: Bytes) -> list[memoryview]:
     """Encode rows for the weight, the scales and the biases of a tensor whose source is blocks.
 
     Args:
@@ -27,23 +30,18 @@ def lay_out_rows(tensor: TensorConversion, raw: Bytes) -> list[memoryview]:
     Raises:
         CheckpointError: a scale is infinite, NaN or beyond float16.
     """
-    pieces = [lay_out(tensor.source.dtype, piece) for piece in _pieces(tensor, raw)]
-    if not all(piece.is_finite for piece in pieces):
+    assert tensor.scheme
+    shape = (len(raw), tensor.columns)
+    weight = np.empty(tensor.scheme.weight_shape(shape), "<u4")
+    scales, biases = (np.empty(tensor.scheme.scales_shape(shape), "<f2") for _ in range(2))
+    parts = (weight, scales, biases)
+    if not lay_out_rows(tensor.source.dtype, raw, tensor.columns, parts):
         raise CheckpointError(
             f"{tensor.source.name} in {tensor.source.file} holds infinities, NaNs or scales beyond "
             "float16. Fetch that file again."
         )
-    weight = np.concatenate([piece.weight for piece in pieces])
-    scales = np.concatenate([piece.scales for piece in pieces]).astype(np.float16)
-    biases = np.concatenate([piece.biases for piece in pieces]).astype(np.float16)
-    ordered = (deinterleave_heads(part, tensor.rope_head_rows) for part in (weight, scales, biases))
+    ordered = (deinterleave_heads(part, tensor.rope_head_rows) for part in parts)
     return [np.ascontiguousarray(part).data.cast("B") for part in ordered]
-
-
-def _pieces(tensor: TensorConversion, raw: Bytes) -> Iterator[Bytes]:
-    """A few rows at a time."""
-    step = max(1, _PIECE_WEIGHTS // tensor.columns)
-    return (raw[start : start + step] for start in range(0, len(raw), step))
 
 
 def source_floats(tensor: TensorConversion, parts: list[Bytes]) -> NDArray[np.float32]:
@@ -53,8 +51,10 @@ def source_floats(tensor: TensorConversion, parts: list[Bytes]) -> NDArray[np.fl
         parts: (R, bytes of a row) of the source and of each tensor that goes with it.
     """
     if tensor.stored is None:
-        pieces = [dequantize(tensor.source.dtype, piece) for piece in _pieces(tensor, parts[0])]
-        return np.concatenate(pieces)
+        found = np.empty((len(parts[0]), tensor.columns), np.float32)
+        for few in few_rows(*found.shape):
+            found[few] = dequantize(tensor.source.dtype, parts[0][few])
+        return found
     scheme = tensor.stored
     weight = mx.array(parts[0].view("<u4"))
     scales, *biases = (

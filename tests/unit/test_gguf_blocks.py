@@ -112,6 +112,25 @@ def test_a_type_with_even_levels_is_not_in_the_fitted_ones():
     assert not set(EXACT) & set(FITTED)
 
 
+@pytest.mark.parametrize("kind", BLOCK_TYPES)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 256), (1, 512), (3, 256), (2, 768)])
+def test_what_was_read_stays_as_it_is(kind: str, rows: int, columns: int):
+    raw = random_blocks(kind, rows, columns)
+    before = raw.copy()
+    lay_out(kind, raw)
+    dequantize(kind, raw)
+    np.testing.assert_array_equal(raw, before)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 256), (3, 512), (64, 1280), (7, 768)])
+def test_nibbles_are_packed_as_their_codes_are(kind: str, rows: int, columns: int):
+    raw = random_blocks(kind, rows, columns, seed=rows)
+    codes = decode(kind, in_blocks(kind, raw)).codes
+    packed = pack_codes(codes, 4).reshape(rows, -1).view("<u4")
+    np.testing.assert_array_equal(lay_out(kind, raw).weight, packed)
+
+
 def test_blocks_of_zeros_stay_zeros():
     for kind in BLOCK_TYPES:
         raw = np.zeros_like(random_blocks(kind, 2, 512))

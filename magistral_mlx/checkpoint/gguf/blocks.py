@@ -107,15 +107,16 @@ def _in_order(runs: Bytes) -> Bytes:
     return items.view(np.uint8).reshape(runs.shape[1], -1)
 
 
-def _nibbles(raw: Bytes, width: int) -> Bytes:
-    """(B, n) -> (2 n / width, B, width): of each `width` bytes the low halves, then the high"""
-    packed = _in_runs(raw, width).view(np.uint64)
+def _nibbles(raw: Bytes, width: int, ahead: int = 1) -> Bytes:
+    """(B, n) -> (2 n / width, B, width): the low halves of `ahead` runs of `width` bytes, then
+    their high halves, then those of the next runs"""
+    packed = _in_runs(raw, width).view(np.uint64).reshape(-1, ahead, len(raw), width // 8)
     low = np.uint64(0x0F0F0F0F0F0F0F0F)
     codes = np.empty((len(packed), 2, *packed.shape[1:]), np.uint64)
     np.bitwise_and(packed, low, out=codes[:, 0])
     np.right_shift(packed, np.uint64(4), out=packed)
     np.bitwise_and(packed, low, out=codes[:, 1])
-    return codes.reshape(-1, *packed.shape[1:]).view(np.uint8)
+    return codes.reshape(-1, *packed.shape[2:]).view(np.uint8)
 
 
 def _add_bits(codes: Bytes, raw: Bytes, bits: int, place: int) -> None:
@@ -129,14 +130,13 @@ def _add_bits(codes: Bytes, raw: Bytes, bits: int, place: int) -> None:
         words[run] |= moved
 
 
-def _q4_0(raw: Bytes) -> Decoded:
+def _q4_0_scales(raw: Bytes) -> tuple[Floats, Floats]:
     d = _halfs(raw[:, :2])
-    return Decoded(_in_order(_nibbles(raw[:, 2:], 16)), d, -8 * d)
+    return d, -8 * d
 
 
-def _q4_1(raw: Bytes) -> Decoded:
-    codes = _in_order(_nibbles(raw[:, 4:], 16))
-    return Decoded(codes, _halfs(raw[:, :2]), _halfs(raw[:, 2:4]))
+def _q4_1_scales(raw: Bytes) -> tuple[Floats, Floats]:
+    return _halfs(raw[:, :2]), _halfs(raw[:, 2:4])
 
 
 def _with_fifth_bits(codes: Bytes, raw: Bytes) -> Bytes:
@@ -166,18 +166,66 @@ def _k_scales(raw: Bytes) -> tuple[Floats, Floats]:
     """The first 16 bytes of Q4_K and Q5_K -> (B, 8) scales and offsets.
 
     Of the twelve bytes after d and dmin, the low six bits of the first eight are four scales and
-    four minimums; their high two bits complete the nibbles of the last four to the others.
+    four minimums; their high two bits complete the nibbles of the last four to the others. Four
+    bytes are computed as a word.
     """
-    head = np.ascontiguousarray(raw[:, :16].T)  # (16, B): a few long rows
-    low, middle, high = head[4:8], head[8:12], head[12:16]
-    scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)])
-    minimums = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)])
-    d, dmin = np.ascontiguousarray(head[:4].T).view("<f2").astype(np.float32).T
-    return (d * scales).T, (-dmin * minimums).T
+    low, middle, high = np.ascontiguousarray(raw[:, 4:16].view("<u4").T)
+    six, nibble, top = np.uint32(0x3F3F3F3F), np.uint32(0x0F0F0F0F), np.uint32(0x30303030)
+    two, four = np.uint32(2), np.uint32(4)
+    words = np.empty((len(raw), 2, 2), "<u4")  # scales or minimums, the first or last four
+    words[:, 0, 0] = low & six
+    words[:, 0, 1] = (high & nibble) | (low >> two & top)
+    words[:, 1, 0] = middle & six
+    words[:, 1, 1] = (high >> four & nibble) | (middle >> two & top)
+    factors = _halfs(raw[:, :4])
+    factors[:, 1] *= -1
+    found = words.view(np.uint8).reshape(-1, 2, 8).astype(np.float32)
+    found *= factors[:, :, None]
+    return found[:, 0], found[:, 1]
 
 
-def _q4_k(raw: Bytes) -> Decoded:
-    return Decoded(_in_order(_nibbles(raw[:, 16:], 32)), *_k_scales(raw))
+# Types whose codes are halves of bytes: the first byte of these, how many of them hold the codes of
+# a run (in their low halves) and of the next one (in their high halves), and scales and offsets.
+_NIBBLES: dict[str, tuple[int, int, Callable[[Bytes], tuple[Floats, Floats]]]] = {
+    "Q4_0": (2, 16, _q4_0_scales), "Q4_1": (4, 16, _q4_1_scales), "Q4_K": (16, 32, _k_scales),
+}  # fmt: skip
+
+
+def is_nibbles(kind: str) -> bool:
+    """Whether the codes of a type are halves of bytes, which `packed_nibbles` need not decode."""
+    return kind in _NIBBLES
+
+
+def packed_nibbles(kind: str, raw: Bytes) -> Decoded:
+    """Decode blocks for which `is_nibbles`, and pack their codes two to a byte, the first one low.
+
+    Args:
+        raw: (B, bytes of a block).
+
+    Returns:
+        codes: (B, weights of a block / 2).
+    """
+    start, width, scales = _NIBBLES[kind]
+    # Once the middle halves of each two bytes have changed places, the first byte holds two
+    # codes of the one run, and the second two of the next.
+    words = raw[:, start:].copy().view("<u8")
+    moved = words >> np.uint64(4)
+    moved ^= words
+    moved &= np.uint64(0x00F000F000F000F0)
+    words ^= moved
+    moved <<= np.uint64(4)
+    words ^= moved
+    run = np.dtype(_ITEM if width == 32 else np.uint64)  # as many bytes as its packed codes
+    packed = np.empty((words.nbytes // width, 2), run)
+    packed[:, 0] = words.view("<u2").astype(np.uint8).reshape(-1).view(run)
+    words >>= np.uint64(8)
+    packed[:, 1] = words.view("<u2").astype(np.uint8).reshape(-1).view(run)
+    return Decoded(packed.view(np.uint8).reshape(len(raw), -1), *scales(raw))
+
+
+def _of_nibbles(kind: str) -> Callable[[Bytes], Decoded]:
+    start, width, scales = _NIBBLES[kind]
+    return lambda raw: Decoded(_in_order(_nibbles(raw[:, start:], width)), *scales(raw))
 
 
 def _q5_k(raw: Bytes) -> Decoded:
@@ -187,9 +235,8 @@ def _q5_k(raw: Bytes) -> Decoded:
 
 
 def _q6_k(raw: Bytes) -> Decoded:
-    # Low halves, then high halves of each 64 bytes. (halves of the block, nibble, run, B, 32)
-    codes = _nibbles(raw[:, :128], 64).reshape(4, len(raw), 2, 32).swapaxes(1, 2)
-    codes = np.ascontiguousarray(codes).reshape(8, len(raw), 32)
+    # Of each 64 bytes the low halves are two runs, and the high halves the next two.
+    codes = _nibbles(raw[:, :128], 32, ahead=2)
     _add_bits(codes[:4], raw[:, 128:160], 2, 4)
     _add_bits(codes[4:], raw[:, 160:192], 2, 4)
     scale = _halfs(raw[:, 208:]) * np.ascontiguousarray(raw[:, 192:208]).view(np.int8)
@@ -238,7 +285,7 @@ def _iq4_xs(raw: Bytes) -> Decoded:
 
 
 _DECODERS: dict[str, Callable[[Bytes], Decoded]] = {
-    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0,
-    "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
+    **{kind: _of_nibbles(kind) for kind in _NIBBLES}, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0,
+    "Q2_K": _q2_k, "Q3_K": _q3_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
     "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
 }  # fmt: skip

@@ -12,6 +12,7 @@ go straight to the answer: it becomes floating point, which costs a head of the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,7 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_mlx.checkpoint.gguf.blocks import Bytes, Decoded, Floats, decode, in_blocks
+from magistral_mlx.checkpoint.gguf.blocks import (
+    Bytes,
+    Decoded,
+    Floats,
+    decode,
+    in_blocks,
+    is_nibbles,
+    packed_nibbles,
+)
 from magistral_mlx.quantization import Quantization
 
 EXACT = {
@@ -33,6 +42,7 @@ FITTED = {
 }  # fmt: skip
 BOUND = 0.5
 SCALES = "F16"  # what scales and offsets are stored in: of two bytes it loses least
+_PIECE_WEIGHTS = 1 << 19  # that are laid out at once: few enough for a core's cache
 _CODE_BITS = {"Q6_K": 6, "Q3_K": 3, "Q2_K": 2}
 
 
@@ -53,7 +63,32 @@ class LaidOut:
     def is_finite(self) -> bool:
         """Whether `SCALES` holds every scale and offset, none of which is NaN."""
         largest = np.finfo(np.float16).max
-        return all(bool((np.abs(part) <= largest).all()) for part in (self.scales, self.biases))
+        parts = (self.scales, self.biases)  # a NaN is both the most and the least of a part
+        return all(part.max() <= largest and part.min() >= -largest for part in parts)
+
+
+def few_rows(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of all rows of a matrix, of as many as are laid out at once."""
+    step = max(1, _PIECE_WEIGHTS // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def lay_out_rows(kind: str, raw: Bytes, columns: int, rooms: Sequence[NDArray[Any]]) -> bool:
+    """Lay rows out, a few at a time, and cast them into arrays for the three parts of `LaidOut`.
+
+    Args:
+        raw: (R, bytes of a row), of so many columns each.
+
+    Returns:
+        Whether all of them are finite.
+    """
+    for few in few_rows(len(raw), columns):
+        rows = lay_out(kind, raw[few])
+        if not rows.is_finite:
+            return False
+        for room, part in zip(rooms, (rows.weight, rows.scales, rows.biases), strict=True):
+            room[few] = part
+    return True
 
 
 def lay_out(kind: str, raw: Bytes) -> LaidOut:
@@ -62,13 +97,21 @@ def lay_out(kind: str, raw: Bytes) -> LaidOut:
     Args:
         raw: (R, bytes of a row).
     """
-    decoded, scheme = decode(kind, in_blocks(kind, raw)), form_of(kind)
-    if kind in FITTED:
-        fit = _fit_levels if decoded.levels else _fit_groups
-        decoded = fit(decoded, scheme, _CODE_BITS.get(kind, 4))
-    weight = pack_codes(decoded.codes, scheme.bits).reshape(len(raw), -1).view("<u4")
+    blocks, scheme = in_blocks(kind, raw), form_of(kind)
+    if is_nibbles(kind):
+        decoded = packed_nibbles(kind, blocks)
+        packed = decoded.codes
+    else:
+        decoded = decode(kind, blocks)
+        if kind in FITTED:
+            fit = _fit_levels if decoded.levels else _fit_groups
+            decoded = fit(decoded, scheme, _CODE_BITS.get(kind, 4))
+        packed = pack_codes(decoded.codes, scheme.bits)
+    rows = len(raw)
     return LaidOut(
-        weight, decoded.scale.reshape(len(raw), -1), decoded.offset.reshape(len(raw), -1)
+        packed.reshape(rows, -1).view("<u4"),
+        decoded.scale.reshape(rows, -1),
+        decoded.offset.reshape(rows, -1),
     )
 
 
@@ -89,13 +132,14 @@ def _fit_groups(decoded: Decoded, scheme: Quantization, code_bits: int) -> Decod
     scale = _short((highest - offset) / most)
     steps = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     # A code c becomes c * factor + term, for every group of the blocks' own.
-    own = (blocks, groups, -1)
-    factor = decoded.scale.reshape(own) * steps[..., None]
-    term = (decoded.offset.reshape(own) - offset[..., None]) * steps[..., None] + np.float32(0.5)
+    own = decoded.scale.shape[1] // groups
+    steps, start = np.repeat(steps, own, axis=1), np.repeat(offset, own, axis=1)
+    factor = decoded.scale * steps
+    term = (decoded.offset - start) * steps + np.float32(0.5)
     values = decoded.codes.astype(np.float32)
     by_group = values.reshape(*decoded.scale.shape, -1)
-    by_group *= factor.reshape(decoded.scale.shape)[..., None]
-    by_group += term.reshape(decoded.scale.shape)[..., None]
+    by_group *= factor[..., None]
+    by_group += term[..., None]
     np.clip(values, 0, most, out=values)
     return Decoded(values.astype(np.uint8), scale, offset)
 

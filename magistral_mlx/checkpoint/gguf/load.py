@@ -11,12 +11,12 @@ import numpy as np
 
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.gguf.blocks import Bytes, dequantize
-from magistral_mlx.checkpoint.gguf.layout import bfloat16_bits, form_of, lay_out
+from magistral_mlx.checkpoint.gguf.layout import bfloat16_bits, few_rows, form_of, lay_out_rows
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization
 
-_PIECE_WEIGHTS = 1 << 18  # that are laid out at once: few enough for a core's cache
+_READ_BYTES = 2 << 20  # that a thread reads at once
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
 
@@ -104,16 +104,15 @@ def _laid_out(tensor: StoredTensor, dtype: mx.Dtype) -> tuple[mx.array, mx.array
     rooms = [np.array(array, copy=False) for array in (weight, scales, biases)]
 
     def work(start: int, stop: int) -> None:
-        rows = lay_out(tensor.dtype, read_rows(tensor, start, stop))
-        if not rows.is_finite:
+        raw = read_rows(tensor, start, stop)
+        found = [room[start:stop] for room in rooms]
+        if not lay_out_rows(tensor.dtype, raw, shape[1], found):
             raise CheckpointError(
                 f"{tensor.name} in {tensor.file} holds infinities, NaNs or scales beyond float16. "
                 "Fetch that file again."
             )
-        for room, part in zip(rooms, (rows.weight, rows.scales, rows.biases), strict=True):
-            room[start:stop] = part
 
-    _in_pieces(shape, work)
+    _in_pieces(tensor, work)
     return weight, scales, biases
 
 
@@ -125,23 +124,26 @@ def _dequantized(tensor: StoredTensor, dtype: mx.Dtype) -> mx.array:
     room = np.array(array, copy=False)
 
     def work(start: int, stop: int) -> None:
-        weights = dequantize(tensor.dtype, read_rows(tensor, start, stop))
-        if not np.isfinite(weights).all():
-            raise CheckpointError(
-                f"{tensor.name} in {tensor.file} holds infinities or NaNs. Fetch that file again."
-            )
-        # NumPy has no bfloat16: its bits are the upper half of float32's.
-        rounded = bfloat16_bits(weights) if dtype == mx.bfloat16 else weights
-        room[start:stop] = rounded
+        raw, found = read_rows(tensor, start, stop), room[start:stop]
+        for few in few_rows(len(raw), shape[1]):
+            weights = dequantize(tensor.dtype, raw[few])
+            if not np.isfinite(weights).all():
+                raise CheckpointError(
+                    f"{tensor.name} in {tensor.file} holds infinities or NaNs. "
+                    "Fetch that file again."
+                )
+            # NumPy has no bfloat16: its bits are the upper half of float32's.
+            found[few] = bfloat16_bits(weights) if dtype == mx.bfloat16 else weights
 
-    _in_pieces(shape, work)
+    _in_pieces(tensor, work)
     return array.view(dtype) if dtype == mx.bfloat16 else array
 
 
-def _in_pieces(shape: tuple[int, int], work: Callable[[int, int], None]) -> None:
-    """Call `work` with the first and last of every few rows, in threads."""
-    step = max(1, _PIECE_WEIGHTS // shape[1])
-    starts = range(0, shape[0], step)
-    stops = (min(start + step, shape[0]) for start in starts)
+def _in_pieces(tensor: StoredTensor, work: Callable[[int, int], None]) -> None:
+    """Call `work` with the first and last of the rows that are read at once, in threads."""
+    rows = tensor.shape[0]
+    step = max(1, _READ_BYTES * rows // tensor.nbytes)
+    starts = range(0, rows, step)
+    stops = (min(start + step, rows) for start in starts)
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         list(workers.map(work, starts, stops))
