@@ -103,6 +103,9 @@ class Backend:
 
     dequantize_from_rows: number of rows from which dequantizing first is faster; None for never.
     fused_attention: attention does not materialize scores.
+    packed_attention: a few queries attend to quantized tokens as they are stored. MLX's products on
+        CUDA refuse arrays with spare capacity between heads (`is_last_2_dims_row_contiguous` in
+        mlx/backend/cuda/quantized/qmm/qmm.cu, commit 846d176), so there they are dequantized.
     prefill_chunk: number of prompt tokens that go through the model at once.
     few_rows: number of rows up to which a pass is one graph, and projections of the same input are
         one product.
@@ -118,6 +121,7 @@ class Backend:
     fused_attention: bool
     prefill_chunk: int
     few_rows: int
+    packed_attention: bool = False
     dispatch_flops: int | None = None
     prefers_float16: bool = False
     wide_products: bool = True
@@ -161,6 +165,7 @@ def backend() -> Backend:
     return replace(
         gpu,
         name="metal",
+        packed_attention=True,
         dispatch_flops=dispatch_flops(architecture),
         prefers_float16=emulates_bfloat16(architecture),
         wide_products=wide_products(architecture),

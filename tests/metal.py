@@ -11,7 +11,6 @@ import pytest
 
 import magistral_mlx.backend
 import magistral_mlx.cache.attention
-import magistral_mlx.cache.packed
 import magistral_mlx.cache.quantized
 import magistral_mlx.engine.speculate.speculator
 import magistral_mlx.memory.limits
@@ -23,7 +22,6 @@ from magistral_mlx.backend import Backend, mx
 _USERS = (
     magistral_mlx.backend,
     magistral_mlx.cache.attention,
-    magistral_mlx.cache.packed,
     magistral_mlx.cache.quantized,
     magistral_mlx.engine.speculate.speculator,
     magistral_mlx.memory.limits,
@@ -35,7 +33,13 @@ _USERS = (
 def use_metal(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Backend:
     """Let the decoder and its caches take the ways that they take on Metal."""
     here = magistral_mlx.backend.backend()
-    given = {"name": "metal", "dequantize_from_rows": None, "fused_attention": True, "few_rows": 64}
+    given = {
+        "name": "metal",
+        "dequantize_from_rows": None,
+        "fused_attention": True,
+        "few_rows": 64,
+        "packed_attention": True,
+    }
     metal = replace(here, **(given | changes))
     for module in _USERS:
         monkeypatch.setattr(module, "backend", lambda: metal)

@@ -124,7 +124,12 @@ class Ours:
         """Build graphs as for a GPU: one product per matrix, and one kernel for attention."""
         here = backend.backend
         metal = replace(
-            here(), name="metal", dequantize_from_rows=None, fused_attention=True, few_rows=64
+            here(),
+            name="metal",
+            dequantize_from_rows=None,
+            fused_attention=True,
+            few_rows=64,
+            packed_attention=True,
         )
         modules = [m for name, m in sys.modules.items() if name.startswith("magistral_mlx.")]
         users: list[Any] = [m for m in modules if getattr(m, "backend", None) is here]

@@ -9,7 +9,7 @@
   block by block.
 
 Temporary arrays of both stay within the workspace, however long the context is. A quantized cache
-has two more where the backend has fused kernels: `packed` for a few queries, `chunk` for many.
+has two more: `packed` for a few queries on Metal, `chunk` for many where kernels are fused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention of a few queries over a quantized cache, where the backend has fused kernels.
+"""Attention of a few queries over a quantized cache, on Metal.
 
 Products are made with the arrays as they are stored, in which the heads of a group are rows. The
 scores of plain tokens are written in the place of those of spare rows of the packed keys, so that
@@ -16,7 +16,7 @@ from operator import add
 
 import numpy as np
 
-from magistral_mlx.backend import backend, mx
+from magistral_mlx.backend import mx
 from magistral_mlx.cache.segments import Packed, Segment
 
 FEW_QUERIES = 16  # the largest number of queries; more are faster with dequantized tokens
@@ -114,7 +114,7 @@ def _seen(scores: mx.array, center: mx.array, visible: mx.array) -> mx.array:
 def _scores(rows: mx.array, keys: Packed) -> mx.array:
     """rows @ keys.T: (B, H_kv, R, D) -> (B, H_kv, R, S)."""
     has_kernel = keys.bits in (2, 4, 8)
-    if backend().name == "metal" and not has_kernel and 1 < rows.shape[2] <= _WIDE_ROWS:
+    if not has_kernel and 1 < rows.shape[2] <= _WIDE_ROWS:
         return keys.unsqueezed().matmul(rows[:, :, :, None], transpose=True).squeeze(3)
     return keys.matmul(rows, transpose=True)
 
@@ -123,8 +123,6 @@ def _weighted(weights: mx.array, values: Packed, count: int) -> mx.array:
     """The first `count` weights @ values: (B, H_kv, R, T) and (B, H_kv, count, D) ->
     (B, H_kv, R, D)."""
     batch, heads, rows, total = weights.shape
-    if backend().name != "metal":
-        return values.matmul(weights[..., :count], transpose=False)
     if rows <= _ROWS_APART:
         # A view: a matrix of one row is not copied if the stride of its rows is their length
         # (`ensure_row_contiguous_matrix`, quantized.cpp, line 65), whatever lies between them.

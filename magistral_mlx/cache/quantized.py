@@ -140,7 +140,7 @@ class QuantizedKVCache:
         pieces = split_chunk(self.scheme, position, count, before)
         plain = self._write(k, v)
         y = None
-        few = backend().fused_attention and count <= FEW_QUERIES
+        few = backend().packed_attention and count <= FEW_QUERIES
         if backend().fused_attention and not few:
             if pieces[0].packed == pieces[-1].packed:
                 pieces = [Piece(position, self.length, before)]

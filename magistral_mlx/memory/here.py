@@ -26,6 +26,7 @@ def profile(dtype: str | None = None) -> BackendProfile:
         fused_attention=here.fused_attention,
         workspace=WORKSPACE,
         chunk=here.prefill_chunk,
+        packed_attention=here.packed_attention,
         excess=this_machine().measured.excess,
     )
 

@@ -40,9 +40,10 @@ class BackendProfile:
 
     float_bytes: bytes of a value in the compute dtype. dequantized_bytes: block in which a
     quantized matrix is dequantized from `dequantized_rows` rows on; 0 if it never is.
-    fused_attention: attention never materializes scores. workspace: bytes of attention's temporary
-    arrays. chunk: prompt tokens that go through the model at once, if memory allows it. excess:
-    bytes that a run has taken beyond its plan on this machine (`doctor --check`).
+    fused_attention: attention never materializes scores. packed_attention: a few queries attend to
+    quantized tokens as they are stored. workspace: bytes of attention's temporary arrays. chunk:
+    prompt tokens that go through the model at once, if memory allows it. excess: bytes that a run
+    has taken beyond its plan on this machine (`doctor --check`).
     """
 
     float_bytes: int
@@ -51,11 +52,14 @@ class BackendProfile:
     fused_attention: bool
     workspace: int
     chunk: int
+    packed_attention: bool = False
     excess: int = 0
 
 
 # A GPU in bfloat16, assumed for plans for another Mac.
-GPU = BackendProfile(2, 0, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048)
+GPU = BackendProfile(
+    2, 0, 0, fused_attention=True, workspace=WORKSPACE, chunk=2048, packed_attention=True
+)
 
 
 @dataclass(frozen=True)
@@ -357,6 +361,8 @@ def _decode(text: TextConfig, scheme: KVScheme, shape: Shape, profile: BackendPr
     if not profile.fused_attention:
         attention = 2 * _attention(text, scheme, 1, shape.context, profile)
     elif scheme.quantized:
+        if not profile.packed_attention:
+            few = _attention(text, scheme, 1, shape.context, profile)
         attention = max(12 * scores, min(profile.workspace, few))
     else:
         attention = 12 * scores

@@ -20,7 +20,7 @@ from magistral_mlx.engine.sampling import Sampling
 from magistral_mlx.engine.speculate.costs import PassCosts
 from magistral_mlx.engine.speculate.speculator import Speculation, Speculator
 from tests.engine_models import ids_of, start, tiny_folder, tiny_model
-from tests.metal import use_metal
+from tests.metal import recorded_kernels, use_metal
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +120,22 @@ def test_nothing_leaves_the_compute_dtype(
     held = {array.dtype for cache in generation.caches for array in cache.state}
     # bfloat16 is too coarse for the scales of quantized tokens.
     assert held == ({mx.float16, mx.uint32} if scheme.quantized else {dtype})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [("8/8", {}), ("8/8", {"speculation": FROM_TEXT}), ("6/4", {"chunk": 64}), ("4/4", {})],
+)
+def test_cuda_multiplies_no_quantized_tokens_as_they_are_stored(
+    scheme: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX has no such kernel there for arrays with spare capacity, and raises an error."""
+    given = {"prompt": prompt(300), "scheme": KVScheme.parse(scheme), "sampling": WARM} | options
+    expected = ids_of(start(tiny_model(), **given))
+    use_metal(monkeypatch, name="cuda", packed_attention=False)
+    with recorded_kernels() as kernels:
+        assert ids_of(start(tiny_model(), **given)) == expected
+    assert not kernels  # the model's own matrices are not quantized
 
 
 # Speculation
