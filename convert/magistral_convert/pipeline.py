@@ -27,6 +27,9 @@ from magistral_convert.verify import verify_tensor
 from magistral_mlx.backend import backend, mx
 
 BLOCK_BYTES = 8 << 20  # of the source: small enough for the allocator to reuse memory
+_FROM_BLOCKS_BYTES = (
+    2 << 20
+)  # of blocks: they and their output stay in a core's cache until written
 COMMIT_BYTES = 256 << 20  # of the output, between two commits
 
 
@@ -147,7 +150,8 @@ class Tracker:
 
 def _blocks(tensors: Iterable[TensorConversion], block_bytes: int) -> Iterator[_Block]:
     for tensor in tensors:
-        step = block_rows(tensor, block_bytes)
+        most = min(block_bytes, _FROM_BLOCKS_BYTES) if tensor.is_from_blocks else block_bytes
+        step = block_rows(tensor, most)
         for start in range(0, tensor.rows, step):
             yield _Block(tensor, start, min(start + step, tensor.rows))
 
@@ -173,7 +177,7 @@ def _in_order(
 def _convert(block: _Block, work: StagingFolder, encode: Encode) -> None:
     tensor = block.tensor
     with mx.stream(_own.stream):
-        if tensor.is_laid_out:
+        if tensor.is_from_blocks:
             raw = read_raw(tensor.source, tensor.rows, block.start, block.stop)
             packed = encode_blocks(tensor, raw)
         else:

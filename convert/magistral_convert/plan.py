@@ -98,10 +98,14 @@ class TensorConversion:
         return self.source.nbytes + sum(tensor.nbytes for tensor in self.beside)
 
     @property
+    def is_from_blocks(self) -> bool:
+        """Whether the output is ggml's blocks in another form, with nothing added to them."""
+        return is_quantized(self.source.dtype) and self.fusion is None
+
+    @property
     def is_laid_out(self) -> bool:
         """Whether the codes of the source are those of the output, in another order."""
-        is_laid_out = self.scheme is not None and is_quantized(self.source.dtype)
-        return is_laid_out and self.fusion is None
+        return self.scheme is not None and self.is_from_blocks
 
     @property
     def row_bytes(self) -> int:

@@ -16,10 +16,13 @@ from magistral_convert.quantized_source import layout_bound
 from magistral_convert.source_rows import Rows, read_raw, read_rows
 from magistral_convert.staging import StagingFolder
 from magistral_mlx.backend import mx
+from magistral_mlx.checkpoint.gguf.blocks import dequantize
+from magistral_mlx.checkpoint.gguf.layout import deinterleave_heads
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization
 
 _SAMPLES = 4  # positions in a tensor
+_EVERY = 9  # row of a head whose rows are laid out in another order: odd, so of every kind
 _SMALLEST_STEP = 1e-7  # affine scales are never smaller
 _BFLOAT16 = 2.0**-8  # more than the relative error of a scale that is rounded to bfloat16
 # Mode -> (relative, absolute) error of a value, as a share of its group's largest one. mxfp scales
@@ -35,11 +38,10 @@ def verify_tensor(tensor: TensorConversion, work: StagingFolder) -> None:
     """
     for start, stop in _samples(tensor):
         written = [work.read(output, tensor, start, stop) for output in tensor.outputs]
-        scales_dtype = tensor.outputs[-1].dtype
-        found = dequantize_rows(written, stop - start, tensor.scheme, scales_dtype)
         if tensor.is_laid_out:
-            is_right = _is_same(tensor, start, stop, found)
+            is_right = _is_same(tensor, start, stop, written)
         else:
+            found = dequantize_rows(written, stop - start, tensor.scheme)
             is_right = is_within_bound(read_rows(tensor, start, stop), found, tensor.scheme)
         if not is_right:
             raise _wrong(tensor, start)
@@ -96,12 +98,19 @@ def _wrong(tensor: TensorConversion, start: int) -> CheckpointError:
     )
 
 
-def _is_same(tensor: TensorConversion, start: int, stop: int, found: mx.array) -> bool:
-    """Return whether rows (R, columns) are those of the blocks, within the error of the layout."""
+def _is_same(tensor: TensorConversion, start: int, stop: int, written: list[bytes]) -> bool:
+    """Return whether some of the rows written are the blocks', within the error of the layout."""
     assert tensor.scheme
-    error = np.abs(read_rows(tensor, start, stop) - np.array(found))
-    bound = layout_bound(tensor, read_raw(tensor.source, tensor.rows, start, stop))
-    groups = error.reshape(stop - start, -1, tensor.scheme.group_size)
+    raw = read_raw(tensor.source, tensor.rows, start, stop)
+    raw = deinterleave_heads(raw, tensor.rope_head_rows)[::_EVERY]
+    parts = [
+        np.frombuffer(part, np.uint8).reshape(stop - start, -1)[::_EVERY].tobytes()
+        for part in written
+    ]
+    found = dequantize_rows(parts, len(raw), tensor.scheme, tensor.outputs[-1].dtype)
+    error = np.abs(dequantize(tensor.source.dtype, raw) - np.array(found))
+    bound = layout_bound(tensor, raw)
+    groups = error.reshape(len(raw), -1, tensor.scheme.group_size)
     return bool((groups <= bound[..., None]).all())
 
 

@@ -42,7 +42,8 @@ FITTED = {
 }  # fmt: skip
 BOUND = 0.5
 SCALES = "F16"  # what scales and offsets are stored in: of two bytes it loses least
-_PIECE_WEIGHTS = 1 << 19  # that are laid out at once: few enough for a core's cache
+# Weights that are laid out at once, few enough for a core's cache: as halves of bytes, or floats.
+_NIBBLES, _FLOATS = 1 << 19, 1 << 18
 _CODE_BITS = {"Q6_K": 6, "Q3_K": 3, "Q2_K": 2}
 
 
@@ -62,14 +63,18 @@ class LaidOut:
     @property
     def is_finite(self) -> bool:
         """Whether `SCALES` holds every scale and offset, none of which is NaN."""
-        largest = np.finfo(np.float16).max
-        parts = (self.scales, self.biases)  # a NaN is both the most and the least of a part
-        return all(part.max() <= largest and part.min() >= -largest for part in parts)
+        largest = float(np.finfo(np.float16).max)
+        return is_within(self.scales, largest) and is_within(self.biases, largest)
 
 
-def few_rows(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of all rows of a matrix, of as many as are laid out at once."""
-    step = max(1, _PIECE_WEIGHTS // columns)
+def is_within(values: Floats, largest: float) -> bool:
+    """Whether no value is larger, above or below zero, and none is NaN."""
+    return bool(values.max() <= largest and values.min() >= -largest)  # NaN if one of them is
+
+
+def few_rows(rows: int, columns: int, weights: int = _FLOATS) -> Iterator[slice]:
+    """Slices of all rows of a matrix, of as many as are decoded at once."""
+    step = max(1, weights // columns)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
@@ -82,7 +87,7 @@ def lay_out_rows(kind: str, raw: Bytes, columns: int, rooms: Sequence[NDArray[An
     Returns:
         Whether all of them are finite.
     """
-    for few in few_rows(len(raw), columns):
+    for few in few_rows(len(raw), columns, _NIBBLES if is_nibbles(kind) else _FLOATS):
         rows = lay_out(kind, raw[few])
         if not rows.is_finite:
             return False
@@ -201,8 +206,12 @@ def _short(scales: Floats) -> Floats:
 def bfloat16_bits(values: Floats) -> NDArray[np.uint16]:
     """The bits of the nearest bfloat16 of each value, which NumPy does not have."""
     bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return (rounded >> np.uint32(16)).astype(np.uint16)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    return rounded.astype(np.uint16)
 
 
 def as_stored(scales: Floats) -> Floats:
