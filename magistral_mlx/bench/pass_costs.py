@@ -6,14 +6,25 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from magistral_mlx.backend import backend
 from magistral_mlx.bench.process import Program, RuntimeProcess
 from magistral_mlx.bench.rounds import Figure, repeat
+from magistral_mlx.cache.scheme import FULL
+from magistral_mlx.config import TextConfig
 from magistral_mlx.engine.speculate.costs import LONG_CONTEXT, PassCosts
 from magistral_mlx.engine.speculate.measured import smoothed
+from magistral_mlx.memory.peak import cache_bytes
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _CONTEXT = 512  # tokens in the caches
 _SLOW = 2.0  # seconds of one pass from which the measurement would take too long
+
+
+def long_context_fits(text: TextConfig, weights: int, float_bytes: int, limit: int) -> bool:
+    """Whether passes over `LONG_CONTEXT` tokens can be measured: on a GPU, where their costs
+    differ, if two caches of that length fit into `limit` bytes beside the weights."""
+    caches = 2 * cache_bytes(text, FULL, LONG_CONTEXT, float_bytes)
+    return backend().fused_attention and weights + caches < limit
 
 
 def measure_pass_costs(

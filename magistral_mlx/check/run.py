@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from magistral_mlx.backend import DTYPES, backend, free_memory, mx
-from magistral_mlx.bench.pass_costs import measure_pass_costs
+from magistral_mlx.bench.pass_costs import long_context_fits, measure_pass_costs
 from magistral_mlx.bench.process import ours
 from magistral_mlx.check.answers import check_answers
 from magistral_mlx.check.compared import compare_kernels
@@ -119,13 +119,15 @@ def _check_passes(
     checkpoint: Checkpoint, subject: Subject, machine: Machine, on_stage: OnStage
 ) -> Finding:
     """Measure the costs of wider passes, and keep them for speculation."""
-    dtype = next(name for name, known in DTYPES.items() if known == default_dtype(checkpoint))
-    costs = measure_pass_costs(ours(), checkpoint.folder, dtype, on_stage)
+    chosen, weights = default_dtype(checkpoint), subject.weights.decoder
+    dtype = next(name for name, known in DTYPES.items() if known == chosen)
+    long = long_context_fits(checkpoint.config.text, weights, chosen.size, machine.limit)
+    costs = measure_pass_costs(ours(), checkpoint.folder, dtype, on_stage, long=long)
     if costs is None:
         return Finding("pass costs", "good", "passes are too slow here to guess tokens")
-    store_pass_costs(machine.name, subject.weights.decoder, costs)
+    store_pass_costs(machine.name, weights, costs)
     words = ", ".join(f"{rows}: {cost:.1f}" for rows, cost in costs.points)
-    figures = {"points": costs.points}
+    figures = {"points": costs.points, "long": costs.long}
     return Finding(
         "pass costs", "good", f"rows: cost, kept for speculation: {words}", figures=figures
     )

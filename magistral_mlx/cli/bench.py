@@ -211,18 +211,15 @@ def _pass_costs(
     from rich.console import Console
 
     from magistral_mlx.backend import DTYPES, backend
-    from magistral_mlx.bench.pass_costs import measure_pass_costs
-    from magistral_mlx.cache.scheme import FULL
-    from magistral_mlx.engine.speculate.costs import LONG_CONTEXT
+    from magistral_mlx.bench.pass_costs import long_context_fits, measure_pass_costs
     from magistral_mlx.engine.speculate.measured import store
-    from magistral_mlx.memory.peak import cache_bytes, loaded_weights
+    from magistral_mlx.memory.peak import loaded_weights
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     try:
         size = (DTYPES[work.dtype] if work.dtype else backend().dtype).size
         weights = loaded_weights(checkpoint, size).decoder
-        caches = 2 * cache_bytes(checkpoint.config.text, FULL, LONG_CONTEXT, size)
-        long = backend().fused_attention and weights + caches < machine.limit
+        long = long_context_fits(checkpoint.config.text, weights, size, machine.limit)
         with console.status("measuring") as status:
             costs = measure_pass_costs(program, work.folder, work.dtype, status.update, long=long)
         if costs is None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from magistral_mlx.backend import DISPATCH_SECONDS, DTYPES, keep_dispatches_short, mx
+from magistral_mlx.bench import pass_costs
 from magistral_mlx.cache import quantized
 from magistral_mlx.cache.attention import queries_per_call
 from magistral_mlx.check import attended, compared, resources, run
@@ -202,6 +203,23 @@ def test_work_that_macos_may_stop_is_told_and_attention_takes_shorter_calls(
     finally:
         PROCESS.release(plan)
         keep_dispatches_short(None)
+
+
+# Pass costs
+
+
+@pytest.mark.parametrize(
+    ("fused", "limit", "long"),
+    [(True, 29 << 20, True), (True, 27 << 20, False), (False, 29 << 20, False)],
+    ids=["a GPU", "too little memory", "the CPU"],
+)
+def test_passes_over_a_long_context_are_measured_where_it_matters(
+    fused: bool, limit: int, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = replace(pass_costs.backend(), fused_attention=fused)
+    monkeypatch.setattr(pass_costs, "backend", lambda: gpu)
+    # 4 MiB of weights, and 12 MiB for each cache: 2 x 3 layers x 2 heads x 64 x 8,192 in 16 bits.
+    assert pass_costs.long_context_fits(CONFIG.text, 4 << 20, 2, limit) == long
 
 
 # Errors, and what is kept
