@@ -65,11 +65,11 @@ def test_a_chunk_of_the_prompt_stays_as_it_is(cache: str, dispatches: int, copie
     assert ours.flops < 1.01 * theirs.flops
 
 
-@pytest.mark.parametrize("rows", [4, 8, 16])
-def test_verified_draft_tokens_take_no_more_than_mlx_lms(rows: int) -> None:
+@pytest.mark.parametrize(("rows", "beyond"), [(4, 1.1 * HEAD_SCALES), (8, 0), (16, 0)])
+def test_verified_draft_tokens_take_no_more_than_mlx_lms(rows: int, beyond: float) -> None:
     ours, theirs = (census(who, "full", CONTEXT, rows) for who in ("ours", "mlx-lm"))
     assert ours.dispatches < theirs.dispatches
-    assert ours.moved < theirs.moved + 1.1 * HEAD_SCALES
+    assert ours.moved < theirs.moved + beyond
     assert ours.copied <= theirs.copied
 
 
