@@ -11,6 +11,7 @@ import pytest
 from benchmarks.sparse import write_sparse_checkpoint
 from magistral_convert import ConvertOptions, convert, prepare, run
 from magistral_convert.calibration import text
+from magistral_convert.calibration.gptq import Factor, factorize
 from magistral_convert.calibration.memory import peak_bytes, state_bytes
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
@@ -132,6 +133,31 @@ def test_memory_stays_within_the_plan(method: str, tmp_path: Path):
     used = mx.get_peak_memory() - before
     assert conversion.peak_bytes is not None
     assert used <= conversion.peak_bytes
+
+
+def test_the_weights_of_a_layer_are_freed_before_its_products_are_factorized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny_config(vision=False, layers=1, hidden_size=256, intermediate_size=512)
+    folder = write_hf_checkpoint(tmp_path / "source", config=config)
+    conversion = prepare(
+        folder, tmp_path / "out", ConvertOptions(method="gptq", calibration_tokens=64)
+    )
+    layer = [t for t in conversion.plan.tensors if ".layers." in t.name]
+    weights = sum(4 * t.rows * t.columns for t in layer)
+    products = 4 * (3 * 256**2 + 512**2)
+    states = 4 * 256 * text.SEQUENCE * (1 + 2 * text.HELD_OUT)
+    used = []
+
+    def factorize_watched(block: np.ndarray) -> Factor:
+        used.append(mx.get_active_memory() - before)
+        return factorize(block)
+
+    monkeypatch.setattr("magistral_convert.calibration.pipeline.factorize", factorize_watched)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    run(conversion)
+    assert max(used) < states + products + weights // 4
 
 
 def test_the_full_size_model_is_calibrated_within_six_gigabytes(tmp_path: Path):

@@ -182,9 +182,11 @@ class _Calibrated:
         states.original = self._run(states.original, original)
         importance: Importance = {}
         factors: Factors = {}
-        if self._left(unit):
-            statistics = InputStatistics(products=self._compensates)
+        statistics = InputStatistics(products=self._compensates) if self._left(unit) else None
+        if statistics:
             self._run(states.calibration, original, statistics)
+        del original  # factorizing takes as much memory again
+        if statistics:
             for name, members in SHARED_INPUTS.items():
                 squares = statistics.mean_squares(name)
                 names = [_layer_name(layer, member) for member in members]
@@ -194,7 +196,6 @@ class _Calibrated:
                     found = [factorize(np.array(block)) for block in products]
                     factors |= dict.fromkeys(names, found)
             mx.eval(importance)
-        del original
         self._convert(unit, importance, factors)
         written = {part_of(tensor.name): self._written.read(tensor) for tensor in unit}
         states.calibration = self._run(states.calibration, written)
