@@ -2,10 +2,12 @@
 
 A group of weights w becomes s * q + b with whole codes q from 0 to n. For codes that are given, the
 best s and b are a weighted least-squares fit; for a given s and b the best codes are the nearest.
-The search begins with several widths of the range of a group, from all of it to a part, which clips
-its outliers; fits s and b to the codes of each; takes the best; and fits once more to the nearest
-codes of that. The idea is that of llama.cpp's quantizers, the weights are the mean squares of the
-input columns: the expected squared error of an output is their sum, weighted by these.
+The search begins with several ranges of a group's values, from all of them to a part at the lower
+end, in the middle or at the upper end, which clips outliers; fits s and b to the codes of each;
+takes the best; and fits again to the nearest codes of that. The idea is that of llama.cpp's
+quantizers, the weights are the mean squares of the input columns: the expected squared error of an
+output is their sum, weighted by these. A few heavy columns decide where a grid should lie, so
+starts that differ matter more than many steps from each.
 
 It is written in NumPy for tiles that stay in a core's cache, and runs in several threads: MLX's CPU
 kernels take an order of magnitude longer, and a GPU has the layers to run meanwhile.
@@ -17,6 +19,7 @@ that what is done for each group runs along the rows.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +28,19 @@ from magistral_convert.quantize import bfloat16_values
 from magistral_mlx.backend import mx
 from magistral_mlx.quantization import Quantization
 
-# Narrowest range that is tried, as a share of a group's, by bits; with more bits clipping costs
-# more than finer steps gain.
-_NARROWEST = {2: 0.40, 3: 0.50, 4: 0.62, 5: 0.75, 6: 0.85, 8: 0.95}
-_WIDTHS = 5  # ranges that are tried
+# Widest and narrowest range that is tried, as shares of a group's, by bits; with more bits clipping
+# costs more than finer steps gain.
+_SHARES = {
+    2: (1.05, 0.35),
+    3: (1.05, 0.45),
+    4: (1.05, 0.60),
+    5: (1.0, 0.75),
+    6: (1.0, 0.85),
+    8: (1.0, 0.95),
+}
+_WIDTHS = 5  # of ranges
+_ENDS = (0.0, 0.5, 1.0)  # how much of what a range leaves out is below it
+_REFITS = 3
 _COARSE = 4  # bits up to which a scale that is rounded changes no codes that matter
 _TINY = np.float32(1e-12)
 _FLOOR = 1e-4  # least weight of a column, as a share of its group's mean
@@ -126,18 +138,18 @@ def _fit_tile(x: Floats, importance: Floats, bits: int) -> tuple[Floats, Floats,
     even = x - middle  # from -1/2 to 1/2, so that a width that is tried is the same for all groups
     even *= 1 / width
     sums = _Sums(even, importance)
-    shares = np.linspace(1, _NARROWEST[bits], _WIDTHS, dtype=np.float32)
-    tried = np.empty((3, _WIDTHS, *middle.shape), np.float32)
+    starts = _starts(bits)
+    tried = np.empty((3, len(starts), *middle.shape), np.float32)
     codes = np.empty_like(even)
-    for number, share in enumerate(shares):
-        np.multiply(even, most / share, out=codes)
-        codes += most / 2
+    for number, (share, lowest) in enumerate(starts):
+        np.subtract(even, lowest, out=codes)
+        codes *= most / share
         sums.of(codes, most, tried[:, number])
     gains = sums.gain(tried)
     best = gains.argmax(axis=0).ravel()
     places = np.arange(best.size)
-    found = tried.reshape(3, _WIDTHS, -1)[:, best, places].reshape(3, *middle.shape)
-    gain = gains.reshape(_WIDTHS, -1)[best, places].reshape(middle.shape)
+    found = tried.reshape(3, len(starts), -1)[:, best, places].reshape(3, *middle.shape)
+    gain = gains.reshape(len(starts), -1)[best, places].reshape(middle.shape)
     scale, bias = sums.solve(found, 1 / most, np.float32(-0.5))
 
     def to_nearest() -> None:
@@ -146,10 +158,13 @@ def _fit_tile(x: Floats, importance: Floats, bits: int) -> tuple[Floats, Floats,
         np.subtract(codes, bias * inverse, out=codes)
         sums.of(codes, most, found)
 
-    to_nearest()
-    better = sums.gain(found) > gain
-    refit = sums.solve(found, scale, bias)
-    scale, bias = np.where(better, refit[0], scale), np.where(better, refit[1], bias)
+    for _ in range(_REFITS):
+        to_nearest()
+        now = sums.gain(found)
+        better = now > gain
+        refit = sums.solve(found, scale, bias)
+        scale, bias = np.where(better, refit[0], scale), np.where(better, refit[1], bias)
+        gain = np.where(better, now, gain)
     # A bias is rounded to 8 bits, which with many codes is much of a step: the scale follows it.
     rounded = bfloat16_values(bias * width + middle)
     bias = (rounded - middle) / width
@@ -164,6 +179,17 @@ def _fit_tile(x: Floats, importance: Floats, bits: int) -> tuple[Floats, Floats,
         np.rint(codes, out=codes)
         np.clip(codes, np.float32(0), most, out=codes)
     return scale[:, 0], rounded[:, 0], codes
+
+
+@lru_cache
+def _starts(bits: int) -> tuple[tuple[np.float32, np.float32], ...]:
+    """Return the ranges that are tried, as width and lower end of values from -1/2 to 1/2."""
+    ends = _ENDS if bits <= _COARSE else (0.5,)
+    return tuple(
+        (np.float32(share), np.float32((1 - share) * end - 0.5))
+        for share in np.linspace(*_SHARES[bits], _WIDTHS)
+        for end in ends
+    )
 
 
 class _Sums:
