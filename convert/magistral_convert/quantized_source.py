@@ -35,9 +35,9 @@ def encode_blocks(tensor: TensorConversion, raw: Bytes) -> list[memoryview]:
     Raises:
         CheckpointError: a value or a scale is infinite, NaN or too large.
     """
+    raw = deinterleave_heads(raw, tensor.rope_head_rows)
     parts = _bfloat16(tensor, raw) if tensor.scheme is None else _laid_out(tensor, raw)
-    ordered = (deinterleave_heads(part, tensor.rope_head_rows) for part in parts)
-    return [np.ascontiguousarray(part).data.cast("B") for part in ordered]
+    return [part.data.cast("B") for part in parts]
 
 
 def _bfloat16(tensor: TensorConversion, raw: Bytes) -> list[NDArray[Any]]:

@@ -14,9 +14,8 @@ from typing import cast
 
 from magistral_mlx.backend import backend, mx, reuse_memory
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.checkpoint.fp8 import scale_block
-from magistral_mlx.checkpoint.gguf.load import read_arrays
-from magistral_mlx.checkpoint.header import StoredTensor
+from magistral_mlx.checkpoint.fp8_load import dequantize_fp8
+from magistral_mlx.checkpoint.gguf.load import read_arrays, read_stacks
 from magistral_mlx.checkpoint.names import (
     INTERLEAVED,
     LANGUAGE,
@@ -35,7 +34,6 @@ _log = logging.getLogger("magistral_mlx")
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes in all
 
 _BATCH_BYTES = 128 << 20  # stored bytes that are read before they are laid out
-_FP8_PIECE = 4 << 20  # weights that are dequantized at once
 _LARGE_SCALES = 512 << 20  # bytes that casting all scales may cost
 
 
@@ -104,8 +102,13 @@ def _load(
     for batch in _batches(checkpoint, parameters):
         names = [name for _, held in batch for name in held]
         try:
-            stored = _read(checkpoint, names, model.dtype, compact)
-            weights = [(path, _stack([stored.pop(name) for name in held])) for path, held in batch]
+            found = _lay_out(checkpoint, batch, model.dtype, compact)
+            others = [(path, held) for path, held in batch if path not in found]
+            stored = _read(
+                checkpoint, [name for _, held in others for name in held], model.dtype, compact
+            )
+            found |= {path: _stack([stored.pop(name) for name in held]) for path, held in others}
+            weights = [(path, found[path]) for path, _ in batch]
             model.load_weights(weights, strict=False)
             mx.eval([array for _, array in weights])
         except RuntimeError as error:
@@ -185,13 +188,39 @@ def _read(
     found = {}
     for name, stored in read_stored(checkpoint, names, dtype, compact=compact).items():
         array = _arrange(checkpoint, name, stored)
-        if mx.issubdtype(array.dtype, mx.floating):
-            if computes_in_float32(name, checkpoint.config):
-                array = array.astype(mx.float32)
-            elif not (compact and is_scale(name)):
-                array = array.astype(dtype)
-        found[name] = array
+        found[name] = _cast(checkpoint, name, array, dtype, compact)
     return found
+
+
+def _cast(
+    checkpoint: Checkpoint, name: str, array: mx.array, dtype: mx.Dtype, compact: bool
+) -> mx.array:
+    """Cast floats to what the model computes with."""
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    if computes_in_float32(name, checkpoint.config):
+        return array.astype(mx.float32)
+    return array if compact and is_scale(name) else array.astype(dtype)
+
+
+def _lay_out(
+    checkpoint: Checkpoint,
+    batch: Iterable[tuple[str, Sequence[str]]],
+    dtype: mx.Dtype,
+    compact: bool,
+) -> dict[str, mx.array]:
+    """Path -> array, of the parameters that are whole quantized matrices of a GGUF file."""
+    if checkpoint.layout != "gguf" or checkpoint.source is not None:
+        return {}
+    whole = {
+        path: held
+        for path, held in batch
+        if not any(isinstance(checkpoint.tensors[name], TensorPart) for name in held)
+    }
+    return {
+        path: _cast(checkpoint, whole[path][0], array, dtype, compact)
+        for path, array in read_stacks(checkpoint, whole, compact=compact).items()
+    }
 
 
 def read_stored(
@@ -231,41 +260,9 @@ def read_stored(
     mx.eval([*arrays.values(), *(stored[scale.file][scale.name] for scale in scales.values())])
     for name, scale in scales.items():
         codes, tensor = arrays.pop(name), tensors[name]
-        array = _dequantize_fp8(whole_of(tensor), codes, stored[scale.file][scale.name], dtype)
+        array = dequantize_fp8(whole_of(tensor), codes, stored[scale.file][scale.name], dtype)
         arrays[name] = take_part(array, tensor)
     return arrays | parts
-
-
-def _dequantize_fp8(
-    weight: StoredTensor, codes: mx.array, scales: mx.array, dtype: mx.Dtype
-) -> mx.array:
-    """Dequantize an FP8 matrix (out, in) a few rows at a time, into an array of `dtype`.
-
-    Products are computed in float32. Memory holds the result, the codes, and some rows in float32.
-
-    Raises:
-        CheckpointError: a code or a scale is NaN or infinite.
-    """
-    rows, columns = weight.shape
-    block = scale_block(weight.shape, scales.shape)
-    assert block is not None
-    scales = scales.astype(mx.float32).reshape(-(-rows // block[0]), -1)
-    finite = mx.all(mx.isfinite(scales)) & mx.all((codes & 0x7F) != 0x7F)
-    if not finite.item():
-        raise CheckpointError(
-            f"{weight.name} in {weight.file} holds infinities or NaNs. Fetch that file again; if "
-            "they stay, the checkpoint itself is damaged."
-        )
-    found = mx.zeros(weight.shape, dtype)
-    step = max(1, _FP8_PIECE // columns)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        of_row = scales[mx.arange(start, stop) // block[0]]
-        factors = mx.repeat(of_row, block[1], axis=1)[:, :columns]
-        piece = mx.from_fp8(codes[start:stop], mx.float32) * factors
-        found[start:stop] = piece.astype(dtype)
-        mx.eval(found)
-    return found
 
 
 def _arrange(checkpoint: Checkpoint, name: str, array: mx.array) -> mx.array:

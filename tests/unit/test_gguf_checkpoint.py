@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
+from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.gguf.layout import deinterleave_heads
+from magistral_mlx.checkpoint.load import load_model, read_stored
+from magistral_mlx.checkpoint.names import interleaved_heads
 from magistral_mlx.config import QueryScaling, Yarn
 from magistral_mlx.errors import CheckpointError, UnsupportedModel
+from magistral_mlx.model.linear import stored_as
 from magistral_mlx.quantization import Quantization
 from tests.checkpoints import random_weights, tiny_config
 from tests.data import GGUF
-from tests.gguf_files import everything, write_mmproj, write_text_gguf
+from tests.gguf_files import everything, gguf_name, write_mmproj, write_text_gguf
 
 CONFIG = tiny_config(layers=1, hidden_size=256, intermediate_size=256)
 WEIGHTS = random_weights(CONFIG, seed=3)
@@ -267,3 +273,36 @@ def test_fingerprints_tell_one_file_from_another(tmp_path: Path):
     first, second = write(tmp_path / "a.gguf"), write(tmp_path / "b.gguf", "Q4_0")
     prints = {Checkpoint.open(path).fingerprint() for path in (first, second, first)}
     assert len(prints) == 2
+
+
+KINDS = {  # of a layer's matrices: alike in the form that they are laid out in, or not
+    "q_proj Q4_0, k_proj Q4_1, v_proj Q4_K, gate_proj Q4_K, up_proj Q4_0": "all in one",
+    "q_proj Q4_K, k_proj Q4_K, v_proj Q6_K, gate_proj Q5_K, up_proj Q8_0": "in part",
+    "q_proj Q6_K, k_proj Q8_0, v_proj Q8_0, gate_proj Q8_0, up_proj Q6_K": "fitted and exact",
+    "q_proj F16, k_proj Q8_0, v_proj F16, gate_proj Q4_1, up_proj Q4_K": "beside floats",
+}
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=KINDS.get)
+def test_matrices_of_a_stack_lie_in_it_as_each_is_laid_out(tmp_path: Path, kinds: str):
+    of = dict(pair.split() for pair in kinds.split(", "))
+    names = {gguf_name(name): name.split(".")[-2] for name in WEIGHTS if ".layers." in name}
+    write_text_gguf(
+        tmp_path / "m.gguf",
+        CONFIG,
+        WEIGHTS,
+        lambda name: "F32" if "norm" in name else of.get(names.get(name, ""), "Q8_0"),
+    )
+    checkpoint = Checkpoint.open(tmp_path / "m.gguf")
+    model = load_model(checkpoint, mx.float32)
+    loaded = dict(tree_flatten(model.parameters()))
+    stacks = {path: held for path, held in stored_as(model).items() if len(held) > 1}
+    assert stacks
+    for path, held in stacks.items():
+        alone = read_stored(checkpoint, held, mx.float32, compact=False)
+        parts = []
+        for name in held:
+            part = np.array(alone[name].astype(loaded[path].dtype))
+            heads = interleaved_heads(name, checkpoint.config)
+            parts.append(deinterleave_heads(part, len(part) // heads if heads else None))
+        np.testing.assert_array_equal(np.array(loaded[path]), np.concatenate(parts))

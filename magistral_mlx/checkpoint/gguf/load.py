@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.gguf.blocks import Bytes, dequantize
-from magistral_mlx.checkpoint.gguf.layout import bfloat16_bits, few_rows, form_of, lay_out_rows
+from magistral_mlx.checkpoint.gguf.layout import (
+    bfloat16_bits,
+    deinterleave_heads,
+    few_rows,
+    form_of,
+    lay_out_rows,
+)
 from magistral_mlx.checkpoint.header import StoredTensor
+from magistral_mlx.checkpoint.names import interleaved_heads
+from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import Quantization
 
@@ -22,6 +32,10 @@ _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
 class BlockStore(Protocol):
     """The part of a `Checkpoint` that arrays are read from."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model that they belong to."""
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -59,8 +73,7 @@ def read_arrays(
         elif name not in checkpoint.quantized and name.endswith(".weight"):
             found[name] = _dequantized(blocks, dtype)
         elif name not in found:
-            weight, scales, biases = _laid_out(blocks, mx.float16 if compact else mx.float32)
-            parts = {"weight": weight, "scales": scales, "biases": biases}
+            parts = _laid_out([blocks], [None], compact)
             found |= {f"{module}.{part}": array for part, array in parts.items()}
     return {name: found[name] for name in wanted}
 
@@ -94,26 +107,70 @@ def _plain(tensor: StoredTensor) -> mx.array:
     return mx.array(raw).reshape(-1).view(_DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def _laid_out(tensor: StoredTensor, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
-    """A quantized matrix in MLX's form, written row by row into arrays that are there already."""
-    shape = (tensor.shape[0], tensor.shape[1])
-    scheme = form_of(tensor.dtype)
+def read_stacks(
+    checkpoint: BlockStore, parameters: Mapping[str, Sequence[str]], *, compact: bool
+) -> dict[str, mx.array]:
+    """Path -> array, of the parameters whose tensors are parts of matrices that are laid out.
+
+    Matrices are stacked by rows, which are in the model's order. They are laid out in their place
+    of the stack: nothing is copied there. Scales and biases are as `read_arrays` has them.
+
+    Args:
+        parameters: path -> canonical names of the tensors that are stacked.
+
+    Raises:
+        CheckpointError: a file cannot be read, has become shorter, or holds infinities.
+    """
+    found: dict[str, mx.array] = {}
+    stacks: dict[tuple[str, ...], dict[str, mx.array]] = {}
+    for path, names in parameters.items():
+        weights = tuple(f"{name.rpartition('.')[0]}.weight" for name in names)
+        if not all(name in checkpoint.blocks and name in checkpoint.quantized for name in weights):
+            continue
+        if weights not in stacks:
+            stack = [checkpoint.blocks[name] for name in weights]
+            heads = [interleaved_heads(name, checkpoint.config) for name in weights]
+            stacks[weights] = _laid_out(stack, heads, compact)
+        found[path] = stacks[weights][names[0].rpartition(".")[2]]
+    return found
+
+
+def _laid_out(
+    stack: Sequence[StoredTensor], heads: Sequence[int | None], compact: bool
+) -> dict[str, mx.array]:
+    """Weight, scales and biases of matrices stacked by rows.
+
+    Args:
+        heads: of each matrix, how many are taken from rope pairs to halves; None for the rows in
+            the file's order.
+    """
+    dtype = mx.float16 if compact else mx.float32
+    shape = (sum(tensor.shape[0] for tensor in stack), stack[0].shape[1])
+    scheme = form_of(stack[0].dtype)
     weight = mx.zeros(scheme.weight_shape(shape), mx.uint32)
     scales, biases = (mx.zeros(scheme.scales_shape(shape), dtype) for _ in range(2))
     mx.eval(weight, scales, biases)
     rooms = [np.array(array, copy=False) for array in (weight, scales, biases)]
 
-    def work(start: int, stop: int) -> None:
-        raw = read_rows(tensor, start, stop)
-        found = [room[start:stop] for room in rooms]
-        if not lay_out_rows(tensor.dtype, raw, shape[1], found):
-            raise CheckpointError(
-                f"{tensor.name} in {tensor.file} holds infinities, NaNs or scales beyond float16. "
-                "Fetch that file again."
-            )
+    first = 0
+    for tensor, count in zip(stack, heads, strict=True):
+        unit = tensor.shape[0] // count if count else None
+        own = [room[first : first + tensor.shape[0]] for room in rooms]
+        _in_pieces(tensor, partial(_lay_out_piece, tensor, unit, own), unit or 1)
+        first += tensor.shape[0]
+    return {"weight": weight, "scales": scales, "biases": biases}
 
-    _in_pieces(tensor, work)
-    return weight, scales, biases
+
+def _lay_out_piece(
+    tensor: StoredTensor, unit: int | None, rooms: list[NDArray[Any]], start: int, stop: int
+) -> None:
+    raw = deinterleave_heads(read_rows(tensor, start, stop), unit)
+    found = [room[start:stop] for room in rooms]
+    if not lay_out_rows(tensor.dtype, raw, tensor.shape[1], found):
+        raise CheckpointError(
+            f"{tensor.name} in {tensor.file} holds infinities, NaNs or scales beyond float16. "
+            "Fetch that file again."
+        )
 
 
 def _dequantized(tensor: StoredTensor, dtype: mx.Dtype) -> mx.array:
@@ -135,14 +192,15 @@ def _dequantized(tensor: StoredTensor, dtype: mx.Dtype) -> mx.array:
             # NumPy has no bfloat16: its bits are the upper half of float32's.
             found[few] = bfloat16_bits(weights) if dtype == mx.bfloat16 else weights
 
-    _in_pieces(tensor, work)
+    _in_pieces(tensor, work, 1)
     return array.view(dtype) if dtype == mx.bfloat16 else array
 
 
-def _in_pieces(tensor: StoredTensor, work: Callable[[int, int], None]) -> None:
-    """Call `work` with the first and last of the rows that are read at once, in threads."""
+def _in_pieces(tensor: StoredTensor, work: Callable[[int, int], None], unit: int) -> None:
+    """Call `work` with the first and last of the rows that are read at once, a multiple of `unit`,
+    in threads."""
     rows = tensor.shape[0]
-    step = max(1, _READ_BYTES * rows // tensor.nbytes)
+    step = max(unit, _READ_BYTES * rows // tensor.nbytes // unit * unit)
     starts = range(0, rows, step)
     stops = (min(start + step, rows) for start in starts)
     with ThreadPoolExecutor(os.cpu_count()) as workers:
