@@ -1,12 +1,15 @@
 """Quality of conversions: next-token distributions of a trained model against its original.
 
-    python -m benchmarks.quality [--bits 4 3] [--tokens 4096] [--methods plain calibrated] [--full]
+    python -m benchmarks.quality [--bits 4 3] [--targets 4.5] [--tokens 4096] [--full]
+        [--methods plain calibrated gptq mlx-lm mlx-lm-awq mlx-lm-gptq]
 
 SmolLM2-135M (see `benchmarks.smollm2`) is converted by the converter itself, with and without
-calibration, and with mlx-lm's mixed recipes. Each result is read by the runtime, and its
+calibration and to a mean of bits, and by mlx-lm with its mixed recipes, AWQ and GPTQ (which packs
+2, 4 or 8 bits only), on the same calibration text. Each result is read by the runtime, and its
 distributions on held-out documents and chats are compared with those of the original: the mean
 Kullback-Leibler divergence in nats, and how often the likeliest token is the same. The embedding,
 which is the head too, stays as it is: it is a fifth of this model, and an eighteenth of Magistral.
+mlx-lm's DWQ, which trains all scales, is not among them: it takes hours on a CPU.
 
 Without --full it takes 2,000 tokens of each kind of text at most.
 """
@@ -35,6 +38,7 @@ from magistral_mlx.model.magistral import MagistralModel
 
 BUILT = ROOT / "build/quality"
 RECIPES = ("mixed_3_4", "mixed_3_6", "mixed_4_6")
+PACKED_BY_PEER = (2, 4, 8)  # bits
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,11 @@ class Method:
     """A way to convert."""
 
     label: str
-    bits: int
-    options: ConvertOptions | None = None
-    recipe: str | None = None  # mlx-lm's
+    bits: float
+    options: ConvertOptions | None = None  # of the converter; none for mlx-lm's methods
 
 
-def methods(kinds: list[str], bits: list[int], tokens: int) -> list[Method]:
+def methods(kinds: list[str], bits: list[int], targets: list[float], tokens: int) -> list[Method]:
     """Return the methods of these kinds, plain ones first."""
     found = []
     for n in bits:
@@ -58,8 +61,15 @@ def methods(kinds: list[str], bits: list[int], tokens: int) -> list[Method]:
         if "gptq" in kinds:
             compensated = replace(calibrated_options(n, tokens), method="gptq")
             found.append(Method("gptq", n, compensated))
+        if "mlx-lm-awq" in kinds:
+            found.append(Method("mlx-lm awq", n))
+        if "mlx-lm-gptq" in kinds and n in PACKED_BY_PEER:
+            found.append(Method("mlx-lm gptq", n))
+    for mean in targets:
+        options = replace(calibrated_options(4, tokens), bits=None, target_bits=mean)
+        found.append(Method("calibrated to a mean", mean, options))
     if "mlx-lm" in kinds:
-        found += [Method(f"mlx-lm {name}", 0, recipe=name) for name in RECIPES]
+        found += [Method(f"mlx-lm {name}", 0) for name in RECIPES]
     return found
 
 
@@ -67,27 +77,43 @@ def calibrated_options(bits: int, tokens: int) -> ConvertOptions:
     return ConvertOptions(bits=bits, calibration=("default",), calibration_tokens=tokens)
 
 
-def build(source: Path, method: Method) -> tuple[Path, float]:
+def build(source: Path, method: Method, tokens: int) -> tuple[Path, float]:
     """Convert; return the folder and the seconds."""
-    target = BUILT / f"{method.label}-{method.bits}".replace(" ", "-")
+    target = BUILT / f"{method.label}-{method.bits:g}".replace(" ", "-")
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     if method.options:
         convert(source, target, method.options)
     else:
-        _convert_in_mlx_lm(source, target, str(method.recipe))
+        _convert_in_mlx_lm(source, target, method, tokens)
     return target, time.monotonic() - start
 
 
-def _convert_in_mlx_lm(source: Path, target: Path, recipe: str) -> None:
+def _convert_in_mlx_lm(source: Path, target: Path, method: Method, tokens: int) -> None:
+    """Convert as mlx-lm's commands do, but for the text, which they fetch from the network."""
     from mlx_lm.convert import mixed_quant_predicate_builder
+    from mlx_lm.quant import awq, gptq
     from mlx_lm.utils import load_model as load_peer
     from mlx_lm.utils import quantize_model, save_config, save_model
 
     model, config = load_peer(source, lazy=True)
-    predicate = mixed_quant_predicate_builder(recipe, model)
-    model, config = quantize_model(model, config, 64, 4, quant_predicate=predicate)
+    compensate: Any = gptq.gptq_quantize  # it has no types
+    name, bits = method.label.removeprefix("mlx-lm "), int(method.bits)
+    if name in RECIPES:
+        predicate: Any = mixed_quant_predicate_builder(name, model)
+        model, config = quantize_model(model, config, 64, 4, quant_predicate=predicate)
+    else:
+        model.set_dtype(mx.float32)
+        some = text.calibration_text((), source / "tekken.json", config["vocab_size"], tokens)
+        data = mx.array(some.tokens)
+        if name == "awq":
+            known = awq.AWQ_MODEL_CONFIGS[config["model_type"]]
+            awq.awq_quantize(model, data, known, 64, bits, embed_group_size=64, embed_bits=8)
+            config = awq.update_config(model, config)
+        else:
+            model, scheme = compensate(model, data, bits, 64, 8, 64)
+            config["quantization"] = scheme
     target.mkdir(parents=True)
     save_model(target, model)
     save_config(config, config_path=target / "config.json")
@@ -125,6 +151,12 @@ def main() -> None:
         __doc__ or "",
         full=True,
         bits={"type": int, "nargs": "+", "default": [4, 3]},
+        targets={
+            "type": float,
+            "nargs": "*",
+            "default": [],
+            "help": "means of bits, scales included",
+        },
         tokens={"type": int, "default": 4096, "help": "of calibration text at most"},
         methods={"nargs": "+", "default": ["plain", "calibrated"]},
         length={"type": int, "default": 256, "help": "tokens of a text"},
@@ -141,8 +173,8 @@ def main() -> None:
     right = {kind: states(original, some) for kind, some in texts.items()}
     results: dict[str, Any] = {}
     rows = []
-    for method in methods(given.methods, given.bits, given.tokens):
-        folder, seconds = build(source, method)
+    for method in methods(given.methods, given.bits, given.targets, given.tokens):
+        folder, seconds = build(source, method, given.tokens)
         model = load(folder)
         model.language_model.model.embed_tokens = original.language_model.model.embed_tokens
         found: dict[str, Quality] = {}
@@ -151,7 +183,7 @@ def main() -> None:
                 right[kind], states(model, some), original.logits, original.logits
             )
         size = bits_per_weight(folder)
-        label = f"{method.label}, {method.bits} bits" if method.bits else method.label
+        label = f"{method.label}, {method.bits:g} bits" if method.bits else method.label
         results[label] = {
             "bits_per_weight": size,
             "seconds": seconds,

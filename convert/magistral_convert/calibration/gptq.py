@@ -21,7 +21,10 @@ from magistral_convert.calibration.search import Floats, Packed, bfloat16, fit, 
 from magistral_mlx.quantization import Quantization
 
 _STEP = 32  # columns between two updates of all that follow
-_DAMPING = 0.01  # share of the mean diagonal that is added to it
+# Products of different columns are estimated from few tokens, and taken smaller by this share. It
+# weighs on all columns alike, where damping by the mean alone would drown the quiet ones.
+_SHRINKAGE = 0.1
+_DAMPING = 0.001  # share of the mean diagonal that is added to it, for columns that are never used
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def factorize(products: Floats) -> Factor:
     matrix = products[np.ix_(order, order)].astype(np.float64)
     places = np.arange(len(matrix))
     mean = diagonal.mean() or 1.0
-    matrix[places, places] += _DAMPING * mean
+    matrix *= 1 - _SHRINKAGE
+    matrix[places, places] = diagonal[order] + _DAMPING * mean
     inverse = np.linalg.inv(matrix)
     inverse = (inverse + inverse.T) / 2
     return Factor(order, np.linalg.cholesky(inverse).T.astype(np.float32))
