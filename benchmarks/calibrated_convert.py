@@ -3,7 +3,7 @@
     python -m benchmarks.calibrated_convert [--method gptq] [--layers N] [--tokens N]
 
 The embedding and N layers have random weights, the head and the vision tower are zeros that take no
-disk. The conversion ends when the layers are done, and what it wrote is deleted: 2.8 GB of disk for
+disk. The conversion ends when the layers are done, and what it wrote is deleted: 2.5 GB of disk for
 the embedding and a layer, 1.1 GB for each that follows, and a third of that for the output.
 
 The plan counts MLX's arrays and those of NumPy, which the footprint of the process has and MLX's
