@@ -65,6 +65,50 @@ def test_search_and_compensation_lower_the_error_of_outputs(bits: int, weights, 
     assert output_error(compensated, weights, scheme, inputs) < 0.8 * least
 
 
+def weighted_error(
+    rows: np.ndarray, importance: np.ndarray, lowest: np.ndarray, step: np.ndarray, bits: int
+) -> np.ndarray:
+    """(R,) errors of rows of one group, with three fits after a grid from `lowest`, (R,)."""
+    for _ in range(4):
+        codes = np.clip(np.rint((rows - lowest[:, None]) / step[:, None]), 0, 2**bits - 1)
+        root = np.sqrt(importance)
+        for row, target in enumerate(rows):
+            design = np.stack([codes[row] * root, root], axis=1)
+            (step[row], lowest[row]), *_ = np.linalg.lstsq(design, target * root)
+        step = np.maximum(step, 1e-6)
+    return (codes * step[:, None] + lowest[:, None] - rows) ** 2 @ importance
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_search_is_near_the_best_of_many_more_starts(bits: int):
+    rng = np.random.default_rng(bits)
+    rows = rng.standard_t(4, (24, 64)).astype(np.float32)
+    importance = np.exp(2 * rng.standard_normal(64)).astype(np.float32)  # a few columns decide
+    low, high = rows.min(axis=1), rows.max(axis=1)
+    best = np.full(len(rows), np.inf)
+    for share in np.linspace(1.05, 0.4, 14):
+        for end in (0, 0.25, 0.5, 0.75, 1):
+            width = (high - low) * share
+            start = low + (high - low - width) * end
+            found = weighted_error(rows, importance, start, width / (2**bits - 1), bits)
+            best = np.minimum(best, found)
+    scales, biases, codes = fit(rows, importance, Quantization(bits, 64))
+    errors = (codes * scales + biases - rows) ** 2 @ importance
+    assert errors.sum() < 1.15 * best.sum()
+
+
+def test_compensation_from_few_tokens_helps_with_others(weights, inputs):
+    few, others = inputs[:128], inputs[512:]
+    importance = (few * few).mean(axis=0)
+    rows = np.array(weights.astype(mx.float32))
+    scheme = Quantization(4, 64)
+    searched = search(rows, importance, scheme)
+    factors = [factorize(few.T @ few / len(few))]
+    compensated = compensate(rows, importance, factors, scheme)
+    errors = [output_error(p, weights, scheme, others) for p in (searched, compensated)]
+    assert errors[1] < 0.98 * errors[0]
+
+
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_groups_that_are_all_alike_come_back(group_size: int):
     values = mx.array([0.0, 0.25, -3.0, 1e-3])[:, None]
