@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from magistral_convert.calibration.files import Unit, by_block, by_layer
 from magistral_convert.calibration.text import HELD_OUT, SEQUENCE
+from magistral_convert.pipeline import search_threads
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.recipe import layer_of
 from magistral_mlx.checkpoint.names import LANGUAGE
@@ -20,8 +21,12 @@ LOGITS_ROWS = 128  # tokens whose logits are in memory at once
 # Width and height of the images in squares of patches: at full size 28 pixels and four patches.
 IMAGE_SIZES = ((16, 12), (12, 16), (20, 9), (14, 14))
 _IMAGES = 2 * len(IMAGE_SIZES)
+COMPENSATED_BYTES = 16 << 20  # of the source in a block with `gptq`: its columns go one by one
+_COMPENSATING = 16  # times that: its weights, what is left of them, codes, scales in their order
 _SEARCH = 512 << 20  # blocks of the worker threads, searched at once
 _BLOCKS = 64 << 20  # of a tensor that is being read
+# Matrices that have the input of another, whose products are theirs.
+_SHARING = ("k_proj.weight", "v_proj.weight", "up_proj.weight")
 _F32, _F64 = 4, 8
 
 
@@ -57,24 +62,27 @@ def state_bytes(config: TextConfig, tokens: int, float_bytes: int) -> int:
 
 def _of_layer(unit: Unit, float_bytes: int, *, compensates: bool) -> int:
     sizes = [tensor.rows * tensor.columns for tensor in unit]
-    columns = [tensor.columns for tensor in unit if tensor.rows > 1]
     weights, largest = sum(sizes) * float_bytes, max(sizes)
-    widest = max(columns)
+    widest = max(tensor.columns for tensor in unit if tensor.rows > 1)
     # Gate, up and their product, and the squares of an input in float32.
     running = BATCH_TOKENS * widest * (4 * float_bytes + 2 * _F32)
-    products = _products(columns) if compensates else 0
-    block = min(widest, PRODUCT_COLUMNS)
-    factors = 2 * products + 4 * _F64 * block**2 if compensates else 0
     reading = largest * float_bytes + _BLOCKS
-    return max(weights + reading + running + products, factors, products + _SEARCH)
+    if not compensates:
+        return max(weights + reading + running, _SEARCH)
+    products = _products(unit)
+    # Products that are left or whose factor is done, those of one input, and a block's inverse.
+    factorizing = 2 * products + 4 * _F64 * min(widest, PRODUCT_COLUMNS) ** 2
+    compensating = search_threads() * _COMPENSATING * COMPENSATED_BYTES
+    return max(weights + reading + running + products, factorizing, products + compensating)
 
 
-def _products(columns: list[int]) -> int:
+def _products(unit: Unit) -> int:
     """Products of the inputs of a layer, by blocks along the diagonal."""
     total = 0
-    for width in columns:
-        whole, rest = divmod(width, PRODUCT_COLUMNS)
-        total += whole * PRODUCT_COLUMNS**2 + rest**2
+    for tensor in unit:
+        if tensor.rows > 1 and not tensor.name.endswith(_SHARING):
+            whole, rest = divmod(tensor.columns, PRODUCT_COLUMNS)
+            total += whole * PRODUCT_COLUMNS**2 + rest**2
     return total * _F32
 
 

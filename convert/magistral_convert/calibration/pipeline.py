@@ -25,7 +25,7 @@ from magistral_convert.calibration.files import SourceFiles, by_layer
 from magistral_convert.calibration.floating import search_floating
 from magistral_convert.calibration.gptq import Factor, compensate, factorize
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass
-from magistral_convert.calibration.memory import BATCH_TOKENS
+from magistral_convert.calibration.memory import BATCH_TOKENS, COMPENSATED_BYTES
 from magistral_convert.calibration.quality import compare
 from magistral_convert.calibration.search import search
 from magistral_convert.calibration.states import HiddenStates, SavedStates
@@ -56,8 +56,6 @@ from magistral_mlx.config import ModelConfig
 
 Importance = dict[str, mx.array]  # tensor -> (columns,) float32
 Factors = dict[str, list[Factor]]  # tensor -> of each block of columns
-
-_COMPENSATED_BYTES = 32 << 20  # of the source: its columns go one by one
 
 
 def run(
@@ -289,7 +287,7 @@ class _Calibrated:
                 found = search(weights, columns, scheme)
             return encode_arrays(found)
 
-        size = _COMPENSATED_BYTES if factors else None
+        size = COMPENSATED_BYTES if factors else None
         for tensor in self._left(unit):
             convert_tensors(self._workers, self._work, self._tracker, [tensor], encode, size)
         self._tracker.commit()
