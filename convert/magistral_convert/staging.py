@@ -4,7 +4,10 @@
     DIR.partial/state.json    identity of the output, and the number of committed tensors
     DIR.partial/model/        the shards at full length, filled in the source's order
     DIR.partial/source/       downloaded shards that are being converted
+    DIR.partial/calibration/  what a calibrated one resumes from
     DIR.partial/replaced/     an earlier result, while the new one is renamed
+
+Nothing else in it is ever deleted. A folder of that name that no conversion has made is refused.
 
 The finished folder lists its files in MANIFEST. Only those go when it is replaced; what others have
 put there is moved into the new one.
@@ -19,6 +22,7 @@ import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,11 +34,33 @@ from magistral_mlx.errors import StorageError, TargetExists
 SUFFIX = ".partial"
 MANIFEST = ".magistral-mlx.json"
 _REPLACED = "replaced"
+_LOCK, _STATE = "lock", "state.json"
+_OWN_FOLDERS = ("model", "source", "calibration", _REPLACED)
+_FINDER = ".DS_Store"  # what macOS puts into a folder that somebody looks at
 
 
 def staging_path(target: Path) -> Path:
     """Return the staging folder of `target`."""
     return target.with_name(target.name + SUFFIX)
+
+
+def check_staging(folder: Path) -> None:
+    """Check that what stands in the staging folder's place was made by a conversion.
+
+    Raises:
+        TargetExists: it was not.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_dir() and not folder.is_symlink():
+        with storage_errors(folder):
+            empty = all(entry.name == _FINDER for entry in folder.iterdir())
+        if empty or _is_empty_file(folder / _LOCK) or _read_state(folder):
+            return
+    raise TargetExists(
+        f"{folder} is the place where the output would be prepared, and no conversion has made it. "
+        "Rename it, or choose another folder with -o."
+    )
 
 
 def written_files(folder: Path) -> set[str]:
@@ -123,7 +149,7 @@ class StagingFolder:
                 flush_to_disk(file)
             self.done = done
             state = self._identity | {"done": done}
-            write_file(self.path / "state.json", json.dumps(state).encode())
+            write_file(self.path / _STATE, json.dumps(state).encode())
 
     def publish(self, *, force: bool) -> None:
         """Rename the finished model to the target. `force` replaces an earlier conversion there."""
@@ -147,10 +173,19 @@ class StagingFolder:
                 raise
             self._keep_foreign_files()
             _sync_folder(self.target.parent)
-            shutil.rmtree(self.path)
+            self._remove_staging()
+
+    def _remove_staging(self) -> None:
+        """Delete what conversions put into the folder, what marks it as theirs last."""
+        for name in _OWN_FOLDERS:
+            _remove(self.path / name)
+        for name in (_FINDER, f"{_STATE}.tmp", _STATE, _LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's file is in it
+            self.path.rmdir()
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -184,27 +219,19 @@ class StagingFolder:
 
     def _resume(self) -> None:
         self._settle_replacement()
-        state = self._read_state()
+        state = _read_state(self.path)
         if {key: state.get(key) for key in self._identity} == self._identity:
             self.done = int(state["done"])
         else:
             _remove(self.model)
             if state.get("source") != self._identity["source"]:
                 _remove(self.source)
-            (self.path / "state.json").unlink(missing_ok=True)
+            (self.path / _STATE).unlink(missing_ok=True)
         self.model.mkdir(exist_ok=True)
         if not self._open_files() and self.done:  # shards were changed from outside
             self.done = 0
         if not self.done:
             self.commit(0)
-
-    def _read_state(self) -> dict[str, Any]:
-        try:
-            state = json.loads((self.path / "state.json").read_bytes())
-            int(state["done"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return {}
-        return dict(state)
 
     def _open_files(self) -> bool:
         """Open every shard at full length, with its header; False if one had another length."""
@@ -229,6 +256,20 @@ class StagingFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Read what a conversion has noted in its folder; empty where none has, or it is damaged."""
+    try:
+        state = json.loads((folder / _STATE).read_bytes())
+        int(state["done"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return dict(state)
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
 def _write_all(file: int, data: memoryview, offset: int) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from magistral_convert.options import UNQUANTIZED, ConvertOptions
-from magistral_convert.staging import written_files
+from magistral_convert.staging import check_staging, staging_path, written_files
 from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.files import gguf_of, read_parts
 from magistral_mlx.errors import InvalidOption, TargetExists
@@ -52,17 +52,25 @@ def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
 
 
 def check_target(target: Path, source: Path, *, force: bool) -> None:
-    """Check that the output folder may be written.
+    """Check that the output folder may be written, and the one beside it in which it is prepared.
 
     Raises:
         TargetExists: something is there that may not be replaced.
-        InvalidOption: the target is the source, or one lies in the other.
+        InvalidOption: the target is the source, one lies in the other, or the source would be
+            deleted with the folder in which the target is prepared.
     """
     here, there = target.resolve(), source.resolve()
     if _is_in(here, there) or _is_in(there, here):
         raise InvalidOption(
             f"the output {target} and the source {source} overlap. Choose another folder with -o."
         )
+    staging = staging_path(target)
+    if _is_in(there, Path(os.path.realpath(staging))):
+        raise InvalidOption(
+            f"the output {target} is prepared in {staging}, and the source {source} is there. "
+            "Choose another folder with -o."
+        )
+    check_staging(staging)
     if not target.exists():
         return
     if not target.is_dir():

@@ -214,6 +214,45 @@ def test_the_output_may_not_overlap_the_source(place: str, source: Path):
     assert (source / "config.json").is_file()
 
 
+@pytest.mark.parametrize("place", ["", "a link"])
+def test_a_source_where_the_output_would_be_prepared_is_refused(
+    place: str, source: Path, tmp_path: Path
+):
+    work = tmp_path / "out.partial"
+    theirs = source
+    if place == "a link":
+        work.symlink_to(source)
+    else:
+        theirs = shutil.copytree(source, work / place)
+        (work / "lock").touch()  # as a conversion leaves it
+    with pytest.raises(InvalidOption, match=r"is prepared in .*out\.partial, and the source"):
+        convert(theirs, tmp_path / "out")
+    assert content(theirs).keys() >= content(source).keys()
+
+
+@pytest.mark.parametrize("file", ["model/thesis.tex", "state.json", "lock", ""])
+def test_a_folder_of_others_where_the_output_would_be_prepared_is_left_alone(
+    file: str, source: Path, tmp_path: Path
+):
+    theirs = tmp_path / "out.partial" / file
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_text('{"years": "of work"}')
+    with pytest.raises(TargetExists, match=r"out\.partial .*no conversion has made it"):
+        convert(source, tmp_path / "out")
+    assert theirs.read_text() == '{"years": "of work"}'
+    assert [path for path in (tmp_path / "out.partial").rglob("*") if path.is_file()] == (
+        [theirs] if file else []
+    )
+
+
+def test_what_others_put_into_the_work_folder_stays_there(source: Path, tmp_path: Path):
+    interrupt(source, tmp_path / "out")
+    for name in (".DS_Store", "notes.txt"):
+        (tmp_path / "out.partial" / name).write_text("mine")
+    assert first_report(source, tmp_path / "out").tensors_done > 0
+    assert content(tmp_path / "out.partial") == {"notes.txt": b"mine"}
+
+
 def test_a_target_that_appears_meanwhile_is_not_overwritten(source: Path, tmp_path: Path):
     target = tmp_path / "out"
 
