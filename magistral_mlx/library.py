@@ -126,6 +126,12 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
         raise ModelNotFound(f"{error}{_suggestion(name)}") from error
 
 
+def path_of(name: str) -> Path | None:
+    """Return the folder or file of that path, or the model of that name outside the hub's cache."""
+    path = user_path(name)
+    return path if path.exists() else find_by_name(name)
+
+
 def find_by_name(name: str) -> Path | None:
     """Return the model of that name outside the hub's cache, or None.
 

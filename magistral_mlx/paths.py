@@ -33,7 +33,8 @@ def conversions_dir() -> Path:
 def conversion_dir(source: str | os.PathLike[str], label: str) -> Path:
     """Return the folder of a conversion without `-o`: `Magistral-Small-2509-4bit` for `4bit`.
 
-    `source` is a folder, a GGUF file or the name of a repository; `label` may be empty.
+    `source` is a folder, a GGUF file or a model's name, as on the hub, in LM Studio or in Ollama;
+    `label` may be empty.
     """
     name = _base_name(os.fspath(source))
     return conversions_dir() / (f"{name}-{label}" if label else name)
@@ -68,13 +69,13 @@ def _base_name(source: str) -> str:
         return DEMO
     if folder.is_file():
         return re.sub(r"-\d{5}-of-\d{5}$", "", folder.name.removesuffix(".gguf"))
-    ref, gguf = parse_repo(source), parse_gguf(source)
-    if gguf is not None and not folder.is_dir():
-        return f"{gguf.ref.repo.split('/')[1].removesuffix('-GGUF')}-{gguf.label}"
-    if folder.is_dir() or ref is None:
+    if folder.is_dir():
         repo = repo_of_snapshot(folder)
         return repo.split("/")[1] if repo else folder.resolve().name
-    return ref.repo.split("/")[1]
+    ref, gguf = parse_repo(source), parse_gguf(source)
+    if gguf is not None:
+        return f"{gguf.ref.repo.split('/')[1].removesuffix('-GGUF')}-{gguf.label}"
+    return ref.repo.split("/")[1] if ref else folder.name.replace(":", "-")
 
 
 def _lmstudio_home() -> Path:

@@ -22,7 +22,6 @@ from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.hub import (
     parse_repo,
     remote_files,
-    resolve,
 )
 from magistral_mlx.hub.base_models import local_base_models
 from magistral_mlx.hub.cache import (
@@ -30,8 +29,8 @@ from magistral_mlx.hub.cache import (
     repo_of_snapshot,
 )
 from magistral_mlx.hub.gguf import cached_gguf, parse_gguf, remote_gguf
-from magistral_mlx.library import find_by_name, locate
-from magistral_mlx.paths import DEMO, demo_dir
+from magistral_mlx.library import locate, path_of
+from magistral_mlx.paths import DEMO
 
 
 class Source(Protocol):
@@ -71,7 +70,7 @@ def raw_config(source: Source) -> Mapping[str, Any] | None:
 def open_source(
     name: str | os.PathLike[str], downloads: Path, options: ConvertOptions | None = None
 ) -> Source:
-    """Open a folder, a repository by its name on the hub, or "demo", and check all its tensors.
+    """Open a folder, a model by its name here or on the hub, or "demo", and check all its tensors.
 
     A repository that is on this machine already is read from there. A GGUF model is a file, the
     only one of a folder, or `owner/name:Q4_K_M` on the hub.
@@ -88,9 +87,7 @@ def open_source(
     """
     options = options or ConvertOptions()
     text = os.fspath(name)
-    if text == DEMO:
-        text = str(demo_dir())
-    here = os.path.exists(os.path.expanduser(text))
+    here = text == DEMO or path_of(text) is not None
     ref, wanted = (None, None) if here else (parse_repo(text), parse_gguf(text))
     cached = cached_snapshot(ref) if ref else None
     source: Source
@@ -99,7 +96,7 @@ def open_source(
     elif ref and not cached:
         source = open_remote(remote_files(ref), downloads, keep=options.keep_source)
     else:
-        folder = resolve(text)
+        folder = locate(text)
         gguf = gguf_of(folder)
         if gguf is None:
             source = FolderSource(folder, Checkpoint.open(folder))
@@ -175,8 +172,7 @@ def read_headers(name: str) -> Checkpoint:
         ModelNotFound, HubError: no such model, here or on the hub.
         CheckpointError: the checkpoint is damaged or incomplete.
     """
-    here = os.path.exists(os.path.expanduser(name)) or find_by_name(name) is not None
-    ref, wanted = (None, None) if here else (parse_repo(name), parse_gguf(name))
+    ref, wanted = (None, None) if path_of(name) else (parse_repo(name), parse_gguf(name))
     if wanted and not cached_gguf(wanted):
         with tempfile.TemporaryDirectory() as downloads:
             return open_remote_gguf(remote_gguf(wanted), Path(downloads), keep=False).checkpoint

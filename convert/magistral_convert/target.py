@@ -11,8 +11,11 @@ from magistral_mlx.checkpoint.gguf.blocks import is_quantized
 from magistral_mlx.checkpoint.gguf.files import gguf_of, read_parts
 from magistral_mlx.errors import InvalidOption, TargetExists
 from magistral_mlx.files import user_path
-from magistral_mlx.hub.gguf import parse_gguf
+from magistral_mlx.hub.gguf import label_of, parse_gguf
+from magistral_mlx.library import path_of
 from magistral_mlx.paths import conversion_dir
+
+_FLOATS = ("F32", "F16", "BF16")  # types of GGUF models that are not quantized
 
 
 def target_path(
@@ -41,11 +44,14 @@ def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
 
     Empty where a GGUF keeps its type, as its name tells that already.
     """
-    place, kept = user_path(source), "-".join(options.adapted)
-    if not place.exists() and parse_gguf(os.fspath(source)):
-        return options.label if options.mode == UNQUANTIZED or options.asks_to_quantize else kept
-    gguf = gguf_of(place) if place.exists() else None
-    if gguf is None or options.mode == UNQUANTIZED or options.asks_to_quantize:
+    text, kept = os.fspath(source), "-".join(options.adapted)
+    place = path_of(text)
+    if options.mode == UNQUANTIZED or options.asks_to_quantize:
+        return options.label
+    if place is None and (named := parse_gguf(text)):
+        return options.label if label_of(named.label).upper() in _FLOATS else kept
+    gguf = gguf_of(place) if place else None
+    if gguf is None:
         return options.label
     kinds = {tensor.dtype for file in read_parts(gguf) for tensor in file.tensors.values()}
     return kept if any(map(is_quantized, kinds)) else options.label

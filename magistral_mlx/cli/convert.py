@@ -139,7 +139,7 @@ def _choice(*values: object) -> Value:
 @option("--upload", metavar="REPO", help="Repository to upload the result to.")
 @option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
 def convert(source: str | None, named: str | None, output: str | None, **asked: Any) -> int:
-    """Quantize SOURCE, a folder, a GGUF file or a name on the hub, to MLX format.
+    """Quantize SOURCE, a folder, a GGUF file or a model's name, here or on the hub, to MLX format.
 
     What a GGUF file has quantized is laid out for MLX, not quantized again.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from magistral_convert import prepare
 from magistral_mlx import library, paths
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import ModelNotFound
@@ -269,6 +270,17 @@ def test_an_unquantized_model_alone_is_to_be_converted_first(models: Any):
         default_model()
 
 
+def test_what_is_to_be_converted_first_is_converted_by_its_name(machine: Path, models: Any):
+    put(models(None), paths.conversions_dir() / "Mine-bf16")
+    put(models(None), machine / ".lmstudio/models/someone/Theirs")
+    with pytest.raises(ModelNotFound, match="`magistral-mlx convert Mine-bf16`"):
+        default_model()
+    for name, target in (("mine-bf16", "mine-bf16-4bit"), ("someone/Theirs", "Theirs-4bit")):
+        conversion = prepare(name)
+        assert conversion.target == paths.conversions_dir() / target
+        assert conversion.source.folder == locate(name)
+
+
 def test_demo_is_the_embedded_model(machine: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(machine)
     (machine / "demo").mkdir()
@@ -332,6 +344,8 @@ def test_a_name_like_nothing_here_gets_no_suggestion(models: Any):
         ("mistralai/Magistral-Small-2509@v1", "Magistral-Small-2509-4bit"),
         ("~/models/Magistral/", "Magistral-4bit"),
         ("demo", "demo-4bit"),
+        ("magistral:24b", "magistral-24b-4bit"),
+        ("hf.co/someone/Magistral:Q4_0", "Magistral-Q4_0-4bit"),
         (str(paths.demo_dir()), "demo-4bit"),
         (f"~/hub/models--mistralai--Devstral/snapshots/{SHA}", "Devstral-4bit"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from magistral_convert import ConvertOptions, convert
+from magistral_convert import ConvertOptions, convert, prepare
 from magistral_convert.source import read_headers
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import ModelNotFound
@@ -47,6 +47,15 @@ def tower(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mmproj(path, CONFIG, WEIGHTS, everything("F16"))
     return path
+
+
+def ollama_model(home: Path, name: str, tag: str) -> Path:
+    """The blob of a model of Ollama's, with its manifest."""
+    manifest = home / f".ollama/models/manifests/registry.ollama.ai/library/{name}/{tag}"
+    manifest.parent.mkdir(parents=True)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:aa"}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    return model(home / ".ollama/models/blobs/sha256-aa")
 
 
 def repository(folder: Path) -> Path:
@@ -108,12 +117,7 @@ def test_lm_studio_ollama_and_the_hubs_cache_are_searched(tmp_path: Path):
     tower(studio / "mmproj-F16.gguf")
     snapshot = tmp_path / "hf/hub/models--other--Tune-GGUF/snapshots/0123"
     model(snapshot / "Tune-F16.gguf", "F16")
-    blobs = tmp_path / ".ollama/models/blobs"
-    model(blobs / "sha256-aa")
-    manifest = tmp_path / ".ollama/models/manifests/registry.ollama.ai/library/magistral/24b"
-    manifest.parent.mkdir(parents=True)
-    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:aa"}
-    manifest.write_text(json.dumps({"layers": [layer]}))
+    blob = ollama_model(tmp_path, "magistral", "24b")
     found = {m.name: (m.source, m.bits, m.has_vision, m.complete) for m in find_models()}
     assert found == {
         "other/Tune-GGUF@0123:F16": ("hub", None, False, True),
@@ -121,8 +125,22 @@ def test_lm_studio_ollama_and_the_hubs_cache_are_searched(tmp_path: Path):
         "someone/Magistral-Small-2509-GGUF:Q8_0": ("lmstudio", 8, True, True),
         "magistral:24b": ("ollama", 4, False, True),
     }
-    assert locate("magistral:24b") == blobs / "sha256-aa"
+    assert locate("magistral:24b") == blob
     assert locate("someone/magistral-small-2509-gguf:q8_0").name == f"{STEM}-Q8_0.gguf"
+
+
+def test_a_conversion_takes_the_names_of_lm_studios_and_ollamas_models(tmp_path: Path):
+    studio = tmp_path / ".lmstudio/models/someone/Magistral-GGUF"
+    q8 = model(studio / f"{STEM}-Q8_0.gguf", "Q8_0")
+    f16 = model(studio / f"{STEM}-F16.gguf", "F16")
+    for name, file, target in (
+        ("magistral:24b", ollama_model(tmp_path, "magistral", "24b"), "magistral-24b"),
+        ("someone/Magistral-GGUF:Q8_0", q8, "Magistral-Q8_0"),
+        ("someone/Magistral-GGUF:F16", f16, "Magistral-F16-4bit"),
+    ):
+        conversion = prepare(name)
+        assert conversion.source.folder == file
+        assert conversion.target.name == target
 
 
 def test_other_models_are_left_out_and_incomplete_ones_are_marked(tmp_path: Path):
@@ -192,4 +210,5 @@ def test_a_conversion_downloads_each_file_and_keeps_none(hub: FakeHub, tmp_path:
     assert target.name == "Magistral-Small-2509-BF16-bf16"
     assert Checkpoint.open(target).config.vision is not None
     assert convert(f"{REPO}:Q4_0").name == "Magistral-Small-2509-Q4_0"
+    assert prepare(f"{REPO}:BF16").target.name == "Magistral-Small-2509-BF16-4bit"
     assert not list((tmp_path / "hf").rglob("*.gguf"))
