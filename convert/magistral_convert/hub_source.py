@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class HubSource:
 
     @property
     def identity(self) -> str:
-        return f"{self.model.ref.repo}@{self.model.commit}"
+        weights = [(file.name, file.size, file.etag) for file in self._files.values()]
+        return json.dumps([self.model.ref.repo, self.model.commit, weights])
 
     def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
         def report(done: int, total: int) -> None:

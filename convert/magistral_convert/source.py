@@ -141,7 +141,7 @@ class FolderSource:
     @property
     def identity(self) -> str:
         stats = [
-            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
             for file in self.checkpoint.files
         ]
         return json.dumps([str(self.folder.resolve()), stats])

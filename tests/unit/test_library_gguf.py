@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from magistral_convert import ConvertOptions, convert, prepare
+from magistral_convert import (
+    ConversionProgress,
+    Converting,
+    ConvertOptions,
+    convert,
+    pipeline,
+    prepare,
+)
 from magistral_convert.source import read_headers
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import ModelNotFound
@@ -212,3 +219,21 @@ def test_a_conversion_downloads_each_file_and_keeps_none(hub: FakeHub, tmp_path:
     assert convert(f"{REPO}:Q4_0").name == "Magistral-Small-2509-Q4_0"
     assert prepare(f"{REPO}:BF16").target.name == "Magistral-Small-2509-BF16-4bit"
     assert not list((tmp_path / "hf").rglob("*.gguf"))
+
+
+def test_a_conversion_of_another_type_does_not_go_on_with_the_one_before(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline, "COMMIT_BYTES", 1)
+    model(tmp_path / "repo" / f"{STEM}-Q4_1.gguf", "Q4_1")
+    hub.add(REPO, tmp_path / "repo")
+
+    def stop(report: ConversionProgress) -> None:
+        if isinstance(report, Converting) and report.tensors_done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(f"{REPO}:Q4_0", tmp_path / "out", on_progress=stop)
+    reports: list[ConversionProgress] = []
+    convert(f"{REPO}:Q4_1", tmp_path / "out", on_progress=reports.append)
+    assert next(r for r in reports if isinstance(r, Converting)).tensors_done == 0
