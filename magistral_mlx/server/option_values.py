@@ -51,8 +51,8 @@ MaxTokens = Annotated[
 
 
 def seed_option(seed: int | None) -> int | None:
-    """Any whole number will do."""
-    return None if seed is None else nth_seed(seed)
+    """Any whole number will do. A negative one is none: as in other servers, -1 is random."""
+    return None if seed is None or seed < 0 else nth_seed(seed)
 
 
 def top_p_option(top_p: float | None) -> float | None:

@@ -14,6 +14,8 @@ from magistral_mlx.errors import MagistralError
 from magistral_mlx.server.anthropic.messages import conversation, message_options
 from magistral_mlx.server.anthropic.schemas import MessageRequest
 from magistral_mlx.server.errors import BadRequest
+from magistral_mlx.server.ollama.schemas import OllamaChatRequest
+from magistral_mlx.server.ollama.translation import generation_options
 from magistral_mlx.server.openai.chat import chat_messages, chat_options
 from magistral_mlx.server.openai.chat_schemas import ChatRequest
 from magistral_mlx.server.openai.completion_schemas import CompletionRequest
@@ -53,7 +55,7 @@ def response(**fields: Any) -> Options:
         ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
         ({"top_p": 0}, {"top_p": 1e-6}),
         ({"top_k": -1}, {"top_k": 0}),
-        ({"seed": -1}, {"seed": 2**32 - 1}),
+        ({"seed": 2**32 + 5}, {"seed": 5}),
         ({"stop": "a"}, {"stop": ("a",)}),
         ({"stop": ["a", "", "b"]}, {"stop": ("a", "b")}),
         ({"stop": []}, {"stop": ()}),
@@ -80,6 +82,14 @@ def response(**fields: Any) -> Options:
 def test_every_field_of_a_chat_reaches_its_option(fields: Any, expected: Any):
     options = chat(**fields)
     assert {name: getattr(options, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("fields", [{"seed": -1}, {"seed": -7}, {"random_seed": -1}], ids=str)
+def test_a_negative_seed_is_a_random_one(fields: Any):
+    seeds = {options(**fields).seed for options in (chat, message, response) for _ in "123"}
+    assert len(seeds) == 9
+    ollama = {"model": "demo", "options": {"seed": -1}}
+    assert generation_options(OllamaChatRequest.model_validate(ollama)).seed is None
 
 
 @pytest.mark.parametrize(

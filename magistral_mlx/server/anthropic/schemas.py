@@ -275,5 +275,8 @@ class MessageRequest(CountRequest):
     metadata: Annotated[Any, Field(description="Accepted and ignored.")] = None
     seed: Annotated[
         int | None,
-        Field(description="The same one gives the same tokens. Not in Anthropic's API."),
+        Field(
+            description="The same one gives the same tokens; -1 is a random one. Not in "
+            "Anthropic's API."
+        ),
     ] = None

@@ -53,7 +53,9 @@ class OllamaOptions(RequestSchema):
     top_k: Annotated[int | None, option_field("top_k", ge=-1, le=1_000_000)] = None
     top_p: Annotated[float | None, option_field("top_p", ge=0)] = None
     min_p: Annotated[float | None, option_field("min_p")] = None
-    seed: Annotated[int | None, Field(description="The same one gives the same answer.")] = None
+    seed: Annotated[
+        int | None, Field(description="The same one gives the same answer; -1 is a random one.")
+    ] = None
     stop: Annotated[Stop | None, Field(description="Texts that end the answer.")] = None
     repeat_penalty: Annotated[float | None, option_field("repetition_penalty", le=10)] = None
     repeat_last_n: Annotated[int | None, option_field("repetition_window", ge=-1, le=1_000_000)] = (

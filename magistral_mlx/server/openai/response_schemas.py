@@ -213,7 +213,11 @@ class ResponseRequest(RequestBody):
     )
     user: Annotated[Any, Field(description="Accepted and ignored.")] = None
     seed: Annotated[
-        int | None, Field(description="The same one gives the same tokens. Not in OpenAI's API.")
+        int | None,
+        Field(
+            description="The same one gives the same tokens; -1 is a random one. Not in OpenAI's "
+            "API."
+        ),
     ] = None
     thinking: Annotated[
         ThinkingField | None,

@@ -93,7 +93,11 @@ class SamplingFields(RequestBody):
     ] = None
     min_p: Annotated[float | None, option_field("min_p", EXTENSION)] = None
     seed: Annotated[
-        int | None, Field(description="The same one gives the same tokens, whatever else runs.")
+        int | None,
+        Field(
+            description="The same one gives the same tokens, whatever else runs; -1 is a random "
+            "one."
+        ),
     ] = None
     stop: Annotated[
         Stop | None,
