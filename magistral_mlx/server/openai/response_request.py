@@ -53,7 +53,7 @@ def input_items(request: ResponseRequest) -> list[Item]:
     """The items that the request adds to the conversation."""
     if isinstance(request.input, str):
         return [InputMessage(role="user", content=request.input)]
-    return request.input
+    return request.input or []
 
 
 def response_messages(items: Sequence[Item], instructions: str | None) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from magistral_mlx.server.request_body import (
     Many,
     RequestBody,
     RequestSchema,
-    Some,
     Table,
 )
 from magistral_mlx.server.request_translation import (
@@ -160,7 +159,13 @@ class ResponseRequest(RequestBody):
         str | None,
         Field(description="A name of /v1/models; the first one by default."),
     ] = None
-    input: str | Some[Item]
+    input: Annotated[
+        str | Many[Item] | None,
+        Field(
+            description="What to respond to. It may be left out after a response or in a "
+            "conversation, which then goes on as it is."
+        ),
+    ] = None
     instructions: Annotated[
         str | None, Field(description="The system prompt. It is not carried over.")
     ] = None

@@ -16,7 +16,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from magistral_mlx.api.options import Options
 from magistral_mlx.events import Event
 from magistral_mlx.server.blocks import read_blocks
-from magistral_mlx.server.errors import NotFound
+from magistral_mlx.server.errors import BadRequest, NotFound
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.openai.chat import ERRORS
 from magistral_mlx.server.openai.conversations import extend, store_of
@@ -208,6 +208,7 @@ class RequestConversation:
         """`size`: bytes of the request.
 
         Raises:
+            BadRequest: there is nothing to respond to.
             NotFound: the previous response, the conversation, or an item that is referred to, is
                 not stored.
         """
@@ -222,6 +223,12 @@ class RequestConversation:
         elif self._id is not None:
             before = store.conversation(self._id, "conversation")
         self.items: tuple[Item, ...] = (*before.items, *self._added)
+        if not self.items:
+            raise BadRequest(
+                "the conversation is empty: give input, a previous_response_id, or a conversation "
+                "that holds items.",
+                param="input",
+            )
         self._store = store
         self._keeps = body.store is not False
         self._bytes = before.bytes + size

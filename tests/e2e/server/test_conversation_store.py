@@ -1,11 +1,13 @@
 """What /v1/responses and /v1/conversations keep: items, streams once more, compaction."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import openai
 import pytest
 
+from magistral_mlx.server.openai import compaction
 from tests.serving import Server
 
 SUM = "What is 37 + 85?"
@@ -154,10 +156,42 @@ def test_a_page_that_cannot_be_is_refused(server: Server, client: openai.OpenAI,
     assert status == 400 and query.split("=")[0] in body["error"]["message"]
 
 
+# Without new input
+
+
+def test_what_is_stored_needs_no_new_input(client: openai.OpenAI):
+    id = client.conversations.create(items=[{"role": "user", "content": SUM}]).id
+    counted: Any = client.responses.input_tokens.count(model="demo", conversation=id)
+    first = client.responses.create(model="demo", conversation=id, temperature=0)
+    assert first.output_text == "122" and first.usage
+    assert first.usage.input_tokens == counted.input_tokens
+    kept = client.conversations.items.list(id, order="asc").data
+    assert [item.type for item in kept] == ["message", *(item.type for item in first.output)]
+    second = respond(client, [], previous_response_id=first.id, max_output_tokens=1)
+    assert second.usage.input_tokens > counted.input_tokens
+
+
+@pytest.mark.parametrize("fields", [{}, {"input": []}, {"instructions": "Be brief."}], ids=str)
+def test_an_empty_conversation_is_refused(client: openai.OpenAI, fields: dict[str, Any]):
+    empty = client.conversations.create().id
+    for ask in (
+        client.responses.create,
+        client.responses.compact,
+        client.responses.input_tokens.count,
+        partial(client.responses.create, conversation=empty),
+    ):
+        with pytest.raises(openai.BadRequestError, match="the conversation is empty") as refused:
+            ask(model="demo", **fields)
+        assert refused.value.param == "input"
+
+
 # Compaction
 
 
-def test_a_compacted_conversation_is_shorter_and_goes_on(client: openai.OpenAI):
+def test_a_compacted_conversation_is_shorter_and_goes_on(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compaction, "_LONGEST", 30)
     said = {"role": "assistant", "content": "12 + 1 = 13; " * 200}
     conversation: list[Any] = [{"role": "user", "content": SUM}, said]
     compacted = client.responses.compact(model="demo", input=conversation)
@@ -170,3 +204,6 @@ def test_a_compacted_conversation_is_shorter_and_goes_on(client: openai.OpenAI):
     assert after.usage.input_tokens < before.usage.input_tokens
     without = respond(client, [*short[:-1], follow], max_output_tokens=1)
     assert without.usage.input_tokens < after.usage.input_tokens
+    stored = respond(client, conversation, max_output_tokens=1).id
+    again = client.responses.compact(model="demo", previous_response_id=stored)
+    assert [item.type for item in again.output] == kinds
