@@ -111,7 +111,7 @@ def _printer(options: dict[str, Any]) -> Printer:
     from magistral_mlx.cli.printing import JsonPrinter, TextPrinter
 
     if options["as_json"]:
-        return JsonPrinter()
+        return JsonPrinter(hide_thinking=options["hide_thinking"])
     return TextPrinter(hide_thinking=options["hide_thinking"], stats=options["stats"])
 
 

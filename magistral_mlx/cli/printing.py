@@ -33,8 +33,13 @@ class Printer(Protocol):
 class JsonPrinter:
     """One JSON object a line, a line a piece. Progress is left out."""
 
+    def __init__(self, *, hide_thinking: bool) -> None:
+        self._hide_thinking = hide_thinking
+
     def __call__(self, event: Event) -> None:
         match event:
+            case Thinking() | TokenLogprob(thinking=True) if self._hide_thinking:
+                pass
             case Thinking(text):
                 self._line("thinking", text=text)
             case Text(text):

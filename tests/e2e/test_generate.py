@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from magistral_mlx.paths import demo_dir
+from tests import command_line
 from tests.checkpoints import write_hf_checkpoint
 from tests.fake_hub import FakeHub
 from tests.pdf_files import pdf_of
@@ -105,6 +106,15 @@ def test_the_prompt_may_come_from_stdin() -> None:
 def test_thinking_and_figures_can_be_hidden() -> None:
     done = generate(ASK, "--hide-thinking", "--no-stats")
     assert (done.stdout, done.stderr) == ("122\n", "")
+
+
+def test_hidden_thinking_is_in_no_json_line() -> None:
+    words = ("--model", "demo", "--temperature", "0", "--json", "--logprobs", "--hide-thinking")
+    done = command_line.run("generate", ASK, *words)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["type"] for line in lines} == {"text", "logprob", "finished"}
+    assert "".join(line["token"] for line in lines if line["type"] == "logprob") == "122"
+    assert lines[-1]["thinking_tokens"] > 0
 
 
 def screen(seen: str) -> list[str]:
