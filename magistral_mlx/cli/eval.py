@@ -11,6 +11,7 @@ import click
 
 from magistral_mlx.api.options import Options
 from magistral_mlx.cli.eval_models import check_options, open_asked, sampling_of, say_what_fits
+from magistral_mlx.cli.generation import ANSWERING
 from magistral_mlx.cli.loading import loading_options
 from magistral_mlx.cli.params import INTEGER, MODEL, SectionedCommand, declared, option
 from magistral_mlx.cli.plots import check_plot
@@ -91,7 +92,7 @@ class _EvalCommand(SectionedCommand):
 @option("--compare", is_flag=True, help="Compare two runs by question: give their folders.")
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @option("--plot", metavar="FILE", help="Draw the scores into a .png, .svg or .pdf file.")
-@declared(Options, *_ANSWERING, section="Answers", defaults={"seed": "0"})
+@declared(Options, *_ANSWERING, section="Answers", defaults={"seed": "0"}, own=ANSWERING)
 @option(
     "-c",
     "--context",

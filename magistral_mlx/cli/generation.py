@@ -12,11 +12,23 @@ from magistral_mlx.api.options import Options
 from magistral_mlx.cli.params import FILE, declared, given, option
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.files import read_text_file, without_final_newlines
+from magistral_mlx.option_spec import Integer
+from magistral_mlx.option_spec import option as declare
 
 if TYPE_CHECKING:
     from magistral_mlx.api.magistral import Magistral
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+# The options of a command that has no prompt_logprobs, and so no answer of 0 tokens.
+ANSWERING = {
+    "max_tokens": declare(
+        None,
+        Integer(1),
+        "Tokens to generate at most, thinking included.",
+        unset="what the context leaves",
+        section="Length",
+    )
+}
 _FLAGS = {"max_tokens": ("-n",), "seed": ("-s",)}
 
 
@@ -36,6 +48,7 @@ def generation_options(
                     without=(*without, "system", "adapter"),
                     defaults=defaults,
                     flags=_FLAGS,
+                    own=ANSWERING if "prompt_logprobs" in without else None,
                 ),
                 declared(Dry, prefix="dry_", section="Sampling"),
                 option(

@@ -187,6 +187,7 @@ def declared(
     prefix: str = "",
     defaults: Mapping[str, str] | None = None,
     flags: Mapping[str, Sequence[str]] | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Callable[[_Command], _Command]:
     """A decorator that gives a command the options that a dataclass declares.
 
@@ -199,8 +200,9 @@ def declared(
         prefix: what their names begin with on the command line.
         defaults: those of the command where they differ from the options'.
         flags: name -> its short flags.
+        own: name -> the command's declaration in place of the class's, made by `option`.
     """
-    found = declarations(cls)
+    found = {**declarations(cls), **(own or {})}
     chosen = [name for name in names or found if name not in without]
 
     def decorate(function: _Command) -> _Command:

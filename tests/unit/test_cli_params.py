@@ -1,5 +1,6 @@
 """Parameters of the command line: sizes, durations, and options made from their declarations."""
 
+import re
 from dataclasses import fields
 
 import click
@@ -8,10 +9,12 @@ import pytest
 from magistral_mlx.api.load_options import LoadOptions
 from magistral_mlx.api.options import Options
 from magistral_mlx.cli.chat import chat
+from magistral_mlx.cli.eval import eval
 from magistral_mlx.cli.generate import generate
 from magistral_mlx.cli.params import parse_duration, parse_size
 from magistral_mlx.cli.serve import serve
 from magistral_mlx.engine.dry import Dry
+from tests.command_line import run
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,10 @@ def test_no_size_is_refused_with_examples(text: str):
         parse_size(text)
 
 
+def help_of(param: click.Parameter) -> str:
+    return (isinstance(param, click.Option) and param.help) or ""
+
+
 def names_of(command: click.Command) -> set[str | None]:
     return {param.name for param in command.params}
 
@@ -78,6 +85,18 @@ def test_generate_and_chat_take_every_option_that_the_api_has(command: click.Com
     assert options <= names_of(command)
     assert not LEFT_OUT[command.name] & names_of(command)
     assert {f"dry_{field.name}" for field in fields(Dry) if field.metadata} <= names_of(command)
+
+
+@pytest.mark.parametrize("command", [generate, chat, eval], ids=lambda command: command.name)
+def test_help_names_no_option_that_the_command_lacks(command: click.Command):
+    known = {field.name for cls in (Options, LoadOptions) for field in fields(cls)}
+    words = {word for param in command.params for word in re.findall(r"\w+_\w+", help_of(param))}
+    assert words & known <= names_of(command)
+
+
+@pytest.mark.parametrize("words", [("chat", "demo"), ("eval", "demo", "-m", "demo")])
+def test_an_answer_of_no_tokens_is_refused(words: tuple[str, ...]):
+    assert run(*words, "--max-tokens", "0").refusal == ("--max-tokens is 0; it must be 1 or more.")
 
 
 def test_serve_takes_every_option_of_loading():
