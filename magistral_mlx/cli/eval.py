@@ -183,7 +183,7 @@ def _report(
     failed = [facts for facts in tasks if facts["failed"]]
     if failed and not any(facts["answers"] for facts in tasks):
         raise EvaluationError(
-            f"every answer failed: {failed[0]['failure']} The same command asks again."
+            f"every answer failed: {failed[0]['failure'].rstrip('.')}. The same command asks again."
         )
     facts = {"run": str(folder), "complete": complete, "settings": settings, "tasks": tasks}
     if options["plot"]:

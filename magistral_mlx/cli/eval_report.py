@@ -26,8 +26,8 @@ def show(facts: dict[str, Any]) -> None:
     for task in tasks:
         if task["failed"]:
             say(
-                f"{task['task']}: {task['failed']:,} answers failed ({task['failure']}). The same "
-                "command asks for them again."
+                f"{task['task']}: {task['failed']:,} answers failed "
+                f"({task['failure'].rstrip('.')}). The same command asks for them again."
             )
     click.echo(f"run: {facts['run']}  (inspect view --log-dir {facts['run']})")
     if not facts["complete"]:

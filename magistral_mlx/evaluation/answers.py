@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -119,8 +120,18 @@ def answer_of(sample: EvalSample) -> Answer:
         truncated=reason in ("max_tokens", "model_length"),
         looped=_looped(output),
         seconds=output.time or 0.0,
-        error=sample.error.message if sample.error else output.error or "",
+        error=_plain(sample.error.message) if sample.error else output.error or "",
     )
+
+
+def _plain(error: str) -> str:
+    """Return the text of an error, of most of which Inspect's logs hold the `repr`."""
+    found = re.fullmatch(r"[\w.]+\((.*)\)", error, re.DOTALL)
+    try:
+        text = ast.literal_eval(found[1]) if found else None
+    except (ValueError, SyntaxError):
+        return error
+    return text if isinstance(text, str) and " " in text else error
 
 
 def _thinking_tokens(output: ModelOutput) -> tuple[int | None, bool]:

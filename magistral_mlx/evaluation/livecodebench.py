@@ -131,8 +131,9 @@ def _problems(path: Path) -> list[Sample]:
                 problem = json.loads(line)
                 samples.append(_sample(problem, path, offset))
             except (ValueError, KeyError, TypeError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else error
                 raise EvaluationError(
-                    f"{path} holds a line at byte {offset:,} that is no problem ({error!r}). "
+                    f"{path} holds a line at byte {offset:,} that is no problem ({reason}). "
                     "Delete the file, so that it is downloaded anew."
                 ) from error
             offset += len(line)

@@ -119,5 +119,6 @@ def test_a_question_tells_the_form_and_where_its_line_is(tmp_path: Path):
 def test_a_line_that_is_no_problem_is_named(tmp_path: Path, line: str):
     file = tmp_path / "test.jsonl"
     file.write_text(json.dumps(problem(1)) + "\n" + line + "\n")
-    with pytest.raises(EvaluationError, match="is no problem"):
+    with pytest.raises(EvaluationError, match="is no problem") as caught:
         livecodebench(files=[str(file)])
+    assert "Error(" not in str(caught.value)

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from inspect_ai import Task
+from inspect_ai._util.error import EvalError
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.log import EvalSample
 
-from magistral_mlx.errors import EvaluationError
-from magistral_mlx.evaluation.answers import score_of
+from magistral_mlx.errors import EvaluationError, InvalidOption
+from magistral_mlx.evaluation.answers import answer_of, score_of
 from magistral_mlx.evaluation.run import choose_questions
 from magistral_mlx.evaluation.tasks import TASKS, TaskSpec
 
@@ -99,3 +101,18 @@ def test_the_same_questions_are_drawn_each_time(monkeypatch: pytest.MonkeyPatch)
 )  # fmt: skip
 def test_scores_are_numbers_from_0_to_1(value: object, score: float):
     assert score_of(value) == score
+
+
+@pytest.mark.parametrize(
+    ("logged", "told"),
+    [
+        (repr(InvalidOption('it\'s 0; it must be "1".')), 'it\'s 0; it must be "1".'),
+        ("Connection error.", "Connection error."),
+        (repr(TimeoutError()), "TimeoutError()"),
+        (repr(KeyError("usage")), "KeyError('usage')"),
+        (repr(OSError(28, "No space left")), "OSError(28, 'No space left')"),
+    ],
+)
+def test_a_failure_is_told_in_its_own_words(logged: str, told: str):
+    error = EvalError(message=logged, traceback="", traceback_ansi="")
+    assert answer_of(EvalSample(id=1, epoch=1, input="", target="", error=error)).error == told
