@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from magistral_convert import ConvertOptions, convert, prepare, run
 from magistral_convert.calibration import memory, text
 from magistral_convert.calibration.images import calibration_images
+from magistral_convert.calibration.layers import InputStatistics, LayerPass
+from magistral_convert.calibration.states import HiddenStates, SavedStates
 from magistral_convert.calibration.vision import ProjectorPass, VisionBlockPass, embed_image
-from magistral_mlx.backend import mx
+from magistral_mlx.backend import backend, mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.checkpoint.names import LANGUAGE, PROJECTOR
@@ -139,6 +143,43 @@ def test_memory_stays_within_the_plan(source: Path, tmp_path: Path):
     run(conversion)
     assert conversion.peak_bytes is not None
     assert mx.get_peak_memory() - before <= conversion.peak_bytes
+
+
+def test_on_a_gpu_every_value_has_the_two_bytes_that_are_planned(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    two_bytes = replace(backend(), dtype=mx.bfloat16)
+    monkeypatch.setattr("magistral_convert.calibration.pipeline.backend", lambda: two_bytes)
+    monkeypatch.setattr(memory, "SEQUENCE", 64)
+    monkeypatch.setattr(memory, "HELD_OUT", 4)
+    dtypes: set[mx.Dtype] = set()
+
+    def watched(run: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*given: Any) -> Any:
+            result = run(*given)
+            arrays = [value for _, value in tree_flatten([*given, result])]
+            dtypes.update(array.dtype for array in arrays if isinstance(array, mx.array))
+            return result
+
+        return watching
+
+    for kind in (LayerPass, VisionBlockPass, ProjectorPass):
+        monkeypatch.setattr(kind, "__call__", watched(kind.__call__))
+    monkeypatch.setattr(InputStatistics, "add", watched(InputStatistics.add))
+    save, sizes = SavedStates.save, []
+
+    def save_watched(self: SavedStates, layer: int, states: HiddenStates) -> None:
+        save(self, layer, states)
+        resumed = list(vars(self.load(layer)).values())
+        dtypes.update(array.dtype for array in resumed)
+        sizes.append(sum(array.nbytes for array in resumed))
+
+    monkeypatch.setattr(SavedStates, "save", save_watched)
+    conversion = prepare(source, tmp_path / "out", replace(VISION, method="gptq"))
+    run(conversion)
+    assert dtypes == {mx.bfloat16}
+    text_config = conversion.source.checkpoint.config.text
+    assert [2 * size for size in sizes] == [memory.state_bytes(text_config, TOKENS, 2)] * 3
 
 
 def test_floating_point_formats_are_calibrated_too(source: Path, right, tmp_path: Path):

@@ -10,6 +10,8 @@ import pytest
 from magistral_convert.calibration.allocation import SchemeChoice, allocate
 from magistral_convert.calibration.gptq import blocks, compensate, factorize
 from magistral_convert.calibration.layers import InputStatistics
+from magistral_convert.calibration.memory import LOGITS_ROWS
+from magistral_convert.calibration.quality import compare
 from magistral_convert.calibration.search import fit, pack, search
 from magistral_convert.calibration.text import SEQUENCE, calibration_text, encode_marked
 from magistral_convert.options import ConvertOptions
@@ -156,6 +158,31 @@ def test_rows_and_columns_that_fill_no_tile_are_searched_like_the_others():
 def test_products_are_kept_for_blocks_of_columns():
     assert blocks(5120) == [slice(0, 5120)]
     assert blocks(32768) == [slice(n, n + 8192) for n in range(0, 32768, 8192)]
+
+
+# Quality
+
+
+def test_quality_is_that_of_float32_logits_whatever_the_states_are():
+    rng = np.random.default_rng(4)
+    vocabulary, width, tokens = 10_000, 64, 160
+    h = rng.standard_normal((tokens, width)).astype(np.float32)
+    head = rng.standard_normal((vocabulary, width)).astype(np.float32)
+    arrays = (h, h + 0.02 * rng.standard_normal(h.shape), head, head * 1.001)
+    parts = [mx.array(array.astype(np.float32)).astype(mx.bfloat16) for array in arrays]
+    mx.eval(parts)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    found = compare(*parts)
+    assert mx.get_peak_memory() - before < 6.5 * LOGITS_ROWS * vocabulary * 4
+    first, second, one, other = (part.astype(mx.float32) for part in parts)
+    right, near = first @ one.T, second @ other.T
+    p, q = (mx.softmax(logits, axis=-1) for logits in (right, near))
+    expected = float((p * mx.log(p / q)).sum(axis=-1).mean().item())
+    assert found.divergence == pytest.approx(expected, rel=1e-3)
+    same = (right.argmax(axis=-1) == near.argmax(axis=-1)).mean().item()
+    assert (found.same_top, found.tokens) == (pytest.approx(same), tokens)
 
 
 # Sizes

@@ -144,7 +144,7 @@ class _Calibrated:
         files.done(0)
 
     def _embed(self, embedding: TensorConversion, *, written: bool, tokens: np.ndarray) -> mx.array:
-        """(S, L) -> (S, L, D), a few rows of the embedding at a time."""
+        """(S, L) -> (S, L, D) in the dtype of all states, a few rows of the embedding at a time."""
         wanted, places = np.unique(tokens, return_inverse=True)
         found = np.zeros((len(wanted), embedding.columns), np.float32)
         step = block_rows(embedding, READ_BYTES)
@@ -159,7 +159,7 @@ class _Calibrated:
                 else to_bfloat16(read_rows(embedding, start, stop)).astype(mx.float32)
             )
             found[first:last] = np.array(rows.astype(mx.float32))[wanted[first:last] - start]
-        return mx.array(found[places.reshape(tokens.shape)])
+        return mx.array(found).astype(self._dtype)[mx.array(places.reshape(tokens.shape))]
 
     # The layers
 
@@ -237,7 +237,12 @@ class _Calibrated:
         statistics = InputStatistics()
         statistics.add(HEAD, normed(states.calibration))
         self._convert(decoder, {HEAD: statistics.mean_squares(HEAD)})
-        quality = compare(normed(states.original), normed(states.held_out), *self._heads(head))
+        quality = compare(
+            normed(states.original),
+            normed(states.held_out),
+            read_original(head, self._dtype),
+            self._written.read(head),
+        )
         self._states = None
         convert_vision(
             rest[len(decoder) :],
@@ -250,15 +255,6 @@ class _Calibrated:
         )
         files.done(len(self._units) - 1)
         return quality
-
-    def _heads(
-        self, head: TensorConversion
-    ) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
-        """Return the products with the original and the written head."""
-        original = read_original(head, self._dtype)
-        written = self._written.read(head)
-        mx.eval(original, written)
-        return (lambda x: x @ original.T), (lambda x: x @ written.T)
 
     # Tensors
 
