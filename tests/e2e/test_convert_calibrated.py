@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.sparse import write_sparse_checkpoint
 from magistral_convert import ConvertOptions, convert, prepare, run
-from magistral_convert.calibration import text
+from magistral_convert.calibration import sensitivity, text
+from magistral_convert.calibration.files import in_layer_order
 from magistral_convert.calibration.gptq import Factor, factorize
 from magistral_convert.calibration.memory import peak_bytes, state_bytes
 from magistral_mlx.backend import mx
@@ -177,6 +178,20 @@ def test_the_full_size_model_is_calibrated_within_six_gigabytes(tmp_path: Path):
         states = state_bytes(config, options.text_tokens, float_bytes=2)
         assert states <= 0.4e9 if method == "search" else states <= 0.9e9
         assert 2e9 < peak - states < 6e9
+
+
+def test_sensitivities_are_measured_with_text_from_all_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sensitivity, "TOKENS", 32)
+    monkeypatch.setattr(sensitivity, "AFFINE_BITS", (4,))
+    folder = write_hf_checkpoint(tmp_path, config=tiny_config(vision=False, layers=1))
+    conversion = prepare(folder, tmp_path / "out", DEFAULT)
+    config = conversion.source.checkpoint.config.text
+    plan = in_layer_order(conversion.plan, conversion.source.checkpoint.config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (9, 16))
+    ends = sensitivity.measure(plan, config, tokens[[0, -1]], 64)
+    assert sensitivity.measure(plan, config, tokens, 64) == ends
 
 
 def test_a_target_chooses_bits_by_what_errors_cost(

@@ -35,10 +35,12 @@ def measure(
 
     Args:
         plan: in layer order; its files are on this machine.
-        tokens: (S, L); TOKENS of them are used.
+        tokens: (S, L); TOKENS of them are used, from all over the text.
     """
     dtype = backend().dtype
-    tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
+    most = max(1, TOKENS // tokens.shape[1])
+    if len(tokens) > most:
+        tokens = tokens[np.linspace(0, len(tokens) - 1, most).astype(int)]
     units = by_layer(plan)
     (embedding,) = units[0]
     wanted, places = np.unique(tokens, return_inverse=True)
