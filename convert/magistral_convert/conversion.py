@@ -39,7 +39,7 @@ from magistral_mlx.memory.machine import this_machine
 if TYPE_CHECKING:
     from magistral_convert.calibration.sizing import Sizing
 
-_FORMAT = 2  # to be raised when the same options give other bytes
+_FORMAT = 3  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
 
 
