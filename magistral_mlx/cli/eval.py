@@ -18,7 +18,9 @@ from magistral_mlx.cli.plots import check_plot
 from magistral_mlx.errors import EvaluationError, InvalidOption
 from magistral_mlx.files import user_path
 from magistral_mlx.option_spec import Integer
+from magistral_mlx.option_spec import option as declare
 from magistral_mlx.requirements import check_extra
+from magistral_mlx.runtime.generation_request import SEEDS
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from magistral_mlx.evaluation.run import Questions
 
 _ANSWERING = ("max_tokens", "temperature", "top_p", "seed", "thinking")
+_SEED = declare(
+    None,
+    Integer(0, SEEDS - 1),
+    "Seed of the first epoch's sampling; each epoch has the next one.",
+    unset="0; none for a server",
+)
 
 
 class _EvalCommand(SectionedCommand):
@@ -92,7 +100,7 @@ class _EvalCommand(SectionedCommand):
 @option("--compare", is_flag=True, help="Compare two runs by question: give their folders.")
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @option("--plot", metavar="FILE", help="Draw the scores into a .png, .svg or .pdf file.")
-@declared(Options, *_ANSWERING, section="Answers", defaults={"seed": "0"}, own=ANSWERING)
+@declared(Options, *_ANSWERING, section="Answers", own=ANSWERING | {"seed": _SEED})
 @option(
     "-c",
     "--context",

@@ -118,8 +118,8 @@ def sampling_of(options: dict[str, Any]) -> dict[str, Any]:
     }
     if "max_tokens" in changes:
         sampling["max_tokens"] = changes["max_tokens"]
-    if not _remote(options):
-        sampling["seed"] = options["seed"]
+    if "seed" in changes or not _remote(options):
+        sampling["seed"] = changes.get("seed", 0)
     thinking = changes.get("thinking")
     if thinking == "off":
         sampling["reasoning_effort"] = "none"

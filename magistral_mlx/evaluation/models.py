@@ -6,11 +6,20 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from inspect_ai.model import GenerateConfig, Model, ModelAPI, get_model
+from inspect_ai.model import (
+    ChatMessage,
+    GenerateConfig,
+    Model,
+    ModelAPI,
+    ModelCall,
+    ModelOutput,
+    get_model,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
 
 from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.errors import EvaluationError, InvalidOption
-from magistral_mlx.evaluation.provider import magistral_mlx
+from magistral_mlx.evaluation.provider import epoch_seed, magistral_mlx
 from magistral_mlx.evaluation.run import silent
 from magistral_mlx.hub.client import http_module
 
@@ -41,7 +50,7 @@ def server_model(url: str, name: str | None, key: str | None) -> Model:
             f"{url} has no model {name!r}; it has {', '.join(listed[:5])}. Give one with --model."
         )
     with silent():
-        return get_model(
+        model = get_model(
             f"openai-api/server/{name or listed[0]}",
             base_url=url.rstrip("/"),
             api_key=key or "none",
@@ -49,6 +58,7 @@ def server_model(url: str, name: str | None, key: str | None) -> Model:
             stream=True,
             client_timeout=_PATIENCE,
         )
+    return _seeded_by_epoch(model)
 
 
 def hosted_model(name: str, key: str | None) -> Model:
@@ -73,7 +83,26 @@ def hosted_model(name: str, key: str | None) -> Model:
         found = ", ".join(each for each in listed if "magistral" in each) or ", ".join(listed[:5])
         raise EvaluationError(f"Mistral's API has no model {wanted!r}; it has {found}.")
     with silent():
-        return get_model(name, api_key=key, memoize=False, conversation_api=False, streaming=True)
+        model = get_model(name, api_key=key, memoize=False, conversation_api=False, streaming=True)
+    return _seeded_by_epoch(model)
+
+
+def _seeded_by_epoch(model: Model) -> Model:
+    """Give each epoch the next seed, as the provider does: with one seed all would be alike."""
+    ask = model.api.generate
+
+    async def generate(
+        input: list[ChatMessage],
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,
+    ) -> ModelOutput | tuple[ModelOutput | Exception, ModelCall]:
+        if config.seed is not None:
+            config = config.model_copy(update={"seed": epoch_seed(config.seed)})
+        return await ask(input, tools, tool_choice, config)
+
+    model.api.generate = generate  # type: ignore[method-assign]
+    return model
 
 
 def _listed(url: str, key: str | None) -> list[str]:

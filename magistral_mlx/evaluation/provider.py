@@ -170,9 +170,14 @@ def _changes(config: GenerateConfig) -> dict[str, Any]:
     if config.top_k == -1:  # off, as some servers spell it
         changes["top_k"] = 0
     if config.seed is not None:
-        active = sample_active()
-        changes["seed"] = nth_seed(config.seed, active.epoch - 1 if active else 0)
+        changes["seed"] = epoch_seed(config.seed)
     return changes
+
+
+def epoch_seed(seed: int) -> int:
+    """The seed of an answer in the epoch that runs: `seed` in the first one, then the next."""
+    active = sample_active()
+    return nth_seed(seed, active.epoch - 1 if active else 0)
 
 
 def _tool_changes(tools: list[ToolInfo], choice: ToolChoice) -> dict[str, Any]:

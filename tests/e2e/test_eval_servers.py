@@ -64,18 +64,21 @@ def test_a_server_is_asked_and_scored():
     assert "seed" not in api.requests[0]
 
 
-def test_the_hosted_model_thinks_in_chunks(monkeypatch: pytest.MonkeyPatch):
+def test_the_hosted_model_thinks_in_chunks_and_each_epoch_has_its_seed(
+    monkeypatch: pytest.MonkeyPatch,
+):
     name = "magistral-medium-2509"
     with FakeChatAPI(sums, model=name, key="secret", mistral=True) as api:
         monkeypatch.setenv("MISTRAL_BASE_URL", api.base)
         monkeypatch.setenv("MY_KEY", "secret")
-        words = ("eval", "demo", "--samples", "6", "--json", "--api-key-env", "MY_KEY")
-        facts = facts_of(run(*words, "--model", f"mistral/{name}"))
+        words = ("eval", "demo", "--samples", "3", "--epochs", "2", "--seed", "7", "--json")
+        facts = facts_of(run(*words, "--model", f"mistral/{name}", "--api-key-env", "MY_KEY"))
     (task,) = facts["tasks"]
     assert task["answers"] == len(api.requests) == 6
     assert task["right"]["answers"] == round(6 * task["pass_at_1"]) > 0
     assert task["right"]["thinking"] > 0
     assert {request["model"] for request in api.requests} == {name}
+    assert sorted(request["random_seed"] for request in api.requests) == [7, 7, 7, 8, 8, 8]
 
 
 def test_choices_and_programs_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,11 +112,13 @@ def test_choices_and_programs_are_scored(tmp_path: Path, monkeypatch: pytest.Mon
 def test_two_runs_are_compared_by_question():
     loop = "so we try the next number and then we try it once more, " * 100
     folders = []
-    for answer in (sums, lambda prompt: (loop, "A purple line.")):
+    for seed, answer in enumerate((sums, lambda prompt: (loop, "A purple line."))):
         with FakeChatAPI(answer) as api:
             words = ("eval", "demo", "--url", api.url, "--samples", "12", "--json")
-            facts = facts_of(run(*words))
+            facts = facts_of(run(*words, "--seed", str(seed)))
             folders.append(facts["run"])
+        assert facts["settings"]["sampling"]["seed"] == seed, "another seed is another run"
+        assert {request["seed"] for request in api.requests} == {seed}
     assert facts["tasks"][0]["looping"] == 12
     compared = facts_of(run("eval", "--compare", *folders, "--json"))
     (task,) = compared["tasks"]
