@@ -87,12 +87,14 @@ class LMStudioCompletion(Completion):
     model_info: LMStudioModelInfo
 
 
+@router.head("/api/v0/models", include_in_schema=False)
 @router.get("/api/v0/models", summary="The models that requests may name")
 async def lm_studio_models(request: Request) -> LMStudioModels:
     service: GenerationService = request.app.state.service
     return LMStudioModels(data=[_model(info) for info in service.models()])
 
 
+@router.head("/api/v0/models/{id:path}", include_in_schema=False)
 @router.get("/api/v0/models/{id:path}", summary="One model")
 async def lm_studio_model(
     request: Request, id: Annotated[str, Path(description="As /api/v0/models lists it.")]

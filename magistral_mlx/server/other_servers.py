@@ -196,6 +196,7 @@ async def apply_template(
     return TemplatedPrompt(prompt=text_of(b"".join(pieces)))
 
 
+@router.head("/props", include_in_schema=False)
 @router.get("/props", summary="Properties of the first model")
 async def props(request: Request) -> Properties:
     service: GenerationService = request.app.state.service
@@ -217,6 +218,7 @@ async def props(request: Request) -> Properties:
     )
 
 
+@router.head("/version", include_in_schema=False)
 @router.get("/version", summary="The version of the server")
 async def version() -> ServerVersion:
     return ServerVersion(version=__version__)

@@ -101,7 +101,7 @@ async def _answer(
         body=await request.json(),
         keep_alive=keep_alive,
     )
-    if body.stream:
+    if body.stream is not False:
         return await lines_of(
             exchange,
             formatter.stream,

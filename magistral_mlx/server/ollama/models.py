@@ -32,17 +32,20 @@ _FOR_EVER = timedelta(days=365 * 100)
 router = APIRouter(tags=["Ollama"], responses=ERRORS, route_class=JSONRoute)
 
 
+@router.head("/api/version", include_in_schema=False)
 @router.get("/api/version", summary="The version of Ollama's API")
 async def version() -> OllamaVersion:
     return OllamaVersion(version=VERSION)
 
 
+@router.head("/api/tags", include_in_schema=False)
 @router.get("/api/tags", summary="The models that requests may name")
 async def tags(request: Request) -> OllamaModels:
     service: GenerationService = request.app.state.service
     return OllamaModels(models=[OllamaModel(**_fields(info)) for info in service.models()])
 
 
+@router.head("/api/ps", include_in_schema=False)
 @router.get("/api/ps", summary="The model in memory")
 async def ps(request: Request) -> OllamaRunningModels:
     service: GenerationService = request.app.state.service

@@ -16,6 +16,7 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, 
 _DEVICE = (
     "num_ctx, num_gpu, num_thread and others of the machine are the server's: they are ignored."
 )
+_LITERALS = ("const", "default")  # of a JSON schema: null is a value of theirs
 
 
 def _keep_alive(value: Any) -> Any:
@@ -95,18 +96,40 @@ class OllamaMessage(RequestSchema):
     tool_call_id: str | None = None
 
 
+def _without_nulls(schema: Any) -> Any:
+    """A JSON schema without its nulls, as Go writes what was left out."""
+    match schema:
+        case dict():
+            return {
+                key: value if key in (*_LITERALS, "enum") else _without_nulls(value)
+                for key, value in schema.items()
+                if value is not None or key in _LITERALS
+            }
+        case list():
+            return [_without_nulls(each) for each in schema]
+    return schema
+
+
+class OllamaFunction(FunctionSchema):
+    """A function of a tool."""
+
+    parameters: Annotated[JSONObject | None, BeforeValidator(_without_nulls)] = None
+
+
 class OllamaTool(RequestSchema):
     """A function that the model may call."""
 
-    type: Literal["function"] = "function"
-    function: FunctionSchema
+    type: Literal["function", ""] | None = None
+    function: OllamaFunction
 
 
 class OllamaRequest(RequestBody):
     """Fields of both endpoints that generate."""
 
     model: str
-    stream: Annotated[bool, Field(description="Lines of JSON, or one answer.")] = True
+    stream: Annotated[
+        bool | None, Field(description="Lines of JSON, the default, or one answer.")
+    ] = None
     format: Annotated[
         Literal["", "json"] | JSONObject | None,
         Field(description='"json" for any JSON object, or a JSON schema.'),
@@ -134,7 +157,7 @@ class OllamaRequest(RequestBody):
 class OllamaChatRequest(OllamaRequest):
     """A conversation to answer; without messages the model is loaded, or unloaded."""
 
-    messages: Annotated[Many[OllamaMessage], Field(default_factory=list)]
+    messages: Many[OllamaMessage] | None = None
     tools: Many[OllamaTool] | None = None
 
 

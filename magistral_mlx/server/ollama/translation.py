@@ -38,7 +38,7 @@ def chat_messages(request: OllamaChatRequest) -> list[dict[str, Any]]:
     builder = MessageBuilder()
     open_calls: list[tuple[str, str]] = []  # (id, name) of calls without a result
     calls = 0
-    for message in request.messages:
+    for message in request.messages or ():
         match message.role:
             case "system":
                 builder.system(message.content or "")

@@ -94,6 +94,7 @@ class ModelList(BaseModel):
     mcp: Annotated[bool, Field(description="Whether the page has tools of MCP servers.")]
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models", summary="The models that requests may name")
 async def models(request: Request) -> ModelList:
     service: GenerationService = request.app.state.service
@@ -113,6 +114,7 @@ async def models(request: Request) -> ModelList:
     )
 
 
+@router.head("/v1/models/{id:path}", include_in_schema=False)
 @router.get("/v1/models/{id:path}", summary="One model", responses=_404)
 async def model(
     request: Request, id: Annotated[str, Path(description="As /v1/models lists it.")]

@@ -15,6 +15,7 @@ import ollama
 import pytest
 from httpx import Client as HTTPClient
 
+from magistral_mlx.server.ollama.schemas import OllamaChatRequest, OllamaGenerateRequest
 from magistral_mlx.server.settings import Settings
 from tests.scripted import write_scripted_checkpoint
 from tests.serving import Server, live_server, wait_until
@@ -173,6 +174,43 @@ def test_keep_alive_decides_how_long_the_model_stays(server: Server):
     wait_until(lambda: not client.ps().models)
     assert client.chat("demo", [SUM], options=GREEDY, keep_alive=-1).message.content == "122"
     assert client.ps().models
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_null_means_what_leaving_out_means(server: Server, path: str):
+    """As Ollama's Go client sends what was not set."""
+    request = OllamaChatRequest if path == "/api/chat" else OllamaGenerateRequest
+    nulls = dict.fromkeys(name for name in request.model_fields if name != "model")
+    status, loaded = server.post(path, nulls | {"model": "demo"})
+    assert (status, loaded["done_reason"]) == (200, "load")
+    asked = {"model": "demo", "prompt": "Hi", "messages": [SUM], "options": {"num_predict": 2}}
+    status, lines = server.post(path, nulls | asked)
+    assert status == 200 and json.loads(lines.splitlines()[-1])["done"]
+
+
+def test_a_tool_may_hold_nulls(server: Server):
+    schemas: list[Any] = [
+        {"type": "object", "properties": None, "required": None},
+        {"type": "object", "properties": {"a": {"type": "string", "enum": None}}},
+        None,
+    ]
+    tools = [
+        {"type": kind, "function": {"name": "f", "description": None, "parameters": schema}}
+        for kind, schema in zip(("function", None, ""), schemas, strict=True)
+    ]
+    body = {"model": "demo", "messages": [SUM], "tools": tools, "options": {"num_predict": 2}}
+    assert server.post("/api/chat", body | {"stream": False})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/api/version", "/api/tags", "/api/ps", "/v1/models", "/v1/models/demo", "/version"],
+)
+def test_what_can_be_got_can_be_probed(server: Server, path: str):
+    with HTTPClient(trust_env=False) as client:
+        got, probed = (client.request(how, server.url + path) for how in ("GET", "HEAD"))
+    assert probed.status_code == got.status_code == 200 and not probed.content
+    assert probed.headers["Content-Type"] == got.headers["Content-Type"]
 
 
 @pytest.mark.parametrize(
