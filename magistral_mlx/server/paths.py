@@ -1,4 +1,4 @@
-"""Middleware that forgives addresses without /v1, or with it where it does not belong.
+"""Middleware that forgives addresses without /v1, or with it or a slash where none belongs.
 
 Apps ask for a "base URL", and each puts something else behind it: people write it with /v1 and
 without, and some apps add a second one.
@@ -41,6 +41,7 @@ class PathForgiver:
 
 def forgiven(path: str) -> str:
     """The address that `path` means."""
+    path = path.rstrip("/") or "/"  # else /v1/models/ would ask for a model without a name
     while path.startswith(_PREFIX + _PREFIX + "/"):
         path = path.removeprefix(_PREFIX)
     within = path.removeprefix(_PREFIX)

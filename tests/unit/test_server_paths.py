@@ -20,16 +20,20 @@ from magistral_mlx.server.paths import forgiven
         ("/v1/v1/api/tags", "/api/tags"),
         ("/v1/tokenize", "/tokenize"),
         ("/v1/health", "/health"),
+        ("/models/", "/v1/models"),
+        ("/v1/models/", "/v1/models"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/api/v0/models//", "/api/v0/models"),
     ],
 )
-def test_v1_may_be_left_out_or_come_twice(written: str, meant: str):
+def test_v1_may_be_left_out_or_come_twice_and_a_slash_at_the_end(written: str, meant: str):
     assert forgiven(written) == meant
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/v1", "/v1/", "/v1/chat/completions", "/v1/models/v1", "/static/app.js"),
+        *("/", "/v1", "/v1/chat/completions", "/v1/models/v1", "/static/app.js"),
         *("/modelsx", "/v1v1/models", "/v1/messages", "/tokenize", "/health", "/v1/v2/models"),
     ],
 )

@@ -116,9 +116,10 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
 
 def test_an_address_without_v1_or_with_two_is_forgiven(server: Server):
     body = {"messages": SUM, "max_tokens": 2}
-    for path in ("/chat/completions", "/v1/v1/chat/completions"):
+    for path in ("/chat/completions", "/v1/v1/chat/completions", "/v1/chat/completions/"):
         assert server.post(path, body)[0] == 200
-    assert server.get("/models")[1]["data"][0]["id"] == "demo"
+    for path in ("/models", "/v1/models/", "/api/v0/models/"):
+        assert server.get(path)[1]["data"][0]["id"] == "demo"
     assert server.get("/v1/api/tags")[1]["models"][0]["name"] == "demo:latest"
     status, answer = server.post("/v2/chat/completions", body)
     assert status == 404 and "/v1" in answer["error"]["message"]
