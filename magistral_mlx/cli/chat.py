@@ -6,11 +6,18 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.generation import generation_options, options_of, system_text, with_system
+from magistral_mlx.cli.generation import (
+    generation_options,
+    names_system,
+    options_of,
+    system_text,
+    with_system,
+)
 from magistral_mlx.cli.loading import (
     chosen_model,
     load_options,
@@ -45,7 +52,13 @@ _WITHOUT = (
     metavar="FILE",
     help='Tools of the MCP servers in FILE ({"mcpServers": …}); each call asks first.',
 )
-@option("--load", "file", type=FILE, metavar="FILE", help="Saved conversation to go on with.")
+@option(
+    "--load",
+    "file",
+    type=FILE,
+    metavar="FILE",
+    help="Saved conversation to go on with, with its system prompt unless one is given.",
+)
 @model_argument
 @loading_options(without=("parallel",))
 @machine_options
@@ -53,6 +66,7 @@ def chat(**options: Any) -> int:
     """Talk with MODEL. Type /help for the commands."""
     name = chosen_model(options)
     with quick_imports():
+        from magistral_mlx.api.transcript import read_transcript
         from magistral_mlx.cli.chatting.commands import COMMANDS, run_command
         from magistral_mlx.cli.chatting.keys import history_file, interrupts, quiet_terminal
         from magistral_mlx.cli.chatting.session import ChatSession
@@ -67,11 +81,15 @@ def chat(**options: Any) -> int:
     settings = options_of(options)
     system = system_text(options)
     specs = mcp_servers(options["mcp"])
+    file = user_path(options["file"]) if options["file"] else None
+    # Before the model is loaded: a wrong path should not cost half a minute.
+    saved = None if file is None else read_transcript(file)
     paths = {name: command.path for name, command in COMMANDS.items()}
     with quiet_terminal(), open_model(name, loading) as magistral:
-        conversation = magistral.chat(options=with_system(settings, system, magistral))
-        if options["file"]:
-            conversation.load(user_path(options["file"]))
+        settings = with_system(settings, system, magistral)
+        if saved is not None and not names_system(options):
+            settings = replace(settings, system=saved[1])
+        conversation = magistral.chat(saved[0] if saved else (), options=settings)
 
         async def run(servers: MCPServers | None = None) -> None:
             history = history_file()
@@ -79,8 +97,8 @@ def chat(**options: Any) -> int:
             if servers is not None:
                 session.set_options(tools=tuple(tool.tool for tool in servers.tools))
                 session.say(f"{len(servers.tools)} tools of MCP servers · /tools lists them")
-            if options["file"]:
-                session.file = user_path(options["file"]).resolve()
+            if file is not None:
+                session.file = file.resolve()
                 session.show_history()
             await session.run()
 

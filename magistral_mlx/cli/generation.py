@@ -80,8 +80,7 @@ def options_of(options: dict[str, Any], **others: Any) -> Options:
     Raises:
         InvalidOption: two that do not go together.
     """
-    named = [name for name in ("system", "system_file") if options[name] is not None]
-    if len(named) + options["no_system"] > 1:
+    if _systems(options) > 1:
         raise click.UsageError("give only one of --system, --system-file and --no-system.")
     values = given(options, Options)
     values.pop("adapter", None)  # the folder to load it from
@@ -94,6 +93,16 @@ def options_of(options: dict[str, Any], **others: Any) -> Options:
     if options["no_system"]:
         values["system"] = None
     return Options(**values | others)
+
+
+def names_system(options: dict[str, Any]) -> bool:
+    """Whether the system prompt, or that there is none, is among a command's own options."""
+    return _systems(options) > 0
+
+
+def _systems(options: dict[str, Any]) -> int:
+    named = [name for name in ("system", "system_file") if options[name] is not None]
+    return len(named) + options["no_system"]
 
 
 def system_text(options: dict[str, Any]) -> str | None:

@@ -335,16 +335,18 @@ def test_thinking_is_switched(chat: Terminal):
 
 def test_a_saved_conversation_goes_on_in_another_chat(talker: Path, home: Path, tmp_path: Path):
     file = tmp_path / "my chat.json"
-    with start(talker, home) as terminal:
+    with start(talker, home, "--system", "Be a pirate.") as terminal:
         ask(terminal, "Where to?")
         type_command(terminal, f'/save "{file}"', "Saved to")
-    with start(talker, home, "--load", str(file)) as terminal:
+    with start(talker, home, "--load", str(file), "--no-system") as terminal:
         terminal.wait_for(ANSWER)
         assert "❯ Where to?" in terminal.everything
+        type_command(terminal, "/system", "No system prompt is sent.")
         type_command(terminal, "/think", THOUGHT)
         type_command(terminal, "/new", "A new conversation")
         type_command(terminal, "/undo", "there is nothing to take back")
         type_command(terminal, f'/load "{file}"', "❯ Where to?")
+        type_command(terminal, "/system", "Be a pirate.")
         type_command(terminal, "/load /no/such.json", "there is no conversation /no/such.json")
 
 
@@ -443,6 +445,7 @@ def test_a_pipe_is_no_terminal(talker: Path):
         (["--thinking", "perhaps"], 'it must be "on", "off"'),
         (["--system", "x", "--no-system"], "give only one of --system"),
         (["--temperature", "-1"], "temperature is -1"),
+        (["--model", "/no/such", "--load", "/no/such.json"], "there is no conversation /no/such"),
     ],
 )
 def test_a_wrong_option_is_one_line(words: list[str], message: str):
