@@ -25,6 +25,9 @@ _LIST, _TABLE = 10_000, 1_024  # entries of lists and tables at most
 # a text with so much of it would not fit into any context.
 _MOST_VALUES = 500_000
 _T = TypeVar("_T")
+# What curl and others call a body unless they are told its type, and what tells of a browser.
+_UNMARKED = ("application/x-www-form-urlencoded", "text/plain")
+_BROWSERS = ("origin", "referer", "sec-fetch-site")
 
 
 def _small(value: Any) -> Any:
@@ -101,10 +104,25 @@ class JSONRoute(APIRoute):
             return handler
 
         async def handle(request: Request) -> Response:
+            request = _marked_as_json(request)
             await _read_json(request)
             return await handler(request)
 
         return handle
+
+
+def _marked_as_json(request: Request) -> Request:
+    """`request` with the type of JSON in place of what clients send without a thought.
+
+    That is what a web page can send without asking first, so a browser has to mark JSON as such.
+    """
+    headers = request.headers
+    kind = _content_type(headers.get("content-type", ""))
+    if kind not in _UNMARKED or any(name in headers for name in _BROWSERS):
+        return request
+    others = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+    marked = [*others, (b"content-type", b"application/json")]
+    return Request({**request.scope, "headers": marked}, request.receive)
 
 
 async def _read_json(request: Request) -> None:
@@ -142,8 +160,12 @@ async def _read_json(request: Request) -> None:
 
 
 def _is_json(content_type: str) -> bool:
+    main, _, sub = _content_type(content_type).partition("/")
+    return main == "application" and (sub == "json" or sub.endswith("+json"))
+
+
+def _content_type(header: str) -> str:
+    """The type that a header names; text/plain for none."""
     message = Message()
-    message["content-type"] = content_type
-    subtype = message.get_content_subtype()
-    is_json = subtype == "json" or subtype.endswith("+json")
-    return message.get_content_maintype() == "application" and is_json
+    message["content-type"] = header
+    return message.get_content_type()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 
 import pytest
@@ -45,8 +47,28 @@ def test_anthropics_clients_get_it_in_their_shape(server: Server):
     assert "not JSON" in answer["error"]["message"]
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
-def test_a_body_that_is_not_marked_as_json_is_told_how_to_be(server: Server, kind: str):
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "", None])
+@pytest.mark.parametrize("path", ["/api/chat", CHAT, "/v1/messages"])
+def test_json_need_not_be_marked_where_no_browser_sends_it(
+    server: Server, path: str, kind: str | None
+):
+    """As with `curl -d`."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = QUESTION | {"model": "demo", "stream": False, "options": {"num_predict": 2}}
+    headers = {} if kind is None else {"Content-Type": kind}
+    connection.request("POST", path, json.dumps(body), headers)
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_a_form_that_is_no_json_is_told_apart(server: Server):
+    kind = "application/x-www-form-urlencoded"
+    status, answer = server.post(CHAT, b"model=demo&prompt=Hi", Content_Type=kind)
+    assert (status, answer["error"]["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=a", "application/xml"])
+def test_a_body_of_another_type_is_told_how_to_be_marked(server: Server, kind: str):
     status, answer = server.post(CHAT, QUESTION, Content_Type=kind)
     assert status == 400
     assert '"Content-Type: application/json"' in answer["error"]["message"]

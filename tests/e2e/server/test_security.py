@@ -195,6 +195,27 @@ class TestHostAndOrigin:
         headers = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
         assert server.post(CHAT, QUESTION, **headers)[0] == 403
 
+    @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+    @pytest.mark.parametrize(
+        "sign",
+        [
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Referer": "http://evil.example/"},
+            {"Origin": "https://chat.example"},
+        ],
+        ids=str,
+    )
+    def test_a_browser_has_to_mark_json_as_such(
+        self, locked: Server, sign: dict[str, str], kind: str
+    ):
+        """A page may send the other types to any site, without being invited."""
+        headers = bearer() | sign | {"Content-Type": kind}
+        status, body = locked.post(CHAT, QUESTION, **headers)
+        assert status == 400
+        assert "not marked as JSON" in body["error"]["message"]
+        assert locked.post(CHAT, QUESTION, **bearer(), **sign)[0] == 200
+
     def test_the_servers_own_page_may_ask(self, server: Server):
         assert server.post(CHAT, QUESTION, Origin=server.url)[0] == 200
 
