@@ -79,6 +79,9 @@ class CountingCache:
     def trim(self, length: int) -> None:
         self.length = min(self.length, length)
 
+    def trimmable(self, length: int) -> int:
+        return min(self.length, length)
+
 
 @lru_cache
 def tiny_folder(layers: int = 2) -> Path:

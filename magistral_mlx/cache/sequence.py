@@ -29,6 +29,10 @@ class SequenceCaches(list[KVCache]):
         for cache in self:
             cache.trim(length)
 
+    def trimmable(self, length: int) -> int:
+        """Longest prefix, at most `length` tokens, that `trim` restores exactly."""
+        return self[0].trimmable(length)
+
     def snapshot(self, most: int) -> None:
         """Keep the present length trimmable; see `KVCache.snapshot`."""
         for cache in self:

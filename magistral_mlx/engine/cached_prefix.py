@@ -55,12 +55,12 @@ class CachedPrefix:
         shared = common(self.keys, keys)
         if shared == len(keys) and (self.logits is None or self.prompt != shared):
             shared -= 1
-        return self.caches[0].trimmable(shared)
+        return self.caches.trimmable(shared)
 
     def covers(self, other: CachedPrefix) -> bool:
         """Whether this entry can provide every prefix that `other` can, aside from its logits."""
         length = len(other.keys)
-        return common(self.keys, other.keys) == length == self.caches[0].trimmable(length)
+        return common(self.keys, other.keys) == length == self.caches.trimmable(length)
 
 
 class ActivePrefix(NamedTuple):

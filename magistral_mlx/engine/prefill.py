@@ -25,7 +25,8 @@ _QUESTION = 256  # tokens that may well be others the next time, at the end of a
 class ComputedPrefix:
     """Caches that hold the beginning of a prompt, for the next generation to go on from.
 
-    length: leading tokens of that prompt that they hold; what they hold beyond is trimmed off.
+    length: leading tokens of that prompt that they hold; what they hold beyond is trimmed off, and
+    where that cannot be undone exactly, some of these are computed again.
     logits: (1, vocab_size) of the token after them, where they are the whole prompt.
     """
 
@@ -46,7 +47,8 @@ def prefill_sequence(
     The first step tells what the caches hold already, the next ones encode an image each.
 
     Args:
-        prefix: what `caches` hold already; computed again where `logprobs` are wanted.
+        prefix: what `caches` hold already; computed again where `logprobs` are wanted, and from
+            the last length on that they can be trimmed to exactly.
         logprobs: gets those of the prompt's tokens.
 
     Returns:
@@ -55,7 +57,10 @@ def prefill_sequence(
     tokens = inputs.tokens
     prefix = None if logprobs else prefix
     logits = prefix.logits if prefix and prefix.length >= len(tokens) else None
-    cached = 0 if prefix is None else min(prefix.length, len(tokens) - (logits is None))
+    wanted = 0 if prefix is None else min(prefix.length, len(tokens) - (logits is None))
+    cached = caches.trimmable(wanted)
+    if cached < wanted:
+        logits = None
     caches.trim(cached)
     caches.reserve(len(tokens) + min(inputs.limit, RESERVED), len(tokens) + inputs.limit)
     if logits is not None:

@@ -69,9 +69,8 @@ class SequenceState:
 
         Args:
             prefix: caches of an earlier sequence that began as this prompt does. They are taken
-                over: the earlier sequence must have ended. A quantized cache that is trimmed to a
-                length that is not `trimmable` keeps its newest tokens quantized, so that what
-                follows is as good, but not the same to the last bit.
+                over: the earlier sequence must have ended. What they cannot be trimmed to exactly
+                is computed again.
 
         Raises:
             InvalidOption: an option that this model's vocabulary does not allow.

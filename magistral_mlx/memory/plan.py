@@ -138,6 +138,11 @@ class Plan:
         fitting = self.kept // 4 // self._snapshot_bytes
         return min(_MOST_SNAPSHOTS, fitting) if fitting >= _FEWEST_SNAPSHOTS else 0
 
+    @property
+    def trims_to_prompt(self) -> bool:
+        """Whether caches can be trimmed back to the end of a prompt, however long the answer."""
+        return not self.scheme.quantized or self.snapshots > 0
+
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of one sequence's caches with capacity for `tokens`, at most the context, and with
         their snapshots."""

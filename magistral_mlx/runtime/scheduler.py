@@ -184,8 +184,6 @@ class Scheduler:
             return
         if request.prefilling:
             self._prefills.join(request)
-        else:
-            request.reservation = request.reservation.prefilled()
 
     def _prefill_one(self, request: Request) -> None:
         if request.sample is None:
@@ -201,6 +199,12 @@ class Scheduler:
         start = self._clock()
         progress = self._runner.prefill(request.sequence, self._chunk)
         request.add_prefill(progress, self._clock() - start)
+        if not (request.prefilling or self._may_read_again(request)):
+            request.reservation = request.reservation.prefilled()
+
+    def _may_read_again(self, request: Request) -> bool:
+        """Whether the prompt may have to be read once more, for the next sample of it."""
+        return request.index + 1 < request.inputs.n and not self._runner.plan.trims_to_prompt
 
     @property
     def _chunk(self) -> int:
@@ -287,9 +291,9 @@ class Scheduler:
         prefilled = request.sample.sequence.prefilled
         self._for_one(request, self._start_sample, request, prefilled)
         if request in self._running and prefilled is not None:
-            # At once, as all of it is in the caches.
+            # At once, as all of it is in the caches, unless they cannot be trimmed back to it.
             self._for_one(request, self._prefill_chunk, request)
-        elif request in self._running:
+        if request in self._running and request.prefilling:
             self._prefills.join(request)
 
     # Memory

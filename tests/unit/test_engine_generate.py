@@ -168,13 +168,19 @@ def test_samples_of_one_prompt_share_its_prefill() -> None:
     assert ids_of(third) == ids_of(start(tiny_model(), PROMPT, sampling=WARM))
 
 
-def test_samples_share_a_quantized_prefill() -> None:
-    """Exactly, as long as what is trimmed off is within the scheme's slack."""
-    prompt = (np.arange(300) * 7 % 180 + 1100).tolist()
-    options: dict[str, Any] = {"scheme": KVScheme.parse("8/8"), "sampling": WARM, "limit": 50}
-    first = start(tiny_model(), prompt, **options)
-    expected = ids_of(first)
-    assert ids_of(start(tiny_model(), prompt, prefix=first.prefilled, **options)) == expected
+@pytest.mark.parametrize(
+    ("length", "snapshots", "shared"), [(40, 0, 195), (75, 0, 0), (75, 3, 195)]
+)
+def test_samples_share_a_quantized_prefill(length: int, snapshots: int, shared: int) -> None:
+    """Where caches can be trimmed back to it exactly: in the scheme's slack, or with snapshots."""
+    prompt = (np.arange(195) * 7 % 180 + 1100).tolist()
+    options: dict[str, Any] = {"scheme": KVScheme.parse("2/2"), "sampling": WARM, "logprobs": 0}
+    options["snapshots"] = snapshots
+    first = start(tiny_model(), prompt, limit=length, **options)
+    expected = tokens_of(first)[:5]
+    second = start(tiny_model(), prompt, limit=5, prefix=first.prefilled, **options)
+    assert next(second) == Prefill(shared, 195)
+    assert tokens_of(second) == expected
 
 
 def test_a_generation_may_be_made_on_another_thread_than_the_one_that_runs_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -77,6 +78,21 @@ def test_an_image_that_memory_was_not_planned_for_is_refused(folder: Path) -> No
         for images in ([small], []):
             result = magistral.generate("Hi", images, max_tokens=3, seed=1)
             assert result.finish_reason == "length"
+
+
+def test_samples_from_a_small_cache_without_snapshots_are_those_of_their_seeds(
+    folder: Path,
+) -> None:
+    """The prompt is read again for each, as the cache cannot be trimmed back to it exactly."""
+    options: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True, "logprobs": True}
+    options |= {"system": None, "thinking": "off"}
+    prompt = "word " * 47
+    with Magistral.load(folder, context=512, kv="2/2", images=0, memory_limit=64 * MIB) as model:
+        assert not model.plan.snapshots
+        _, second = model.generate(prompt, n=2, seed=5, max_tokens=75, **options).samples
+        alone = model.generate(prompt, seed=6, max_tokens=5, **options)
+        assert second.stats.peak_memory <= model.plan.total
+    assert alone.logprobs and alone.logprobs == second.logprobs[:5]
 
 
 @pytest.mark.parametrize("limit", [0, 10**6, 64 * 10**6 - 1])
