@@ -26,6 +26,9 @@ class MatrixChange:
     weight: (out, in) in place of the base's; None keeps that. a: (in, r), scaled, and b: (r, out),
     or both None. magnitude: (out,) float32, DoRA's lengths of the rows of the changed matrix, until
     `gain`, (out,), has been computed from them.
+
+    Products are in the dtype of the weight and the factors, and results in that of the base's. A
+    quantized head has its input and its logits in float32: MLX would cast a whole matrix to it.
     """
 
     weight: mx.array | None = None
@@ -37,11 +40,16 @@ class MatrixChange:
     def __call__(self, x: mx.array, y: mx.array) -> mx.array:
         """(…, in), (…, out) of the base -> (…, out)"""
         assert self.magnitude is None, "its gain is computed first"
+        dtype = y.dtype
         if self.weight is not None:
-            y = x @ self.weight.T
+            y = (x.astype(self.weight.dtype) @ self.weight.T).astype(dtype)
         if self.a is not None and self.b is not None:
-            y = mx.addmm(y, x @ self.a, self.b)
-        return y if self.gain is None else y * self.gain
+            inner = x.astype(self.a.dtype) @ self.a
+            if self.b.dtype == dtype:
+                y = mx.addmm(y, inner, self.b)
+            else:
+                y = y + (inner @ self.b).astype(dtype)
+        return y if self.gain is None else (y * self.gain).astype(dtype)
 
 
 @dataclass(eq=False)

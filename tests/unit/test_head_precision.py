@@ -16,6 +16,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.memory.peak import loaded_weights
+from magistral_mlx.model.adapters import MatrixChange
 from magistral_mlx.model.linear import rows_of
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 
@@ -78,3 +79,32 @@ def test_nothing_but_the_head_is_wider(tied: bool, dtype: mx.Dtype) -> None:
     assert planned.decoder == sum(array.nbytes for array in parts.values())
     h = model.embed(mx.array([[5, 6]]))
     assert {h.dtype, model(h, model.make_caches()).dtype} == {dtype}
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("kind", ["whole", "factors"])
+def test_a_changed_head_is_multiplied_as_it_is_stored(kind: str, dtype: mx.Dtype) -> None:
+    """A quantized base computes its head in float32: no matrix of the adapter is cast to that."""
+    rng = np.random.default_rng(3)
+
+    def normal(*shape: int) -> mx.array:
+        return mx.array(rng.standard_normal(shape, np.float32) / 8).astype(dtype)
+
+    if kind == "whole":
+        change = MatrixChange(normal(40_000, 64), gain=normal(40_000))
+    else:
+        change = MatrixChange(a=normal(64, 32), b=normal(32, 40_000), gain=normal(40_000))
+    wide = {name: one.astype(mx.float32) for name, one in vars(change).items() if one is not None}
+    x, y = mx.ones((1, 1, 64)), normal(1, 1, 40_000).astype(mx.float32)
+    wanted = MatrixChange(**wide)(x, y)
+    largest = max(array.nbytes for array in wide.values())
+    del wide
+    mx.eval(x, y, wanted, *(one for one in vars(change).values() if one is not None))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    found = change(x, y)
+    mx.eval(found)
+    assert mx.get_peak_memory() - before < largest / 2
+    assert found.dtype == mx.float32
+    bound = 0.01 * float(mx.abs(wanted).max())
+    np.testing.assert_allclose(np.array(found), np.array(wanted), atol=bound)
