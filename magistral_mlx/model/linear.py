@@ -203,9 +203,11 @@ def use_adapters(model: nn.Module, adapters: AdapterRows) -> None:
         module.adapters = adapters
 
 
-def matrices_of(model: nn.Module) -> Iterator[tuple[str, Linear, slice]]:
-    """The path of each matrix, with the module and the rows of it that hold the matrix."""
-    for path, module in model.named_modules():
+def matrices_of(model: nn.Module) -> Iterator[tuple[str, Linear | Embedding, slice]]:
+    """The path of each matrix that is multiplied by, with the module and the rows of it that hold
+    the matrix. A tied head is the embedding's."""
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
         if isinstance(module, Projections):
             names = _projection_names(path, module)
             for matrix, group in zip(module.matrices, module.groups, strict=True):
@@ -215,9 +217,11 @@ def matrices_of(model: nn.Module) -> Iterator[tuple[str, Linear, slice]]:
                     start += module.sizes[number]
         elif isinstance(module, Linear) and ".matrices." not in path:
             yield path, module, slice(0, module["weight"].shape[0])
+        elif isinstance(module, Embedding) and HEAD not in modules:
+            yield HEAD, module, slice(0, module["weight"].shape[0])
 
 
-def rows_of(module: Linear, rows: slice) -> mx.array:
+def rows_of(module: Linear | Embedding, rows: slice) -> mx.array:
     """Rows of a module's matrix in float32, (R, in), dequantized where it is quantized."""
     weight, scheme = module["weight"][rows], module._scheme
     if scheme is None:

@@ -107,6 +107,21 @@ def test_peft(folder: Path, tmp_path: Path, name: str) -> None:
         assert_close(our_logits(model, tokens, [picture]), wanted)
 
 
+def test_peft_on_a_tied_head(tmp_path: Path) -> None:
+    """The head changes, and the embedding that it is made of does not."""
+    config = tiny_config(names="new", layers=1, tie_word_embeddings=True)
+    config["tie_word_embeddings"] = True
+    base = write_hf_checkpoint(tmp_path / "base", seed=6, names="new", config=config)
+    reference = trained(base, tmp_path / "adapter", CONFIGS["dora of the head"])
+    tokens = some_text(20)
+    wanted = reference_logits(reference, tokens, [])[-1]
+    model = load(base)
+    assert model.config.text.tie_word_embeddings
+    assert_close(adapted_logits(model, tmp_path / "adapter", tokens, []), wanted)
+    with pytest.raises(AssertionError):
+        assert_close(our_logits(model, tokens, []), wanted)
+
+
 FINE_TUNES: dict[str, tuple[dict[str, Any], bool]] = {
     "lora": ({"rank": 8, "scale": 20.0, "dropout": 0.0}, False),
     "some keys": (

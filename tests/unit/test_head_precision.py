@@ -13,11 +13,14 @@ from mlx.utils import tree_flatten
 
 from magistral_convert import convert
 from magistral_mlx.backend import mx
+from magistral_mlx.checkpoint.adapters.load import load_adapter
+from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.memory.peak import loaded_weights
 from magistral_mlx.model.adapters import MatrixChange
 from magistral_mlx.model.linear import rows_of
+from tests.adapter_files import write_adapter
 from tests.checkpoints import tiny_config, write_hf_checkpoint
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -108,3 +111,22 @@ def test_a_changed_head_is_multiplied_as_it_is_stored(kind: str, dtype: mx.Dtype
     assert found.dtype == mx.float32
     bound = 0.01 * float(mx.abs(wanted).max())
     np.testing.assert_allclose(np.array(found), np.array(wanted), atol=bound)
+
+
+def test_dora_on_a_tied_head(tmp_path: Path) -> None:
+    """Its rows are those of the embedding."""
+    model = load_model(checkpoint(tied=True), mx.float32)
+    module = "base_model.model.lm_head"
+    tensors = {
+        f"{module}.lora_A.weight": np.ones((4, 128), np.float32),
+        f"{module}.lora_B.weight": np.ones((1280, 4), np.float32),
+        f"{module}.lora_magnitude_vector": np.arange(1280, dtype=np.float32),
+    }
+    write_adapter(tmp_path, tensors, use_dora=True)
+    adapter = load_adapter(StoredAdapter.open(tmp_path, model.config), model)
+    h = mx.array(np.random.default_rng(2).standard_normal((1, 2, 128), np.float32))
+    with model.adapters.using([adapter]):
+        found = np.array(model.logits(h))
+    head = np.array(rows_of(head_of(model), slice(None))) + 2 * 4
+    head *= (np.arange(1280) / np.linalg.norm(head, axis=1))[:, None]
+    np.testing.assert_allclose(found, np.array(h) @ head.T, rtol=1e-4, atol=1e-2)
