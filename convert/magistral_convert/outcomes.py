@@ -25,7 +25,8 @@ _TENSORS, _PLACES, _ROWS = 4, 4, 16
 class Outcome:
     """Tensors of one stored type that become the same.
 
-    `error` is the root mean square of the differences, as a share of that of the weights.
+    `error` is the root mean square of the differences, as a share of that of the weights; None
+    where the source's files are not on this machine.
     """
 
     kind: str
@@ -34,11 +35,13 @@ class Outcome:
     parameters: int
     source_bytes: int
     output_bytes: int
-    error: float
+    error: float | None
 
 
 def outcomes(plan: ConversionPlan) -> list[Outcome]:
     """Return the converted form of each type, largest first, judged by some rows of each.
+
+    No rows are read unless all files are on this machine.
 
     Raises:
         CheckpointError: a source file cannot be read.
@@ -46,11 +49,13 @@ def outcomes(plan: ConversionPlan) -> list[Outcome]:
     groups: dict[tuple[str, str], list[TensorConversion]] = {}
     for tensor in plan.tensors:
         groups.setdefault((_kind(tensor), _what(tensor)), []).append(tensor)
-    found = [_outcome(kind, done, tensors) for (kind, done), tensors in groups.items()]
+    here = all(file.exists() for file in {file for t in plan.tensors for file in t.files})
+    found = [_outcome(kind, done, ts, judged=here) for (kind, done), ts in groups.items()]
     return sorted(found, key=lambda outcome: -outcome.parameters)
 
 
-def _outcome(kind: str, done: str, tensors: list[TensorConversion]) -> Outcome:
+def _outcome(kind: str, done: str, tensors: list[TensorConversion], *, judged: bool) -> Outcome:
+    sample = tensors[:: max(1, len(tensors) // _TENSORS)][:_TENSORS]
     return Outcome(
         kind,
         done,
@@ -58,7 +63,7 @@ def _outcome(kind: str, done: str, tensors: list[TensorConversion]) -> Outcome:
         parameters=sum(tensor.rows * tensor.columns for tensor in tensors),
         source_bytes=sum(tensor.source_bytes for tensor in tensors),
         output_bytes=sum(tensor.nbytes for tensor in tensors),
-        error=_error(tensors[:: max(1, len(tensors) // _TENSORS)][:_TENSORS]),
+        error=_error(sample) if judged else None,
     )
 
 

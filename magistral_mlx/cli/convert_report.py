@@ -15,7 +15,7 @@ from rich.table import Table
 from magistral_convert import Conversion
 from magistral_convert.calibration.facts import Quality
 from magistral_convert.calibration.imatrix import by_part
-from magistral_convert.outcomes import outcomes
+from magistral_convert.outcomes import Outcome, outcomes
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.summary import summarize
 from magistral_mlx.cli.terminal import print_wide, write
@@ -40,6 +40,7 @@ def headline(conversion: Conversion) -> str:
 def print_plan(conversion: Conversion) -> None:
     """A table of sizes by part of the model, and the disk that it takes."""
     plan = conversion.plan
+    becoming = outcomes(plan) if shows_types(conversion) else []
     table = Table("part", box=None, pad_edge=False)
     for heading in ("parameters", "before", "after", "bits a weight"):
         table.add_column(heading, justify="right")
@@ -61,9 +62,11 @@ def print_plan(conversion: Conversion) -> None:
     )
     print_wide(table)
     console = Console(highlight=False, soft_wrap=True)
-    if shows_types(conversion):
+    if becoming:
         console.print()
-        print_wide(_types(plan))
+        print_wide(_types(becoming))
+        if not _judged(becoming):
+            console.print("The error of each type is told once the source is on this machine.")
     if conversion.options.has_target:
         console.print()
         print_wide(_bits(plan))
@@ -116,30 +119,38 @@ def _bits(plan: ConversionPlan) -> Table:
 
 
 def shows_types(conversion: Conversion) -> bool:
-    """Whether tensors are stored in several ways, so that what becomes of each is worth telling;
-    their files are here, so that it can be told."""
+    """Whether tensors are stored in several ways, so that what becomes of each is worth telling."""
     return any(tensor.is_quantized for tensor in conversion.plan.tensors)
 
 
-def _types(plan: ConversionPlan) -> Table:
-    """Return a table of the stored form of each tensor type, its error and size."""
+def _types(becoming: list[Outcome]) -> Table:
+    """Return a table of the stored form of each tensor type, its size and, if known, its error."""
     table = Table("type", "what is done", box=None, pad_edge=False)
-    for heading in ("tensors", "before", "after", "error"):
+    judged = _judged(becoming)
+    for heading in ("tensors", "before", "after", *(["error"] if judged else [])):
         table.add_column(heading, justify="right")
-    for outcome in outcomes(plan):
+    for outcome in becoming:
         table.add_row(
             outcome.kind,
             outcome.done,
             str(outcome.tensors),
             _gb(outcome.source_bytes),
             _gb(outcome.output_bytes),
-            f"{outcome.error:.2%}"
-            if outcome.error >= 5e-5
-            else f"{outcome.error:.0e}"
-            if outcome.error
-            else "none",
+            *([] if outcome.error is None else [_share(outcome.error)]),
         )
     return table
+
+
+def _judged(becoming: list[Outcome]) -> bool:
+    """Whether the errors are known."""
+    return all(outcome.error is not None for outcome in becoming)
+
+
+def _share(error: float) -> str:
+    """An error as a person reads it."""
+    if error >= 5e-5:
+        return f"{error:.2%}"
+    return f"{error:.0e}" if error else "none"
 
 
 def print_json(

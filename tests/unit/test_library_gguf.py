@@ -22,6 +22,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import ModelNotFound
 from magistral_mlx.hub.gguf import label_of, parse_gguf, select_model
 from magistral_mlx.library import find_models, locate
+from tests import command_line
 from tests.checkpoints import random_weights, tiny_config, write_tekken
 from tests.fake_hub import FakeHub
 from tests.gguf_files import everything, write_mmproj, write_text_gguf
@@ -210,6 +211,23 @@ def test_a_plan_reads_headers_only(hub: FakeHub, tmp_path: Path):
     assert checkpoint.nbytes > 0
     blobs = (tmp_path / "hf/hub").rglob("blobs/*")
     assert max(blob.stat().st_size for blob in blobs) < 100_000  # small files
+
+
+def test_a_dry_run_reads_headers_only_and_tells_types_without_their_error(
+    hub: FakeHub, tmp_path: Path
+):
+    words = ("convert", f"{REPO}:Q4_0", "-o", str(tmp_path / "out"), "--dry-run")
+    done = command_line.run(*words)
+    assert done.status == 0, done.stderr
+    shown = done.stdout.decode()
+    (kind,) = [line for line in shown.splitlines() if line.startswith("Q4_0")]
+    assert "codes as they are, 4 bits in groups of 32" in kind and "%" not in kind
+    assert "The error of each type is told once the source is on this machine." in shown
+    assert f"Output: {tmp_path / 'out'}, 1 file(s)" in shown
+    figures = json.loads(command_line.run(*words, "--mode", "none", "--json").stdout)
+    errors = {kind["kind"]: kind["error"] for kind in figures["types"]}
+    assert errors == {"Q4_0": None, "F16": None, "F32": None}
+    assert all(request.range for request in hub.downloads(f"{STEM}-Q4_0.gguf"))
 
 
 def test_a_conversion_downloads_each_file_and_keeps_none(hub: FakeHub, tmp_path: Path):
