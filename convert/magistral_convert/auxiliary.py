@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from magistral_mlx.checkpoint.folder import Layout
 from magistral_mlx.errors import TokenizerError
 from magistral_mlx.hub import find_system_prompt, find_tokenizer
 
@@ -25,12 +26,13 @@ _COPIED = (
 _SPECIAL_IDS = {"bos_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"}
 
 
-def auxiliary_files(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
+def auxiliary_files(folder: Path, tokenizer: str | None, layout: Layout) -> dict[str, bytes]:
     """Return file name -> content of the files beside the weights, without the configuration.
 
     Args:
         folder: the folder of the source, or its GGUF file.
         tokenizer: a file, folder or repository that gives tekken.json instead of the source.
+        layout: of the source. The system prompt of a GGUF model may stand beside the tokenizer.
 
     Raises:
         TokenizerError: tekken.json is missing or damaged.
@@ -40,7 +42,7 @@ def auxiliary_files(folder: Path, tokenizer: str | None) -> dict[str, bytes]:
     files = {"tekken.json": tekken.read_bytes()}
     special = _special_tokens(tekken, files["tekken.json"])
     prompt = find_system_prompt(folder)
-    if prompt is None and folder.is_file():  # a GGUF file, which comes alone
+    if prompt is None and layout == "gguf":
         beside = tekken.with_name("SYSTEM_PROMPT.txt")
         prompt = beside if beside.is_file() else None
     if prompt:

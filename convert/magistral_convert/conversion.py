@@ -33,6 +33,7 @@ from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import OutOfMemory
+from magistral_mlx.files import user_path
 from magistral_mlx.hub.adapters import locate_adapter
 from magistral_mlx.memory.machine import this_machine
 
@@ -181,7 +182,10 @@ def check(conversion: Conversion) -> None:
         StorageError: too little disk space.
         OutOfMemory: calibration needs more memory than there is.
     """
-    check_target(conversion.target, conversion.source.folder, force=conversion.options.force)
+    sources, mmproj = [conversion.source.folder], conversion.options.mmproj
+    if mmproj:
+        sources.append(user_path(mmproj))
+    check_target(conversion.target, sources, force=conversion.options.force)
     check_free_space(conversion.space_needed)
     peak, most = conversion.peak_bytes, this_machine().limit
     if peak is not None and peak > most:
@@ -202,7 +206,7 @@ def run(conversion: Conversion, on_progress: OnConversionProgress | None = None)
 
     source, target, options = conversion.source, conversion.target, conversion.options
     check(conversion)
-    files = auxiliary_files(source.folder, options.tokenizer)
+    files = auxiliary_files(source.folder, options.tokenizer, source.checkpoint.layout)
     text = None
     if conversion.calibrates:
         text = conversion.text or read_text(source, options)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from magistral_convert.options import Downloading, OnConversionProgress
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout
 from magistral_mlx.checkpoint.gguf.checkpoint import gguf_model
-from magistral_mlx.checkpoint.gguf.header import GgufFile
+from magistral_mlx.checkpoint.gguf.header import GgufFile, read_gguf
 from magistral_mlx.config_files import read_config
 from magistral_mlx.hub import RemoteFile, RemoteModel, download_file
 from magistral_mlx.hub.cache import remember_commit, snapshot_folder
@@ -35,22 +36,32 @@ class HubSource:
     @property
     def identity(self) -> str:
         weights = [(file.name, file.size, file.etag) for file in self._files.values()]
-        return json.dumps([self.model.ref.repo, self.model.commit, weights])
+        own = file_stamps(self._own_files)
+        return json.dumps([self.model.ref.repo, self.model.commit, weights, own])
+
+    @property
+    def _own_files(self) -> list[Path]:
+        """Weight files that the user has named, such as a vision tower."""
+        return [file for file in self.checkpoint.files if file not in self._files]
 
     def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
         def report(done: int, total: int) -> None:
             if on_progress:
                 on_progress(Downloading(file.name, done, total))
 
-        remote = self._files[file]
+        remote = self._files.get(file)
+        if remote is None:
+            return
         depth = remote.name.count("/")  # of a GGUF model whose files have a folder of their own
         directory = None if self.keep else file.parents[depth]
         download_file(self.model, remote, directory, on_progress=report)
 
     def release(self, file: Path) -> None:
+        if file not in self._files:
+            return
         if not self.keep:
             file.unlink(missing_ok=True)
-        elif all(path.exists() for path in self._files):
+        elif not self._own_files and all(path.exists() for path in self._files):
             remember_commit(self.model.ref, self.model.commit)  # so the cache finds it by name
 
     def space_needed(self) -> tuple[Path, int]:
@@ -61,6 +72,12 @@ class HubSource:
         # One shard at a time, and those that hold scales of weights in another one.
         shared = sum(missing.get(file, 0) for file in _files_of_split_scales(self.checkpoint))
         return place, min(max(missing.values(), default=0) + shared, sum(missing.values()))
+
+
+def file_stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return path, size and time of change of files on this machine."""
+    stats = ((file.resolve(), file.stat()) for file in files)
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def _files_of_split_scales(checkpoint: Checkpoint) -> set[Path]:
@@ -100,8 +117,17 @@ def open_remote(model: RemoteModel, downloads: Path, *, keep: bool) -> HubSource
     return HubSource(model, folder, checkpoint, keep, files)
 
 
-def open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubSource:
-    """Read the headers of a GGUF model, without its weights, and download the small files."""
+def open_remote_gguf(
+    found: RemoteGguf, downloads: Path, *, keep: bool, mmproj: Path | None = None
+) -> HubSource:
+    """Read the headers of a GGUF model, without its weights, and download the small files.
+
+    `mmproj` is a file on this machine that takes the place of the repository's vision tower.
+    """
+    given = read_gguf(mmproj) if mmproj else None
+    if given:
+        others = tuple(file for file in found.model.files if file != found.mmproj)
+        found = replace(found, model=replace(found.model, files=others), mmproj=None)
     model = found.model
     parts, tower = read_remote_gguf(found)
     for file in model.files:
@@ -114,7 +140,7 @@ def open_remote_gguf(found: RemoteGguf, downloads: Path, *, keep: bool) -> HubSo
     if tower and found.mmproj:
         path = place / found.mmproj.name
         tower, files[path] = _moved(tower, path), found.mmproj
-    read = gguf_model(Path(str(model.ref)), headers, tower)
+    read = gguf_model(Path(str(model.ref)), headers, given or tower)
     return HubSource(model, folder, Checkpoint.from_gguf(read), keep, files)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from magistral_convert.hub_source import open_remote, open_remote_gguf
+from magistral_convert.hub_source import file_stamps, open_remote, open_remote_gguf
 from magistral_convert.options import UNQUANTIZED, ConvertOptions, OnConversionProgress
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.gguf.checkpoint import open_gguf
@@ -19,15 +19,10 @@ from magistral_mlx.checkpoint.header import FLOATS, StoredTensor
 from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config_files import read_json
 from magistral_mlx.errors import CheckpointError, InvalidOption
-from magistral_mlx.hub import (
-    parse_repo,
-    remote_files,
-)
+from magistral_mlx.files import user_path
+from magistral_mlx.hub import parse_repo, remote_files
 from magistral_mlx.hub.base_models import local_base_models
-from magistral_mlx.hub.cache import (
-    cached_snapshot,
-    repo_of_snapshot,
-)
+from magistral_mlx.hub.cache import cached_snapshot, repo_of_snapshot
 from magistral_mlx.hub.gguf import cached_gguf, parse_gguf, remote_gguf
 from magistral_mlx.library import locate, path_of
 from magistral_mlx.paths import DEMO
@@ -87,12 +82,15 @@ def open_source(
     """
     options = options or ConvertOptions()
     text = os.fspath(name)
+    mmproj = _mmproj(options)
     here = text == DEMO or path_of(text) is not None
     ref, wanted = (None, None) if here else (parse_repo(text), parse_gguf(text))
     cached = cached_snapshot(ref) if ref else None
     source: Source
     if wanted and not cached_gguf(wanted):
-        source = open_remote_gguf(remote_gguf(wanted), downloads, keep=options.keep_source)
+        source = open_remote_gguf(
+            remote_gguf(wanted), downloads, keep=options.keep_source, mmproj=mmproj
+        )
     elif ref and not cached:
         source = open_remote(remote_files(ref), downloads, keep=options.keep_source)
     else:
@@ -101,7 +99,7 @@ def open_source(
         if gguf is None:
             source = FolderSource(folder, Checkpoint.open(folder))
         else:
-            source = GgufSource(gguf, Checkpoint.from_gguf(open_gguf(gguf, _mmproj(options))))
+            source = GgufSource(gguf, Checkpoint.from_gguf(open_gguf(gguf, mmproj)))
     if options.mmproj and source.checkpoint.layout != "gguf":
         raise InvalidOption(
             f"--mmproj goes with a GGUF model, and {text} is none. Leave it out: the vision tower "
@@ -114,7 +112,7 @@ def open_source(
 def _mmproj(options: ConvertOptions) -> Path | None:
     if options.mmproj is None:
         return None
-    path = Path(options.mmproj).expanduser()
+    path = user_path(options.mmproj)
     if not path.is_file():
         raise InvalidOption(f"--mmproj {options.mmproj} is no file. Name a GGUF one.")
     return path
@@ -140,11 +138,7 @@ class FolderSource:
 
     @property
     def identity(self) -> str:
-        stats = [
-            (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-            for file in self.checkpoint.files
-        ]
-        return json.dumps([str(self.folder.resolve()), stats])
+        return json.dumps([str(self.folder.resolve()), file_stamps(self.checkpoint.files)])
 
     def fetch(self, file: Path, on_progress: OnConversionProgress | None) -> None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from magistral_convert.options import UNQUANTIZED, ConvertOptions
@@ -57,25 +58,27 @@ def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
     return kept if any(map(is_quantized, kinds)) else options.label
 
 
-def check_target(target: Path, source: Path, *, force: bool) -> None:
+def check_target(target: Path, sources: Iterable[Path], *, force: bool) -> None:
     """Check that the output folder may be written, and the one beside it in which it is prepared.
 
     Raises:
         TargetExists: something is there that may not be replaced.
-        InvalidOption: the target is the source, one lies in the other, or the source would be
-            deleted with the folder in which the target is prepared.
+        InvalidOption: the target is a source, one lies in the other, or a source would be deleted
+            with the folder in which the target is prepared.
     """
-    here, there = target.resolve(), source.resolve()
-    if _is_in(here, there) or _is_in(there, here):
-        raise InvalidOption(
-            f"the output {target} and the source {source} overlap. Choose another folder with -o."
-        )
     staging = staging_path(target)
-    if _is_in(there, Path(os.path.realpath(staging))):
-        raise InvalidOption(
-            f"the output {target} is prepared in {staging}, and the source {source} is there. "
-            "Choose another folder with -o."
-        )
+    for source in sources:
+        here, there = target.resolve(), source.resolve()
+        if _is_in(here, there) or _is_in(there, here):
+            raise InvalidOption(
+                f"the output {target} and the source {source} overlap. Choose another folder with "
+                "-o."
+            )
+        if _is_in(there, Path(os.path.realpath(staging))):
+            raise InvalidOption(
+                f"the output {target} is prepared in {staging}, and the source {source} is there. "
+                "Choose another folder with -o."
+            )
     check_staging(staging)
     if not target.exists():
         return

@@ -19,11 +19,11 @@ from magistral_convert import (
 )
 from magistral_convert.source import read_headers
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import ModelNotFound
+from magistral_mlx.errors import InvalidOption, ModelNotFound
 from magistral_mlx.hub.gguf import label_of, parse_gguf, select_model
 from magistral_mlx.library import find_models, locate
 from tests import command_line
-from tests.checkpoints import random_weights, tiny_config, write_tekken
+from tests.checkpoints import Weights, random_weights, tiny_config, write_tekken
 from tests.fake_hub import FakeHub
 from tests.gguf_files import everything, write_mmproj, write_text_gguf
 from tests.unit.test_gguf_checkpoint import split
@@ -51,9 +51,9 @@ def model(path: Path, kind: str = "Q4_0", **metadata: Any) -> Path:
     return path
 
 
-def tower(path: Path) -> Path:
+def tower(path: Path, weights: Weights = WEIGHTS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_mmproj(path, CONFIG, WEIGHTS, everything("F16"))
+    write_mmproj(path, CONFIG, weights, everything("F16"))
     return path
 
 
@@ -237,6 +237,37 @@ def test_a_conversion_downloads_each_file_and_keeps_none(hub: FakeHub, tmp_path:
     assert convert(f"{REPO}:Q4_0").name == "Magistral-Small-2509-Q4_0"
     assert prepare(f"{REPO}:BF16").target.name == "Magistral-Small-2509-BF16-4bit"
     assert not list((tmp_path / "hf").rglob("*.gguf"))
+
+
+def test_a_vision_tower_that_is_named_takes_the_place_of_the_repositorys(
+    hub: FakeHub, tmp_path: Path
+):
+    options = ConvertOptions(mmproj=str(tmp_path / "missing.gguf"))
+    with pytest.raises(InvalidOption, match=r"--mmproj .*missing\.gguf is no file"):
+        prepare(f"{REPO}:Q4_0", None, options)
+    own = tower(tmp_path / "own.gguf", random_weights(CONFIG, seed=5))
+    options = ConvertOptions(mmproj=str(own))
+    target = convert(f"{REPO}:Q4_0", tmp_path / "out", options)
+    assert own.is_file()
+    assert hub.downloads("mmproj-F16.gguf") == []
+    file = tmp_path / "repo" / f"{STEM}-Q4_0.gguf"
+    expected = convert(file, tmp_path / "expected", options)
+    shard = "model-00001-of-00001.safetensors"
+    assert (target / shard).read_bytes() == (expected / shard).read_bytes()
+    (tmp_path / "new.partial").mkdir()
+    inside = own.rename(tmp_path / "new.partial" / "own.gguf")
+    with pytest.raises(InvalidOption, match="is prepared in"):
+        convert(f"{REPO}:Q4_0", tmp_path / "new", ConvertOptions(mmproj=str(inside)))
+
+
+def test_the_system_prompt_beside_a_tokenizer_that_is_named_is_taken(hub: FakeHub, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    for name in ("tekken.json", "SYSTEM_PROMPT.txt"):
+        (tmp_path / "repo" / name).rename(tmp_path / "mine" / name)
+    hub.add(REPO, tmp_path / "repo")
+    options = ConvertOptions(tokenizer=str(tmp_path / "mine"))
+    target = convert(f"{REPO}:Q4_0", None, options)
+    assert (target / "SYSTEM_PROMPT.txt").read_text() == "Think."
 
 
 def test_a_conversion_of_another_type_does_not_go_on_with_the_one_before(
