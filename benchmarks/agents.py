@@ -246,14 +246,14 @@ class Codex(Agent):
     name = "codex"
 
     def prepare(self) -> None:
-        (self.home / "config.toml").write_text(
-            'model = "model"\nmodel_provider = "magistral"\n\n[model_providers.magistral]\n'
-            f'name = "magistral-mlx"\nbase_url = "{self.url}/v1"\nwire_api = "responses"\n'
-        )
+        served = Served(self.url, "model", CONTEXT, images=False, thinks=True, key="none")
+        (self.home / "magistral.config.toml").write_text(CLIENTS[self.name](served))
 
     def words(self, prompt: str, *, resume: bool) -> list[str]:
         begin = ["exec", "resume", "--last"] if resume else ["exec"]
         return [
+            "--profile",
+            "magistral",
             *begin,
             "--dangerously-bypass-approvals-and-sandbox",
             "--skip-git-repo-check",

@@ -69,7 +69,8 @@ def _codex(served: Served) -> str:
     if served.key != "none":
         key = 'env_key = "MAGISTRAL_MLX_API_KEY"  # export it with the key\n'
     return f"""\
-# Codex CLI: in ~/.codex/config.toml.
+# Codex CLI: in ~/.codex/magistral.config.toml, a profile; config.toml stays as it is.
+# codex --profile magistral
 model = {json.dumps(served.model)}
 model_provider = "magistral"
 model_context_window = {served.context}
@@ -103,7 +104,10 @@ def _opencode(served: Served) -> str:
         "model": f"magistral/{served.model}",
         "provider": {"magistral": provider},
     }
-    return "// OpenCode: in ~/.config/opencode/opencode.jsonc.\n" + _json(config)
+    return (
+        "// OpenCode: in ~/.config/opencode/magistral.jsonc, merged with opencode.jsonc by\n"
+        "// OPENCODE_CONFIG=~/.config/opencode/magistral.jsonc opencode\n" + _json(config)
+    )
 
 
 def _zed(served: Served) -> str:
@@ -125,7 +129,7 @@ def _zed(served: Served) -> str:
         "agent": {"default_model": {"provider": "magistral-mlx", "model": served.model}},
     }
     return (
-        "// Zed: in settings.json, with the key in the environment:\n"
+        "// Zed: in settings.json, within the braces that are there; the key in the environment:\n"
         f"// MAGISTRAL_MLX_API_KEY={served.key}\n" + _json(config)
     )
 
@@ -133,7 +137,8 @@ def _zed(served: Served) -> str:
 def _continue(served: Served) -> str:
     able = ["tool_use", *(["image_input"] if served.images else [])]
     return f"""\
-# Continue: in ~/.continue/config.yaml.
+# Continue: in ~/.continue/config.yaml; into one that exists, the entry of models alone.
+# On the command line a file of its own will do: cn --config FILE
 name: magistral-mlx
 version: 1.0.0
 schema: v1
@@ -178,9 +183,9 @@ def _aider(served: Served) -> str:
 # aider: in the shell that starts it.
 export OPENAI_API_BASE={served.url}/v1
 export OPENAI_API_KEY={served.key}
-cat > ~/.aider.model.metadata.json <<'END'
+cat > ~/.aider.magistral.json <<'END'
 {_json(metadata)}END
-aider --model {quote(f"openai/{served.model}")}
+aider --model-metadata-file ~/.aider.magistral.json --model {quote(f"openai/{served.model}")}
 """
 
 

@@ -32,6 +32,14 @@ def test_codex_gets_toml():
     assert "env_key" not in CLIENTS["codex"](SERVED)
 
 
+def test_a_configuration_that_exists_stays_as_it_is():
+    codex, opencode, aider = (CLIENTS[name](SERVED) for name in ("codex", "opencode", "aider"))
+    assert "in ~/.codex/magistral.config.toml" in codex and "codex --profile magistral" in codex
+    assert "\n// OPENCODE_CONFIG=~/.config/opencode/magistral.jsonc opencode\n" in opencode
+    [written] = re.findall(r"^cat > (\S+)", aider, flags=re.MULTILINE)
+    assert f"--model-metadata-file {written} " in aider and "magistral" in written
+
+
 def test_opencode_and_zed_get_json_with_what_the_model_can():
     for served in (SERVED, TEXT_ONLY):
         opencode = json_of(CLIENTS["opencode"](served))
