@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from magistral_mlx.api.options import ThinkingOption
+from magistral_mlx.api.options import Options, ThinkingOption
 from magistral_mlx.chat.messages import Tool
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.request_body import JSONObject, RequestSchema
@@ -216,6 +216,21 @@ def tool_options(
         "tools": [_tool(each) for each in functions if names is None or each.name in names],
         "tool_choice": choice,
     }
+
+
+def with_form(options: dict[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with the form of the text, given as options too.
+
+    Where a call is required the answer has no text: the form is checked, and holds for none.
+
+    Raises:
+        InvalidOption: a form that is none.
+    """
+    given = {name: value for name, value in form.items() if value is not None}
+    if options.get("tool_choice") != "required":
+        return options | given
+    Options(**given)
+    return options
 
 
 def _tool(function: FunctionSchema) -> Tool:

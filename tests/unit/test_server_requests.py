@@ -31,6 +31,7 @@ TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
 OTHER = {"type": "function", "function": {"name": "g"}}
 TEXT: dict[str, Any] = {"type": "text"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "s"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
 
 
@@ -155,6 +156,27 @@ def test_calls_that_are_required_leave_no_room_for_a_form():
     options = chat(tools=[TOOL], tool_choice="required", response_format=SCHEMA)
     assert options.json_schema is None and options.tool_choice == "required"
     assert chat(tools=[TOOL], response_format=SCHEMA).json_schema is not None
+    assert chat(tools=[TOOL], tool_choice="required", regex="a").regex is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"response_format": SCHEMA, "regex": "a"}, "response_format and regex exclude each"),
+        ({"regex": "a", "choice": ["b"]}, "exclude each other"),
+        ({"response_format": NO_SCHEMA}, "schema is missing"),
+        ({"structured_outputs": {"structural_tag": {}}}, "structural_tag is not supported"),
+        ({"choice": []}, "choice"),
+        ({"json_schema": "{"}, "json_schema"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("choice", ["auto", "required", TOOL])
+def test_forms_are_checked_where_a_call_is_required_too(
+    fields: dict[str, Any], told: str, choice: Any
+):
+    with pytest.raises((BadRequest, InvalidOption), match=told):
+        chat(tools=[TOOL], tool_choice=choice, **fields)
 
 
 def test_choices_that_cannot_be_met_are_refused():
@@ -162,12 +184,8 @@ def test_choices_that_cannot_be_met_are_refused():
         chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "x"}})
     with pytest.raises(InvalidOption, match="no tools"):
         chat(tool_choice="required")
-    with pytest.raises(BadRequest, match="exclude each other"):
-        chat(regex="a", choice=["b"])
     with pytest.raises(BadRequest, match="it may hold 16"):
         chat(stop=["a"] * 17)
-    with pytest.raises(BadRequest, match=r"schema is missing"):
-        chat(response_format={"type": "json_schema", "json_schema": {"name": "s"}})
     with pytest.raises(BadRequest, match=r"tool_choice\.name is missing"):
         message(tools=[{"name": "f", "input_schema": {}}], tool_choice={"type": "tool"})
 

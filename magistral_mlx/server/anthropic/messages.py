@@ -41,6 +41,7 @@ from magistral_mlx.server.request_translation import (
     own_names,
     thinking_of,
     tool_options,
+    with_form,
 )
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
@@ -158,8 +159,7 @@ def message_options(request: CountRequest) -> Options:
         "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
     }
     wanted = request.output_config.format if request.output_config else None
-    if wanted is not None and options.get("tool_choice") != "required":
-        options["json_schema"] = wanted.schema_
+    options = with_form(options, {"json_schema": wanted.schema_ if wanted else None})
     if isinstance(request, MessageRequest):
         options |= {
             "max_tokens": request.max_tokens,

@@ -40,6 +40,7 @@ from magistral_mlx.server.request_translation import (
     continue_last,
     own_names,
     tool_options,
+    with_form,
 )
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.sse import stream_of
@@ -151,9 +152,7 @@ def chat_options(request: ChatRequest) -> Options:
         options["seed"] = seed_option(request.random_seed)
     if request.prompt_mode == "reasoning":
         options["ask_for_thinking"] = True
-    options |= _tool_options(request)
-    if options.get("tool_choice") != "required":  # then the answer holds calls only
-        options |= _answer_options(request)
+    options = with_form(options | _tool_options(request), _answer_options(request))
     options = {name: value for name, value in options.items() if value is not None}
     return Options(**options).seeded()
 

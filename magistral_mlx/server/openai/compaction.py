@@ -16,7 +16,11 @@ from magistral_mlx.server.openai.item_lists import item_dict
 from magistral_mlx.server.openai.response_format import response_usage
 from magistral_mlx.server.openai.response_items import InputMessage
 from magistral_mlx.server.openai.response_object import ResponseUsage
-from magistral_mlx.server.openai.response_request import encode_text, response_messages
+from magistral_mlx.server.openai.response_request import (
+    check_unsupported,
+    encode_text,
+    response_messages,
+)
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
 from magistral_mlx.server.openai.responses import RequestConversation
 from magistral_mlx.server.openapi_examples import COMPACT_EXAMPLES
@@ -55,6 +59,7 @@ async def compact(
     The user's messages stay as they are.
     """
     service: GenerationService = request.app.state.service
+    check_unsupported(body)
     conversation = RequestConversation(store_of(request), body, len(await request.body()))
     asked = InputMessage(role="user", content=_ASK)
     exchange = service.answer(

@@ -41,6 +41,7 @@ from magistral_mlx.server.request_translation import (
     image_part,
     text_part,
     thinking_of,
+    with_form,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -117,7 +118,7 @@ def response_options(request: ResponseRequest) -> Options:
     Raises:
         InvalidOption, BadRequest: values that are unsupported, out of range, or exclude each other.
     """
-    _check_unsupported(request)
+    check_unsupported(request)
     effort = request.reasoning.effort if request.reasoning else None
     options = {
         "max_tokens": request.max_output_tokens,
@@ -131,8 +132,7 @@ def response_options(request: ResponseRequest) -> Options:
         "parallel_tool_calls": request.parallel_tool_calls,
         "overflow": "drop" if request.truncation == "auto" else "error",
     } | ResponseTools(request.tools).options(request)
-    if options.get("tool_choice") != "required":
-        options["json_schema"] = _schema(request)
+    options = with_form(options, {"json_schema": _schema(request)})
     return Options(**{name: value for name, value in options.items() if value is not None}).seeded()
 
 
@@ -167,7 +167,18 @@ def _parts_of(part: _Shown) -> list[Part]:
             return [text_part(part.text)]
 
 
-def _check_unsupported(request: ResponseRequest) -> None:
+def check_unsupported(request: ResponseRequest) -> None:
+    """Check that the request asks for nothing that this server lacks.
+
+    Raises:
+        BadRequest: it does, or names two conversations.
+    """
+    if request.prompt is not None:
+        raise BadRequest(
+            "prompt is not supported: this server keeps no prompts of yours. Send what it says as "
+            "instructions and input.",
+            param="prompt",
+        )
     if request.background:
         raise BadRequest(
             "background is not supported: wait for the response, or stream it.", param="background"

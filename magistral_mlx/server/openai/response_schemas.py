@@ -206,6 +206,9 @@ class ResponseRequest(RequestBody):
         Field(description="auto leaves out the oldest turns where the context is too small."),
     ] = None
     background: Annotated[bool | None, Field(description="Refused if true.")] = None
+    prompt: Annotated[
+        Any, Field(description="Refused: no prompts are kept. Send instructions and input.")
+    ] = None
     conversation: Annotated[
         str | ConversationReference | None,
         Field(

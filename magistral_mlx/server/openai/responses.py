@@ -131,9 +131,10 @@ async def count_input_tokens(
 ) -> InputTokens:
     """Tokens of the prompt, images and tools included. The model need not be loaded for it."""
     service: GenerationService = request.app.state.service
+    options = response_options(body)
     conversation = RequestConversation(store_of(request), body, len(await request.body()))
     messages = await asyncio.to_thread(response_messages, conversation.items, body.instructions)
-    tokens = await service.count(request, body.model, messages, response_options(body))
+    tokens = await service.count(request, body.model, messages, options)
     return InputTokens(input_tokens=tokens)
 
 

@@ -194,10 +194,14 @@ def test_a_call_that_was_cut_short_is_not_stored(client: openai.OpenAI):
     assert after.status == "incomplete"  # and not refused
 
 
-def test_what_is_not_supported_is_refused_in_words(client: openai.OpenAI):
-    with pytest.raises(openai.BadRequestError) as refused:
-        respond(client, background=True)
-    assert refused.value.param == "background"
+@pytest.mark.parametrize("fields", [{"background": True}, {"prompt": {"id": "pmpt_x"}}], ids=str)
+def test_what_is_not_supported_is_refused_in_words(client: openai.OpenAI, fields: dict[str, Any]):
+    [name] = fields
+    for path in ("/responses", "/responses/compact", "/responses/input_tokens"):
+        for body in (fields, fields | {"input": SUM}):
+            with pytest.raises(openai.BadRequestError, match=f"{name} is not") as refused:
+                client.post(path, cast_to=object, body=body)
+            assert refused.value.param == name
 
 
 def test_a_long_prompt_is_told_of_while_it_is_read(client: openai.OpenAI):
