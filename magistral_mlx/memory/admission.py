@@ -27,7 +27,8 @@ class Reservation:
 
     held: capacity of its caches. promised: capacity it may rely on. most: prompt and output at
     their longest. prefill: temporary bytes of one prefill step. features: bytes of its images'
-    features during prefill. asked: the length was requested, so all of it is promised.
+    features during prefill. tower: bytes of the vision tower during prefill, where its images need
+    one that the plan does not include. asked: the length was requested, so all of it is promised.
     """
 
     held: int
@@ -35,6 +36,7 @@ class Reservation:
     most: int
     prefill: int = 0
     features: int = 0
+    tower: int = 0
     asked: bool = False
 
     def short(self, length: int) -> bool:
@@ -53,7 +55,7 @@ class Reservation:
 
     def prefilled(self) -> Reservation:
         """Return the reservation after prefill."""
-        return replace(self, prefill=0, features=0)
+        return replace(self, prefill=0, features=0, tower=0)
 
 
 class Budget:
@@ -93,13 +95,12 @@ class Budget:
         shape = Shape(prompt, 0, plan.chunk, tuple(images))
         prefill = prefill_bytes(plan.model.config, plan.scheme, shape, plan.profile)
         features = feature_bytes(plan.model.config, shape, plan.profile)
-        if images and not plan.peak.vision:
-            prefill += plan.model.weights.vision  # the plan does not include the tower
+        tower = plan.model.weights.vision if images and not plan.peak.vision else 0
         held = prompt + min(limit, RESERVED)
         # In a small context a request without a limit is promised less, or it would block others.
         open_ended = max(RESERVED, min(_OPEN, plan.context // 4))
         promised = prompt + (limit if asked else min(limit, open_ended))
-        return Reservation(held, promised, prompt + limit, prefill, features, asked)
+        return Reservation(held, promised, prompt + limit, prefill, features, tower, asked)
 
     def fits(self, reservations: Sequence[Reservation]) -> bool:
         """Whether requests with these reservations, oldest first, can all be finished."""
@@ -140,11 +141,12 @@ class Budget:
 
     def _passing(self, reservations: Sequence[Reservation]) -> int:
         """Temporary bytes shared by all requests: the largest of a prefill step, and a decoding
-        pass in which a layer's cache grows; plus the features of images during prefill.
+        pass in which a layer's cache grows; plus the features of images during prefill, and the
+        vision tower where the plan does not include it.
         """
         growing = max((self.cache(reservation.promised) for reservation in reservations), default=0)
         layer = growing // self._text.num_hidden_layers
         together = layer + pass_bytes(self._text, len(reservations), self._plan.profile)
-        return max([together, *(reservation.prefill for reservation in reservations)]) + sum(
-            reservation.features for reservation in reservations
-        )
+        work = max([together, *(reservation.prefill for reservation in reservations)])
+        tower = max((reservation.tower for reservation in reservations), default=0)
+        return work + tower + sum(reservation.features for reservation in reservations)

@@ -174,6 +174,12 @@ class ModelRunner:
             self._model.drop_vision()
         free_memory()
 
+    def drop_unplanned_tower(self) -> None:
+        """Drop the vision tower if it is in memory, and not in the plan."""
+        if self.model.vision_loaded and not self.plan.peak.vision:
+            self.model.drop_vision()
+            free_memory()
+
     def keep_some(self) -> bool:
         """Hand something to the disk, if there is one -> whether to go on with that."""
         return self._prefixes is not None and self._prefixes.write_some()

@@ -201,6 +201,7 @@ class Scheduler:
         request.add_prefill(progress, self._clock() - start)
         if not (request.prefilling or self._may_read_again(request)):
             request.reservation = request.reservation.prefilled()
+            self._drop_tower()
 
     def _may_read_again(self, request: Request) -> bool:
         """Whether the prompt may have to be read once more, for the next sample of it."""
@@ -326,6 +327,11 @@ class Scheduler:
         if begun and self._runner.short_of_memory():
             self._for_one(begun[-1], self._finish, begun[-1], "memory")
 
+    def _drop_tower(self) -> None:
+        """Drop the vision tower if the plan does not include it, and no prompt needs it now."""
+        if not any(request.reservation.tower for request in self._running):
+            self._runner.drop_unplanned_tower()
+
     def _mark_peak(self) -> None:
         """Begin to measure the peak anew, for a sample that begins."""
         peak = mx.get_peak_memory()
@@ -366,6 +372,7 @@ class Scheduler:
     def _leave(self, request: Request) -> None:
         self._running.remove(request)
         self._prefills.leave(request)
+        self._drop_tower()
 
     def _for_one(
         self, request: Request, work: Callable[P, None], *args: P.args, **more: P.kwargs

@@ -82,6 +82,17 @@ def test_reading_a_prompt_takes_memory_until_it_has_been_read() -> None:
     )
 
 
+def test_a_tower_that_is_not_in_the_plan_takes_memory_until_the_prompt_has_been_read() -> None:
+    """Beside the work of whatever else runs."""
+    plans = plan(), plan(images=0)
+    budgets = [Budget(each) for each in plans]
+    planned, unplanned = (b.reservation(100, 100, [(56, 56)], asked=True) for b in budgets)
+    assert planned.tower == 0 < unplanned.tower == plans[1].model.weights.vision
+    busy = replace(unplanned, prefill=plans[1].peak.workspace)
+    more = budgets[1].active_bytes([busy]) - budgets[1].active_bytes([busy.prefilled()])
+    assert more == busy.tower + busy.features
+
+
 # How caches grow
 
 

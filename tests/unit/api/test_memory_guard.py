@@ -70,7 +70,10 @@ def test_a_memory_limit_holds_beside_another_model(folder: Path) -> None:
 
 
 def test_an_image_that_memory_was_not_planned_for_is_refused(folder: Path) -> None:
-    """With a large one the tower needs more than 64 MB; a small one and text go on."""
+    """With a large one the tower needs more than 64 MB; a small one and text go on.
+
+    The tower leaves once the prompt has been read: what was planned for needs the memory.
+    """
     large, small = PIL.Image.new("RGB", (1540, 1540)), PIL.Image.new("RGB", (56, 56))
     with Magistral.load(folder, images=0, memory_limit=64 * 10**6) as magistral:
         with pytest.raises(OutOfMemory, match=r"memory was planned for 0.*with images=1"):
@@ -78,6 +81,7 @@ def test_an_image_that_memory_was_not_planned_for_is_refused(folder: Path) -> No
         for images in ([small], []):
             result = magistral.generate("Hi", images, max_tokens=3, seed=1)
             assert result.finish_reason == "length"
+            assert magistral.activity.memory.weights == magistral.plan.model.weights.decoder
 
 
 def test_samples_from_a_small_cache_without_snapshots_are_those_of_their_seeds(
