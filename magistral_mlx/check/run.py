@@ -20,6 +20,7 @@ from magistral_mlx.engine.speculate.measured import store as store_pass_costs
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.measurements import Measurements, store_measurements
 from magistral_mlx.memory.machine import Machine, this_machine
+from magistral_mlx.memory.peak import loaded_weights
 from magistral_mlx.model.magistral import MagistralModel
 from magistral_mlx.runtime.precision import default_dtype, keep_answer, largest_value
 
@@ -99,8 +100,9 @@ def _kept(machine: Machine, measured: Measurements) -> Finding:
 
 def _check_float16(checkpoint: Checkpoint, machine: Machine) -> Finding:
     """Whether the model's values fit into float16."""
-    size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    if size > (_SMALL if backend().name == "cpu" else machine.limit):
+    weights = loaded_weights(checkpoint, mx.float16.size)
+    limit = _SMALL if backend().name == "cpu" else machine.limit
+    if weights.decoder + weights.vision > limit:
         return Finding("float16", "good", "not tried: the model is too large for that here")
     model = load_model(checkpoint, mx.float16)
     largest = largest_value(model, checkpoint)
@@ -120,6 +122,8 @@ def _check_passes(
 ) -> Finding:
     """Measure the costs of wider passes, and keep them for speculation."""
     chosen, weights = default_dtype(checkpoint), subject.weights.decoder
+    if weights > machine.limit:
+        return Finding("pass costs", "good", "not measured: the model is too large for that here")
     dtype = next(name for name, known in DTYPES.items() if known == chosen)
     long = long_context_fits(checkpoint.config.text, weights, chosen.size, machine.limit)
     costs = measure_pass_costs(ours(), checkpoint.folder, dtype, on_stage, long=long)

@@ -17,6 +17,8 @@ from magistral_mlx.cache.attention import queries_per_call
 from magistral_mlx.check import attended, compared, resources, run
 from magistral_mlx.check.finding import Finding
 from magistral_mlx.check.subject import Subject, make_slice
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.fp8 import FP8
 from magistral_mlx.config import ModelConfig, TextConfig, VisionConfig
 from magistral_mlx.errors import OutOfMemory
 from magistral_mlx.measurements import (
@@ -32,6 +34,7 @@ from magistral_mlx.memory.limits import PROCESS
 from magistral_mlx.memory.machine import named_machine, this_machine
 from magistral_mlx.memory.peak import GPU, Peak, Weights
 from magistral_mlx.model.magistral import MagistralModel
+from magistral_mlx.paths import demo_dir
 from magistral_mlx.quantization import Quantization
 from tests.metal import use_metal
 
@@ -220,6 +223,35 @@ def test_passes_over_a_long_context_are_measured_where_it_matters(
     monkeypatch.setattr(pass_costs, "backend", lambda: gpu)
     # 4 MiB of weights, and 12 MiB for each cache: 2 x 3 layers x 2 heads x 64 x 8,192 in 16 bits.
     assert pass_costs.long_context_fits(CONFIG.text, 4 << 20, 2, limit) == long
+
+
+# The whole model
+
+
+@pytest.mark.parametrize("is_gpu", [True, False], ids=["a GPU", "the CPU"])
+def test_a_model_that_is_larger_in_memory_than_on_disk_is_not_loaded_beyond_the_limit(
+    is_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = Checkpoint.open(demo_dir())
+    tensors = {
+        name: replace(tensor, dtype=FP8, nbytes=tensor.nbytes // 2)
+        for name, tensor in demo.tensors.items()
+    }
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    checkpoint = replace(demo, tensors=tensors)
+    machine = replace(this_machine(), limit=stored * 3 // 2)
+    if is_gpu:
+        metal = use_metal(monkeypatch)
+        monkeypatch.setattr(run, "backend", lambda: metal)
+    else:
+        monkeypatch.setattr(run, "_SMALL", stored * 3 // 2)
+    for loads in ("load_model", "measure_pass_costs"):
+        monkeypatch.delattr(run, loads)
+    assert run._check_float16(checkpoint, machine).words.startswith("not tried")
+    dtype = run.default_dtype(checkpoint)
+    described = Subject.of(checkpoint, "FP8", dtype)
+    finding = run._check_passes(checkpoint, described, machine, lambda stage: None)
+    assert finding.words.startswith("not measured")
 
 
 # Errors, and what is kept
