@@ -191,9 +191,12 @@ def _measure(
 
     from magistral_mlx.bench.compare import compare
     from magistral_mlx.bench.together import compare_together, ours_together
+    from magistral_mlx.memory.peak import loaded_weights
 
     here = [program for program in programs if not program.remote]
-    together = place() is not None or len(here) * checkpoint.nbytes <= _TOGETHER * machine.limit
+    weights = loaded_weights(checkpoint, _float_bytes(work))
+    held = len(here) * (weights.decoder + weights.vision)
+    together = place() is not None or held <= _TOGETHER * machine.limit
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("measuring") as status:
         result = compare(programs, work, together=together, on_stage=status.update)
@@ -204,20 +207,25 @@ def _measure(
     return result
 
 
+def _float_bytes(work: Workload) -> int:
+    from magistral_mlx.backend import DTYPES, backend
+
+    return (DTYPES[work.dtype] if work.dtype else backend().dtype).size
+
+
 def _pass_costs(
     program: Program, work: Workload, checkpoint: Checkpoint, machine: Machine
 ) -> list[tuple[int, float]] | None:
     """Measure what wider passes cost, and keep it for speculation; None if that would take long."""
     from rich.console import Console
 
-    from magistral_mlx.backend import DTYPES, backend
     from magistral_mlx.bench.pass_costs import long_context_fits, measure_pass_costs
     from magistral_mlx.engine.speculate.measured import store
     from magistral_mlx.memory.peak import loaded_weights
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     try:
-        size = (DTYPES[work.dtype] if work.dtype else backend().dtype).size
+        size = _float_bytes(work)
         weights = loaded_weights(checkpoint, size).decoder
         long = long_context_fits(checkpoint.config.text, weights, size, machine.limit)
         with console.status("measuring") as status:

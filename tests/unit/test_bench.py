@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ from magistral_mlx.bench.rounds import MOST, Figure, ratios, repeat
 from magistral_mlx.bench.worker import launches, random_layer, random_tokens
 from magistral_mlx.cache.scheme import FULL, KVScheme
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.cli.bench import _measure as measure
 from magistral_mlx.errors import BenchmarkError
 from magistral_mlx.memory.estimate import cached_bytes
+from magistral_mlx.memory.machine import this_machine
+from magistral_mlx.paths import demo_dir
 from tests.checkpoints import write_hf_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -246,3 +250,18 @@ def test_what_runtimes_are_given_depends_on_the_seed_alone():
 
 def test_views_are_no_kernels():
     assert launches({"QuantizedMatmul": 7, "Transpose": 4, "Reshape": 2, "Depends": 3}) == 10
+
+
+@pytest.mark.parametrize(("dtype", "together"), [("bfloat16", True), ("float32", False)])
+def test_runtimes_are_loaded_together_where_their_weights_in_memory_fit(
+    dtype: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(
+        "magistral_mlx.bench.compare.compare", lambda *_, **given: found.append(given["together"])
+    )
+    checkpoint = Checkpoint.open(demo_dir())
+    machine = replace(this_machine(), limit=4 * checkpoint.nbytes)
+    work = Workload(checkpoint.folder, [8], 4, 1280, dtype, exact=True)
+    measure([Program(OURS, OURS, ())] * 2, work, checkpoint, machine)
+    assert found == [together]
