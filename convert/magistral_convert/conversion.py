@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.calibration.decisions import calibrates_by, choose_bits, read_text
-from magistral_convert.calibration.facts import METADATA, CalibrationFacts
+from magistral_convert.calibration.facts import CalibrationFacts
 from magistral_convert.calibration.files import in_layer_order, most_at_once
 from magistral_convert.calibration.imatrix import ImportanceMatrix, read_importance_matrix
 from magistral_convert.calibration.memory import peak_bytes, state_bytes
@@ -23,7 +23,7 @@ from magistral_convert.card import model_card
 from magistral_convert.disk import allocated_bytes, check_free_space, storage_errors, write_file
 from magistral_convert.fusion import fusions
 from magistral_convert.options import ConvertOptions, OnConversionProgress
-from magistral_convert.output_format import is_flat, output_config
+from magistral_convert.output_format import METADATA, is_flat, output_config
 from magistral_convert.plan import ConversionPlan, plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source, open_source, raw_config

@@ -18,6 +18,7 @@ from magistral_mlx.config import ModelConfig, TextConfig
 from magistral_mlx.quantization import Quantization
 
 DTYPE = "bfloat16"
+METADATA = "magistral_mlx"  # key of config.json, which other runtimes pass over
 
 
 def output_name(name: str, *, flat: bool) -> str:
@@ -49,10 +50,11 @@ def output_config(
 
     Defaults that runtimes fill in differently are written out (newer files nest rope_theta where
     mlx-lm and mlx-vlm do not look), the dtype is that of the output, and the vision part is
-    removed where the checkpoint has no vision tower.
+    removed where the checkpoint has no vision tower. What tells of the source's own weights, how
+    they are quantized and an earlier conversion's quality, is left out.
     """
     raw: dict[str, Any] = copy.deepcopy(dict(source)) if source is not None else {}
-    for key in ("_name_or_path", "quantization", "quantization_config"):
+    for key in ("_name_or_path", "quantization", "quantization_config", METADATA):
         raw.pop(key, None)
     flat = is_flat(source, config)
     if flat:

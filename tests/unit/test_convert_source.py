@@ -191,6 +191,15 @@ def test_the_card_says_what_it_was_made_from_and_how_to_run_it(tmp_path: Path):
     assert "bits a weight" in body
 
 
+def test_quality_that_an_earlier_conversion_has_recorded_is_not_that_of_the_next(tmp_path: Path):
+    source = write_hf_checkpoint(tmp_path / "source", config=tiny_config(vision=False, layers=1))
+    config = json.loads((source / "config.json").read_text())
+    config["magistral_mlx"] = {"quality": {"divergence": 0.9, "same_top": 0.5, "tokens": 4096}}
+    (source / "config.json").write_text(json.dumps(config))
+    folder = convert(source, tmp_path / "out", ConvertOptions(calibration=("none",)))
+    assert "magistral_mlx" not in json.loads((folder / "config.json").read_text())
+
+
 def test_the_card_of_an_unknown_checkpoint_claims_no_base(tmp_path: Path):
     source = write_hf_checkpoint(tmp_path / "my-own", config=tiny_config(vision=False))
     card = (convert(source, tmp_path / "out") / "README.md").read_text()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-METADATA = "magistral_mlx"  # key of config.json, which other runtimes pass over
+from magistral_convert.output_format import METADATA
 
 
 @dataclass(frozen=True)
