@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from magistral_convert.calibration.facts import CalibrationFacts
 from magistral_convert.options import ConvertOptions
-from magistral_convert.plan import ConversionPlan
+from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_mlx import __version__
+from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.quantization import Quantization
 
 _LICENSE = "apache-2.0"  # of every model of this architecture that Mistral has published
 
@@ -30,7 +34,9 @@ def model_card(
     tags = ["mlx", "mistral-common", "magistral-mlx", *(["vision"] if config.vision else [])]
     front = [f"license: {_LICENSE}", "library_name: mlx", f"pipeline_tag: {task}"]
     if base_model:
-        front += [f"base_model: {base_model}", "base_model_relation: quantized"]
+        front.append(f"base_model: {base_model}")
+        if any(tensor.scheme for tensor in plan.tensors):
+            front.append("base_model_relation: quantized")
     front += ["tags:", *(f"- {tag}" for tag in tags)]
     origin = (
         f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "A checkpoint"
@@ -47,8 +53,7 @@ def model_card(
         *_adapter_lines(options),
         "| | |",
         "|---|---|",
-        f"| decoder | {_laid_out(plan) or _describe(options)} |",
-        *_vision_rows(config, options),
+        *_weight_rows(plan, options),
         f"| average | {plan.bits_per_weight:.2f} bits a weight |",
         f"| size | {plan.output_bytes / 1e9:.2f} GB |",
         f"| parameters | {plan.parameters / 1e9:.2f} billion |",
@@ -73,12 +78,26 @@ def _adapter_lines(options: ConvertOptions) -> list[str]:
     return [f"The adapter {options.adapter} is part of its weights.", ""] if options.adapter else []
 
 
-def _vision_rows(config: ModelConfig, options: ConvertOptions) -> list[str]:
-    if config.vision is None:
-        return []
-    quantized = options.quantize_vision or options.scheme is None
-    what = _describe(options) if quantized else "bfloat16"
-    return [f"| vision tower and projector | {what} |"]
+def _weight_rows(plan: ConversionPlan, options: ConvertOptions) -> list[str]:
+    """Tell how the weights of the decoder, and of vision tower and projector, are stored."""
+    decoder = [tensor for tensor in plan.tensors if tensor.name.startswith(LANGUAGE)]
+    vision = [tensor for tensor in plan.tensors if not tensor.name.startswith(LANGUAGE)]
+    rows = [f"| decoder | {_stored(decoder, _mixture(options))} |"]
+    return rows + ([f"| vision tower and projector | {_stored(vision)} |"] if vision else [])
+
+
+def _stored(tensors: Sequence[TensorConversion], mixture: str = "") -> str:
+    """Describe how matrices are stored.
+
+    Args:
+        mixture: of what is quantized here, where naming its schemes would not tell enough.
+    """
+    kinds = dict.fromkeys(tensor.source.dtype for tensor in tensors if tensor.is_laid_out)
+    schemes = dict.fromkeys(t.scheme for t in tensors if t.scheme and not t.is_laid_out)
+    parts = [f"{', '.join(kinds)} of a GGUF file, laid out for MLX"] if kinds else []
+    if schemes:
+        parts.append(mixture or " and ".join(map(_describe, schemes)))
+    return "; others in ".join(parts) or "bfloat16"
 
 
 def _calibration_rows(facts: CalibrationFacts | None) -> list[str]:
@@ -93,22 +112,19 @@ def _calibration_rows(facts: CalibrationFacts | None) -> list[str]:
     ]
 
 
-def _laid_out(plan: ConversionPlan) -> str:
-    """Describe what a GGUF file has brought; empty where it was none."""
-    kinds = dict.fromkeys(tensor.source.dtype for tensor in plan.tensors if tensor.is_laid_out)
-    return f"{', '.join(kinds)} of a GGUF file, laid out for MLX" if kinds else ""
-
-
-def _describe(options: ConvertOptions) -> str:
+def _mixture(options: ConvertOptions) -> str:
+    """Describe the options that mix bits in the decoder; empty for others."""
     scheme = options.scheme
-    if scheme is None:
-        return "bfloat16"
-    if options.has_target:
+    if scheme and options.has_target:
         return f"2 to 8 bits, chosen for each matrix; groups of {scheme.group_size}"
-    if options.recipe == "4bit-plus":
+    if scheme and options.recipe == "4bit-plus":
         return (
             f"4 bits, groups of {scheme.group_size}; 6 bits in the head and in the value and down "
             "projections of the first and last eighth of the layers and every third between"
         )
+    return ""
+
+
+def _describe(scheme: Quantization) -> str:
     kind = "" if scheme.mode == "affine" else f"{scheme.mode}, "
     return f"{kind}{scheme.bits} bits, groups of {scheme.group_size}"

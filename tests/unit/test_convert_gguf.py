@@ -140,12 +140,16 @@ def test_a_plain_matrix_of_a_quantized_file_stays_unless_asked(tmp_path: Path):
     asked = Checkpoint.open(convert(path, tmp_path / "asked", ConvertOptions(bits=8)))
     assert asked.quantized["language_model.lm_head.weight"].bits == 8
     assert asked.quantized["language_model.model.layers.0.mlp.up_proj.weight"].bits == 4
+    assert "for MLX; others in 8 bits, groups of 64 |" in (tmp_path / "asked/README.md").read_text()
 
 
 def test_a_quantized_tower_is_taken_as_it_is(tmp_path: Path):
     path, _ = write(tmp_path / "gguf", tower="Q8_0")
     target = convert(path, tmp_path / "out")
     assert same(arrays(path), arrays(target))
+    card = (target / "README.md").read_text()
+    assert "| vision tower and projector | Q8_0 of a GGUF file, laid out for MLX |" in card
+    assert "Q8_0" not in next(line for line in card.splitlines() if "| decoder |" in line)
 
 
 @pytest.mark.parametrize(

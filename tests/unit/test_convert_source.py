@@ -182,6 +182,7 @@ def test_the_card_says_what_it_was_made_from_and_how_to_run_it(tmp_path: Path):
     front, body = card.removeprefix("---\n").split("\n---\n")
     lines = front.splitlines()
     assert "base_model: mistralai/Magistral-Small-2509" in lines
+    assert "base_model_relation: quantized" in lines
     assert "license: apache-2.0" in lines
     assert "library_name: mlx" in lines
     assert "pipeline_tag: image-text-to-text" in lines
@@ -189,6 +190,28 @@ def test_the_card_says_what_it_was_made_from_and_how_to_run_it(tmp_path: Path):
     assert "# someone/magistral-plus" in body
     assert "magistral-mlx generate --model someone/magistral-plus" in body
     assert "bits a weight" in body
+    assert "6 bits in the head" in body
+    assert "| vision tower and projector | bfloat16 |" in body
+
+
+def test_the_card_of_what_is_not_quantized_does_not_say_so(tmp_path: Path):
+    source = write_hf_checkpoint(
+        tmp_path / "Magistral-Small-2509", config=tiny_config(vision=False, layers=1)
+    )
+    card = (
+        convert(source, tmp_path / "out", ConvertOptions(mode="none")) / "README.md"
+    ).read_text()
+    assert "base_model: mistralai/Magistral-Small-2509" in card
+    assert "base_model_relation" not in card
+    assert "| decoder | bfloat16 |" in card
+    assert "vision" not in card
+
+
+def test_the_card_tells_the_bits_of_the_tower_apart_from_a_mixture_in_the_decoder(tmp_path: Path):
+    options = ConvertOptions(recipe="4bit-plus", quantize_vision=True)
+    folder = convert(write_hf_checkpoint(tmp_path / "source"), tmp_path / "out", options)
+    card = (folder / "README.md").read_text()
+    assert "| vision tower and projector | 4 bits, groups of 64 |" in card
 
 
 def test_quality_that_an_earlier_conversion_has_recorded_is_not_that_of_the_next(tmp_path: Path):
