@@ -17,6 +17,7 @@ from magistral_convert.options import (
     Converting,
     ConvertOptions,
     Downloading,
+    Measuring,
     OnConversionProgress,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "ConvertOptions",
     "Converting",
     "Downloading",
+    "Measuring",
     "OnConversionProgress",
     "check",
     "convert",

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magistral_convert.auxiliary import auxiliary_files
-from magistral_convert.calibration.decisions import calibrates_by, choose_bits, read_text
+from magistral_convert.calibration.decisions import (
+    calibrates_by,
+    choose_bits,
+    expected_schemes,
+    read_text,
+)
 from magistral_convert.calibration.facts import CalibrationFacts
 from magistral_convert.calibration.files import in_layer_order, most_at_once
 from magistral_convert.calibration.imatrix import ImportanceMatrix, read_importance_matrix
-from magistral_convert.calibration.memory import peak_bytes, state_bytes
-from magistral_convert.calibration.text import (
-    CalibrationText,
-)
+from magistral_convert.calibration.memory import check_memory, peak_bytes, state_bytes
+from magistral_convert.calibration.text import CalibrationText
 from magistral_convert.card import model_card
 from magistral_convert.disk import allocated_bytes, check_free_space, storage_errors, write_file
 from magistral_convert.fusion import fusions
@@ -32,10 +35,8 @@ from magistral_convert.target import check_target, target_path
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.errors import OutOfMemory
 from magistral_mlx.files import user_path
 from magistral_mlx.hub.adapters import locate_adapter
-from magistral_mlx.memory.machine import this_machine
 
 if TYPE_CHECKING:
     from magistral_convert.calibration.sizing import Sizing
@@ -105,14 +106,20 @@ def prepare(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     options: ConvertOptions | None = None,
+    on_progress: OnConversionProgress | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Conversion:
     """Open the source, check its tensors and plan the output.
 
-    Nothing is written but the small files of a repository, into the hub's cache.
+    Nothing is written but the small files of a repository, into the hub's cache. A target size
+    takes a pass over the weights, after what `check` does.
 
     Args:
         source: a folder, or the name of a repository on the hub.
         output: the output folder; None is one in the user's cache, where `generate` looks.
+        on_progress: called during such a pass.
+        dry_run: nothing is to be written, so that only the memory is checked.
 
     Raises:
         MagistralError: one of its kinds; see `open_source` and `plan_conversion`.
@@ -125,33 +132,34 @@ def prepare(
     if opened.checkpoint.blocks and not options.asks_to_quantize:
         recipe = replace(recipe, keeps_floats=True)
     calibrates = calibrates_by(opened, recipe, options)
-    adapter = text = sizing = None
-    if options.adapter is not None:
-        adapter = StoredAdapter.open(locate_adapter(options.adapter), model)
+    text: CalibrationText | None = None
+    sizing: Sizing | None = None
+    name = options.adapter
+    adapter = None if name is None else StoredAdapter.open(locate_adapter(name), model)
     changes = fusions(adapter, model) if adapter else None
     flat = is_flat(raw, model)
     plan = plan_conversion(opened.checkpoint, recipe, flat=flat, changes=changes)
     imatrix = read_importance_matrix(options.imatrix, plan) if options.imatrix else None
-    if options.has_target:
-        text = read_text(opened, options)
-        sizing = choose_bits(opened, recipe, options, changes, adapter, text)
-        recipe = replace(recipe, chosen=sizing.schemes)
+
+    def planned(recipe: Recipe) -> Conversion:
         plan = plan_conversion(opened.checkpoint, recipe, flat=flat, changes=changes)
-    if calibrates:
-        plan = in_layer_order(plan, model)
-    config = output_config(raw, model, plan.quantization)
-    return Conversion(
-        opened,
-        target,
-        options,
-        plan,
-        config,
-        calibrates,
-        adapter=adapter,
-        imatrix=imatrix,
-        text=text,
-        sizing=sizing,
-    )
+        if calibrates:
+            plan = in_layer_order(plan, model)
+        config = output_config(raw, model, plan.quantization)
+        return Conversion(
+            opened, target, options, plan, config, calibrates, adapter, imatrix, text, sizing
+        )
+
+    if options.has_target:
+        expected = planned(replace(recipe, chosen=expected_schemes(plan, options)))
+        if dry_run:
+            check_memory(expected.peak_bytes, options)
+        else:
+            check(expected)
+        text = read_text(opened, options)
+        sizing = choose_bits(opened, recipe, options, changes, adapter, text, on_progress)
+        recipe = replace(recipe, chosen=sizing.schemes)
+    return planned(recipe)
 
 
 def convert(
@@ -171,7 +179,7 @@ def convert(
     Raises:
         MagistralError: one of its kinds, before anything is converted where possible.
     """
-    return run(prepare(source, output, options), on_progress)
+    return run(prepare(source, output, options, on_progress), on_progress)
 
 
 def check(conversion: Conversion) -> None:
@@ -187,16 +195,7 @@ def check(conversion: Conversion) -> None:
         sources.append(user_path(mmproj))
     check_target(conversion.target, sources, force=conversion.options.force)
     check_free_space(conversion.space_needed)
-    peak, most = conversion.peak_bytes, this_machine().limit
-    if peak is not None and peak > most:
-        options = conversion.options
-        instead = "--method search" if options.method == "gptq" else "--calibration none"
-        if options.has_target and options.method != "gptq":
-            instead = f"--bits and --calibration none in place of {options.calibrating}"
-        raise OutOfMemory(
-            f"calibration takes {peak / 1e9:.1f} GB of memory, and {most / 1e9:.1f} GB may be used "
-            f"here. Give {instead}."
-        )
+    check_memory(conversion.peak_bytes, conversion.options)
 
 
 def run(conversion: Conversion, on_progress: OnConversionProgress | None = None) -> Path:

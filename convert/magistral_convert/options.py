@@ -36,7 +36,17 @@ class Converting:
     bytes_total: int
 
 
-ConversionProgress = Downloading | Converting
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """Progress of the pass before bits are chosen for a size, as in `Converting`."""
+
+    tensors_done: int
+    tensors: int
+    bytes_done: int
+    bytes_total: int
+
+
+ConversionProgress = Downloading | Measuring | Converting
 OnConversionProgress = Callable[[ConversionProgress], None]
 
 # Bits of most matrices, or bytes of all weights: the recipes for 16 GB and 24 GB of memory.

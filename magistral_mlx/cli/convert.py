@@ -13,7 +13,7 @@ from magistral_mlx.cli.params import FILE, MODEL, SIZE, Value, command, option
 from magistral_mlx.option_spec import Choice
 
 if TYPE_CHECKING:
-    from magistral_convert import Conversion
+    from magistral_convert import Conversion, ConvertOptions
 
 
 def _choice(*values: object) -> Value:
@@ -148,7 +148,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     source = source or named
     if source is None or (named is not None and named != source):
         raise click.UsageError("name one checkpoint to convert, as SOURCE or with --model.")
-    from magistral_convert import ConvertOptions, check, prepare
+    from magistral_convert import ConvertOptions, check
     from magistral_convert.calibration.facts import read_quality
     from magistral_mlx.cli import convert_report as report
     from magistral_mlx.hub import require_repo
@@ -173,7 +173,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     )
     if asked["upload"]:
         require_repo(asked["upload"])
-    conversion = prepare(source, output, options)
+    conversion = _prepare(source, output, options, dry_run=asked["dry_run"])
     if asked["dry_run"]:
         show = report.print_json if asked["as_json"] else report.print_plan
         show(conversion)
@@ -206,6 +206,19 @@ def _mode(mode: str | None, *, dequantize: bool) -> str:
             f"--dequantize writes bfloat16, and --mode {mode} quantizes. Give one of the two."
         )
     return "none" if dequantize else mode or "affine"
+
+
+def _prepare(
+    source: str, output: str | None, options: ConvertOptions, *, dry_run: bool
+) -> Conversion:
+    from magistral_convert import prepare
+    from magistral_mlx.cli.convert_progress import conversion_progress
+    from magistral_mlx.cli.process import kept_awake
+
+    if not options.has_target:
+        return prepare(source, output, options)
+    with kept_awake(), conversion_progress() as on_progress:
+        return prepare(source, output, options, on_progress, dry_run=dry_run)
 
 
 def _run(conversion: Conversion, source: str) -> Path:

@@ -17,7 +17,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from magistral_convert import ConversionProgress, Converting, OnConversionProgress
+from magistral_convert import (
+    ConversionProgress,
+    Converting,
+    Downloading,
+    Measuring,
+    OnConversionProgress,
+)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -41,7 +47,8 @@ def conversion_progress() -> Iterator[OnConversionProgress]:
 
 
 class _Bars:
-    """One bar for the conversion, and one for the file that is arriving."""
+    """One bar for the conversion or what is measured before it, and one for the file that is
+    arriving."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -49,12 +56,12 @@ class _Bars:
         self._downloading: tuple[str, TaskID] | None = None
 
     def __call__(self, report: ConversionProgress) -> None:
-        if isinstance(report, Converting):
+        if not isinstance(report, Downloading):
             self._end_download()
             count = f"{report.tensors_done}/{report.tensors} tensors"
             if self._converting is None:
                 self._converting = self._bar.add_task(
-                    "converting",
+                    _doing(report),
                     total=report.bytes_total,
                     completed=report.bytes_done,
                     count=count,
@@ -82,25 +89,29 @@ class _Lines:
 
     def __call__(self, report: ConversionProgress) -> None:
         now = time.monotonic()
-        if isinstance(report, Converting) and self._first_bytes is None:
+        if not isinstance(report, Downloading) and self._first_bytes is None:
             self._first_bytes = report.bytes_done
-            if report.tensors_done:
+            if isinstance(report, Converting) and report.tensors_done:
                 click.echo(
                     f"going on after {report.tensors_done} of {report.tensors} tensors", err=True
                 )
         if now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        if isinstance(report, Converting):
+        if not isinstance(report, Downloading):
             click.echo(self._line(report, now), err=True)
         else:
             click.echo(f"fetching {report.file}: {report.done / report.total:.0%}", err=True)
 
-    def _line(self, report: Converting, now: float) -> str:
+    def _line(self, report: Converting | Measuring, now: float) -> str:
         speed = (report.bytes_done - (self._first_bytes or 0)) / (now - self._start)
         left = (report.bytes_total - report.bytes_done) / speed if speed else 0.0
         return (
-            f"converting: {report.bytes_done / report.bytes_total:.0%}, "
+            f"{_doing(report)}: {report.bytes_done / report.bytes_total:.0%}, "
             f"{report.tensors_done}/{report.tensors} tensors, {speed / 1e9:.2f} GB/s, "
             f"{left:.0f} s left"
         )
+
+
+def _doing(report: Converting | Measuring) -> str:
+    return "converting" if isinstance(report, Converting) else "measuring"

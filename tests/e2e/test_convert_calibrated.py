@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks.sparse import write_sparse_checkpoint
-from magistral_convert import ConvertOptions, convert, prepare, run
+from magistral_convert import (
+    ConversionProgress,
+    ConvertOptions,
+    Measuring,
+    convert,
+    prepare,
+    run,
+)
 from magistral_convert.calibration import sensitivity, text
 from magistral_convert.calibration.files import in_layer_order
 from magistral_convert.calibration.gptq import Factor, factorize
@@ -17,7 +26,7 @@ from magistral_convert.calibration.memory import peak_bytes, state_bytes
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
-from magistral_mlx.errors import InvalidOption
+from magistral_mlx.errors import InvalidOption, OutOfMemory, StorageError, TargetExists
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.e2e.test_convert_interrupted import content, run_and_die
 
@@ -194,11 +203,40 @@ def test_sensitivities_are_measured_with_text_from_all_over(
     assert sensitivity.measure(plan, config, tokens, 64) == ends
 
 
+def test_what_stands_in_the_way_of_a_target_is_said_before_anything_is_measured(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("magistral_convert.calibration.sizing.measure", None)
+    asked = ConvertOptions(target_bits=4.0, calibration_tokens=TOKENS)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/diary.txt").write_text("Mine.")
+    with pytest.raises(TargetExists, match="exists already"):
+        prepare(source, tmp_path / "mine", asked)
+    plan = prepare(source, tmp_path / "out", ConvertOptions(bits=3, calibration=("none",))).plan
+    room = shutil.disk_usage(tmp_path)._replace(free=plan.output_bytes)
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda _: room)
+        with pytest.raises(StorageError, match="Free some space"):
+            prepare(source, tmp_path / "out", asked)
+    small = SimpleNamespace(limit=10**6)
+    monkeypatch.setattr("magistral_convert.calibration.memory.this_machine", lambda: small)
+    for dry_run in (False, True):
+        with pytest.raises(OutOfMemory, match="in place of --target-bits"):
+            prepare(source, tmp_path / "out", asked, dry_run=dry_run)
+
+
 def test_a_target_chooses_bits_by_what_errors_cost(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked = ConvertOptions(target_bits=4.0, calibration_tokens=TOKENS)
-    folder = convert(source, tmp_path / "out", asked)
+    reports: list[ConversionProgress] = []
+    folder = convert(source, tmp_path / "out", asked, reports.append)
+    measuring = [report for report in reports if isinstance(report, Measuring)]
+    assert reports[: len(measuring)] == measuring
+    assert (measuring[0].tensors_done, measuring[0].bytes_done) == (0, 0)
+    last = measuring[-1]
+    assert last.tensors_done == last.tensors == len(Checkpoint.open(source).tensors)
+    assert last.bytes_done == last.bytes_total
     checkpoint = Checkpoint.open(folder)
     bits = {scheme.bits for scheme in checkpoint.quantized.values()}
     assert len(bits) > 1

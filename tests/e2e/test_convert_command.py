@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from magistral_convert import Converting, Measuring
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.cli import convert_progress
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.fake_hub import FakeHub
 
@@ -168,6 +170,18 @@ def test_killed_from_outside_it_goes_on_and_says_so(run, source: Path, tmp_path:
     assert result.returncode == 0
     # The last commit may have been under way.
     assert re.search("going on after (29|30) of 99 tensors", result.stderr)
+
+
+def test_a_log_gets_lines_that_tell_measuring_from_converting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(convert_progress, "_SECONDS_BETWEEN_LINES", 0)
+    for report in (Measuring(1, 8, 10, 40), Converting(1, 8, 10, 40)):
+        with convert_progress.conversion_progress() as on_progress:
+            on_progress(report)
+    measuring, *_, converting = capsys.readouterr().err.splitlines()
+    assert measuring.startswith("measuring: 25%, 1/8 tensors")
+    assert converting.startswith("converting: 25%, 1/8 tensors")
 
 
 def test_a_terminal_gets_a_bar_with_tensors_and_speed(source: Path, tmp_path: Path):

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from magistral_convert.calibration.files import in_layer_order
 from magistral_convert.calibration.text import CalibrationText, calibration_text
 from magistral_convert.fusion import Fusion
-from magistral_convert.options import ConvertOptions
-from magistral_convert.plan import plan_conversion
+from magistral_convert.options import ConvertOptions, OnConversionProgress
+from magistral_convert.plan import ConversionPlan, plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
+from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.hub import find_tokenizer
+from magistral_mlx.quantization import AFFINE_BITS, Quantization
 
 if TYPE_CHECKING:
     from magistral_convert.calibration.sizing import Sizing
@@ -27,6 +29,7 @@ def choose_bits(
     changes: Mapping[str, Fusion] | None,
     adapter: StoredAdapter | None,
     text: CalibrationText,
+    on_progress: OnConversionProgress | None = None,
 ) -> Sizing:
     """Choose the bits of each matrix for the size asked for.
 
@@ -44,7 +47,26 @@ def choose_bits(
     plan = plan_conversion(checkpoint, recipe, flat=False, changes=changes)
     plan = in_layer_order(plan, checkpoint.config)
     weights = f"{source.identity} {adapter.fingerprint() if adapter else ''}"
-    return choose_schemes(plan, checkpoint.config.text, text, options, weights)
+    return choose_schemes(plan, checkpoint.config.text, text, options, weights, on_progress)
+
+
+def expected_schemes(plan: ConversionPlan, options: ConvertOptions) -> dict[str, Quantization]:
+    """Return the same bits for each matrix whose bits are chosen for a size, the most that fit it,
+    by name: before anything is measured they tell what disk the result takes."""
+    assert options.scheme
+    matrices = [t for t in plan.tensors if t.scheme and t.name.startswith(LANGUAGE)]
+    weights = sum(tensor.rows * tensor.columns for tensor in matrices)
+    rest = plan.output_bytes - sum(tensor.nbytes for tensor in matrices)
+    for bits in reversed(AFFINE_BITS):
+        scheme = Quantization(bits, options.scheme.group_size)
+        total = sum(scheme.nbytes((tensor.rows, tensor.columns)) for tensor in matrices)
+        if options.size is not None:
+            fits = rest + total <= options.size
+        else:
+            fits = 8 * total <= (options.target_bits or 0) * weights
+        if fits:
+            break
+    return {tensor.name: scheme for tensor in matrices}
 
 
 def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:

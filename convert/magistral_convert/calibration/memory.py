@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from magistral_convert.calibration.files import Unit, by_block, by_layer
 from magistral_convert.calibration.text import HELD_OUT, SEQUENCE
+from magistral_convert.options import ConvertOptions
 from magistral_convert.pipeline import search_threads
 from magistral_convert.plan import ConversionPlan
 from magistral_convert.recipe import layer_of
 from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import ModelConfig, TextConfig
+from magistral_mlx.errors import OutOfMemory
+from magistral_mlx.memory.machine import this_machine
 
 BATCH_TOKENS = 2048  # that run through a layer at once
 PRODUCT_COLUMNS = 8192  # columns whose products are kept together
@@ -52,6 +55,20 @@ def peak_bytes(
     if vision:
         every.append(_of_vision(plan, vision, float_bytes, compensates=compensates))
     return state_bytes(config, tokens, float_bytes) + max([*every, head])
+
+
+def check_memory(peak: int | None, options: ConvertOptions) -> None:
+    """Raise `OutOfMemory` where a peak, if there is one, is more than this machine may use."""
+    most = this_machine().limit
+    if peak is None or peak <= most:
+        return
+    instead = "--method search" if options.method == "gptq" else "--calibration none"
+    if options.has_target and options.method != "gptq":
+        instead = f"--bits and --calibration none in place of {options.calibrating}"
+    raise OutOfMemory(
+        f"calibration takes {peak / 1e9:.1f} GB of memory, and {most / 1e9:.1f} GB may be used "
+        f"here. Give {instead}."
+    )
 
 
 def state_bytes(config: TextConfig, tokens: int, float_bytes: int) -> int:

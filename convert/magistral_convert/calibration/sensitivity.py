@@ -13,14 +13,16 @@ from typing import cast
 import numpy as np
 
 from magistral_convert.calibration.allocation import Choices, SchemeChoice
-from magistral_convert.calibration.files import by_layer
+from magistral_convert.calibration.files import Unit, by_layer
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass, Weights
 from magistral_convert.calibration.memory import BATCH_TOKENS
 from magistral_convert.calibration.search import search
 from magistral_convert.calibration.tensors import read_original, read_sample
+from magistral_convert.options import Measuring, OnConversionProgress
 from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_convert.recipe import HEAD, NORM, layer_of, part_of
 from magistral_mlx.backend import backend, mx
+from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import TextConfig
 from magistral_mlx.quantization import AFFINE_BITS, Quantization
 
@@ -29,7 +31,11 @@ _ROWS = 64  # of a matrix that are quantized to see the error
 
 
 def measure(
-    plan: ConversionPlan, config: TextConfig, tokens: np.ndarray, group_size: int
+    plan: ConversionPlan,
+    config: TextConfig,
+    tokens: np.ndarray,
+    group_size: int,
+    on_progress: OnConversionProgress | None = None,
 ) -> Choices:
     """Return the choices of each quantized matrix of the decoder.
 
@@ -42,6 +48,7 @@ def measure(
     if len(tokens) > most:
         tokens = tokens[np.linspace(0, len(tokens) - 1, most).astype(int)]
     units = by_layer(plan)
+    passed = _Passed(plan, on_progress)
     (embedding,) = units[0]
     wanted, places = np.unique(tokens, return_inverse=True)
     rows = read_original(embedding, dtype)[mx.array(wanted)]
@@ -50,6 +57,7 @@ def measure(
     choices: Choices = {}
     ones = mx.ones(embedding.columns)
     _add(choices, embedding, ones, 1.0, group_size)
+    passed.add(units[0])
     run = LayerPass(config)
     for unit in units[1:]:
         if layer_of(unit[0].name) is None:
@@ -64,13 +72,33 @@ def measure(
                     _add(choices, tensor, squares, share, group_size)
         del weights
         mx.clear_cache()
+        passed.add(unit)
     for tensor in units[-1]:
         if tensor.name == HEAD:
             gain = read_original(next(t for t in units[-1] if t.name == NORM), dtype)
             statistics = InputStatistics()
             statistics.add(HEAD, mx.fast.rms_norm(h, gain, config.rms_norm_eps))
             _add(choices, tensor, statistics.mean_squares(HEAD), 1.0, group_size)
+    passed.add([tensor for tensor in units[-1] if tensor.name.startswith(LANGUAGE)])
     return choices
+
+
+class _Passed:
+    """Reports the tensors of the decoder that the pass is through with."""
+
+    def __init__(self, plan: ConversionPlan, on_progress: OnConversionProgress | None) -> None:
+        self._on_progress = on_progress
+        self._decoder = [t for t in plan.tensors if t.name.startswith(LANGUAGE)]
+        self._total = sum(tensor.source_bytes for tensor in self._decoder)
+        self._tensors = self._bytes = 0
+        self.add([])
+
+    def add(self, unit: Unit) -> None:
+        self._tensors += len(unit)
+        self._bytes += sum(tensor.source_bytes for tensor in unit)
+        if self._on_progress:
+            count = len(self._decoder)
+            self._on_progress(Measuring(self._tensors, count, self._bytes, self._total))
 
 
 def _through(

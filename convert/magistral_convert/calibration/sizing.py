@@ -9,7 +9,7 @@ from magistral_convert.calibration.allocation import SchemeChoice, allocate
 from magistral_convert.calibration.measured import MeasuredChoices
 from magistral_convert.calibration.sensitivity import measure
 from magistral_convert.calibration.text import CalibrationText
-from magistral_convert.options import ConvertOptions
+from magistral_convert.options import ConvertOptions, OnConversionProgress
 from magistral_convert.plan import ConversionPlan
 from magistral_mlx.backend import backend
 from magistral_mlx.config import TextConfig
@@ -47,6 +47,7 @@ def choose_schemes(
     text: CalibrationText,
     options: ConvertOptions,
     weights: str,
+    on_progress: OnConversionProgress | None = None,
 ) -> Sizing:
     """Measure the sensitivity of each matrix, and choose schemes for the size asked for.
 
@@ -62,7 +63,7 @@ def choose_schemes(
     kept = MeasuredChoices(weights, text.identity, str(group_size), backend().name)
     choices = kept.load()
     if choices is None:
-        choices = measure(plan, config, text.tokens, group_size)
+        choices = measure(plan, config, text.tokens, group_size, on_progress)
         kept.save(choices)
     budget = _budget(plan, choices, options)
     try:
