@@ -35,7 +35,6 @@ from magistral_convert.target import check_target, target_path
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.files import user_path
 from magistral_mlx.hub.adapters import locate_adapter
 
 if TYPE_CHECKING:
@@ -190,10 +189,7 @@ def check(conversion: Conversion) -> None:
         StorageError: too little disk space.
         OutOfMemory: calibration needs more memory than there is.
     """
-    sources, mmproj = [conversion.source.folder], conversion.options.mmproj
-    if mmproj:
-        sources.append(user_path(mmproj))
-    check_target(conversion.target, sources, force=conversion.options.force)
+    check_target(conversion.target, conversion.source.folder, conversion.options)
     check_free_space(conversion.space_needed)
     check_memory(conversion.peak_bytes, conversion.options)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from magistral_convert.options import UNQUANTIZED, ConvertOptions
@@ -58,25 +57,25 @@ def _label(source: str | os.PathLike[str], options: ConvertOptions) -> str:
     return kept if any(map(is_quantized, kinds)) else options.label
 
 
-def check_target(target: Path, sources: Iterable[Path], *, force: bool) -> None:
+def check_target(target: Path, source: Path, options: ConvertOptions) -> None:
     """Check that the output folder may be written, and the one beside it in which it is prepared.
 
     Raises:
         TargetExists: something is there that may not be replaced.
-        InvalidOption: the target is a source, one lies in the other, or a source would be deleted
-            with the folder in which the target is prepared.
+        InvalidOption: the target is the source or the file of `--mmproj`, one lies in the other,
+            or they would be deleted with the folder in which the target is prepared.
     """
     staging = staging_path(target)
-    for source in sources:
-        here, there = target.resolve(), source.resolve()
+    for place in (source, *([user_path(options.mmproj)] if options.mmproj else [])):
+        here, there = target.resolve(), place.resolve()
         if _is_in(here, there) or _is_in(there, here):
             raise InvalidOption(
-                f"the output {target} and the source {source} overlap. Choose another folder with "
+                f"the output {target} and the source {place} overlap. Choose another folder with "
                 "-o."
             )
         if _is_in(there, Path(os.path.realpath(staging))):
             raise InvalidOption(
-                f"the output {target} is prepared in {staging}, and the source {source} is there. "
+                f"the output {target} is prepared in {staging}, and the source {place} is there. "
                 "Choose another folder with -o."
             )
     check_staging(staging)
@@ -87,7 +86,7 @@ def check_target(target: Path, sources: Iterable[Path], *, force: bool) -> None:
     content = {entry.name for entry in target.iterdir()}
     if not content:
         return
-    if not force:
+    if not options.force:
         raise TargetExists(
             f"{target} exists already. Give --force to replace it, or choose another folder "
             "with -o."
