@@ -11,7 +11,7 @@ cache, entries are also written to disk in idle time, and loaded from there if m
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -68,7 +68,7 @@ class PrefixCache:
         )  # the oldest use first
         self._active_bytes = 0
         self._disk, self._load_tower = disk, load_tower
-        self._unwritten: deque[CachedPrefix] = deque()
+        self._unwritten: dict[object, CachedPrefix] = {}  # some of `_kept`, the oldest first
 
     @property
     def nbytes(self) -> int:
@@ -150,13 +150,13 @@ class PrefixCache:
             held = CachedPrefix(keys, caches, prefilled.length, prefilled.logits)
         for name, other in list(self._kept.items()):
             if isinstance(other, CachedPrefix) and held.covers(other):
-                del self._kept[name]
+                self._remove(name)
         self._kept[held] = held
-        self._evict()
         if self._disk is not None:
-            self._unwritten.append(held)
-            while self.write_some():
-                pass
+            self._unwritten[held] = held
+        self._evict()
+        while self.write_some():
+            pass
 
     def _longest(self, keys: NDArray[np.int64]) -> tuple[CachedPrefix | None, int]:
         best, most = None, _LEAST - 1
@@ -174,7 +174,7 @@ class PrefixCache:
         if spare > length // 8 and self.nbytes + self._active_bytes <= self.budget:
             self._kept.move_to_end(held)
             return ComputedPrefix(self._copy(held.caches, length), length, logits)
-        del self._kept[held]
+        self._remove(held)
         return ComputedPrefix(held.caches, length, logits)
 
     def _copy(self, caches: SequenceCaches, length: int) -> SequenceCaches:
@@ -227,13 +227,15 @@ class PrefixCache:
 
         It never waits: while the write queue is full it does nothing.
         """
-        if self._disk is None or not self._disk.has_capacity:
+        if self._disk is None:
             return False
-        while self._unwritten:
-            held = self._unwritten[0]
-            if held in self._kept and self._disk.write_some(held.keys, held.caches):
+        if self._disk.problem is not None:
+            self._unwritten.clear()
+        while self._unwritten and self._disk.has_capacity:
+            held = next(iter(self._unwritten.values()))
+            if self._disk.write_some(held.keys, held.caches):
                 return True
-            self._unwritten.popleft()
+            del self._unwritten[held]
         return False
 
     @property
@@ -276,5 +278,8 @@ class PrefixCache:
         allowed = self.budget - self._active_bytes
         nbytes = self.nbytes
         while self._kept and nbytes > allowed:
-            _, kept = self._kept.popitem(last=False)
-            nbytes -= kept.nbytes
+            nbytes -= self._remove(next(iter(self._kept))).nbytes
+
+    def _remove(self, name: object) -> CachedPrefix | CachedFeatures:
+        self._unwritten.pop(name, None)
+        return self._kept.pop(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from magistral_mlx.backend import mx
 from magistral_mlx.cache import blockfile
 from magistral_mlx.cache.disk import DiskPrefixCache
 from magistral_mlx.cache.scheme import KVScheme
@@ -293,6 +295,27 @@ def test_a_full_disk_costs_a_note_and_nothing_else(
     (note,) = run.prefixes.take_notes()
     assert "the disk is full" in note
     assert not list((tmp_path / "kept").glob("*/*"))
+
+
+@pytest.mark.parametrize("disk", ["unusable", "busy"])
+def test_what_is_evicted_before_it_could_be_written_gives_its_memory_back(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    folder = tmp_path / "kept"
+    if disk == "unusable":
+        folder.write_text("not a folder")
+    else:
+        monkeypatch.setattr("magistral_mlx.cache.writer._PENDING", 0)
+    run = runs(folder=folder)
+    run.ask(some_tokens(100, seed=0))
+    run.prefixes.budget = run.prefixes.nbytes
+    held = mx.get_active_memory()
+    for seed in (1, 2, 3):
+        run.ask(some_tokens(100, seed=seed))
+        assert run.prefixes.nbytes == run.prefixes.budget
+    gc.collect()
+    assert mx.get_active_memory() < held + run.prefixes.budget // 2
+    run.prefixes.release()  # or closing would wait for the disk
 
 
 def test_only_the_user_can_read_what_is_kept(runs: Any, tmp_path: Path) -> None:
