@@ -58,6 +58,6 @@ def check_extra(command: str, extra: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingExtra(
-            f"{command} needs {' and '.join(missing)}. Install with "
-            f"`pip install 'magistral-mlx[{extra}]'`."
+            f"{command} needs {' and '.join(missing)}. Install the extra in a checkout, as the "
+            f"README says: `uv tool install '.[{extra}]'`, or `pip install '.[{extra}]'`."
         )

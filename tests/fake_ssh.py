@@ -19,7 +19,8 @@ case "$target" in
     bare@*) echo "zsh:1: command not found: magistral-mlx" >&2; exit 127;;
     early@*) echo "magistral-mlx: there is no command machine-agent." >&2; exit 2;;
     odd@*) echo "something else" >&2; exit 3;;
-    old@*) exec 3>&1; sh -c "$3" | sed -u 's/"version": "[^"]*"/"version": "0.0.9"/' ;;
+    old@*) exec 3>&1; sh -c "$3" | sed -u \
+        's/"version": "[^"]*"/"version": "0.0.9"/; s/"mlx": "[^"]*"/"mlx": "0.1"/' ;;
     other@*) sh -c "$3" | sed -u 's/"digest": "[^"]*"/"digest": "0"/' ;;
     empty@*) sh -c "$3" | sed -u 's/"path": "[^"]*"/"path": null/' ;;
     *) echo "Welcome to $target."; exec sh -c "$3";;

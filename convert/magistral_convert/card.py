@@ -61,8 +61,9 @@ def model_card(
         "",
         "## Run it",
         "",
+        "With magistral-mlx installed, as its README says:",
+        "",
         "```",
-        "pip install magistral-mlx",
         f'magistral-mlx generate --model {name} "What is 37 + 85?"',
         *([f'magistral-mlx generate --model {name} --image cat.jpg "What is in the picture?"']
           if config.vision else []),

@@ -16,6 +16,11 @@ from magistral_mlx.memory.chips import Chip
 from magistral_mlx.memory.machine import Machine
 
 _LOOPBACK = "127.0.0.1"
+_SAME_CHECKOUT = "install the same checkout there, as the README says."
+_SAME_MLX = (
+    "run `uv tool install --force --with mlx=={0} .` in the checkout there, or "
+    "`pip install mlx=={0}` in its environment."
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,14 @@ def check_alike(
     first = facts[0]
     problems = []
     for connection, other in zip(connections[1:], facts[1:], strict=True):
-        for key, package in (("version", "magistral-mlx"), ("mlx", "mlx")):
+        for key, package, advice in (
+            ("version", "magistral-mlx", _SAME_CHECKOUT),
+            ("mlx", "mlx", _SAME_MLX.format(first["mlx"])),
+        ):
             if other[key] != first[key]:
                 problems.append(
                     f"{connection.label} has {package} {other[key]}, and this machine has "
-                    f"{first[key]}: run `pip install {package}=={first[key]}` there."
+                    f"{first[key]}: {advice}"
                 )
         for mine, theirs in zip(first["models"], other["models"], strict=True):
             problems += _model_problems(connection, mine, theirs)

@@ -49,12 +49,13 @@ _FAILURES = (
     ),
     (
         r"no command machine-agent",
-        "it has another version of magistral-mlx: run `pip install magistral-mlx=={version}` there",
+        "it has another version of magistral-mlx: install the same checkout ({version}) there, as "
+        "the README says",
     ),
     (
         r"not found|No module named|No such file",
-        "magistral-mlx was not found there: install it (`pip install magistral-mlx=={version}`) "
-        "where a login shell finds it, or with the same Python as here",
+        "magistral-mlx was not found there: install the same checkout ({version}) there, as the "
+        "README says, where a login shell finds it, or with the same Python as here",
     ),
 )
 

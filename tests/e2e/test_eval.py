@@ -176,4 +176,4 @@ def test_bad_input_is_one_line(
 
 def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("magistral_mlx.requirements.importlib.util.find_spec", lambda name: None)
-    assert "pip install 'magistral-mlx[eval]'" in run("eval", "demo").refusal
+    assert "`uv tool install '.[eval]'`" in run("eval", "demo").refusal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ def test_the_first_machine_is_this_one():
         ("asleep", "on, awake and on this network"),
         ("stranger", r"run `ssh stranger@127\.0\.0\.1` once by hand"),
         ("bare", "magistral-mlx was not found there"),
-        ("early", f"another version of magistral-mlx: run `pip install .*{__version__}`"),
+        ("early", f"another version of magistral-mlx: install the same checkout.*{__version__}"),
         ("odd", "something else"),
     ],
 )
@@ -170,7 +171,8 @@ def test_machines_that_differ_are_refused_all_at_once(fake_ssh):  # noqa: F811
         close_all(connections)
     words = str(refused.value)
     assert f"has magistral-mlx 0.0.9, and this machine has {__version__}" in words
-    assert f"run `pip install magistral-mlx=={__version__}` there" in words
+    assert f"{__version__}: install the same checkout there, as the README says." in words
+    assert f"--with mlx=={version('mlx')} .` in the checkout there" in words
     assert "has other weights" in words and "empty" not in words
     assert f"rsync -a {demo_dir()}/ other@{HERE}:{demo_dir()}/" in words
     assert "\n" not in words

@@ -142,5 +142,5 @@ def test_a_server_that_is_none_is_named(spec: ServerSpec, words: str) -> None:
 def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
     monkeypatch.setitem(sys.modules, "mcp", None)
-    with pytest.raises(MissingExtra, match=r"--mcp needs mcp. Install.*magistral-mlx\[mcp\]"):
+    with pytest.raises(MissingExtra, match=r"--mcp needs mcp. Install.*'\.\[mcp\]'"):
         outcomes(spec)

@@ -277,4 +277,4 @@ def test_the_server_without_its_extra_says_how_to_get_it(
     with pytest.raises(SystemExit) as exit:
         main()
     assert exit.value.code == 2
-    assert "pip install 'magistral-mlx[server]'" in capsys.readouterr().err
+    assert "`uv tool install '.[server]'`" in capsys.readouterr().err
