@@ -32,6 +32,7 @@ from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source, open_source, raw_config
 from magistral_convert.staging import StagingFolder, staging_path
 from magistral_convert.target import check_target, target_path
+from magistral_mlx.backend import backend
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
@@ -76,8 +77,6 @@ class Conversion:
         """Most memory that arrays take; None without calibration, which takes a few blocks."""
         if not self.calibrates:
             return None
-        from magistral_mlx.backend import backend
-
         return peak_bytes(
             self.plan,
             self.source.checkpoint.config.text,
@@ -96,9 +95,9 @@ class Conversion:
 
     @property
     def _states_bytes(self) -> int:
-        """Hidden states of two layers, in float32 at most."""
+        """Hidden states of two layers."""
         text = self.source.checkpoint.config.text
-        return state_bytes(text, self.options.text_tokens, float_bytes=4)
+        return state_bytes(text, self.options.text_tokens, backend().dtype.size)
 
 
 def prepare(
@@ -271,8 +270,6 @@ def _write_auxiliary(
 
 def _identity(conversion: Conversion, text: CalibrationText | None) -> dict[str, str]:
     """Return digests of all that decides the output's bytes; another staging is not continued."""
-    from magistral_mlx.backend import backend
-
     digest = hashlib.sha256()
     digest.update(json.dumps([_FORMAT, version("mlx"), backend().name]).encode())
     digest.update(conversion.source.identity.encode())

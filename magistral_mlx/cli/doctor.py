@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from magistral_mlx.memory.machine import Machine
     from magistral_mlx.memory.plan import Plan
 
-_CONVERSION_DISK = 20 * 10**9  # what converting from the hub takes at most
+# What converting from the hub takes at most, in bytes: calibration goes layer by layer, and keeps
+# the files of a layer that lies in two, and that of the vision tower.
+_PLAIN_DISK, _CALIBRATED_DISK = 20 * 10**9, 30 * 10**9
 _GIB = 1 << 30
 
 
@@ -226,17 +228,20 @@ def _free_memory(machine: Machine) -> Finding:
 
 
 def _disk() -> Finding:
+    from magistral_mlx.backend import backend
     from magistral_mlx.paths import conversions_dir
 
     place = conversions_dir()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    if free < _CONVERSION_DISK:
+    calibrates = backend().name != "cpu"  # by default
+    if free < (_CALIBRATED_DISK if calibrates else _PLAIN_DISK):
+        takes = "30 GB, or 20 GB with --calibration none" if calibrates else "20 GB"
         return Finding(
             "disk",
             "warning",
-            f"{free / 1e9:.0f} GB free at {place}; converting from the hub takes 20 GB",
+            f"{free / 1e9:.0f} GB free at {place}; converting from the hub takes {takes}",
         )
     return Finding("disk", "good", f"{free / 1e9:.0f} GB free at {place}")
 

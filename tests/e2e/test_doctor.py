@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -57,6 +59,30 @@ def test_it_says_in_words_whether_this_machine_will_do() -> None:
     assert "computing in float32" in words["MLX"]
     assert "no model on this machine" in words["models"]
     assert "GB free at /" in words["disk"]
+
+
+@pytest.mark.parametrize(
+    ("backend_name", "free", "words"),
+    [
+        ("metal", 35, None),
+        ("metal", 25, "25 GB free at {}; converting from the hub takes 30 GB, or 20 GB with "
+         "--calibration none"),
+        ("cpu", 25, None),
+        ("cpu", 15, "15 GB free at {}; converting from the hub takes 20 GB"),
+    ],
+)  # fmt: skip
+def test_the_disk_that_converting_takes_is_told_as_it_calibrates(
+    on_a_mac: Doctor, backend_name: str, free: int, words: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MAGISTRAL_MLX_HOME", str(tmp_path))
+    here = replace(backend(), name=backend_name)
+    monkeypatch.setattr("magistral_mlx.backend.backend", lambda: here)
+    room = shutil.disk_usage(tmp_path)._replace(free=free * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    verdict, told = on_a_mac("64GB")["disk"]
+    assert verdict == ("warning" if words else "good")
+    assert told == (words or f"{free} GB free at {{}}").format(tmp_path)
 
 
 def test_a_mac_that_holds_all_is_good(on_a_mac: Doctor) -> None:
