@@ -171,6 +171,24 @@ def take_part(array: mx.array, tensor: StoredTensor) -> mx.array:
     return array[start:stop] if tensor.axis == 0 else array[:, start:stop]
 
 
+def rows_part(tensor: StoredTensor, start: int, stop: int) -> TensorPart:
+    """Return the part of a stored tensor that is the rows `start` to `stop`."""
+    rows, *rest = tensor.shape
+    nbytes = tensor.nbytes // rows * (stop - start)
+    return TensorPart(
+        tensor.name,
+        tensor.file,
+        tensor.dtype,
+        (stop - start, *rest),
+        tensor.offset,
+        nbytes,
+        whole=tensor,
+        axis=0,
+        start=start,
+        stop=stop,
+    )
+
+
 def read_part(part: TensorPart) -> mx.array:
     """Read the bytes of a part, and no others of its file.
 

@@ -13,8 +13,10 @@ import pytest
 from magistral_mlx import Magistral
 from magistral_mlx.api.models import plan_model
 from magistral_mlx.backend import mx
+from magistral_mlx.checkpoint.adapters.load import load_adapter
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError, InvalidOption, ModelNotFound, OutOfMemory
 from magistral_mlx.hub.adapters import adapter_name
@@ -226,6 +228,26 @@ def test_not_a_number_in_an_adapter(folder: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path, tensors)
     with pytest.raises(CheckpointError, match="holds infinities or NaNs"):
         Magistral.load(folder / "base", adapter=tmp_path)
+
+
+def test_a_whole_head_is_read_by_blocks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magistral_mlx.checkpoint.adapters.load._BLOCK", 9_999)
+    head = np.random.default_rng(4).standard_normal((1280, 128), np.float32)
+    write_adapter(tmp_path, {"base_model.model.lm_head.weight": head})
+    model = load_model(Checkpoint.open(folder / "base"), mx.bfloat16)
+    stored = StoredAdapter.open(tmp_path, model.config)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    (change,) = load_adapter(stored, model).changes.values()
+    assert mx.get_peak_memory() - before < 1.5 * stored.nbytes(2)
+    assert change.weight is not None
+    assert mx.array_equal(change.weight, mx.array(head).astype(mx.bfloat16))
+    head[1279, 1] = np.inf
+    write_adapter(tmp_path, {"base_model.model.lm_head.weight": head})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight in .* holds infinities or NaNs"):
+        load_adapter(stored, model)
 
 
 def test_vision_in_a_text_model(tmp_path: Path) -> None:

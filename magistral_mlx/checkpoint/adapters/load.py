@@ -8,12 +8,13 @@ from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter, StoredChange
 from magistral_mlx.checkpoint.header import StoredTensor
 from magistral_mlx.checkpoint.names import EMBEDDING_PATH
+from magistral_mlx.checkpoint.part import read_part, rows_part
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.adapters import Adapter, EmbeddingChange, MatrixChange
 from magistral_mlx.model.linear import matrices_of, rows_of
 from magistral_mlx.model.magistral import MagistralModel
 
-_BLOCK = 16 << 20  # values of a matrix whose rows are measured at once
+_BLOCK = 4 << 20  # values of a matrix whose rows are read or measured at once
 
 
 def load_adapter(stored: StoredAdapter, model: MagistralModel) -> Adapter:
@@ -30,11 +31,7 @@ def load_adapter(stored: StoredAdapter, model: MagistralModel) -> Adapter:
     def take(tensor: StoredTensor) -> mx.array:
         array = arrays.pop(tensor.name)
         mx.eval(array)  # read, before the GPU waits for it; see `checkpoint.load`
-        if not mx.all(mx.isfinite(array)).item():
-            raise CheckpointError(
-                f"{tensor.name} in {stored.config.file} holds infinities or NaNs. Fetch or train "
-                "the adapter again."
-            )
+        _check_finite(tensor, array)
         return array
 
     changes: dict[str, MatrixChange] = {}
@@ -42,8 +39,7 @@ def load_adapter(stored: StoredAdapter, model: MagistralModel) -> Adapter:
     for path in {**stored.replaced, **stored.changes}:
         weight = a = b = magnitude = None
         if whole := stored.replaced.get(path):
-            weight = take(whole).astype(model.dtype)
-            mx.eval(weight)
+            weight = _read_cast(whole, model.dtype)
         if change := stored.changes.get(path):
             a, b = _factors(change, take(change.a), take(change.b), model.dtype)
             if change.magnitude:
@@ -90,6 +86,28 @@ def compute_gains(adapter: Adapter, model: MagistralModel) -> None:
         change.gain = (change.magnitude / mx.concatenate(lengths)).astype(model.dtype)
         mx.eval(change.gain)
         change.magnitude = None
+
+
+def _read_cast(tensor: StoredTensor, dtype: mx.Dtype) -> mx.array:
+    """Read a whole head or embedding; memory holds it in `dtype`, and some of its stored rows."""
+    rows, width = tensor.shape
+    array = mx.zeros((rows, width), dtype)
+    step = max(1, _BLOCK // width)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        block = read_part(rows_part(tensor, start, stop))
+        _check_finite(tensor, block)
+        array[start:stop] = block.astype(dtype)
+        mx.eval(array)  # written in place
+    return array
+
+
+def _check_finite(tensor: StoredTensor, array: mx.array) -> None:
+    if not mx.all(mx.isfinite(array)).item():
+        raise CheckpointError(
+            f"{tensor.name} in {tensor.file} holds infinities or NaNs. Fetch or train the adapter "
+            "again."
+        )
 
 
 def _factors(
