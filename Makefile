@@ -4,8 +4,10 @@
 BIN := .venv/bin
 DEMO := build/demo-4bit
 
-# A process of tests for each core, each of which takes whole files.
-PYTEST := $(BIN)/pytest -q -n logical --dist loadfile
+# Processes of tests, each of which takes whole files: one more than there are cores, as tests wait for
+# servers, browsers and terminals a fifth of their time.
+PROCESSES := $(shell expr 1 + `getconf _NPROCESSORS_ONLN`)
+PYTEST := $(BIN)/pytest -q -n $(PROCESSES) --dist loadfile
 
 .PHONY: help demo check test lint docs format clean
 

@@ -55,6 +55,12 @@ def _models_end_with_their_module() -> Iterator[None]:
     gc.collect()
 
 
+def pytest_collection_finish() -> None:
+    """Take the references' modules, millions of objects, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what starts processes, servers or references: all of e2e/ and parity/.
 

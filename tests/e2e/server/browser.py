@@ -22,6 +22,9 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+PATIENCE = 60_000  # ms that a busy machine may take for anything
+expect.set_options(timeout=PATIENCE)
+
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
@@ -82,7 +85,7 @@ def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
     """Open the page in a profile of its own, and wait until it can be used."""
     options = {"locale": "en-GB", "viewport": {"width": 1180, "height": 800}} | context
     with browser.new_context(**options) as profile:
-        profile.set_default_timeout(15_000)
+        profile.set_default_timeout(PATIENCE)
         visit = Visit(profile.new_page(), profile)
         origin = urlsplit(url)[:2]
 
