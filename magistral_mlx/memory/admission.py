@@ -8,7 +8,7 @@ always continue, and after it the next, so all of them finish.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -59,24 +59,16 @@ class Reservation:
 
 
 class Budget:
-    """The memory of a plan, shared by the requests that run at once.
+    """The memory of a plan, shared by the requests that run at once."""
 
-    lent: bytes of adapters that were loaded later, and are not in the plan.
-    """
-
-    lent = 0
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, lent: Callable[[], int] = lambda: 0) -> None:
+        """`lent`: bytes that adapters take now, and that are not in the plan."""
+        self._plan, self._lent = plan, lent
         self._text = plan.model.config.text
 
-    @property
+    @cached_property
     def _total(self) -> int:
         """Bytes for all caches and temporary arrays."""
-        return self._planned - self.lent
-
-    @cached_property
-    def _planned(self) -> int:
         peak = self._plan.peak
         return self._plan.total - peak.weights - peak.vision
 
@@ -102,12 +94,17 @@ class Budget:
         promised = prompt + (limit if asked else min(limit, open_ended))
         return Reservation(held, promised, prompt + limit, prefill, features, tower, asked)
 
-    def fits(self, reservations: Sequence[Reservation]) -> bool:
-        """Whether requests with these reservations, oldest first, can all be finished."""
+    def fits(self, reservations: Sequence[Reservation], more: int = 0) -> bool:
+        """Whether requests with these reservations, oldest first, can all be finished.
+
+        Args:
+            more: bytes to be lent beside.
+        """
+        total = self._total - self._lent() - more
         passing = self._passing(reservations)
         after = 0
         for reservation in reversed(reservations):
-            if passing + self._sequence_bytes(reservation.promised) + after > self._total:
+            if passing + self._sequence_bytes(reservation.promised) + after > total:
                 return False
             after += self._sequence_bytes(reservation.held)
         return True

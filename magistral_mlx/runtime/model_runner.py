@@ -31,7 +31,7 @@ from magistral_mlx.engine.sequence import SequenceState, Token
 from magistral_mlx.errors import InvalidOption, LoadAborted, OutOfMemory, RankLost
 from magistral_mlx.events import Prefill
 from magistral_mlx.memory.limits import PROCESS
-from magistral_mlx.memory.peak import Shape, head_rows, predict
+from magistral_mlx.memory.peak import Shape, adapter_bytes, head_rows, predict
 from magistral_mlx.memory.plan import Plan, gib
 from magistral_mlx.model.adapters import Adapter
 from magistral_mlx.model.magistral import MagistralModel
@@ -146,9 +146,13 @@ class ModelRunner:
         self._share()
 
     def lent(self, more: int = 0) -> int:
-        """Bytes of adapters, and `more`, that are not in the plan."""
-        held = sum(adapter.nbytes for adapter in self._in_memory)
-        return max(0, held + more - self.plan.model.adapters)
+        """Bytes that adapters take, `more` of them and work with them included, beyond the plan."""
+        plan = self.plan
+        held = sum(adapter.nbytes for adapter in self._in_memory) + more
+        if held and not plan.model.adapters:
+            rows = min(plan.chunk, plan.context)
+            held += adapter_bytes(plan.model.config.text, rows, plan.profile)
+        return max(0, held - plan.model.adapters)
 
     def _share(self) -> None:
         """Let the prefix cache have what the adapters leave."""

@@ -163,6 +163,7 @@ class Request:
             self._status = RequestStatus.FINISHED
         self.put(Finished("cancelled", NOTHING))
         self._end(None)
+        self.release()
 
     def cancel_without(self, reader: object) -> None:
         """Cancel it once nobody holds `reader` any more, so that the worker is free for others.
@@ -284,10 +285,10 @@ class Request:
         self._end(error)
 
     def release(self) -> None:
-        """Let go of caches and pixels, as somebody may hold a finished request for long."""
+        """Let go of caches, pixels and the adapter; a finished request may be held for long."""
         self.sample = None
         prompt = replace(self.inputs.prompt, images=())
-        self.inputs = replace(self.inputs, prompt=prompt, grammar=None)
+        self.inputs = replace(self.inputs, prompt=prompt, grammar=None, adapter=None)
 
     def _end(self, error: BaseException | None) -> None:
         with self._lock:

@@ -50,7 +50,7 @@ class Scheduler:
         """`parallel`: requests that run at once at most. `clock`: seconds, as `perf_counter`."""
         self._runner, self._parallel = runner, parallel
         self._clock = clock
-        self._budget = Budget(runner.plan)
+        self._budget = Budget(runner.plan, runner.lent)
         self._lock = threading.Lock()  # of `_waiting`
         self._waiting: deque[Request] = deque()  # in the order in which they came
         self._running: list[Request] = []  # likewise
@@ -120,26 +120,20 @@ class Scheduler:
             OutOfMemory: it does not fit beside what runs.
             CheckpointError: its file cannot be read.
         """
-        wanted = stored.nbytes(self._runner.plan.profile.float_bytes)
-        lent = self._runner.lent(wanted)
-        before, self._budget.lent = self._budget.lent, lent
-        try:
-            if lent > self._runner.plan.kept or not self._budget.fits(self._reservations()):
-                raise OutOfMemory(
-                    f"the adapter {name} takes {gib(wanted)}, and "
-                    f"{gib(max(0, self._runner.plan.kept - before))} are left beside the plan. "
-                    "Drop another adapter, or load the model with this one, or with less context."
-                )
-            self._runner.load_adapter(name, stored)
-        except BaseException:
-            self._budget.lent = before
-            raise
+        plan, lent = self._runner.plan, self._runner.lent()
+        more = self._runner.lent(stored.nbytes(plan.profile.float_bytes)) - lent
+        if lent + more > plan.kept or not self._budget.fits(self._reservations(), more):
+            raise OutOfMemory(
+                f"the adapter {name} takes {gib(more)}, and {gib(max(0, plan.kept - lent))} are "
+                "left beside the plan. Drop another adapter, or load the model with this one, or "
+                "with less context."
+            )
+        self._runner.load_adapter(name, stored)
         self._runner.prefixes.evict_for(self._budget.active_bytes(self._reservations()))
 
     def drop_adapter(self, name: str) -> None:
         """Drop an adapter; what runs with it goes on to its end."""
         self._runner.drop_adapter(name)
-        self._budget.lent = self._runner.lent()
 
     # Coming in
 

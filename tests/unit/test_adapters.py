@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_peft_adapter(root / "one", seed=1)
     write_peft_adapter(root / "two", seed=2, rank=7, use_rslora=True)
     write_peft_adapter(root / "vision", seed=3)
+    write_peft_adapter(root / "wide", seed=4, rank=64)
     return root
 
 
@@ -131,6 +132,35 @@ def test_one_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
             model.load_adapter(big)
         assert model.adapters == ()
         assert model.generate("Hi", max_tokens=2).text is not None
+
+
+def beside_the_plan(folder: Path, share: float) -> int:
+    """Memory limit that leaves a share of what the adapter "wide" takes, with the work."""
+    plain = plan_model(folder / "base", context=512)
+    with_one = plan_model(folder / "base", context=512, adapter=folder / "wide")
+    taken = with_one.peak.total - plain.peak.total
+    assert taken > with_one.model.adapters
+    return plain.peak.total + plain.buffer_cache + 2 * int(share * taken)
+
+
+def test_one_that_is_loaded_later_takes_what_one_in_the_plan_does(folder: Path) -> None:
+    limit = beside_the_plan(folder, share=0.99)
+    with (
+        Magistral.load(folder / "base", context=512, memory_limit=limit) as model,
+        pytest.raises(OutOfMemory, match="the adapter wide takes"),
+    ):
+        model.load_adapter(folder / "wide")
+
+
+def test_the_memory_of_a_dropped_one_comes_back_whoever_holds_its_answers(folder: Path) -> None:
+    limit = beside_the_plan(folder, share=1.2)
+    held = []
+    with Magistral.load(folder / "base", context=512, memory_limit=limit) as model:
+        for _ in range(2):
+            model.load_adapter(folder / "wide")
+            held.append(model.submit(PROMPT, adapter="wide", max_tokens=5, ignore_eos=True))
+            model.drop_adapter("wide")
+            assert held[-1].wait().finish_reason == "length"
 
 
 def test_names_of_adapters(folder: Path) -> None:
