@@ -127,7 +127,8 @@ class TestStreamsWhileAModelIsLoaded:
     @pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/messages", "/v1/completions"])
     def test_they_are_kept_alive_and_then_answered(self, gate: Gate, path: str):
         hello = [{"role": "user", "content": "What is 37 + 85?"}]
-        body = {"messages": hello, "input": hello, "prompt": "Hi", "max_tokens": 64}
+        asked = {"prompt": "Hi"} if path == "/v1/completions" else {"input": hello}
+        body = asked | {"messages": hello, "max_tokens": 64}
         with loading(gate) as server:
             body |= {"stream": True, "model": "demo"}
             with httpx.stream("POST", server.url + path, json=body, timeout=60) as response:
