@@ -74,7 +74,12 @@ class TokenizerError(MagistralError):
 
 
 class ImageError(MagistralError):
-    """An image that cannot be opened, or images for a text-only model."""
+    """An image that cannot be opened, or images for a text-only model.
+
+    where: the field that holds the image, such as messages[0].content[1].image_url; None for none.
+    """
+
+    where: str | None = None
 
 
 class DocumentError(MagistralError):

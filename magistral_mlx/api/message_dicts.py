@@ -1,7 +1,8 @@
 """Messages and tools as dicts, the way OpenAI's and Mistral's chat APIs spell them.
 
 Both ways: `parse_message` reads what apps pass, `to_dict` writes what a saved conversation holds,
-and the first reads what the second wrote back into an equal message.
+and the first reads what the second wrote back into an equal message. A server that has translated
+another API's messages names the field of an image, as its client knows it, in the part's `where`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from magistral_mlx.chat.messages import (
     ToolResult,
     User,
 )
-from magistral_mlx.errors import PromptError
+from magistral_mlx.errors import ImageError, PromptError
 from magistral_mlx.events import ToolCall
 
 _TEXT = ("text", "input_text", "output_text")
@@ -123,13 +124,23 @@ def _user_content(content: Any, where: str, local_files: bool) -> str | tuple[st
         source, where = chunk.get(field), f"{where}.{field}"
         if isinstance(source, Mapping):
             source, where = source.get("url"), f"{where}.url"
-        if isinstance(source, str):
-            return image_of_url(source, where, local_files=local_files)
         if source is None:
             raise PromptError(f"{where} is missing: it holds the image.")
-        return open_image(source)
+        return _image(source, chunk.get("where", where), local_files)
 
     return _content(content, where, part)
+
+
+def _image(source: Any, where: str, local_files: bool) -> Image:
+    try:
+        if isinstance(source, str):
+            return image_of_url(source, where, local_files=local_files)
+        return open_image(source)
+    except ImageError as error:
+        text = str(error)
+        placed = ImageError(text if text.startswith(where) else f"{where}: {text}")
+        placed.where = where
+        raise placed from error
 
 
 def _content(content: Any, where: str, part: Callable[[Mapping[str, Any], str, str], Any]) -> Any:

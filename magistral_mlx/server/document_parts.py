@@ -14,7 +14,9 @@ from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.request_translation import Part, image_part, text_part
 
 
-def document_parts(data: str, name: str, pdf: PDFMode | None = None) -> list[Part]:
+def document_parts(
+    data: str, name: str, pdf: PDFMode | None = None, *, where: str = "data"
+) -> list[Part]:
     """The parts of a file.
 
     Args:
@@ -22,6 +24,7 @@ def document_parts(data: str, name: str, pdf: PDFMode | None = None) -> list[Par
         name: its name in the prompt.
         pdf: whether a PDF becomes its text or images of its pages; None for its text, or the
             images if it has none.
+        where: the field of the request that holds `data`.
 
     Raises:
         BadRequest: it is not base64.
@@ -32,12 +35,13 @@ def document_parts(data: str, name: str, pdf: PDFMode | None = None) -> list[Par
     elif data.startswith(("http://", "https://")):
         raise BadRequest(
             f"{name} is a web address, and this server fetches no documents. Send the file itself "
-            "in base64."
+            "in base64.",
+            param=where,
         )
     try:
         content = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"data of {name} is not valid base64: {error}.", param="data") from None
+        raise BadRequest(f"data of {name} is not valid base64: {error}.", param=where) from None
     try:
         return _dicts(read_document(content, name, pdf=pdf or "text"))
     except DocumentError as error:

@@ -186,7 +186,8 @@ def error_response(error: BaseException) -> ErrorResponse:
         case MagistralError():
             for kind, status, code in _KINDS:
                 if isinstance(error, kind):
-                    return ErrorResponse(status, str(error), code=code)
+                    param = error.where if isinstance(error, ImageError) else None
+                    return ErrorResponse(status, str(error), param=param, code=code)
             return ErrorResponse(500, str(error), code="internal_error")
     _log.error("unexpected error", exc_info=error)
     return ErrorResponse(

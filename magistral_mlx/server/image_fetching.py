@@ -80,16 +80,20 @@ class ImageFetcher:
         most, taken = self._settings.limits.body_bytes, 0
         changed = list(prompt)
         for n, m, url in places:
-            where = f"messages[{n}].content[{m}].image_url"
-            image = await fetch_image(url, self._settings, where=where)
+            content = list(changed[n]["content"])
+            where = content[m].get("where", f"messages[{n}].content[{m}].image_url")
+            try:
+                image = await fetch_image(url, self._settings, where=where)
+            except ImageError as error:
+                error.where = where
+                raise
             taken += len(image)
             if taken > most:
                 raise BadRequest(
                     f"the images on the web have more than {most / MIB:.4g} MiB together. Send "
                     "fewer or smaller ones, or start the server with a higher --max-body."
                 )
-            content = list(changed[n]["content"])
-            content[m] = {"type": "image", "image": image}
+            content[m] = {"type": "image", "image": image, "where": where}
             changed[n] = changed[n] | {"content": content}
         return changed
 

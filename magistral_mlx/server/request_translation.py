@@ -152,9 +152,10 @@ def text_part(text: str) -> Part:
     return {"type": "text", "text": text}
 
 
-def image_part(url: str) -> Part:
-    """A part with an image."""
-    return {"type": "image_url", "image_url": {"url": url}}
+def image_part(url: str, where: str | None = None) -> Part:
+    """A part with an image; `where` is its field in the request, which errors name."""
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return part if where is None else part | {"where": where}
 
 
 def _function_only(tool: Any) -> Any:

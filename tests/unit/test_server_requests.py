@@ -381,7 +381,10 @@ def test_images_of_results_follow_as_a_user_turn():
     assert [message["role"] for message in found] == ["user", "assistant", "tool", "tool", "user"]
     assert found[2]["content"] == [TEXT | {"text": "(see the image)"}]
     assert found[3]["content"] == shown[:1]
-    assert found[4]["content"] == [IMAGE, IMAGE, TEXT | {"text": "So?"}]
+    first, second, said = found[4]["content"]
+    assert first == IMAGE | {"where": "messages[2].content[0].image_url.url"}
+    assert second == IMAGE | {"where": "messages[3].content[1].image_url.url"}
+    assert said == TEXT | {"text": "So?"}
 
 
 # Documents

@@ -39,7 +39,7 @@ def add_message(builder: MessageBuilder, message: MessageIn, where: str) -> None
     blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
     match message.role:
         case "system":
-            builder.system(parts_of(_only(blocks, TextBlock, where)))
+            builder.system(parts_of(_only(blocks, TextBlock, where), f"{where}.content"))
         case "assistant":
             _add_assistant(builder, blocks, where)
         case _:
@@ -63,19 +63,20 @@ def _add_assistant(builder: MessageBuilder, blocks: Sequence[Any], where: str) -
 
 def _add_user(builder: MessageBuilder, blocks: Sequence[Any], where: str) -> None:
     """Add the results of tools first, as in the template, then the user's own blocks."""
-    said: list[Shown] = []
-    for block in blocks:
+    said: list[list[Part]] = []
+    for n, block in enumerate(blocks):
+        here = f"{where}.content[{n}]"
         match block:
             case ToolResultBlock():
-                builder.result(_result_parts(block), block.tool_use_id)
+                builder.result(_result_parts(block, here), block.tool_use_id)
             case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock():
-                said.append(block)
+                said.append(_block_parts(block, here))
             case VendorBlock():
                 pass
             case _:
                 raise _misplaced(block.type, where, "a user's")
     if said or not blocks:
-        builder.user(parts_of(said))
+        builder.user([part for parts in said for part in parts])
 
 
 def _only(blocks: Sequence[Any], kind: type[TextBlock], where: str) -> list[TextBlock]:
@@ -89,36 +90,40 @@ def _misplaced(kind: str, where: str, whose: str) -> BadRequest:
     return BadRequest(f"{where} holds a block {kind!r}, which has no place in {whose} message.")
 
 
-def _result_parts(block: ToolResultBlock) -> list[Part]:
+def _result_parts(block: ToolResultBlock, where: str) -> list[Part]:
     content = block.content
-    parts = [text_part(content)] if isinstance(content, str) else parts_of(content or ())
+    if isinstance(content, str):
+        parts = [text_part(content)]
+    else:
+        parts = parts_of(content or (), f"{where}.content")
     if block.is_error:
         parts = [text_part("Error: "), *parts]
     return parts or [text_part("")]
 
 
-def parts_of(blocks: Iterable[Shown]) -> list[Part]:
-    """The parts of some blocks, in order."""
-    return [part for block in blocks for part in _block_parts(block)]
+def parts_of(blocks: Iterable[Shown], where: str) -> list[Part]:
+    """The parts of some blocks, in order; `where` names their list in errors."""
+    return [part for n, block in enumerate(blocks) for part in _block_parts(block, f"{where}[{n}]")]
 
 
-def _block_parts(block: Shown) -> list[Part]:
+def _block_parts(block: Shown, where: str) -> list[Part]:
     match block:
         case TextBlock():
             return [text_part(block.text)]
         case DocumentBlock():
-            return _document(block)
+            return _document(block, f"{where}.source")
         case SearchResultBlock():
             text = "".join(part.text for part in block.content)
             return [text_part(f"{block.title}\n{block.source}\n\n{text}")]
         case ImageBlock():
             source = block.source
             if isinstance(source, Base64Source):
-                return [image_part(f"data:{source.media_type};base64,{source.data}")]
-            return [image_part(source.url)]
+                url = f"data:{source.media_type};base64,{source.data}"
+                return [image_part(url, f"{where}.source.data")]
+            return [image_part(source.url, f"{where}.source.url")]
 
 
-def _document(block: DocumentBlock) -> list[Part]:
+def _document(block: DocumentBlock, where: str) -> list[Part]:
     about = "\n\n".join(text for text in (block.title, block.context) if text)
     before = [text_part(about + "\n\n")] if about else []
     match block.source:
@@ -126,7 +131,9 @@ def _document(block: DocumentBlock) -> list[Part]:
             return [text_part("".join(part["text"] for part in before) + text)]
         case FileSource(data=data):
             context = [text_part(block.context)] if block.context else []
-            return [*context, *document_parts(data, block.title or "document")]
+            name = block.title or "document"
+            return [*context, *document_parts(data, name, where=f"{where}.data")]
         case ContentSource(content=content):
-            inside = [text_part(content)] if isinstance(content, str) else parts_of(content)
-            return [*before, *inside]
+            if isinstance(content, str):
+                return [*before, text_part(content)]
+            return [*before, *parts_of(content, f"{where}.content")]

@@ -142,7 +142,8 @@ def _system(given: str | list[TextBlock] | None) -> str | list[Part]:
     """The system prompt without what instructs nobody; empty for none."""
     if given is None or isinstance(given, str):
         return given or ""
-    return parts_of(block for block in given if not block.text.startswith(_BILLING))
+    said = [block for block in given if not block.text.startswith(_BILLING)]
+    return parts_of(said, "system")
 
 
 def message_options(request: CountRequest) -> Options:

@@ -38,12 +38,13 @@ def chat_messages(request: OllamaChatRequest) -> list[dict[str, Any]]:
     builder = MessageBuilder()
     open_calls: list[tuple[str, str]] = []  # (id, name) of calls without a result
     calls = 0
-    for message in request.messages or ():
+    for n, message in enumerate(request.messages or ()):
+        where = f"messages[{n}].images"
         match message.role:
             case "system":
                 builder.system(message.content or "")
             case "user":
-                builder.user(_content(message.content or "", message.images))
+                builder.user(_content(message.content or "", message.images, where))
             case "assistant":
                 if message.thinking:
                     builder.thinking(message.thinking)
@@ -55,7 +56,7 @@ def chat_messages(request: OllamaChatRequest) -> list[dict[str, Any]]:
                     open_calls.append((id, call.function.name))
                     builder.call(call.function.name, call.function.arguments, id)
             case "tool":
-                builder.result(_parts(message), _answered(message, open_calls))
+                builder.result(_parts(message, where), _answered(message, open_calls))
     return continue_last(builder.messages())
 
 
@@ -79,7 +80,7 @@ def generate_prompt(request: OllamaGenerateRequest) -> list[dict[str, Any]] | Ra
     builder = MessageBuilder()
     if request.system:
         builder.system(request.system)
-    builder.user(_content(request.prompt or "", request.images))
+    builder.user(_content(request.prompt or "", request.images, "images"))
     return builder.messages()
 
 
@@ -126,14 +127,15 @@ def _thinking(think: bool | str | None) -> Any:
     return thinking_of(think) if isinstance(think, str) else think  # type: ignore[arg-type]
 
 
-def _content(text: str, images: Sequence[str] | None) -> str | list[Part]:
+def _content(text: str, images: Sequence[str] | None, where: str) -> str | list[Part]:
     if not images:
         return text
-    return [*(image_part(_url(image)) for image in images), *([text_part(text)] if text else ())]
+    shown = [image_part(_url(image), f"{where}[{n}]") for n, image in enumerate(images)]
+    return [*shown, *([text_part(text)] if text else ())]
 
 
-def _parts(message: OllamaMessage) -> list[Part]:
-    content = _content(message.content or "", message.images)
+def _parts(message: OllamaMessage, where: str) -> list[Part]:
+    content = _content(message.content or "", message.images, where)
     return [text_part(content)] if isinstance(content, str) else content
 
 

@@ -11,17 +11,18 @@ from pydantic import BaseModel
 
 from magistral_mlx.api.options import Options
 from magistral_mlx.server.blocks import read_samples
+from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.error_responses import OPENAI_RESPONSES, ErrorResponse, OpenAIError
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.openai.chat_format import ChatFormatter
 from magistral_mlx.server.openai.chat_response_schemas import ChatChunk, ChatCompletion
 from magistral_mlx.server.openai.chat_schemas import (
     AllowedToolsChoice,
+    ChatMessage,
     ChatRequest,
     JSONFormat,
     NamedToolChoice,
     SchemaFormat,
-    message_dict,
 )
 from magistral_mlx.server.openai.mistral import (
     check_mistral_fields,
@@ -37,8 +38,11 @@ from magistral_mlx.server.option_values import seed_option
 from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.request_translation import (
     MessageBuilder,
+    Part,
     continue_last,
+    image_part,
     own_names,
+    text_part,
     tool_options,
     with_form,
 )
@@ -122,9 +126,45 @@ def error_events(error: ErrorResponse) -> list[BaseModel]:
 def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
     """The messages as dicts for `to_messages`."""
     builder = MessageBuilder()
-    for message in request.messages:
-        builder.add(message_dict(message))
+    for n, message in enumerate(request.messages):
+        builder.add(_message_dict(message, f"messages[{n}]"))
     return continue_last(builder.messages())
+
+
+def _message_dict(message: ChatMessage, where: str) -> dict[str, Any]:
+    """The message as a dict for `to_messages`; `where` names it in errors.
+
+    Raises:
+        BadRequest, DocumentError, ImageError: a file that cannot be read.
+    """
+    found = message.model_dump(exclude_none=True)
+    if old_call := found.pop("function_call", None):
+        found["tool_calls"] = [*found.get("tool_calls", ()), {"function": old_call}]
+    content = found.get("content")
+    if isinstance(content, list):
+        found["content"] = [
+            each
+            for n, part in enumerate(content)
+            for each in _readable(part, f"{where}.content[{n}]")
+        ]
+    return found
+
+
+def _readable(part: dict[str, Any], where: str) -> list[Part]:
+    match part:
+        case {"type": "refusal", "refusal": text}:
+            return [text_part(text)]
+        case {"type": "file", "file": file}:
+            name = file.get("filename") or "file"
+            return document_parts(file["file_data"], name, where=f"{where}.file.file_data")
+        case {"type": "document_url", "document_url": url}:
+            name = part.get("document_name") or "document"
+            return document_parts(url, name, where=f"{where}.document_url")
+        case {"type": "image_url", "image_url": {"url": url}}:
+            return [image_part(url, f"{where}.image_url.url")]
+        case {"type": "image_url", "image_url": url}:
+            return [image_part(url, f"{where}.image_url")]
+    return [part]
 
 
 def chat_options(request: ChatRequest) -> Options:

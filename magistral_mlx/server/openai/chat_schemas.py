@@ -6,14 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from magistral_mlx.server.document_parts import document_parts
 from magistral_mlx.server.openai.mistral import DocumentURLPart, MistralFields
 from magistral_mlx.server.openai.sampling_schemas import EXTENSION, SamplingFields
 from magistral_mlx.server.openai.structure_fields import StructureFields
 from magistral_mlx.server.openai.thinking_fields import ThinkingFields
 from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema, Some
-from magistral_mlx.server.request_translation import FunctionOnly, FunctionSchema, Part, text_part
+from magistral_mlx.server.request_translation import FunctionOnly, FunctionSchema
 
 
 class TextPart(RequestSchema):
@@ -146,32 +145,6 @@ class ToolMessage(RequestSchema):
 ChatMessage = Annotated[
     SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
 ]
-
-
-def message_dict(message: RequestSchema) -> dict[str, Any]:
-    """The message as a dict for `to_messages`.
-
-    Raises:
-        BadRequest, DocumentError, ImageError: a file that cannot be read.
-    """
-    found = message.model_dump(exclude_none=True)
-    if old_call := found.pop("function_call", None):
-        found["tool_calls"] = [*found.get("tool_calls", ()), {"function": old_call}]
-    content = found.get("content")
-    if isinstance(content, list):
-        found["content"] = [each for part in content for each in _readable(part)]
-    return found
-
-
-def _readable(part: dict[str, Any]) -> list[Part]:
-    match part:
-        case {"type": "refusal", "refusal": text}:
-            return [text_part(text)]
-        case {"type": "file", "file": file}:
-            return document_parts(file["file_data"], file.get("filename") or "file")
-        case {"type": "document_url", "document_url": url}:
-            return document_parts(url, part.get("document_name") or "document")
-    return [part]
 
 
 class ChatTool(RequestSchema):

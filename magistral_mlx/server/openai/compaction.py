@@ -13,16 +13,12 @@ from magistral_mlx.server.blocks import read_samples
 from magistral_mlx.server.openai.chat import ERRORS
 from magistral_mlx.server.openai.conversations import store_of
 from magistral_mlx.server.openai.item_lists import item_dict
+from magistral_mlx.server.openai.request_conversation import RequestConversation
 from magistral_mlx.server.openai.response_format import response_usage
 from magistral_mlx.server.openai.response_items import InputMessage
 from magistral_mlx.server.openai.response_object import ResponseUsage
-from magistral_mlx.server.openai.response_request import (
-    check_unsupported,
-    encode_text,
-    response_messages,
-)
+from magistral_mlx.server.openai.response_request import check_unsupported, encode_text
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
-from magistral_mlx.server.openai.responses import RequestConversation
 from magistral_mlx.server.openapi_examples import COMPACT_EXAMPLES
 from magistral_mlx.server.request_body import JSONRoute
 from magistral_mlx.server.service import GenerationService
@@ -65,7 +61,7 @@ async def compact(
     exchange = service.answer(
         request,
         body.model,
-        await asyncio.to_thread(response_messages, [*conversation.items, asked], body.instructions),
+        await asyncio.to_thread(conversation.messages, body.instructions, asked),
         Options(thinking="off", max_tokens=_LONGEST),
         endpoint=PATH,
         body=await request.json(),

@@ -57,15 +57,22 @@ def input_items(request: ResponseRequest) -> list[Item]:
     return request.input or []
 
 
-def response_messages(items: Sequence[Item], instructions: str | None) -> list[dict[str, Any]]:
-    """The conversation as dicts for `to_messages`."""
+def response_messages(
+    items: Sequence[Item], instructions: str | None, stored: int = 0
+) -> list[dict[str, Any]]:
+    """The conversation as dicts for `to_messages`.
+
+    Args:
+        stored: how many of the items, the first ones, are not of the request's input.
+    """
     builder = MessageBuilder()
     if instructions:
         builder.system(instructions)
-    for item in items:
+    for n, item in enumerate(items):
+        where = f"conversation.items[{n}]" if n < stored else f"input[{n - stored}]"
         match item:
             case InputMessage():
-                _add_message(builder, item)
+                _add_message(builder, item, f"{where}.content")
             case ReasoningItem():
                 builder.thinking(_thinking(item))
             case FunctionCallItem():
@@ -80,7 +87,8 @@ def response_messages(items: Sequence[Item], instructions: str | None) -> list[d
                 }
                 builder.call(LOCAL_SHELL, action, item.call_id or item.id)
             case CallOutputItem():
-                builder.result(_parts(item.output), item.call_id or item.id)
+                output = _parts(item.output, f"{where}.output")
+                builder.result(output, item.call_id or item.id)
             case CompactionItem():
                 summary = _decoded(item.encrypted_content)
                 if summary is not None:
@@ -136,31 +144,32 @@ def response_options(request: ResponseRequest) -> Options:
     return Options(**{name: value for name, value in options.items() if value is not None}).seeded()
 
 
-def _add_message(builder: MessageBuilder, message: InputMessage) -> None:
+def _add_message(builder: MessageBuilder, message: InputMessage, where: str) -> None:
     content = message.content
     if message.role == "user":
-        builder.user(content if isinstance(content, str) else _parts(content))
+        builder.user(content if isinstance(content, str) else _parts(content, where))
     elif message.role == "assistant":
-        builder.text("".join(part.get("text", "") for part in _parts(content)))
+        builder.text("".join(part.get("text", "") for part in _parts(content, where)))
     else:
-        builder.system(content if isinstance(content, str) else _parts(content))
+        builder.system(content if isinstance(content, str) else _parts(content, where))
 
 
 _Shown = InputText | InputImage | InputFile | ResponseRefusal
 
 
-def _parts(content: str | Sequence[_Shown]) -> list[Part]:
+def _parts(content: str | Sequence[_Shown], where: str) -> list[Part]:
     if isinstance(content, str):
         return [text_part(content)]
-    return [part for each in content for part in _parts_of(each)]
+    return [part for n, each in enumerate(content) for part in _parts_of(each, f"{where}[{n}]")]
 
 
-def _parts_of(part: _Shown) -> list[Part]:
+def _parts_of(part: _Shown, where: str) -> list[Part]:
     match part:
         case InputImage():
-            return [image_part(part.image_url)]
+            return [image_part(part.image_url, f"{where}.image_url")]
         case InputFile():
-            return document_parts(part.file_data, part.filename or "file")
+            name = part.filename or "file"
+            return document_parts(part.file_data, name, where=f"{where}.file_data")
         case ResponseRefusal():
             return [text_part(part.refusal)]
         case _:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
@@ -16,42 +15,29 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from magistral_mlx.api.options import Options
 from magistral_mlx.events import Event
 from magistral_mlx.server.blocks import read_blocks
-from magistral_mlx.server.errors import BadRequest, NotFound
 from magistral_mlx.server.exchange import Exchange
 from magistral_mlx.server.openai.chat import ERRORS
-from magistral_mlx.server.openai.conversations import extend, store_of
+from magistral_mlx.server.openai.conversations import store_of
 from magistral_mlx.server.openai.item_lists import (
     After,
     ItemList,
     Order,
     PageSize,
     page_of,
-    with_id,
 )
+from magistral_mlx.server.openai.request_conversation import RequestConversation
 from magistral_mlx.server.openai.response_format import ResponseFormatter
-from magistral_mlx.server.openai.response_items import Item, ItemReference
 from magistral_mlx.server.openai.response_object import (
     ConversationId,
-    OutputCall,
-    OutputItem,
     ResponseEvent,
     ResponseObject,
 )
 from magistral_mlx.server.openai.response_replay import replay
 from magistral_mlx.server.openai.response_request import (
     ENCRYPTED,
-    input_items,
-    response_messages,
     response_options,
 )
 from magistral_mlx.server.openai.response_schemas import ResponseRequest
-from magistral_mlx.server.openai.response_store import (
-    ResponseStore,
-    StoredConversation,
-    StoredResponse,
-    as_input,
-    size_of,
-)
 from magistral_mlx.server.openai.response_tools import ResponseTools
 from magistral_mlx.server.openapi import stream_response
 from magistral_mlx.server.openapi_examples import RESPONSE_EXAMPLES
@@ -82,7 +68,7 @@ async def responses(
     service: GenerationService = request.app.state.service
     options = response_options(body)
     conversation = RequestConversation(store_of(request), body, len(await request.body()))
-    messages = await asyncio.to_thread(response_messages, conversation.items, body.instructions)
+    messages = await asyncio.to_thread(conversation.messages, body.instructions)
     exchange = service.answer(
         request,
         body.model,
@@ -133,7 +119,7 @@ async def count_input_tokens(
     service: GenerationService = request.app.state.service
     options = response_options(body)
     conversation = RequestConversation(store_of(request), body, len(await request.body()))
-    messages = await asyncio.to_thread(response_messages, conversation.items, body.instructions)
+    messages = await asyncio.to_thread(conversation.messages, body.instructions)
     tokens = await service.count(request, body.model, messages, options)
     return InputTokens(input_tokens=tokens)
 
@@ -200,54 +186,6 @@ async def _stream(
         if event.type in ("response.completed", "response.incomplete"):
             conversation.store(formatter.response)  # before the client can follow it
         yield event
-
-
-class RequestConversation:
-    """The conversation of one request: its stored items and the new ones."""
-
-    def __init__(self, store: ResponseStore, body: ResponseRequest, size: int) -> None:
-        """`size`: bytes of the request.
-
-        Raises:
-            BadRequest: there is nothing to respond to.
-            NotFound: the previous response, the conversation, or an item that is referred to, is
-                not stored.
-        """
-        self._added = tuple(
-            store.item(item.id) if isinstance(item, ItemReference) else with_id(item)
-            for item in input_items(body)
-        )
-        self._id = body.conversation_id
-        before: StoredResponse | StoredConversation = StoredResponse((), 0)
-        if body.previous_response_id is not None:
-            before = store.get(body.previous_response_id)
-        elif self._id is not None:
-            before = store.conversation(self._id, "conversation")
-        self.items: tuple[Item, ...] = (*before.items, *self._added)
-        if not self.items:
-            raise BadRequest(
-                "the conversation is empty: give input, a previous_response_id, or a conversation "
-                "that holds items.",
-                param="input",
-            )
-        self._store = store
-        self._keeps = body.store is not False
-        self._bytes = before.bytes + size
-
-    def store(self, response: ResponseObject) -> None:
-        """Store it with its response, unless the request says not to."""
-        said = as_input([item for item in response.output if not _is_cut(item)])
-        if self._id is not None:
-            with suppress(NotFound):  # deleted since
-                extend(self._store, self._id, (*self._added, *said))
-        if self._keeps:
-            items, size = (*self.items, *said), self._bytes + size_of(said)
-            self._store.put(response.id, StoredResponse(items, size, response, len(said)))
-
-
-def _is_cut(item: OutputItem) -> bool:
-    """Whether it is a call that was cut short, which no function can have answered."""
-    return isinstance(item, OutputCall) and item.status != "completed"
 
 
 def _formatter(exchange: Exchange, body: ResponseRequest, options: Options) -> ResponseFormatter:

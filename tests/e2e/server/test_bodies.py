@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,117 @@ def test_only_so_much_is_counted(server: Server):
     status, answer = server.post("/tokenize", {"content": "word " * 2_000_000})
     assert status == 400
     assert "131,072 are counted at most" in answer["error"]["message"]
+
+
+BROKEN = "data:image/png;base64,AAAA"
+HI = {"role": "user", "content": "Hi"}
+
+
+def _user(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": "?"}, *parts]}
+
+
+def _anthropic(source: dict[str, str]) -> dict[str, Any]:
+    return {"type": "image", "source": source}
+
+
+DATA = _anthropic({"type": "base64", "media_type": "image/png", "data": "AAAA"})
+CHAT_IMAGE = {"type": "image_url", "image_url": {"url": BROKEN}}
+CALL = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
+USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+INPUT_IMAGE = {"type": "input_image", "image_url": BROKEN}
+OUTPUT = {"type": "function_call_output", "call_id": "a", "output": [INPUT_IMAGE]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        (CHAT, {"messages": [HI, _user(CHAT_IMAGE)]}, "messages[1].content[1].image_url.url"),
+        (
+            CHAT,
+            {"messages": [_user({"type": "image_url", "image_url": BROKEN})]},
+            "messages[0].content[1].image_url",
+        ),
+        (
+            CHAT,
+            {
+                "messages": [
+                    HI,
+                    {"role": "assistant", "tool_calls": [CALL]},
+                    {"role": "tool", "tool_call_id": "a", "content": [CHAT_IMAGE]},
+                ]
+            },
+            "messages[2].content[0].image_url.url",
+        ),
+        (
+            "/v1/messages",
+            {"system": "Be brief.", "messages": [_user(DATA)]},
+            "messages[0].content[1].source.data",
+        ),
+        (
+            "/v1/messages",
+            {"messages": [_user(_anthropic({"type": "url", "url": "https://a.example"}))]},
+            "messages[0].content[1].source.url",
+        ),
+        (
+            "/v1/messages/count_tokens",
+            {
+                "messages": [
+                    HI,
+                    {"role": "assistant", "content": [USE]},
+                    _user({"type": "tool_result", "tool_use_id": "a", "content": [DATA]}),
+                ]
+            },
+            "messages[2].content[1].content[0].source.data",
+        ),
+        (
+            "/v1/messages",
+            {
+                "messages": [
+                    _user({"type": "document", "source": {"type": "content", "content": [DATA]}})
+                ]
+            },
+            "messages[0].content[1].source.content[0].source.data",
+        ),
+        (
+            "/v1/responses",
+            {"instructions": "Be brief.", "input": [{"role": "user", "content": [INPUT_IMAGE]}]},
+            "input[0].content[0].image_url",
+        ),
+        ("/v1/responses/input_tokens", {"input": [HI, OUTPUT]}, "input[1].output[0].image_url"),
+        ("/api/chat", {"messages": [HI, HI | {"images": ["AAAA"]}]}, "messages[1].images[0]"),
+        ("/api/generate", {"prompt": "?", "images": ["AAAA"]}, "images[0]"),
+    ],
+)
+def test_a_broken_image_is_named_by_its_clients_field(
+    server: Server, path: str, body: dict[str, Any], where: str
+):
+    status, answer = server.post(path, {"model": "demo"} | body)
+    error = answer["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert status == 400
+    assert re.match(re.escape(where) + r"(: | is a web address)", message)
+    if "param" in error:
+        assert error["param"] == where
+
+
+def test_an_image_of_a_stored_conversation_is_told_from_the_input(server: Server):
+    items = [HI | {"content": [INPUT_IMAGE]}]
+    stored = server.post("/v1/conversations", {"items": items})[1]["id"]
+    body = {"conversation": stored, "input": "?", "instructions": "Be brief."}
+    error = server.post("/v1/responses", body)[1]["error"]
+    assert error["param"] == "conversation.items[0].content[0].image_url"
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "where"),
+    [
+        (CHAT, {"type": "file", "file": {"file_data": "%"}}, "file.file_data"),
+        (CHAT, {"type": "document_url", "document_url": "data:,%"}, "document_url"),
+        ("/v1/responses", {"type": "input_file", "file_data": "https://a"}, "file_data"),
+    ],
+)
+def test_so_is_a_broken_file(server: Server, path: str, part: dict[str, Any], where: str):
+    name = "messages" if path == CHAT else "input"
+    error = server.post(path, {name: [HI, HI | {"content": [part]}]})[1]["error"]
+    assert error["param"] == f"{name}[1].content[0].{where}"

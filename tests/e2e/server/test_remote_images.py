@@ -307,6 +307,7 @@ def test_images_of_one_request_are_bounded_by_their_bytes_together(web: Web):
     limits = Limits(body_bytes=len(image()) * 3 // 2)
     fetching = image_fetching.ImageFetcher(Settings(allow_remote_images=True, limits=limits))
     one = asyncio.run(fetching.fetch_all([{"role": "user", "content": [part]}]))
-    assert one == [{"role": "user", "content": [{"type": "image", "image": image()}]}]
+    fetched = {"type": "image", "image": image(), "where": "messages[0].content[0].image_url"}
+    assert one == [{"role": "user", "content": [fetched]}]
     with pytest.raises(BadRequest, match="--max-body"):
         asyncio.run(fetching.fetch_all([{"role": "user", "content": [part, part]}]))

@@ -225,6 +225,13 @@ def test_arguments_of_an_earlier_call_are_what_the_model_wrote(given: Any, expec
     assert isinstance(message, Assistant) and message.tool_calls[0].arguments == expected
 
 
+def test_a_part_may_name_the_field_that_its_image_came_from():
+    image = {"type": "image", "image": b"", "where": "images[3]"}
+    with pytest.raises(ImageError, match=r"^images\[3\]: the image is empty") as caught:
+        to_messages({"role": "user", "content": [image]})
+    assert caught.value.where == "images[3]"
+
+
 _BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"content": "Hi"}, r"messages\[1\] has no role"),
     ({"role": "bot", "content": "Hi"}, r"messages\[1\]\.role is 'bot'"),
