@@ -17,6 +17,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ImageContent, TextContent
 
 TIME: dict[str, Any] = {"command": sys.executable, "args": ["-m", "mcp_server_time"]}
+# Reads the first request, and answers nothing until its stdin is closed.
+SILENT: dict[str, Any] = {"command": "sh", "args": ["-c", "read first; read second"]}
 NOON = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
 
 

@@ -25,11 +25,13 @@ from magistral_mlx.cli.loading import (
     mcp_servers,
     model_argument,
     open_model,
+    waiting_for,
 )
 from magistral_mlx.cli.machine_options import machine_options
 from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import FILE, command, option
 from magistral_mlx.cli.process import quick_imports
+from magistral_mlx.cli.terminal import say
 from magistral_mlx.files import user_path
 
 if TYPE_CHECKING:
@@ -100,10 +102,10 @@ def chat(**options: Any) -> int:
             if file is not None:
                 session.file = file.resolve()
                 session.show_history()
-            await session.run()
+            with interrupts(lambda: None):  # between two inputs there is nothing to stop
+                await session.run()
 
-        with interrupts(lambda: None):  # between two inputs there is nothing to stop
-            asyncio.run(_with_servers(specs, run))
+        asyncio.run(_with_servers(specs, run))
     return 0
 
 
@@ -115,6 +117,7 @@ async def _with_servers(
         return await run()
     from magistral_mlx.mcp.servers import MCPServers
 
+    say(waiting_for([spec.name for spec in specs]))
     with open(os.devnull, "w") as log:
         async with MCPServers(specs, log) as servers:
             await run(servers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,3 +146,8 @@ def mcp_servers(file: str | None) -> tuple[ServerSpec, ...]:
 
     check_extra("--mcp", "mcp", "mcp")
     return read_servers(file)
+
+
+def waiting_for(servers: Sequence[str]) -> str:
+    """A line that names the MCP servers that a command waits for."""
+    return f"waiting for the MCP server{'s' * (len(servers) > 1)} {', '.join(servers)} (--mcp)."

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from magistral_mlx.cli.client_configs import CLIENTS, config_option, served_of
-from magistral_mlx.cli.loading import load_bar, load_options, loading_options, mcp_servers
+from magistral_mlx.cli.loading import (
+    load_bar,
+    load_options,
+    loading_options,
+    mcp_servers,
+    waiting_for,
+)
 from magistral_mlx.cli.machine_options import machine_options
 from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import DURATION, FILE, INTEGER, MODEL, SIZE, command, option
@@ -202,6 +208,10 @@ def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> in
         return run_on_machines(machines, every, settings.load, options["split"], again=True)
     with _ending_quietly(), ExitStack() as bar:
 
+        def on_waiting(names: list[str]) -> None:
+            bar.close()
+            say(waiting_for(names))
+
         def on_ready() -> None:
             bar.close()
             say("ready.")
@@ -209,6 +219,7 @@ def serve(models: tuple[str, ...], named: tuple[str, ...], **options: Any) -> in
         run(
             settings,
             on_listening=lambda urls, service: _tell(urls, service, settings),
+            on_waiting=on_waiting,
             on_ready=on_ready,
             on_progress=bar.enter_context(load_bar()),
         )

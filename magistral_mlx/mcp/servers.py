@@ -69,6 +69,12 @@ class MCPServers:
         self._tasks: list[asyncio.Task[None]] = []
         self._clients: dict[str, Client] = {}
         self._tools: dict[str, MCPTool] = {}
+        self.connected = False  # to all of them
+
+    @property
+    def awaited(self) -> list[str]:
+        """The names of the servers that are not connected."""
+        return [spec.name for spec in self._specs if spec.name not in self._clients]
 
     @property
     def tools(self) -> list[MCPTool]:
@@ -76,7 +82,7 @@ class MCPServers:
         return list(self._tools.values())
 
     async def __aenter__(self) -> MCPServers:
-        """Connect to all servers.
+        """Connect to all servers. Cancelling the task ends those that do not answer yet.
 
         Raises:
             ToolServerError: one that cannot be started or reached, or does not speak MCP.
@@ -97,6 +103,7 @@ class MCPServers:
         except BaseException:
             await self._close()
             raise
+        self.connected = True
         return self
 
     async def __aexit__(
@@ -180,7 +187,11 @@ class MCPServers:
         return Client(stdio_client(parameters, *([self._log] if self._log else [])))
 
     async def _close(self) -> None:
+        self.connected = False
         self._stop.set()
+        for spec, task in zip(self._specs, self._tasks, strict=True):
+            if spec.name not in self._clients:
+                task.cancel()  # it waits for an answer, not for the end
         _, late = await asyncio.wait(self._tasks, timeout=10) if self._tasks else ((), ())
         for task in late:
             task.cancel()

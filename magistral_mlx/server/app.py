@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from magistral_mlx import __version__
 from magistral_mlx.api.magistral import Magistral
-from magistral_mlx.errors import MagistralError
-from magistral_mlx.mcp.servers import MCPServers
 from magistral_mlx.runtime.progress import OnProgress
 from magistral_mlx.server import documents, lm_studio, mcp_tools, other_servers
 from magistral_mlx.server.anthropic import messages
@@ -70,16 +68,9 @@ def create_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            if settings.mcp:
-                try:
-                    app.state.mcp = await stack.enter_async_context(MCPServers(settings.mcp))
-                except MagistralError as error:
-                    service.fail(error)
-            if service.load_error is None:
-                service.start()
-            yield
-            await service.close()
+        service.start()
+        yield
+        await service.close()
 
     app = FastAPI(
         title="magistral-mlx",
@@ -90,6 +81,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
+    app.state.mcp = service.mcp
     install_handlers(app)
     app.include_router(operation)
     for protocol in _PROTOCOLS:

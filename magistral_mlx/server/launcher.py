@@ -35,6 +35,7 @@ def serve(
     settings: Settings,
     *,
     on_listening: Callable[[list[str], GenerationService], None],
+    on_waiting: Callable[[list[str]], None],
     on_ready: Callable[[], None],
     on_progress: OnProgress | None = None,
 ) -> None:
@@ -42,12 +43,15 @@ def serve(
 
     Args:
         on_listening: called with the URLs and the service, before the first one is loaded.
-        on_ready: called when the first model has been loaded.
+        on_waiting: called with the names of MCP servers that are not connected when the first
+            model has been loaded.
+        on_ready: called when the first model has been loaded, and MCP servers are connected.
         on_progress: called while files are downloaded, and in another thread while weights are
             read.
 
     Raises:
-        MagistralError: the address is not available, or a model cannot be found or loaded.
+        MagistralError: the address is not available, a model cannot be found or loaded, or an MCP
+            server cannot be reached.
     """
     with ExitStack() as opened:
         ports = [settings.port, *([OLLAMA_PORT] if settings.ollama else ())]
@@ -60,7 +64,7 @@ def serve(
         service: GenerationService = app.state.service
         config = uvicorn_config(app, settings.grace)
         on_listening([url_of(listener) for listener in sockets], service)
-        _Server(config, service, on_ready).run(sockets=sockets)
+        _Server(config, service, on_waiting, on_ready).run(sockets=sockets)
     if service.load_error is not None:
         raise service.load_error
 
@@ -159,10 +163,15 @@ class _Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: GenerationService, on_ready: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        service: GenerationService,
+        on_waiting: Callable[[list[str]], None],
+        on_ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._service = service
+        self._on_waiting = on_waiting
         self._on_ready = on_ready
         self._signals = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -172,11 +181,16 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(_BACKLOG)  # uvicorn's is what is accepted at once
-        self._tasks.append(asyncio.create_task(self._wait_for_model()))
+        self._tasks.append(asyncio.create_task(self._wait_for_start()))
 
-    async def _wait_for_model(self) -> None:
-        await self._service.first_load.wait()
-        if self._service.load_error is not None:
+    async def _wait_for_start(self) -> None:
+        service = self._service
+        await service.first_load.wait()
+        if service.load_error is None:
+            if not (service.mcp_settled.is_set() or self.should_exit):
+                self._on_waiting(service.mcp.awaited)
+            await service.mcp_settled.wait()
+        if service.load_error is not None:
             self.should_exit = True
         elif not self.should_exit:
             self._on_ready()

@@ -14,11 +14,12 @@ from pydantic import BaseModel, Field
 
 from magistral_mlx.mcp.servers import MCPServers
 from magistral_mlx.server.error_responses import OPENAI_RESPONSES, OpenAIError
-from magistral_mlx.server.errors import Forbidden
+from magistral_mlx.server.errors import Forbidden, Unavailable
 from magistral_mlx.server.exchange import unless_disconnected
 from magistral_mlx.server.openapi import error_responses
 from magistral_mlx.server.request_body import JSONObject, JSONRoute, RequestBody
 
+_RETRY_AFTER = 1  # seconds
 _log = logging.getLogger("magistral_mlx.server")
 _ERRORS = error_responses(OpenAIError, 400, 401, 403, 404, 413, rest=OPENAI_RESPONSES)
 
@@ -78,9 +79,24 @@ class CallResult(BaseModel):
     is_error: bool
 
 
+def _connected(request: Request) -> MCPServers:
+    """Return the MCP servers.
+
+    Raises:
+        Unavailable: they are being connected, or one of them cannot be.
+    """
+    servers: MCPServers = request.app.state.mcp
+    if not servers.connected:
+        raise Unavailable(
+            f"these MCP servers are not connected: {', '.join(servers.awaited)}.",
+            headers={"Retry-After": str(_RETRY_AFTER)},
+        )
+    return servers
+
+
 @router.get("/v1/mcp/tools", summary="The tools of MCP servers")
 async def tools(request: Request) -> ToolList:
-    servers: MCPServers = request.app.state.mcp
+    servers = _connected(request)
     return ToolList(
         tools=[
             ToolCard(
@@ -98,7 +114,7 @@ async def tools(request: Request) -> ToolList:
 
 @router.post("/v1/mcp/calls", summary="Call a tool of an MCP server")
 async def call(request: Request, body: CallRequest) -> CallResult:
-    servers: MCPServers = request.app.state.mcp
+    servers = _connected(request)
     _log.info("the page calls the tool %s", body.name[:100])
     outcome = await unless_disconnected(request, servers.call(body.name, body.arguments))
     return CallResult(content=outcome.text, is_error=outcome.failed)

@@ -52,7 +52,7 @@ async def ready(request: Request) -> HealthStatus:
     """
     service: GenerationService = request.app.state.service
     if service.load_error is not None:
-        raise Unavailable(f"the model could not be loaded: {service.load_error}")
+        raise Unavailable(f"the server could not start: {service.load_error}")
     if not service.ready:
         raise Unavailable("the model is being loaded, or the server is shutting down.")
     _check_ranks(service)

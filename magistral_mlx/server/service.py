@@ -21,6 +21,7 @@ from magistral_mlx.api.magistral import Magistral
 from magistral_mlx.api.options import Options
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.hub import DownloadProgress
+from magistral_mlx.mcp.servers import MCPServers
 from magistral_mlx.runtime.activity import MemoryUse
 from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.server.admission_queue import AdmissionQueue
@@ -57,8 +58,11 @@ class GenerationService:
         self.preprocessor = Preprocessor(settings)
         self.queue = AdmissionQueue(settings.limits.queue)
         self.metrics = Metrics(self._state)
-        self.load_error: MagistralError | None = None  # of the first model
+        self.load_error: MagistralError | None = None  # of the first model, or an MCP server
         self.first_load = asyncio.Event()  # set when the first model was loaded, or failed to
+        self.mcp = MCPServers(settings.mcp)
+        self.mcp_settled = asyncio.Event()  # set when `mcp` is connected, or failed to
+        self._mcp_task: asyncio.Task[None] | None = None
         self._loaded = False
         self._parts = ServerParts(
             settings,
@@ -163,13 +167,25 @@ class GenerationService:
     # Start and shutdown
 
     def start(self) -> None:
-        """Begin to load the first model. `first_load` is set when that ends."""
-        self._parts.spawn(self._load_first())
+        """Begin to load the first model, and to connect to MCP servers.
 
-    def fail(self, error: MagistralError) -> None:
-        """Give up before the first model is loaded."""
-        self.load_error = error
-        self.first_load.set()
+        `first_load` is set when the one ends, and `mcp_settled` when the other does.
+        """
+        self._parts.spawn(self._load_first())
+        self._mcp_task = asyncio.create_task(self._hold_mcp())
+
+    async def _hold_mcp(self) -> None:
+        """Connect to the MCP servers, and hold the connections until this task is cancelled."""
+        try:
+            if self.settings.mcp:
+                async with self.mcp:
+                    self.mcp_settled.set()
+                    await asyncio.Event().wait()
+        except MagistralError as error:
+            self.load_error = error
+            self.first_load.set()
+        finally:
+            self.mcp_settled.set()
 
     async def _load_first(self) -> None:
         try:
@@ -196,10 +212,13 @@ class GenerationService:
         self.queue.stop(running=True)
 
     async def close(self) -> None:
-        """Stop everything and unload the model."""
+        """Stop everything, end the MCP servers, and unload the model."""
         self.stop()
         while self._parts.tasks:
             await asyncio.wait(list(self._parts.tasks))
+        if self._mcp_task is not None:
+            self._mcp_task.cancel()
+            await asyncio.wait([self._mcp_task])
         self.preprocessor.close()
         await self.pool.close()
 

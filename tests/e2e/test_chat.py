@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from tests.mcp_servers import http_server, write_servers
+from tests.mcp_servers import SILENT, http_server, write_servers
 from tests.pdf_files import pdf_of
 from tests.scripted import RANKS, separable_tokens, write_scripted_checkpoint
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_T, ENTER, UP, Terminal
@@ -296,6 +296,15 @@ def test_tools_of_mcp_servers_ask_before_they_are_called(tmp_path: Path, home: P
             type_command(terminal, "/tools", "own_now · without asking")
             assert terminal.everything.count("calls own_now({})") == 2
             type_command(terminal, "And again?", "own_now: done")
+
+
+def test_ctrl_c_ends_the_wait_for_a_server_that_does_not_answer(talker: Path, tmp_path: Path):
+    file = write_servers(tmp_path / "mcp.json", slow=SILENT)
+    with Terminal("chat", "--model", str(talker), "--mcp", str(file)) as terminal:
+        terminal.wait_for("waiting for the MCP server slow")
+        terminal.send(CTRL_C)
+        assert terminal.end() == 130
+        assert "Traceback" not in terminal.everything
 
 
 def test_the_system_prompt_is_shown_and_changed(chat: Terminal):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx.mcp.config import ServerSpec
+from magistral_mlx.server import launcher
 from magistral_mlx.server.settings import Settings
-from tests.mcp_servers import NOON, TIME, write_servers
-from tests.serving import Server, live_server
+from tests.mcp_servers import NOON, SILENT, TIME, write_servers
+from tests.serving import Server, live_server, wait_until
 
 SPEC = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
+SLOW = ServerSpec(name="slow", command=SILENT["command"], args=tuple(SILENT["args"]))
+GONE = ServerSpec(name="gone", command="/no/such")
 CALL = {"name": "time_convert_time", "arguments": NOON}
 
 
@@ -61,6 +66,38 @@ def test_they_are_off_unless_asked_for(server: Server):
     assert server.get("/v1/models")[1]["mcp"] is False
     assert server.get("/v1/mcp/tools")[0] == 404
     assert server.post("/v1/mcp/calls", CALL)[0] == 404
+
+
+def test_the_model_answers_while_they_are_being_connected():
+    with live_server(Settings(models=("demo",), mcp=(SLOW,))) as server:
+        assert server.get("/health")[0] == 200
+        for status, body in (server.get("/v1/mcp/tools"), server.post("/v1/mcp/calls", CALL)):
+            assert (status, body["error"]["code"]) == (503, "unavailable")
+            assert "slow" in body["error"]["message"]
+        assert server.ask("What is 37 + 85?")[1]["choices"][0]["message"]["content"] == "122"
+
+
+def test_one_that_cannot_be_reached_is_why_there_are_none():
+    with live_server(Settings(models=("demo",), mcp=(GONE,)), ready=False) as server:
+        wait_until(lambda: server.service.load_error is not None)
+        assert server.get("/v1/mcp/tools")[0] == 503
+        assert "there is no command /no/such" in server.get("/ready")[1]["error"]["message"]
+
+
+def test_ctrl_c_ends_the_wait_for_one_that_does_not_answer():
+    waited: list[str] = []
+
+    def interrupt(names: list[str]) -> None:
+        waited.extend(names)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    launcher.serve(
+        Settings(models=("demo",), port=0, mcp=(SLOW,)),
+        on_listening=lambda urls, service: None,
+        on_waiting=interrupt,
+        on_ready=lambda: pytest.fail("it is not ready"),
+    )
+    assert waited == ["slow"]
 
 
 def test_a_server_that_is_none_ends_serve_with_one_line(tmp_path: Path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from magistral_mlx.mcp.config import ServerSpec
 from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
@@ -118,6 +118,28 @@ def test_a_call_may_be_refused_or_allowed_from_now_on(
         visit.ask("Noon?")
         visit.answered()
         assert "tools" not in tooled.requests[-1]
+
+
+def test_servers_that_are_connected_later_are_found(
+    browser: Browser,  # noqa: F811
+    tooled: Replay,
+) -> None:
+    tooled.reset()
+    with visiting(browser, tooled.url) as visit:
+        page = visit.page
+        refusals = iter([{"status": 503, "headers": {"Retry-After": "0.01"}}])
+
+        def connect_later(route: Route) -> None:
+            refusal = next(refusals, None)
+            route.fulfill(**refusal) if refusal else route.fallback()
+
+        page.route("**/v1/mcp/tools", connect_later)
+        with page.expect_response(lambda answer: answer.url.endswith("/tools") and answer.ok):
+            page.reload()
+        tooled.next(Said("Yes."), Ended())
+        visit.ask("Tools?")
+        visit.answered()
+        assert len(tooled.requests[-1]["tools"]) == 2
 
 
 def test_a_page_of_another_origin_never_reaches_them(

@@ -23,6 +23,10 @@ export async function findTools(list) {
   try {
     found = (await list).mcp ? (await api.tools()).tools : [];
     for (const listener of listeners) listener();
+  } catch (error) {
+    if (error.kind !== "unavailable") throw error;
+    // The servers are being connected; meanwhile questions are asked without tools.
+    setTimeout(() => findTools(list).catch(() => {}), (error.wait ?? 1) * 1000);
   } finally {
     settle();
   }
