@@ -151,7 +151,12 @@ def _add_message(builder: MessageBuilder, message: InputMessage, where: str) -> 
     elif message.role == "assistant":
         builder.text("".join(part.get("text", "") for part in _parts(content, where)))
     else:
-        builder.system(content if isinstance(content, str) else _parts(content, where))
+        parts = _parts(content, where)
+        if any(part["type"] != "text" for part in parts):
+            raise BadRequest(
+                f"{where} holds an image, which has its place in a user's message.", param=where
+            )
+        builder.system(content if isinstance(content, str) else parts)
 
 
 _Shown = InputText | InputImage | InputFile | ResponseRefusal

@@ -208,6 +208,12 @@ def test_an_image_of_a_stored_conversation_is_told_from_the_input(server: Server
     assert error["param"] == "conversation.items[0].content[0].image_url"
 
 
+def test_an_image_for_the_system_prompt_is_refused_by_its_place(server: Server):
+    item = {"role": "developer", "content": [INPUT_IMAGE]}
+    error = server.post("/v1/responses", {"instructions": "a", "input": [item, HI]})[1]["error"]
+    assert error["param"] == "input[0].content" and "user's message" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "part", "where"),
     [
