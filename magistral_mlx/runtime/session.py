@@ -20,7 +20,7 @@ from magistral_mlx.runtime.activity import Activity
 from magistral_mlx.runtime.progress import LoadProgress, OnProgress
 from magistral_mlx.runtime.request import Observer, Request
 from magistral_mlx.runtime.scheduler import Scheduler
-from magistral_mlx.runtime.worker import Worker
+from magistral_mlx.runtime.worker import CLOSED, Worker
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -131,17 +131,30 @@ class Session:
             OutOfMemory: it does not fit beside what runs.
             CheckpointError: its file cannot be read.
         """
-        self.check_open()
-        self._worker.call(lambda: self._scheduler.load_adapter(name, stored)).result()
+        self._call_open(lambda: self._scheduler.load_adapter(name, stored)).result()
 
     def drop_adapter(self, name: str) -> None:
-        """Drop an adapter, and wait for it; what runs with it goes on to its end."""
-        self.check_open()
-        self._worker.call(lambda: self._scheduler.drop_adapter(name)).result()
+        """Drop an adapter, and wait for it; what runs with it goes on to its end.
+
+        Raises:
+            ModelClosed: the model has been closed.
+        """
+        self._call_open(lambda: self._scheduler.drop_adapter(name)).result()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run `function` on the worker thread, between two steps of what goes on."""
         return self._worker.call(function)
+
+    def _call_open(self, function: Callable[[], T]) -> Future[T]:
+        """`call` of a model that is not being closed meanwhile.
+
+        Raises:
+            ModelClosed: the model has been closed.
+        """
+        self.check_open()  # before the lock, which a fork may have copied while it was held
+        with self._lock:
+            self.check_open()
+            return self._worker.call(function)
 
     def _watch_ranks(self) -> None:
         """Have all requests ended when another rank is lost."""
@@ -180,7 +193,7 @@ class Session:
             RankLost: a machine that computes with this one is gone.
         """
         if self._closed:
-            raise ModelClosed("this model has been closed. Load it again to ask it.")
+            raise ModelClosed(CLOSED)
         if self._forked:
             raise ModelClosed(
                 "this process is a fork of the one that loaded the model, whose worker thread "
@@ -195,9 +208,7 @@ class Session:
 
     def release(self) -> None:
         """Free what comes back by itself, within a token if one is being generated."""
-        self.check_open()
-        with self._lock:
-            self._worker.call(self._runner.release)
+        self._call_open(self._runner.release)
 
     def interrupt(self) -> None:
         """Stop loading, and every request that runs or waits."""

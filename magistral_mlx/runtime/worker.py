@@ -11,17 +11,29 @@ import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from magistral_mlx.errors import ModelClosed
 from magistral_mlx.runtime.threads import run_in_thread
 
 T = TypeVar("T")
 
+CLOSED = "this model has been closed. Load it again to ask it."
+
 _LOOK_EVERY = 0.2  # seconds
 _EXIT_TIMEOUT = 30.0  # seconds that leaving Python waits for what the device is at
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Something to run, which must not raise. future: what somebody waits for; it is set inside."""
+
+    run: Callable[[], None]
+    future: Future[Any] | None = None
 
 
 class Worker:
@@ -39,23 +51,23 @@ class Worker:
             step: tells whether there is more to do; called after each job. It must not raise.
             close: has the thread stopped when Python leaves.
         """
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._close = close
+        self._stopped = Event()  # nothing is taken from the queue any more
         self._abandoned = False
         self._process = os.getpid()  # a forked child does not have the thread
-        self._ended = run_in_thread(name, partial(_work, self._jobs, step))
+        self._ended = run_in_thread(name, partial(_work, self._jobs, step, self._stopped))
         atexit.register(self._at_exit)
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job, which must not raise."""
-        self._jobs.put(job)
 
     def wake(self) -> None:
         """Have it take a step, as there is something to do."""
-        self.submit(lambda: None)
+        self._submit(_Job(lambda: None))
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Queue `function`; the future gets its value or what it raises."""
+        """Queue `function`; the future gets its value or what it raises.
+
+        After the end, or if that comes first, it gets a `ModelClosed`.
+        """
         future: Future[T] = Future()
 
         def job() -> None:
@@ -68,7 +80,7 @@ class Worker:
             else:
                 future.set_result(value)
 
-        self.submit(job)
+        self._submit(_Job(job, future))
         return future
 
     def stop(self) -> None:
@@ -84,12 +96,17 @@ class Worker:
     def responds(self, seconds: float) -> bool:
         """Whether it takes a job within so many seconds."""
         taken = Event()
-        self.submit(taken.set)
+        self._submit(_Job(taken.set))
         return taken.wait(seconds)
 
     def abandon(self) -> None:
         """Give up waiting for it: it is inside MLX and does not come back."""
         self._abandoned = True
+
+    def _submit(self, job: _Job) -> None:
+        self._jobs.put(job)
+        if self._stopped.is_set():  # perhaps since the queue was emptied for the last time
+            _refuse(self._jobs)
 
     def _at_exit(self) -> None:
         if os.getpid() != self._process:
@@ -101,13 +118,27 @@ class Worker:
             self._ended.wait(_EXIT_TIMEOUT)
 
 
-def _work(jobs: SimpleQueue[Callable[[], None] | None], step: Callable[[], bool]) -> None:
+def _work(jobs: SimpleQueue[_Job | None], step: Callable[[], bool], stopped: Event) -> None:
     more = False
     while True:
         if not more or not jobs.empty():
             job = jobs.get()
             if job is None:
+                stopped.set()
+                _refuse(jobs)
                 return
-            job()
+            job.run()
             del job  # or what it holds would stay until the next one comes
         more = step()
+
+
+def _refuse(jobs: SimpleQueue[_Job | None]) -> None:
+    """Empty the queue of a worker that has ended, and fail what somebody waits for."""
+    while True:
+        try:
+            job = jobs.get_nowait()
+        except Empty:
+            return
+        future = job.future if job else None
+        if future and future.set_running_or_notify_cancel():
+            future.set_exception(ModelClosed(CLOSED))

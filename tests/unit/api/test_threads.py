@@ -408,6 +408,34 @@ def test_closing_stops_what_runs_and_what_queues(endless_folder: Path):
         magistral.stream("Hi")
 
 
+def test_what_comes_while_a_model_closes_is_refused_and_never_left_waiting(talker_folder: Path):
+    magistral = Magistral.load(talker_folder)
+    session, gate = magistral.session, threading.Event()
+    session.call(gate.wait)
+    session.close()
+    behind = session.call(int)
+    gate.set()
+    magistral.close()
+    for future in (behind, session.call(int)):
+        with pytest.raises(ModelClosed, match="has been closed"):
+            future.result(PATIENCE)
+
+
+def test_an_adapter_that_is_dropped_as_the_model_closes_is_refused(
+    talker_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    magistral = Magistral.load(talker_folder)
+    check = magistral.session.check_open
+
+    def close_after_check() -> None:
+        monkeypatch.setattr(magistral.session, "check_open", check)
+        magistral.close()
+
+    monkeypatch.setattr(magistral.session, "check_open", close_after_check)
+    with pytest.raises(ModelClosed, match="has been closed"):
+        in_threads(lambda: magistral.session.drop_adapter("one"))
+
+
 def test_errors_while_loading_leave_no_threads_behind(tmp_path: Path):
     folder = write_hf_checkpoint(tmp_path / "model")
     (folder / "tekken.json").write_text("{}")
