@@ -170,6 +170,7 @@ def main() -> None:
     length, count = (512, 24) if given.full else (given.length, given.count)
     texts = {"documents": documents(length, count), "chats": chats(length)[:count]}
     original = load(source)
+    head = original.language_model.model.embed_tokens.weight
     right = {kind: states(original, some) for kind, some in texts.items()}
     results: dict[str, Any] = {}
     rows = []
@@ -179,9 +180,7 @@ def main() -> None:
         model.language_model.model.embed_tokens = original.language_model.model.embed_tokens
         found: dict[str, Quality] = {}
         for kind, some in texts.items():
-            found[kind] = compare(
-                right[kind], states(model, some), original.logits, original.logits
-            )
+            found[kind] = compare(right[kind], states(model, some), head, head)
         size = bits_per_weight(folder)
         label = f"{method.label}, {method.bits:g} bits" if method.bits else method.label
         results[label] = {
