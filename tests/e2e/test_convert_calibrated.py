@@ -226,6 +226,26 @@ def test_sensitivities_are_measured_with_text_from_all_over(
     assert sensitivity.measure(plan, config, tokens, 64) == ends
 
 
+def test_a_token_of_enormous_values_does_not_decide_what_matrices_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sensitivity, "AFFINE_BITS", (4,))
+    config = tiny_config(vision=False, layers=2)
+    weights = random_weights(config, 0)
+    (embedding,) = (name for name in weights if "embed_tokens" in name)
+    weights[embedding][7] *= 1000
+    folder = write_hf_checkpoint(tmp_path, config=config, weights=weights)
+    conversion = prepare(folder, tmp_path / "out", DEFAULT)
+    model = conversion.source.checkpoint.config
+    plan = in_layer_order(conversion.plan, model)
+    tokens = np.random.default_rng(0).integers(8, model.text.vocab_size, (2, 64))
+    without = sensitivity.measure(plan, model.text, tokens, 64)
+    tokens[:, 0] = 7
+    found = sensitivity.measure(plan, model.text, tokens, 64)
+    for name in (name for name in found if ".layers." in name):
+        assert found[name][0].cost == pytest.approx(without[name][0].cost, rel=0.25)
+
+
 def test_what_stands_in_the_way_of_a_target_is_said_before_anything_is_measured(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

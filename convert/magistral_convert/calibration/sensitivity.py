@@ -3,7 +3,9 @@
 The cost of a matrix at some bits is the energy of its error as a share of the residual stream that
 it is added to: the squared error of sampled rows, weighted by the mean squares of the input
 columns, as a share of their weighted squares, times the share that the output of its block has in
-the stream. For the head and the embedding that share is one.
+the stream behind it. That share is the mean of those of the tokens, since a norm follows: the first
+token's energy is a thousand times that of others in trained models, and would else decide alone.
+For the head and the embedding it is one.
 """
 
 from __future__ import annotations
@@ -108,11 +110,11 @@ def _through(
 
     Returns:
         the outputs, the statistics of the inputs, and the energy of what each block adds, as a
-        share of that of the outputs.
+        share of that of the stream behind it, the mean over tokens.
     """
     statistics = InputStatistics()
     added = {"self_attn": 0.0, "mlp": 0.0}
-    energy, outputs = 0.0, []
+    outputs = []
     attended: list[mx.array] = []
 
     def tell(name: str, x: mx.array) -> None:
@@ -125,14 +127,15 @@ def _through(
         before = h[start : start + step]
         after = run(before, weights, tell)
         of_attention = attended.pop() @ weights["self_attn.o_proj"].T
+        between = before + of_attention
         statistics.evaluate()
-        added["self_attn"] += _energy(of_attention)
-        added["mlp"] += _energy(after - before - of_attention)
-        energy += _energy(after)
+        added["self_attn"] += _shares(of_attention, between)
+        added["mlp"] += _shares(after - between, after)
         outputs.append(after)
     found = mx.concatenate(outputs)
     mx.eval(found)
-    return found, statistics, {name: value / energy for name, value in added.items()}
+    tokens = h.shape[0] * h.shape[1]
+    return found, statistics, {name: value / tokens for name, value in added.items()}
 
 
 def _add(
@@ -154,5 +157,7 @@ def _add(
     choices[tensor.name] = found
 
 
-def _energy(x: mx.array) -> float:
-    return cast(float, mx.square(x.astype(mx.float32)).sum().item())
+def _shares(part: mx.array, whole: mx.array) -> float:
+    """Sum over tokens of the energy of a part as a share of the whole's, (S, L, D) each."""
+    energy, of_whole = (mx.square(x.astype(mx.float32)).sum(axis=-1) for x in (part, whole))
+    return cast(float, (energy / mx.maximum(of_whole, 1e-30)).sum().item())
