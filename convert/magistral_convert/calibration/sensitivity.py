@@ -3,9 +3,10 @@
 The cost of a matrix at some bits is the energy of its error as a share of the residual stream that
 it is added to: the squared error of sampled rows, weighted by the mean squares of the input
 columns, as a share of their weighted squares, times the share that the output of its block has in
-the stream behind it. That share is the mean of those of the tokens, since a norm follows: the first
-token's energy is a thousand times that of others in trained models, and would else decide alone.
-For the head and the embedding it is one.
+the stream behind it, as the next norm sees both: each token by itself, since the first one's energy
+is a thousand times that of others in trained models, and behind the gains, which turn loud channels
+down. (The gains of the layer's second norm stand for those of the next.) For the head and the
+embedding the share is one.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def _through(
         if name == "self_attn.o_proj":
             attended.append(x)
 
+    gain = weights["post_attention_layernorm"].astype(mx.float32)
     step = max(1, BATCH_TOKENS // h.shape[1])
     for start in range(0, len(h), step):
         before = h[start : start + step]
@@ -129,8 +131,8 @@ def _through(
         of_attention = attended.pop() @ weights["self_attn.o_proj"].T
         between = before + of_attention
         statistics.evaluate()
-        added["self_attn"] += _shares(of_attention, between)
-        added["mlp"] += _shares(after - between, after)
+        added["self_attn"] += _shares(of_attention, between, gain)
+        added["mlp"] += _shares(after - between, after, gain)
         outputs.append(after)
     found = mx.concatenate(outputs)
     mx.eval(found)
@@ -157,7 +159,8 @@ def _add(
     choices[tensor.name] = found
 
 
-def _shares(part: mx.array, whole: mx.array) -> float:
-    """Sum over tokens of the energy of a part as a share of the whole's, (S, L, D) each."""
-    energy, of_whole = (mx.square(x.astype(mx.float32)).sum(axis=-1) for x in (part, whole))
+def _shares(part: mx.array, whole: mx.array, gain: mx.array) -> float:
+    """Sum over tokens of the energy of a part as a share of the whole's, (S, L, D) each, behind a
+    norm of this gain, (D,)."""
+    energy, of_whole = (mx.square(x * gain).sum(axis=-1) for x in (part, whole))
     return cast(float, (energy / mx.maximum(of_whole, 1e-30)).sum().item())
