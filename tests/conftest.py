@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ for _name in list(os.environ):
 # Tests run in as many processes as there are cores, and their matrices are small: an OpenBLAS that
 # shares each of them among threads takes twice the time, in waiting.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would what tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tokens are compared exactly, which float32 on MLX's CPU backend allows, on a Mac too.
 os.environ["MAGISTRAL_MLX_DEVICE"] = "cpu"

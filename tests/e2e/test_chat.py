@@ -303,7 +303,7 @@ def test_ctrl_c_ends_the_wait_for_a_server_that_does_not_answer(talker: Path, tm
     with Terminal("chat", "--model", str(talker), "--mcp", str(file)) as terminal:
         terminal.wait_for("waiting for the MCP server slow")
         terminal.send(CTRL_C)
-        assert terminal.end() == 130
+        assert terminal.end() == 130, terminal.everything
         assert "Traceback" not in terminal.everything
 
 

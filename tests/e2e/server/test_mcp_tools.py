@@ -27,6 +27,7 @@ CALL = {"name": "time_convert_time", "arguments": NOON}
 def tooled() -> Iterator[Server]:
     settings = Settings(models=("demo",), mcp=(SPEC,), cors_origins=("https://chat.example", "*"))
     with live_server(settings) as server:
+        wait_until(lambda: server.get("/v1/mcp/tools", sec_fetch_site="same-origin")[0] == 200)
         yield server
 
 
