@@ -1,11 +1,12 @@
 """Quality of conversions: next-token distributions of a trained model against its original.
 
     python -m benchmarks.quality [--bits 4 3] [--targets 4.5] [--tokens 4096] [--full]
-        [--methods plain calibrated gptq mlx-lm mlx-lm-awq mlx-lm-gptq]
+        [--methods plain calibrated self gptq mlx-lm mlx-lm-awq mlx-lm-gptq]
 
 SmolLM2-135M (see `benchmarks.smollm2`) is converted by the converter itself, with and without
 calibration and to a mean of bits, and by mlx-lm with its mixed recipes, AWQ and GPTQ (which packs
-2, 4 or 8 bits only), on the same calibration text. Each result is read by the runtime, and its
+2, 4 or 8 bits only), on the same calibration text; with `self` on text that the model itself writes
+to the prompts of `benchmarks/texts`. Each result is read by the runtime, and its
 distributions on held-out documents and chats are compared with those of the original: the mean
 Kullback-Leibler divergence in nats, and how often the likeliest token is the same. The embedding,
 which is the head too, stays as it is: it is a fifth of this model, and an eighteenth of Magistral.
@@ -26,12 +27,14 @@ import numpy as np
 
 from benchmarks.common import ROOT, Record, arguments, console, show
 from benchmarks.smollm2 import chats, documents, smollm2
+from benchmarks.speculation import written
 from magistral_convert import ConvertOptions, convert
 from magistral_convert.calibration import text
 from magistral_convert.calibration.facts import Quality
 from magistral_convert.calibration.quality import compare
 from magistral_mlx.backend import mx
 from magistral_mlx.cache.scheme import FULL
+from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
 from magistral_mlx.model.magistral import MagistralModel
@@ -58,6 +61,9 @@ def methods(kinds: list[str], bits: list[int], targets: list[float], tokens: int
             found.append(Method("plain", n, ConvertOptions(bits=n, calibration=("none",))))
         if "calibrated" in kinds:
             found.append(Method("calibrated", n, calibrated_options(n, tokens)))
+        if "self" in kinds:
+            own = replace(calibrated_options(n, tokens), calibration=(str(own_text(tokens)),))
+            found.append(Method("calibrated on its own text", n, own))
         if "gptq" in kinds:
             compensated = replace(calibrated_options(n, tokens), method="gptq")
             found.append(Method("gptq", n, compensated))
@@ -75,6 +81,17 @@ def methods(kinds: list[str], bits: list[int], targets: list[float], tokens: int
 
 def calibrated_options(bits: int, tokens: int) -> ConvertOptions:
     return ConvertOptions(bits=bits, calibration=("default",), calibration_tokens=tokens)
+
+
+def own_text(tokens: int) -> Path:
+    """Return a file of what SmolLM2 writes, of about so many tokens at least."""
+    tokenizer = Tokenizer.load(smollm2())
+    each = tokens // 8
+    answers = [tokenizer.decode(text.answer) for text in written((0.7, 1.0), each)]
+    path = BUILT / "own.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(answers), encoding="utf-8")
+    return path
 
 
 def build(source: Path, method: Method, tokens: int) -> tuple[Path, float]:
