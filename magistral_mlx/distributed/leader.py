@@ -16,6 +16,8 @@ from magistral_mlx.distributed.meeting import confirm, meet
 from magistral_mlx.distributed.place import Place
 from magistral_mlx.errors import MagistralError, RankLost
 
+_NOTICING = 3.0  # seconds within which a link notices that a rank has ended
+
 
 class Leader:
     """Rank 0 of the ranks that compute models together.
@@ -36,6 +38,7 @@ class Leader:
         self.dropped: deque[int] = deque()  # caches that no one holds any more; from any thread
         self._numbers = iter(range(1, 1 << 62))
         self._lock = threading.Lock()
+        self._failed = threading.Event()
         self._replies: dict[int, SimpleQueue[Any]] = {}
         self._links: dict[int, Link] = {}
         joined = meet(place)
@@ -95,6 +98,13 @@ class Leader:
         if self.error is not None:
             raise RankLost(str(self.error))
 
+    def fail_pass(self, error: BaseException) -> None:
+        """End the work of all ranks after a pass failed on this one, unless the end of another is
+        why: the ring may notice it before the link does, which knows its name."""
+        if isinstance(error, RuntimeError):  # as MLX's are
+            self._failed.wait(_NOTICING)
+        self.fail(f"a pass failed on rank 0 ({' '.join(str(error).split())})")
+
     def fail(self, what: str) -> None:
         """End the work of all ranks: what they hold is no longer the same."""
         with self._lock:
@@ -104,6 +114,7 @@ class Leader:
                 f"{what}. The model cannot answer without it: see what that machine says, and "
                 "start all of them again."
             )
+        self._failed.set()
         for link in self._links.values():
             link.close()
         self.group.tear()

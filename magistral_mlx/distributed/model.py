@@ -108,7 +108,7 @@ class LeadingModel(RankModel):
         try:
             yield
         except BaseException as error:
-            self.leader.fail(f"a pass failed on rank 0 ({' '.join(str(error).split())})")
+            self.leader.fail_pass(error)
             self.leader.check()
             raise
 
