@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.calibration.decisions import (
     calibrates_by,
+    check_weights_are_here,
     choose_bits,
     expected_schemes,
     read_text,
@@ -149,6 +150,7 @@ def prepare(
         )
 
     if options.has_target:
+        check_weights_are_here(opened)
         expected = planned(replace(recipe, chosen=expected_schemes(plan, options)))
         if dry_run:
             check_memory(expected.peak_bytes, options)

@@ -18,7 +18,7 @@ from magistral_convert import (
     convert,
     prepare,
 )
-from magistral_mlx.errors import HubError, StorageError
+from magistral_mlx.errors import HubError, InvalidOption, StorageError
 from magistral_mlx.hub import upload
 from tests.checkpoints import params_of, tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 from tests.fake_hub import FakeHub
@@ -105,6 +105,13 @@ def test_the_plan_needs_no_more_than_headers(hub: FakeHub, published: Path, tmp_
     assert place == tmp_path / "out.partial" / "source"
     largest = max((published / shard(n)).stat().st_size for n in range(1, SHARDS + 1))
     assert passing == largest
+
+
+def test_a_target_size_says_first_that_the_weights_are_not_here(hub: FakeHub, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("Mine.")
+    with pytest.raises(InvalidOption, match=f"hf download {REPO}"):
+        prepare(REPO, tmp_path / "out", ConvertOptions(target_bits=4.0))
 
 
 def test_an_interrupted_one_fetches_only_what_is_missing(hub: FakeHub, tmp_path: Path):

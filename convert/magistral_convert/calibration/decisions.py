@@ -34,20 +34,28 @@ def choose_bits(
     """Choose the bits of each matrix for the size asked for.
 
     Raises:
-        InvalidOption: the source's weights are not on this machine, or the size is too small.
+        InvalidOption: the size is too small.
     """
     from magistral_convert.calibration.sizing import choose_schemes
 
     checkpoint = source.checkpoint
-    if not all(file.exists() for file in checkpoint.files):
-        raise InvalidOption(
-            "a target size needs a first pass over the weights, which are not on this machine. "
-            f"Fetch them first, with `hf download {source.base_model}`, or give --bits."
-        )
     plan = plan_conversion(checkpoint, recipe, flat=False, changes=changes)
     plan = in_layer_order(plan, checkpoint.config)
     weights = f"{source.identity} {adapter.fingerprint() if adapter else ''}"
     return choose_schemes(plan, checkpoint.config.text, text, options, weights, on_progress)
+
+
+def check_weights_are_here(source: Source) -> None:
+    """Check that a pass over the weights can be made.
+
+    Raises:
+        InvalidOption: they are not on this machine.
+    """
+    if not all(file.exists() for file in source.checkpoint.files):
+        raise InvalidOption(
+            "a target size needs a first pass over the weights, which are not on this machine. "
+            f"Fetch them first, with `hf download {source.base_model}`, or give --bits."
+        )
 
 
 def expected_schemes(plan: ConversionPlan, options: ConvertOptions) -> dict[str, Quantization]:
