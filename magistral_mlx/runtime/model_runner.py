@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
-from weakref import WeakSet
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,8 @@ class ModelRunner:
         self._speculation: SpeculationPolicy | None = None
         self._planned_adapters = adapters or {}
         self.adapters: Mapping[str, Adapter] = {}  # by name; replaced as a whole, for any thread
-        self._in_memory: WeakSet[Adapter] = WeakSet()  # dropped ones that are in use as well
+        # Dropped ones that are in use as well; likewise.
+        self._held_adapters: tuple[ref[Adapter], ...] = ()
 
     def load(self, on_progress: Callable[[int, int], None], aborted: Flag) -> None:
         """Read the decoder. The vision tower stays on disk until an image comes.
@@ -136,7 +137,7 @@ class ModelRunner:
                 "merged into it, or load it without --machines."
             )
         adapter = load_adapter(stored, self.model)
-        self._in_memory.add(adapter)
+        self._held_adapters = (*map(ref, self._adapters_in_memory()), ref(adapter))
         self.adapters = {**self.adapters, name: adapter}
         self._share()
 
@@ -148,11 +149,14 @@ class ModelRunner:
     def lent(self, more: int = 0) -> int:
         """Bytes that adapters take, `more` of them and work with them included, beyond the plan."""
         plan = self.plan
-        held = sum(adapter.nbytes for adapter in self._in_memory) + more
+        held = sum(adapter.nbytes for adapter in self._adapters_in_memory()) + more
         if held and not plan.model.adapters:
             rows = min(plan.chunk, plan.context)
             held += adapter_bytes(plan.model.config.text, rows, plan.profile)
         return max(0, held - plan.model.adapters)
+
+    def _adapters_in_memory(self) -> list[Adapter]:
+        return [adapter for held in self._held_adapters if (adapter := held()) is not None]
 
     def _share(self) -> None:
         """Let the prefix cache have what the adapters leave."""
@@ -230,7 +234,7 @@ class ModelRunner:
             weights=weights.decoder
             + (weights.vision if model.vision_loaded else 0)
             + (draft.decoder if draft else 0)
-            + sum(adapter.nbytes for adapter in list(self.adapters.values())),
+            + sum(adapter.nbytes for adapter in self._adapters_in_memory()),
             kept=prefixes.nbytes,
             buffers=mx.get_cache_memory(),
             limit=self.plan.limit,
@@ -346,7 +350,7 @@ class ModelRunner:
     def _load_vision(self, model: MagistralModel) -> None:
         try:
             load_vision(model, self._checkpoint)
-            for adapter in list(self._in_memory):
+            for adapter in self._adapters_in_memory():
                 compute_gains(adapter, model)
         except BaseException:
             if model.vision_loaded:
