@@ -79,6 +79,7 @@ def create_app(
         lifespan=life,
         docs_url=None,  # its pages would load their scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a slash at the end is forgiven, see `paths`
     )
     app.state.service = service
     app.state.mcp = service.mcp

@@ -17,6 +17,7 @@ _DEVICE = (
     "num_ctx, num_gpu, num_thread and others of the machine are the server's: they are ignored."
 )
 _LITERALS = ("const", "default")  # of a JSON schema: null is a value of theirs
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")  # schemas by any name
 
 
 def _keep_alive(value: Any) -> Any:
@@ -101,13 +102,21 @@ def _without_nulls(schema: Any) -> Any:
     match schema:
         case dict():
             return {
-                key: value if key in (*_LITERALS, "enum") else _without_nulls(value)
+                key: _of_keyword(key, value)
                 for key, value in schema.items()
                 if value is not None or key in _LITERALS
             }
         case list():
             return [_without_nulls(each) for each in schema]
     return schema
+
+
+def _of_keyword(key: str, value: Any) -> Any:
+    if key in (*_LITERALS, "enum"):
+        return value
+    if key in _NAMED and isinstance(value, dict):
+        return {name: _without_nulls(schema) for name, schema in value.items()}
+    return _without_nulls(value)
 
 
 class OllamaFunction(FunctionSchema):

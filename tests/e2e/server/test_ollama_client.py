@@ -192,11 +192,12 @@ def test_a_tool_may_hold_nulls(server: Server):
     schemas: list[Any] = [
         {"type": "object", "properties": None, "required": None},
         {"type": "object", "properties": {"a": {"type": "string", "enum": None}}},
+        {"type": "object", "properties": {"enum": {"type": "string", "enum": None}}},
         None,
     ]
     tools = [
         {"type": kind, "function": {"name": "f", "description": None, "parameters": schema}}
-        for kind, schema in zip(("function", None, ""), schemas, strict=True)
+        for kind, schema in zip(("function", None, "", None), schemas, strict=True)
     ]
     body = {"model": "demo", "messages": [SUM], "tools": tools, "options": {"num_predict": 2}}
     assert server.post("/api/chat", body | {"stream": False})[0] == 200

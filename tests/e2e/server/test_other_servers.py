@@ -121,6 +121,7 @@ def test_an_address_without_v1_or_with_two_is_forgiven(server: Server):
     for path in ("/models", "/v1/models/", "/api/v0/models/"):
         assert server.get(path)[1]["data"][0]["id"] == "demo"
     assert server.get("/v1/api/tags")[1]["models"][0]["name"] == "demo:latest"
+    assert server.get("/static/")[0] == server.get("/static")[0] == 404
     status, answer = server.post("/v2/chat/completions", body)
     assert status == 404 and "/v1" in answer["error"]["message"]
     assert server.metric("magistral_requests_total", endpoint=CHAT, status="200") >= 2

@@ -15,7 +15,8 @@ export const servers = () => [...new Set(found.map(({ server }) => server))];
 export const onTools = (listener) => listeners.push(listener);
 
 let settle;
-/** Settled once it is known whether there are tools: the first question waits for them. */
+/** Settled once it is known whether there are tools, which the first question waits for, or that
+ * their servers are still being connected, which it does not. */
 export const ready = new Promise((resolve) => (settle = resolve));
 
 /** Take the tools of the server, if `list`, a promise of its models, says that it has any. */
