@@ -103,6 +103,6 @@ class ClientGone(APIError):
 
 
 class Unavailable(APIError):
-    """The model could not be loaded, or the server is shutting down."""
+    """The model could not be loaded, MCP servers are not connected, or the server shuts down."""
 
     status, code = 503, "unavailable"

@@ -187,8 +187,9 @@ class _Server(uvicorn.Server):
         service = self._service
         await service.first_load.wait()
         if service.load_error is None:
-            if not (service.mcp_settled.is_set() or self.should_exit):
-                self._on_waiting(service.mcp.awaited)
+            awaited = service.mcp.awaited
+            if awaited and not (service.mcp_settled.is_set() or self.should_exit):
+                self._on_waiting(awaited)
             await service.mcp_settled.wait()
         if service.load_error is not None:
             self.should_exit = True

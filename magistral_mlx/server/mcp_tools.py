@@ -83,12 +83,15 @@ def _connected(request: Request) -> MCPServers:
     """Return the MCP servers.
 
     Raises:
-        Unavailable: they are being connected, or one of them cannot be.
+        Unavailable: they are being connected or closed, or one of them cannot be connected.
     """
     servers: MCPServers = request.app.state.mcp
     if not servers.connected:
+        awaited = ", ".join(servers.awaited)
         raise Unavailable(
-            f"these MCP servers are not connected: {', '.join(servers.awaited)}.",
+            f"these MCP servers are not connected: {awaited}."
+            if awaited
+            else "the MCP servers are being connected or closed.",
             headers={"Retry-After": str(_RETRY_AFTER)},
         )
     return servers

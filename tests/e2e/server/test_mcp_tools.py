@@ -63,6 +63,15 @@ def test_a_page_of_another_origin_never_reaches_them(tooled: Server, headers: di
     assert tooled.post("/v1/mcp/calls", CALL, **headers)[0] == 403
 
 
+def test_no_server_is_blamed_while_all_of_them_are_being_closed(
+    tooled: Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tooled.service.mcp, "connected", False)
+    status, answer = tooled.get("/v1/mcp/tools")
+    assert status == 503
+    assert answer["error"]["message"] == "the MCP servers are being connected or closed."
+
+
 def test_they_are_off_unless_asked_for(server: Server):
     assert server.get("/v1/models")[1]["mcp"] is False
     assert server.get("/v1/mcp/tools")[0] == 404
