@@ -182,8 +182,9 @@ class GenerationService:
                     self.mcp_settled.set()
                     await asyncio.Event().wait()
         except MagistralError as error:
-            self.load_error = error
-            self.first_load.set()
+            if not self.queue.stopping:
+                self.load_error = error
+                self.first_load.set()
         finally:
             self.mcp_settled.set()
 

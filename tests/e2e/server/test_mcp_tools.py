@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from magistral_mlx.mcp.config import ServerSpec
 from magistral_mlx.server import launcher
+from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 from tests.mcp_servers import NOON, SILENT, TIME, write_servers
 from tests.serving import Server, live_server, wait_until
@@ -92,6 +94,18 @@ def test_one_that_cannot_be_reached_is_why_there_are_none():
         wait_until(lambda: server.service.load_error is not None)
         assert server.get("/v1/mcp/tools")[0] == 503
         assert "there is no command /no/such" in server.get("/ready")[1]["error"]["message"]
+
+
+def test_one_that_fails_while_the_server_shuts_down_is_no_error():
+    async def start_and_stop() -> GenerationService:
+        service = GenerationService(Settings(models=("demo",), mcp=(GONE,)))
+        service.start()
+        service.stop()
+        await service.mcp_settled.wait()
+        await service.close()
+        return service
+
+    assert asyncio.run(start_and_stop()).load_error is None
 
 
 def test_ctrl_c_ends_the_wait_for_one_that_does_not_answer():
