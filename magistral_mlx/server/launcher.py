@@ -158,8 +158,8 @@ def _listen_error(host: str, port: int, error: OSError | UnicodeError) -> str:
 class _Server(uvicorn.Server):
     """uvicorn with its own shutdown: answers are finished, and the exit status is 0.
 
-    The first signal lets running answers finish within the grace period; the second stops them
-    within a token; the third leaves.
+    The first signal lets running answers finish within the grace period, and so does a failed
+    start; the second stops them within a token; the third leaves.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class _Server(uvicorn.Server):
                 self._on_waiting(awaited)
             await service.mcp_settled.wait()
         if service.load_error is not None:
-            self.should_exit = True
+            self._leave()
         elif not self.should_exit:
             self._on_ready()
 
@@ -209,11 +209,15 @@ class _Server(uvicorn.Server):
 
     def _on_signal(self) -> None:
         self._signals += 1
-        self.should_exit = True
         if self._signals == 1:
-            drain = self._service.drain(self._service.settings.grace)
-            self._tasks.append(asyncio.create_task(drain))
+            self._leave()
         elif self._signals == 2:
             self._service.stop()
         else:
             self.force_exit = True
+
+    def _leave(self) -> None:
+        """Exit once the running answers have finished, or the grace period is over."""
+        self.should_exit = True
+        drain = self._service.drain(self._service.settings.grace)
+        self._tasks.append(asyncio.create_task(drain))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
+from magistral_mlx.errors import ToolServerError
 from magistral_mlx.mcp.config import ServerSpec
 from magistral_mlx.server import launcher
 from magistral_mlx.server.service import GenerationService
 from magistral_mlx.server.settings import Settings
 from tests.mcp_servers import NOON, SILENT, TIME, write_servers
-from tests.serving import Server, live_server, wait_until
+from tests.serving import Server, live_server, wait_until, write_endless_checkpoint
 
 SPEC = ServerSpec(name="time", command=TIME["command"], args=tuple(TIME["args"]))
 SLOW = ServerSpec(name="slow", command=SILENT["command"], args=tuple(SILENT["args"]))
@@ -94,6 +99,30 @@ def test_one_that_cannot_be_reached_is_why_there_are_none():
         wait_until(lambda: server.service.load_error is not None)
         assert server.get("/v1/mcp/tools")[0] == 503
         assert "there is no command /no/such" in server.get("/ready")[1]["error"]["message"]
+
+
+def test_one_that_fails_late_ends_the_answers_that_run(tmp_path: Path):
+    model = str(write_endless_checkpoint(tmp_path / "endless"))
+    talks: list[Future[list[Any]]] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
+        late = ServerSpec(name="late", url=launcher.url_of(silent))
+
+        def talk(url: str) -> list[Any]:
+            with silent, Server(url, 0, FastAPI()).streaming("Go") as chunks:
+                first = next(chunks)
+                silent.close()
+                return [first, *chunks]
+
+        with pytest.raises(ToolServerError, match="late cannot be reached"):
+            launcher.serve(
+                Settings(models=(model,), port=0, mcp=(late,), grace=0),
+                on_listening=lambda urls, service: talks.append(pool.submit(talk, urls[0])),
+                on_waiting=lambda names: None,
+                on_ready=lambda: pytest.fail("it is not ready"),
+            )
+        chunks = talks[0].result()
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length", "it is not cut"
+    assert len(chunks) < 8192, "nor does it fill the context"
 
 
 def test_one_that_fails_while_the_server_shuts_down_is_no_error():
