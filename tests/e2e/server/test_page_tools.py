@@ -136,6 +136,7 @@ def test_servers_that_are_connected_later_are_found(
         page.route("**/v1/mcp/tools", connect_later)
         with page.expect_response(lambda answer: answer.url.endswith("/tools") and answer.ok):
             page.reload()
+        page.locator("body[data-ready]").wait_for()
         tooled.next(Said("Yes."), Ended())
         visit.ask("Tools?")
         visit.answered()
