@@ -132,19 +132,23 @@ def _divided(checkpoint: Checkpoint, name: str, split: Split) -> StoredTensor:
             f"{split.size} machines cannot share; use the split pipeline."
         )
     cut = split.cut(length)
+    return _part(tensor, axis, cut.start, cut.stop)
+
+
+def _part(tensor: StoredTensor, axis: Literal[0, 1], start: int, stop: int) -> TensorPart:
     shape = [*tensor.shape]
-    shape[axis] = length // split.size
+    shape[axis] = stop - start
     return TensorPart(
         tensor.name,
         tensor.file,
         tensor.dtype,
         tuple(shape),
         tensor.offset,
-        tensor.nbytes // split.size,
+        tensor.nbytes // tensor.shape[axis] * (stop - start),
         whole=tensor,
         axis=axis,
-        start=cut.start,
-        stop=cut.stop,
+        start=start,
+        stop=stop,
     )
 
 
@@ -173,20 +177,7 @@ def take_part(array: mx.array, tensor: StoredTensor) -> mx.array:
 
 def rows_part(tensor: StoredTensor, start: int, stop: int) -> TensorPart:
     """Return the part of a stored tensor that is the rows `start` to `stop`."""
-    rows, *rest = tensor.shape
-    nbytes = tensor.nbytes // rows * (stop - start)
-    return TensorPart(
-        tensor.name,
-        tensor.file,
-        tensor.dtype,
-        (stop - start, *rest),
-        tensor.offset,
-        nbytes,
-        whole=tensor,
-        axis=0,
-        start=start,
-        stop=stop,
-    )
+    return _part(tensor, 0, start, stop)
 
 
 def read_part(part: TensorPart) -> mx.array:
