@@ -80,6 +80,17 @@ class Visit:
         return answer.last
 
 
+def wait_until_ready(page: Page) -> None:
+    """Wait until the page can be used: what is typed before is lost."""
+    page.locator("body[data-ready]").wait_for()
+
+
+def reload(page: Page) -> None:
+    """Load the page again, and wait until it can be used."""
+    page.reload()
+    wait_until_ready(page)
+
+
 @contextmanager
 def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
     """Open the page in a profile of its own, and wait until it can be used."""
@@ -103,6 +114,6 @@ def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
             "dialog", lambda dialog: (visit.dialogs.append(dialog.message), dialog.dismiss())
         )
         visit.page.goto(url)
-        visit.page.locator("body[data-ready]").wait_for()
+        wait_until_ready(visit.page)
         yield visit
         assert visit.harm == ([], [], [])

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from magistral_mlx.server.page import STATIC
-from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, reload, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Ended, Gate, Replay, Said, Thought, replaying
 from tests.serving import wait_until
 
@@ -317,7 +317,7 @@ def test_a_mac_keeps_its_key_for_deleting_the_rest_of_a_line(
         page.add_init_script(
             "Object.defineProperty(navigator, 'platform', { get: () => 'MacIntel' })"
         )
-        page.reload()
+        reload(page)
         replay.next(Said("Yes."), Ended())
         visit.ask("Hello")
         visit.answered()

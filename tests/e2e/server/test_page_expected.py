@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from magistral_mlx.server.page import STATIC
-from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, reload, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import OWN_PROMPT, Ended, Gate, Replay, Said, Thought, replaying
 from tests.e2e.server.test_page_looks import complaints
 
@@ -64,7 +64,7 @@ def test_messages_wait_for_the_answer_and_can_be_changed(visit: Visit, replay: R
     expect(queue).to_have_count(1)
     page.keyboard.press("Escape")
     expect(page.locator(".note:visible")).to_contain_text("Stopped.")
-    page.reload()
+    reload(page)
     replay.next(Said("Seven."), Ended())
     queue.get_by_role("button", name="Send now").click()
     expect(visit.answered(5).locator(".answer")).to_have_text("Seven.")
@@ -128,7 +128,7 @@ def test_every_option_reaches_the_server(visit: Visit, replay: Replay) -> None:
     assert body["stop"] == ["END", "###"]
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
     assert body["keep_thinking"] is False
-    page.reload()
+    reload(page)
     page.locator("#options-open").click()
     page.get_by_text("More options").click()
     expect(page.get_by_label("Top-p")).to_have_value("0.93")
@@ -170,7 +170,7 @@ def test_a_system_prompt_is_every_chats_or_one_chats_and_can_be_saved(
     assert system("Pirate", 1) == "Be a pirate."
     page.locator("#new-chat").click()
     assert system("Plain", 1) == "Be brief."
-    page.reload()
+    reload(page)
     page.locator(".conversation .open", has_text="Pirate").click()
     expect(page.locator(".user-text")).to_have_text("Pirate")
     assert system("Again", 2) == "Be a pirate."

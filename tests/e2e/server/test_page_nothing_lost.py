@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, reload, visiting, wait_until_ready  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Cut, Ended, Gate, Refused, Replay, Said, Thought, replaying
 from tests.e2e.server.screenshots import IMAGE
 
@@ -155,8 +155,7 @@ class User:
         self.page.evaluate("document.querySelector('#toasts').replaceChildren()")
 
     def reload(self) -> None:
-        self.page.reload()
-        self.page.locator("body[data-ready]").wait_for()
+        reload(self.page)
 
     def travel(self) -> None:
         """Export, and import into a browser that has nothing."""
@@ -267,7 +266,7 @@ def second_tab(visit: Visit) -> Page:
     page = visit.context.new_page()
     page.on("pageerror", lambda error: visit.errors.append(str(error)))
     page.goto(visit.page.url)
-    page.locator("body[data-ready]").wait_for()
+    wait_until_ready(page)
     return page
 
 

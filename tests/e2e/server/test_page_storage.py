@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import browser, reload, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Replay, replaying
 from tests.e2e.server.screenshots import IMAGE
 
@@ -79,7 +79,7 @@ def test_what_the_first_version_stored_and_exported_is_taken_over(
             ],
         }
         page.evaluate(FIRST_DATABASE, stored)
-        page.reload()
+        reload(page)
         exported = {
             "format": "magistral-mlx conversations",
             "version": 1,

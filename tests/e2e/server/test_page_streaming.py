@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, reload, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import (
     Broken,
     Cut,
@@ -223,7 +223,7 @@ def test_code_and_answers_can_be_copied(play: Play) -> None:
 def test_a_browser_that_stores_nothing_can_still_talk(play: Play) -> None:
     visit, replay, page = play
     page.add_init_script("Object.defineProperty(globalThis, 'indexedDB', { value: undefined })")
-    page.reload()
+    reload(page)
     replay.next(Said("Hello."), Ended())
     visit.ask("Hello")
     expect(visit.answered().locator(".answer")).to_have_text("Hello.")

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from magistral_mlx.mcp.config import ServerSpec
-from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import browser, reload, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Called, Ended, Replay, Said, Thought, replaying
 from tests.e2e.server.test_page_looks import complaints
 from tests.mcp_servers import NOON, TIME
@@ -90,7 +90,7 @@ def test_a_call_may_be_refused_or_allowed_from_now_on(
             expect(calls.locator(".call-state")).to_contain_text(state)
         assert "21:00" in results(tooled)[0]["content"]
         # It is called at once from now on, also after a reload; another tool asks.
-        page.reload()
+        reload(page)
         page.locator("#new-chat").click()
         tooled.next(
             Called("time_convert_time", json.dumps(NOON)),
@@ -135,8 +135,7 @@ def test_servers_that_are_connected_later_are_found(
 
         page.route("**/v1/mcp/tools", connect_later)
         with page.expect_response(lambda answer: answer.url.endswith("/tools") and answer.ok):
-            page.reload()
-        page.locator("body[data-ready]").wait_for()
+            reload(page)
         tooled.next(Said("Yes."), Ended())
         visit.ask("Tools?")
         visit.answered()
