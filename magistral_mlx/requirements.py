@@ -49,8 +49,11 @@ def check_environment() -> None:
             raise InvalidOption(f"{name} is {value!r}; it must be a whole number of seconds.")
 
 
-def check_extra(command: str, extra: str, *modules: str) -> None:
+def check_extra(command: str, extra: str, *modules: str, instead: str = "") -> None:
     """Check that the packages of an extra are installed, without importing them.
+
+    Args:
+        instead: a sentence on how to do without.
 
     Raises:
         MissingExtra: with the command that installs them.
@@ -60,4 +63,5 @@ def check_extra(command: str, extra: str, *modules: str) -> None:
         raise MissingExtra(
             f"{command} needs {' and '.join(missing)}. Install the extra in a checkout, as the "
             f"README says: `uv tool install '.[{extra}]'`, or `pip install '.[{extra}]'`."
+            f"{instead and ' ' + instead}"
         )

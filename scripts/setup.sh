@@ -1,7 +1,7 @@
 #!/bin/sh
 # Set up an environment: setup.sh runtime | dev | mlx-vlm
 #
-# runtime  .venv with magistral-mlx, enough for `make demo`
+# runtime  .venv with magistral-mlx and what converts, enough for `make demo`
 # dev      .venv with the tests' references and the linters as well, and a browser
 # mlx-vlm  .venv-mlx-vlm with mlx-vlm alone, whose pins clash with ours
 #
@@ -69,7 +69,7 @@ browser() { # a Chromium for the tests of the page: the system's, or Playwright'
 }
 
 case $what in
-  runtime) create .venv; install .venv -e . ;;
+  runtime) create .venv; install .venv -e '.[convert]' ;;
   dev) create .venv; install .venv -e '.[dev]'; browser ;;
   mlx-vlm) create .venv-mlx-vlm; install .venv-mlx-vlm -r tests/parity/mlx-vlm.txt ;;
   *) fail "unknown environment $what" ;;

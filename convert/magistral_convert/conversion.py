@@ -42,7 +42,7 @@ from magistral_mlx.hub.adapters import locate_adapter
 if TYPE_CHECKING:
     from magistral_convert.calibration.sizing import Sizing
 
-_FORMAT = 3  # to be raised when the same options give other bytes
+_FORMAT = 4  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
 
 

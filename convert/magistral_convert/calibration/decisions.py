@@ -17,6 +17,7 @@ from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.quantization import AFFINE_BITS, Quantization
+from magistral_mlx.requirements import check_extra
 
 if TYPE_CHECKING:
     from magistral_convert.calibration.sizing import Sizing
@@ -82,6 +83,7 @@ def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bo
 
     Raises:
         InvalidOption: it was asked for, and the source is quantized already.
+        MissingExtra: it is so, and what compiles the search is not installed.
     """
     asked = options.calibrates
     if asked is False or recipe.base is None:
@@ -98,7 +100,14 @@ def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bo
     if asked is None:
         from magistral_mlx.backend import backend
 
-        return backend().name != "cpu"
+        if backend().name == "cpu":
+            return False
+    check_extra(
+        "calibration",
+        "convert",
+        "numba",
+        instead="" if asked else "Or convert without it: --calibration none.",
+    )
     return True
 
 

@@ -12,7 +12,7 @@ from magistral_convert.disk import write_file
 from magistral_mlx.paths import home_dir
 from magistral_mlx.quantization import Quantization
 
-_FORMAT = 3  # to be raised when the same weights and text give other figures
+_FORMAT = 4  # to be raised when the same weights and text give other figures
 
 
 class MeasuredChoices:
