@@ -1,22 +1,25 @@
 """Quality of conversions: next-token distributions of a trained model against its original.
 
     python -m benchmarks.quality [--bits 4 3] [--targets 4.5] [--tokens 4096] [--full]
-        [--methods plain calibrated self gptq mlx-lm mlx-lm-awq mlx-lm-gptq]
+        [--methods plain calibrated self gptq mlx-lm mlx-lm-awq mlx-lm-gptq mlx-lm-dwq]
 
 SmolLM2-135M (see `benchmarks.smollm2`) is converted by the converter itself, with and without
-calibration and to a mean of bits, and by mlx-lm with its mixed recipes, AWQ and GPTQ (which packs
-2, 4 or 8 bits only), on the same calibration text; with `self` on text that the model itself writes
-to the prompts of `benchmarks/texts`. Each result is read by the runtime, and its
-distributions on held-out documents and chats are compared with those of the original: the mean
-Kullback-Leibler divergence in nats, and how often the likeliest token is the same. The embedding,
-which is the head too, stays as it is: it is a fifth of this model, and an eighteenth of Magistral.
-mlx-lm's DWQ, which trains all scales, is not among them: it takes hours on a CPU.
+calibration and to a mean of bits, and by mlx-lm with its mixed recipes, AWQ, GPTQ (which packs 2, 4
+or 8 bits only) and DWQ (which trains all scales in batches of four sequences, of which it takes 512
+by default). All are calibrated on the same text, the one that ships, with its prompts in SmolLM2's
+template; with `self` on text that the model itself writes to the prompts of `benchmarks/texts`.
+
+Each result is read by the runtime, and its distributions on held-out documents and chats are
+compared with those of the original: the mean Kullback-Leibler divergence in nats, and how often the
+likeliest token is the same. The embedding, which is the head too, stays as it is: it is a fifth of
+this model, and an eighteenth of Magistral.
 
 Without --full it takes 2,000 tokens of each kind of text at most.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -26,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import ROOT, Record, arguments, console, show
-from benchmarks.smollm2 import chats, documents, smollm2
+from benchmarks.smollm2 import calibration_parts, chats, documents, smollm2
 from benchmarks.speculation import written
 from magistral_convert import ConvertOptions, convert
 from magistral_convert.calibration import text
@@ -69,6 +72,8 @@ def methods(kinds: list[str], bits: list[int], targets: list[float], tokens: int
             found.append(Method("gptq", n, compensated))
         if "mlx-lm-awq" in kinds:
             found.append(Method("mlx-lm awq", n))
+        if "mlx-lm-dwq" in kinds:
+            found.append(Method("mlx-lm dwq", n))
         if "mlx-lm-gptq" in kinds and n in PACKED_BY_PEER:
             found.append(Method("mlx-lm gptq", n))
     for mean in targets:
@@ -124,7 +129,9 @@ def _convert_in_mlx_lm(source: Path, target: Path, method: Method, tokens: int) 
         model.set_dtype(mx.float32)
         some = text.calibration_text((), source / "tekken.json", config["vocab_size"], tokens)
         data = mx.array(some.tokens)
-        if name == "awq":
+        if name == "dwq":
+            model, config = _train_in_mlx_lm(model, config, bits, some)
+        elif name == "awq":
             known = awq.AWQ_MODEL_CONFIGS[config["model_type"]]
             awq.awq_quantize(model, data, known, 64, bits, embed_group_size=64, embed_bits=8)
             config = awq.update_config(model, config)
@@ -134,6 +141,31 @@ def _convert_in_mlx_lm(source: Path, target: Path, method: Method, tokens: int) 
     target.mkdir(parents=True)
     save_model(target, model)
     save_config(config, config_path=target / "config.json")
+
+
+def _train_in_mlx_lm(
+    model: Any, config: dict[str, Any], bits: int, some: text.CalibrationText
+) -> tuple[Any, dict[str, Any]]:
+    """mlx-lm's DWQ, with its own rate and batches, once through the calibration text."""
+    from mlx.optimizers import Adam
+    from mlx_lm.quant import dwq
+    from mlx_lm.utils import quantize_model
+
+    student, config = quantize_model(copy.deepcopy(model), config, 64, bits)
+    train: Any = dwq.dwq_quantize  # it has no types
+    batch = 4
+    train(
+        student,
+        lambda tokens, number, split: model(tokens),
+        Adam(learning_rate=1e-6, bias_correction=True),
+        [(ids.tolist(), 0) for ids in some.tokens],
+        [(ids.tolist(), 0) for ids in some.tokens[:batch]],
+        batch_size=batch,
+        max_seq_length=some.tokens.shape[1],
+        seed=123,
+        dtype=mx.float32,
+    )
+    return student, config
 
 
 def load(folder: Path) -> MagistralModel:
@@ -182,6 +214,7 @@ def main() -> None:
     )
     record = Record("quality")
     text.SEQUENCE = given.sequence
+    text.shipped_parts = calibration_parts
     text.HELD_OUT = 1  # the converter's own figure is not what counts here
     source = smollm2()
     length, count = (512, 24) if given.full else (given.length, given.count)

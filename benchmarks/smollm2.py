@@ -22,6 +22,7 @@ import base64
 import importlib
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import lru_cache
@@ -33,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import ROOT, console
+from magistral_convert.calibration.text import shipped_parts
 from magistral_mlx.backend import mx
 from magistral_mlx.chat.tokenizer import Tokenizer
 from magistral_mlx.checkpoint.gguf.layout import deinterleave_heads
@@ -44,6 +46,19 @@ SPECIALS, OLD_SPECIALS = 40, 17  # control tokens here, and in SmolLM2's own voc
 START, END = "<|im_start|>", "<|im_end|>"
 # Control tokens that SmolLM2 has under another name; the others get the mean of all embeddings.
 SAME = {"<s>": "<|endoftext|>", "</s>": END, "[INST]": START, "[/INST]": END}
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# Markers of Magistral's template and what SmolLM2's has there, in order.
+OWN_TEMPLATE = {
+    r"\[THINK\]|\[TOOL_CALLS\]|\[CALL_ID\]\w*": "",
+    r"\[/THINK\]|\[ARGS\]|\[TOOL_CONTENT\]": "\n",
+    r"\[/INST\]": "</s>\n[INST]assistant\n",
+    r"\[INST\](?!assistant\n)": "[INST]user\n",
+    r"\[(SYSTEM_PROMPT|AVAILABLE_TOOLS)\]": "[INST]system\n",
+    r"\[/(SYSTEM_PROMPT|AVAILABLE_TOOLS)\]": "</s>\n",
+    r"\[TOOL_RESULTS\]": "[INST]tool\n",
+    r"\[/TOOL_RESULTS\]": "</s>\n[INST]assistant\n",
+    r"</s>(?!\n)": "</s>\n",
+}
 # Digits one by one, then GPT-2's pattern.
 PATTERN = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DOCUMENTED = ("argparse", "difflib", "fractions", "heapq", "random", "statistics", "textwrap")
@@ -87,11 +102,27 @@ def chats(tokens: int = 512) -> list[list[int]]:
     return [chat(question, answer)[:tokens] for question, answer in _chat_texts()]
 
 
+def calibration_parts() -> list[str]:
+    """Return the calibration text that ships, with its prompts in SmolLM2's own template instead of
+    Magistral's, most of whose control tokens SmolLM2 does not know."""
+    return [_in_own_template(part) for part in shipped_parts()]
+
+
+def _in_own_template(part: str) -> str:
+    if "[INST]" not in part:
+        return part
+    part = part.removeprefix("<s>")
+    if "[SYSTEM_PROMPT]" not in part:
+        part = f"[SYSTEM_PROMPT]{SYSTEM}[/SYSTEM_PROMPT]{part}"
+    for marker, own in OWN_TEMPLATE.items():
+        part = re.sub(marker, own, part)
+    return part
+
+
 def chat(question: str, answer: str) -> list[int]:
     """Return the token ids of one question and its answer, in SmolLM2's own template."""
-    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     ids: list[int] = []
-    for role, text in (("system", system), ("user", question), ("assistant", answer)):
+    for role, text in (("system", SYSTEM), ("user", question), ("assistant", answer)):
         ids += _turn(role, text)
     return ids
 
