@@ -21,7 +21,17 @@ from benchmarks.common import ROOT, Record, arguments, console, show
 
 HOOKS = ROOT / "magistral_mlx" / "__pyinstaller"
 # What a development environment holds and an app does not need.
-LEFT_OUT = ("torch", "transformers", "mlx_lm", "scipy", "pandas", "matplotlib", "pytest", "IPython")
+LEFT_OUT = (
+    "torch",
+    "transformers",
+    "mlx_lm",
+    "numba",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "pytest",
+    "IPython",
+)
 EXPECTED = ("answer: 122", "image: A red circle.")
 
 
