@@ -15,7 +15,6 @@ from magistral_convert.calibration.decisions import (
     calibrates_by,
     check_weights_are_here,
     choose_bits,
-    expected_schemes,
     read_text,
 )
 from magistral_convert.calibration.facts import CalibrationFacts
@@ -37,6 +36,7 @@ from magistral_mlx.backend import backend
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.hub.adapters import locate_adapter
 
 if TYPE_CHECKING:
@@ -150,6 +150,8 @@ def prepare(
         )
 
     if options.has_target:
+        from magistral_convert.calibration.sizing import expected_schemes
+
         check_weights_are_here(opened)
         expected = planned(replace(recipe, chosen=expected_schemes(plan, options)))
         if dry_run:
@@ -159,6 +161,11 @@ def prepare(
         text = read_text(opened, options)
         sizing = choose_bits(opened, recipe, options, changes, adapter, text, on_progress)
         recipe = replace(recipe, chosen=sizing.schemes)
+    elif dry_run:
+        if options.tokenizer:
+            find_tokenizer(opened.folder, options.tokenizer)
+        if calibrates and options.calibration:
+            read_text(opened, options)
     return planned(recipe)
 
 
@@ -278,6 +285,8 @@ def _identity(conversion: Conversion, text: CalibrationText | None) -> dict[str,
     digest.update(_json(conversion.config))
     if text:
         digest.update(f"{text.identity} {conversion.options.method}".encode())
+        if conversion.options.mode == "affine":
+            digest.update(version("numba").encode())  # what it compiles may sum in another order
     if config := conversion._calibrated_vision:
         from magistral_convert.calibration.images import calibration_images, images_identity
 

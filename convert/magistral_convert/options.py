@@ -129,7 +129,9 @@ class ConvertOptions:
     @property
     def text_tokens(self) -> int:
         """The most tokens of calibration text that are used."""
-        return self.calibration_tokens or _TOKENS[self.method]
+        if self.calibration_tokens is not None:
+            return self.calibration_tokens
+        return _TOKENS[self.method]
 
     @property
     def has_target(self) -> bool:
@@ -139,7 +141,9 @@ class ConvertOptions:
     @property
     def size(self) -> int | None:
         """Bytes of all weights that were asked for, by themselves or by a recipe."""
-        return self.target_size or _RECIPE_SIZES.get(self.recipe or "")
+        if self.target_size is not None:
+            return self.target_size
+        return _RECIPE_SIZES.get(self.recipe or "")
 
     @property
     def calibrating(self) -> str:
@@ -157,8 +161,8 @@ class ConvertOptions:
     @property
     def asks_to_quantize(self) -> bool:
         """Whether a way to quantize was asked for, rather than left to the defaults."""
-        asked = (self.bits, self.group_size, self.recipe, self.target_size, self.target_bits)
-        return self.mode in FIXED_MODES or any(asked) or self.quantize_vision
+        asked = self.bits or self.group_size or self.recipe or self.has_target
+        return self.mode in FIXED_MODES or bool(asked) or self.quantize_vision
 
     @property
     def scheme(self) -> Quantization | None:
@@ -233,6 +237,8 @@ class ConvertOptions:
                     f"{name} chooses the bits of each matrix by calibration, which {other} "
                     "contradicts. Leave one of the two out."
                 )
+        if self.size is not None and self.size < 1:
+            raise InvalidOption(f"{name} is {self.size} bytes. Give a size such as 12.5GB.")
         least, most = AFFINE_BITS[0], AFFINE_BITS[-1] + 1
         if self.target_bits is not None and not least < self.target_bits < most:
             raise InvalidOption(
@@ -242,6 +248,10 @@ class ConvertOptions:
 
     def _check_calibration(self) -> None:
         _check_choice("--method", self.method, METHODS)
+        if self.text_tokens < 1:
+            raise InvalidOption(
+                f"calibration_tokens is {self.calibration_tokens}. Give a positive number."
+            )
         names = self.calibration
         if self.method != METHODS[0] and (self.mode != "affine" or names == (UNCALIBRATED,)):
             other = f"--mode {self.mode}" if self.mode != "affine" else "--calibration none"

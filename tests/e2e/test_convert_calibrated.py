@@ -29,13 +29,7 @@ from magistral_convert.plan import ConversionPlan
 from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model
-from magistral_mlx.errors import (
-    InvalidOption,
-    MissingExtra,
-    OutOfMemory,
-    StorageError,
-    TargetExists,
-)
+from magistral_mlx.errors import InvalidOption, OutOfMemory, StorageError, TargetExists
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.e2e.test_convert_interrupted import content, run_and_die
 
@@ -137,18 +131,6 @@ def test_bad_text_leaves_nothing_behind(source: Path, tmp_path: Path):
     with pytest.raises(InvalidOption, match=r"none\.txt cannot be read"):
         convert(source, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_the_extra_it_says_how_to_install_it_or_to_do_without(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("magistral_mlx.requirements.importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("magistral_mlx.backend.backend", lambda: SimpleNamespace(name="metal"))
-    with pytest.raises(MissingExtra, match=r"`uv tool install '.\[convert\]'`.*\[convert\]'`\.$"):
-        prepare(source, tmp_path / "out", DEFAULT)
-    with pytest.raises(MissingExtra, match=r"Or convert without it: --calibration none\.$"):
-        prepare(source, tmp_path / "out", ConvertOptions())
-    prepare(source, tmp_path / "out", ConvertOptions(calibration=("none",)))
 
 
 @pytest.mark.parametrize("method", ["search", "gptq"])
@@ -273,6 +255,8 @@ def test_what_stands_in_the_way_of_a_target_is_said_before_anything_is_measured(
     (tmp_path / "mine/diary.txt").write_text("Mine.")
     with pytest.raises(TargetExists, match="exists already"):
         prepare(source, tmp_path / "mine", asked)
+    with pytest.raises(InvalidOption, match="smaller than all matrices at 2 bits"):
+        prepare(source, tmp_path / "out", ConvertOptions(target_bits=2.01))
     plan = prepare(source, tmp_path / "out", ConvertOptions(bits=3, calibration=("none",))).plan
     room = shutil.disk_usage(tmp_path)._replace(free=plan.output_bytes)
     with monkeypatch.context() as full:

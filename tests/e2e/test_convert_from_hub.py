@@ -112,6 +112,9 @@ def test_a_target_size_says_first_that_the_weights_are_not_here(hub: FakeHub, tm
     (tmp_path / "out/mine").write_text("Mine.")
     with pytest.raises(InvalidOption, match=f"hf download {REPO}"):
         prepare(REPO, tmp_path / "out", ConvertOptions(target_bits=4.0))
+    commit = hub.repos[REPO].head
+    with pytest.raises(InvalidOption, match=f"hf download {REPO} --revision {commit}`"):
+        prepare(f"{REPO}@{commit}", tmp_path / "out", ConvertOptions(target_bits=4.0))
 
 
 def test_an_interrupted_one_fetches_only_what_is_missing(hub: FakeHub, tmp_path: Path):

@@ -46,6 +46,9 @@ def test_what_is_left_out_gets_the_modes_own_figures(asked: dict, scheme: Quanti
         ({"recipe": "24gb", "mode": "mxfp4"}, "which --mode mxfp4 contradicts"),
         ({"recipe": "24gb", "calibration": ("none",)}, "which --calibration none contradicts"),
         ({"recipe": "16gb", "target_bits": 3.2}, "which --recipe contradicts"),
+        ({"target_size": 0}, "Give a size such as 12.5GB"),
+        ({"target_size": 0, "bits": 3}, "which --bits contradicts"),
+        ({"calibration": ("default",), "calibration_tokens": 0}, "Give a positive number"),
         ({"recipe": "4bit-plus", "mode": "mxfp4"}, "which --mode mxfp4 does not have"),
     ],
 )

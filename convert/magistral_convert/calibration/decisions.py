@@ -9,14 +9,12 @@ from magistral_convert.calibration.files import in_layer_order
 from magistral_convert.calibration.text import CalibrationText, calibration_text
 from magistral_convert.fusion import Fusion
 from magistral_convert.options import ConvertOptions, OnConversionProgress
-from magistral_convert.plan import ConversionPlan, plan_conversion
+from magistral_convert.plan import plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
-from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.hub import find_tokenizer
-from magistral_mlx.quantization import AFFINE_BITS, Quantization
 from magistral_mlx.requirements import check_extra
 
 if TYPE_CHECKING:
@@ -52,30 +50,16 @@ def check_weights_are_here(source: Source) -> None:
     Raises:
         InvalidOption: they are not on this machine.
     """
-    if not all(file.exists() for file in source.checkpoint.files):
-        raise InvalidOption(
-            "a target size needs a first pass over the weights, which are not on this machine. "
-            f"Fetch them first, with `hf download {source.base_model}`, or give --bits."
-        )
+    from magistral_convert.hub_source import HubSource
 
-
-def expected_schemes(plan: ConversionPlan, options: ConvertOptions) -> dict[str, Quantization]:
-    """Return the same bits for each matrix whose bits are chosen for a size, the most that fit it,
-    by name: before anything is measured they tell what disk the result takes."""
-    assert options.scheme
-    matrices = [t for t in plan.tensors if t.scheme and t.name.startswith(LANGUAGE)]
-    weights = sum(tensor.rows * tensor.columns for tensor in matrices)
-    rest = plan.output_bytes - sum(tensor.nbytes for tensor in matrices)
-    for bits in reversed(AFFINE_BITS):
-        scheme = Quantization(bits, options.scheme.group_size)
-        total = sum(scheme.nbytes((tensor.rows, tensor.columns)) for tensor in matrices)
-        if options.size is not None:
-            fits = rest + total <= options.size
-        else:
-            fits = 8 * total <= (options.target_bits or 0) * weights
-        if fits:
-            break
-    return {tensor.name: scheme for tensor in matrices}
+    if not isinstance(source, HubSource) or all(f.exists() for f in source.checkpoint.files):
+        return
+    ref = source.model.ref
+    name = ref.repo if ref.revision == "main" else f"{ref.repo} --revision {ref.revision}"
+    raise InvalidOption(
+        "a target size needs a first pass over the weights, which are not on this machine. "
+        f"Fetch them first, with `hf download {name}`, or give --bits."
+    )
 
 
 def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:
@@ -102,12 +86,13 @@ def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bo
 
         if backend().name == "cpu":
             return False
-    check_extra(
-        "calibration",
-        "convert",
-        "numba",
-        instead="" if asked else "Or convert without it: --calibration none.",
-    )
+    if recipe.base.mode == "affine":
+        check_extra(
+            "calibration",
+            "convert",
+            "numba",
+            instead="" if asked else "Or convert without it: --calibration none.",
+        )
     return True
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from magistral_convert.plan import ConversionPlan, TensorConversion
-from magistral_convert.recipe import EMBEDDING, HEAD, layer_of
+from magistral_convert.recipe import EMBEDDING, HEAD, NORM, layer_of
 from magistral_mlx.checkpoint.names import PROJECTOR, expected_tensors
 from magistral_mlx.config import ModelConfig
 
@@ -54,9 +54,21 @@ def _last_uses(units: list[Unit]) -> dict[Path, int]:
         for tensor in unit
         for file in tensor.files
     }
-    if all(tensor.name != HEAD for tensor in units[-1]):  # the embedding is the head too
+    if _is_tied(units):
         last |= dict.fromkeys(units[0][0].files, len(units) - 1)
     return last
+
+
+def _is_tied(units: list[Unit]) -> bool:
+    """Whether the embedding is the head too."""
+    return all(tensor.name != HEAD for tensor in units[-1])
+
+
+def norm_after_embedding(units: list[Unit]) -> TensorConversion:
+    """Return the norm whose gain multiplies what the embedding gives: that before the head, where
+    the embedding is the head too, or that of the first layer."""
+    wanted = NORM if _is_tied(units) else "layers.0.input_layernorm.weight"
+    return next(t for unit in units for t in unit if t.name.endswith(wanted))
 
 
 def most_at_once(plan: ConversionPlan) -> int:
@@ -70,6 +82,7 @@ def most_at_once(plan: ConversionPlan) -> int:
             for part in (tensor.source, *tensor.beside):
                 sizes[part.file] = sizes.get(part.file, 0) + part.nbytes
                 first.setdefault(part.file, number)
+    first |= dict.fromkeys(norm_after_embedding(units).files, 0)
     return max(
         sum(size for file, size in sizes.items() if first[file] <= number <= last[file])
         for number in range(len(units))

@@ -6,7 +6,7 @@ value of the group fits under. Its neighbours in the grid clip a few values or w
 range, and often give the others a smaller error: each is tried, and the least weighted squared
 error wins. MLX's own is tried first, so a result is never worse than it.
 
-As in `search`, NumPy goes through tiles that stay in a core's cache, in several threads.
+NumPy goes through tiles that stay in a core's cache, in several threads.
 
 Shapes: R rows, G groups of a row, g weights of a group. A tile has N groups of whole rows, (g, N),
 so that every operation runs along the groups.

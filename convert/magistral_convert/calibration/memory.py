@@ -25,7 +25,7 @@ LOGITS_ROWS = 128  # tokens whose logits are in memory at once
 IMAGE_SIZES = ((16, 12), (12, 16), (20, 9), (14, 14))
 _IMAGES = 2 * len(IMAGE_SIZES)
 COMPENSATED_BYTES = 16 << 20  # of the source in a block with `gptq`: its columns go one by one
-_COMPENSATING = 16  # times that: its weights, what is left of them, codes, scales in their order
+_COMPENSATING = 18  # times that: its weights, what is left of them, codes, scales in their order
 _SEARCH = 512 << 20  # blocks of the worker threads, searched at once
 _BLOCKS = 64 << 20  # of a tensor that is being read
 # Matrices that have the input of another, whose products are theirs.

@@ -21,7 +21,7 @@ from types import MappingProxyType
 import numpy as np
 
 from magistral_convert.calibration.facts import Quality
-from magistral_convert.calibration.files import SourceFiles, by_layer
+from magistral_convert.calibration.files import SourceFiles, by_layer, norm_after_embedding
 from magistral_convert.calibration.floating import search_floating
 from magistral_convert.calibration.gptq import Factor, compensate, factorize
 from magistral_convert.calibration.layers import SHARED_INPUTS, InputStatistics, LayerPass
@@ -128,10 +128,8 @@ class _Calibrated:
             return
         (unit, *_) = self._units
         (embedding,) = unit
-        tied = self._config.text.tie_word_embeddings
-        norm = self._tensors[NORM if tied else _layer_name(0, "input_layernorm")]
+        norm = norm_after_embedding(self._units)
         files.open([embedding, norm])
-        # What multiplies it next: the norm before the head, or before the first layer.
         gain = read_original(norm, self._dtype).astype(mx.float32)
         self._convert(unit, {embedding.name: gain * gain})
         original = self._embed(embedding, written=False, tokens=self._text.held_out)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from magistral_convert.calibration.allocation import SchemeChoice, allocate
+from magistral_convert.calibration.allocation import Choices, SchemeChoice, allocate
 from magistral_convert.calibration.measured import MeasuredChoices
 from magistral_convert.calibration.sensitivity import measure
 from magistral_convert.calibration.text import CalibrationText
 from magistral_convert.options import ConvertOptions, OnConversionProgress
 from magistral_convert.plan import ConversionPlan
 from magistral_mlx.backend import backend
+from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import TextConfig
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.quantization import AFFINE_BITS, Quantization
@@ -65,17 +66,7 @@ def choose_schemes(
     if choices is None:
         choices = measure(plan, config, text.tokens, group_size, on_progress)
         kept.save(choices)
-    budget = _budget(plan, choices, options)
-    try:
-        found = allocate(choices, budget)
-    except ValueError:
-        least = sum(min(c.nbytes for c in of_matrix) for of_matrix in choices.values())
-        rest = _rest(plan, choices)
-        count = sum(t.rows * t.columns for t in plan.tensors if t.name in choices)
-        raise InvalidOption(
-            f"that is smaller than all matrices at 2 bits, which take {(least + rest) / 1e6:,.0f} "
-            f"MB in all, or {8 * least / count:.2f} bits a weight. Give a larger target."
-        ) from None
+    found = _allocate(plan, choices, options)
     uniform = {
         bits: sum(
             c.cost for of_matrix in choices.values() for c in of_matrix if c.scheme.bits == bits
@@ -87,6 +78,44 @@ def choose_schemes(
         sum(choice.cost for choice in found.values()),
         uniform,
     )
+
+
+def expected_schemes(plan: ConversionPlan, options: ConvertOptions) -> dict[str, Quantization]:
+    """Return schemes that fill the size asked for as well, by the number of weights alone: before
+    anything is measured they tell what disk the result takes.
+
+    Raises:
+        InvalidOption: the size is below that of 2 bits.
+    """
+    assert options.scheme
+    group_size = options.scheme.group_size
+    choices: Choices = {}
+    for tensor in plan.tensors:
+        if tensor.scheme and tensor.name.startswith(LANGUAGE):
+            weights = tensor.rows * tensor.columns
+            choices[tensor.name] = [
+                SchemeChoice(scheme, scheme.nbytes((tensor.rows, tensor.columns)), cost)
+                for bits in AFFINE_BITS
+                for scheme, cost in [(Quantization(bits, group_size), weights * 4.0**-bits)]
+            ]
+    found = _allocate(plan, choices, options)
+    return {name: choice.scheme for name, choice in found.items()}
+
+
+def _allocate(
+    plan: ConversionPlan, choices: Choices, options: ConvertOptions
+) -> dict[str, SchemeChoice]:
+    """Raises `InvalidOption` where the size is below that of 2 bits."""
+    try:
+        return allocate(choices, _budget(plan, choices, options))
+    except ValueError:
+        least = sum(min(c.nbytes for c in of_matrix) for of_matrix in choices.values())
+        rest = _rest(plan, choices)
+        count = sum(t.rows * t.columns for t in plan.tensors if t.name in choices)
+        raise InvalidOption(
+            f"that is smaller than all matrices at 2 bits, which take {(least + rest) / 1e6:,.0f} "
+            f"MB in all, or {8 * least / count:.2f} bits a weight. Give a larger target."
+        ) from None
 
 
 def _budget(
