@@ -110,10 +110,11 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
 
     None is `default_model`, "demo" the embedded one; else a folder, a conversion in the user's
     cache, a model of LM Studio's or Ollama's, or one on the hub (see `hub.resolve`). Raises
-    `ModelNotFound` with the names here that are alike.
+    `ModelNotFound` with the names here that are alike, and where the name is empty.
     """
     if name is None:
         return default_model()
+    _check_not_empty(name)
     if name == DEMO:
         return demo_dir()
     if not user_path(name).exists():
@@ -127,9 +128,20 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
 
 
 def path_of(name: str) -> Path | None:
-    """Return the folder or file of that path, or the model of that name outside the hub's cache."""
+    """Return the folder or file of that path, or the model of that name outside the hub's cache.
+
+    Raises `ModelNotFound` where the name is empty.
+    """
+    _check_not_empty(name)
     path = user_path(name)
     return path if path.exists() else find_by_name(name)
+
+
+def _check_not_empty(name: str) -> None:
+    if not name:  # which would be the current folder as a path
+        raise ModelNotFound(
+            "the name of the model is empty; give a folder, or a name on the hub, as in OWNER/NAME."
+        )
 
 
 def find_by_name(name: str) -> Path | None:

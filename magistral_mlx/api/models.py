@@ -41,8 +41,6 @@ def download_model(name: str, *, on_progress: OnProgress | None = None) -> Path:
         HubError: the hub could not be reached, or refused.
         StorageError: the disk is full.
     """
-    if not name:
-        raise ModelNotFound("the name is empty; give one on the hub, as in OWNER/NAME.")
     return locate(name, on_progress=download_progress(on_progress))
 
 

@@ -13,7 +13,7 @@ from magistral_mlx.api.options import Options
 from magistral_mlx.cli.eval_models import check_options, open_asked, sampling_of, say_what_fits
 from magistral_mlx.cli.generation import ANSWERING
 from magistral_mlx.cli.loading import loading_options
-from magistral_mlx.cli.params import INTEGER, MODEL, SectionedCommand, declared, option
+from magistral_mlx.cli.params import FILE, INTEGER, MODEL, SectionedCommand, declared, option
 from magistral_mlx.cli.plots import check_plot
 from magistral_mlx.errors import EvaluationError, InvalidOption
 from magistral_mlx.files import user_path
@@ -54,7 +54,7 @@ class _EvalCommand(SectionedCommand):
 
 
 @click.command(cls=_EvalCommand)
-@click.argument("names", metavar="TASK…", nargs=-1)
+@click.argument("names", metavar="TASK…", nargs=-1, type=FILE)
 @option(
     "-m",
     "--model",
@@ -88,6 +88,7 @@ class _EvalCommand(SectionedCommand):
 )
 @option(
     "--logs",
+    type=FILE,
     metavar="DIR",
     default="evals",
     help="Folder that keeps the runs, for `inspect view` as well.  [default: evals]",
@@ -99,7 +100,7 @@ class _EvalCommand(SectionedCommand):
 )
 @option("--compare", is_flag=True, help="Compare two runs by question: give their folders.")
 @option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@option("--plot", metavar="FILE", help="Draw the scores into a .png, .svg or .pdf file.")
+@option("--plot", type=FILE, metavar="FILE", help="Draw the scores into a .png, .svg or .pdf file.")
 @declared(Options, *_ANSWERING, section="Answers", own=ANSWERING | {"seed": _SEED})
 @option(
     "-c",

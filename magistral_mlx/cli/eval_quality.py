@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--plot",
+    type=FILE,
     metavar="FILE",
     help="Draw divergence and agreement by position into a .png, .svg or .pdf file.",
 )

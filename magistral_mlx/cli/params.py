@@ -84,6 +84,13 @@ def _parse_integer(text: str) -> int:
         raise ValueError(Integer.noun) from None
 
 
+def _shown(param: click.Parameter | None) -> str:
+    """How a parameter is called in errors: an option by its longest spelling, as -n tells less."""
+    if isinstance(param, click.Argument):
+        return (param.metavar or param.human_readable_name).strip("[].…")
+    return max(param.opts, key=len) if param and param.opts else ""
+
+
 class Value(click.ParamType):  # type: ignore[type-arg]
     """Text on the command line as the value of an option.
 
@@ -103,8 +110,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value  # a default
-        # The longest spelling, as -n and the like tell less.
-        shown = max(param.opts, key=len) if param and param.opts else self.name
+        shown = _shown(param) or self.name
         try:
             parsed = self._parse(value)
         except ValueError as error:
@@ -120,9 +126,12 @@ class Value(click.ParamType):  # type: ignore[type-arg]
 
 
 class File(click.ParamType):  # type: ignore[type-arg]
-    """A file or folder, which shells complete."""
+    """A file or folder, which shells complete. An empty name, as of an unset variable, is none."""
 
     name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Name("").validate(_shown(param) or self.name, value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -271,6 +280,9 @@ def _type(kind: Kind) -> Any:
 
 class _FileOf(Value, File):
     """A file that holds the value."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Value.convert(self, File.convert(self, value, param, ctx), param, ctx)
 
 
 def _read_tools(name: str) -> Any:

@@ -175,6 +175,7 @@ _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client", "h11")
     "--adapter",
     "adapters",
     multiple=True,
+    type=FILE,
     metavar="[NAME=]DIR_OR_NAME",
     section="Loading",
     help="A LoRA adapter, for requests that name MODEL:NAME. Give it again for more.",
@@ -253,7 +254,7 @@ def _settings(models: tuple[str, ...], options: dict[str, Any]) -> Settings:
         **{name: options[name] for name in taken},
         models=models,
         mcp=mcp_servers(options["mcp"]),
-        traces=Path(options["traces"]) if options["traces"] else None,
+        traces=Path(options["traces"]) if options["traces"] is not None else None,
         grace=math.inf if options["grace"] is None else options["grace"],
         limits=Limits(
             body_bytes=options["max_body"],

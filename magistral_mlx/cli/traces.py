@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from magistral_mlx.cli.params import FILE
 from magistral_mlx.files import user_path
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ _ROWS = (
 
 
 @click.command()
-@click.argument("folder", metavar="DIR_OR_LOG")
+@click.argument("folder", type=FILE, metavar="DIR_OR_LOG")
 @click.option("--json", "as_json", is_flag=True, help="Print all statistics as JSON.")
-@click.option("--plot", metavar="FILE", help="Draw charts into a .png, .svg or .pdf file.")
+@click.option(
+    "--plot", type=FILE, metavar="FILE", help="Draw charts into a .png, .svg or .pdf file."
+)
 def traces(folder: str, as_json: bool, plot: str | None) -> None:
     """Summarise the traces that `magistral-mlx serve --traces DIR` wrote, or an evaluation's logs.
 

@@ -148,6 +148,54 @@ def test_an_error_is_one_line_in_the_words_that_were_typed(words: tuple[str, ...
     assert run(*words).refusal.startswith(refusal)
 
 
+@pytest.mark.parametrize(
+    ("words", "subject"),
+    [
+        (("generate", "Hi", "-m", ""), "--model"),
+        (("generate", "Hi", "-f", "a", "-f", ""), "--file"),
+        (("generate", "Hi", "--image", ""), "--image"),
+        (("generate", "--prompt-file", ""), "--prompt-file"),
+        (("generate", "Hi", "--json-schema", ""), "--json-schema"),
+        (("generate", "Hi", "--tools", ""), "--tools"),
+        (("generate", "Hi", "--system-file", ""), "--system-file"),
+        (("generate", "Hi", "--machines", ""), "--machines"),
+        (("chat", "--load", ""), "--load"),
+        (("chat", "--mcp", ""), "--mcp"),
+        (("serve", "demo", ""), "MODEL"),
+        (("serve", "-m", ""), "--model"),
+        (("serve", "demo", "--traces", ""), "--traces"),
+        (("serve", "demo", "--adapter", ""), "--adapter"),
+        (("serve", "demo", "--mcp", ""), "--mcp"),
+        (("traces", ""), "DIR_OR_LOG"),
+        (("traces", "a", "--plot", ""), "--plot"),
+        (("plan", ""), "MODEL"),
+        (("plan", "-m", ""), "--model"),
+        (("doctor", "--check", ""), "MODEL"),
+        (("bench", ""), "MODEL"),
+        (("show", ""), "MODEL"),
+        (("pull", ""), "MODEL"),
+        (("rm", ""), "MODEL"),
+        (("convert", ""), "SOURCE"),
+        (("convert", "demo", "-o", ""), "--output"),
+        (("convert", "demo", "--calibration", ""), "--calibration"),
+        (("convert", "demo", "--imatrix", ""), "--imatrix"),
+        (("eval", ""), "TASK"),
+        (("eval", "aime24", "-m", ""), "--model"),
+        (("eval", "aime24", "-m", "demo", "--logs", ""), "--logs"),
+        (("eval", "aime24", "--plot", ""), "--plot"),
+        (("eval", "quality", "", "demo"), "A"),
+        (("eval", "quality", "demo", ""), "B"),
+        (("eval", "quality", "demo", "demo", "--plot", ""), "--plot"),
+    ],
+)
+def test_an_empty_name_is_refused_and_not_the_current_folder(
+    words: tuple[str, ...], subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words).refusal == f"{subject} is ''; it must be a name, not empty."
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("words", [("plan", "demo", "--json"), ("plan", "-m", "demo", "--json")])
 def test_a_model_is_an_argument_or_an_option(words: tuple[str, ...]):
     done = run(*words)

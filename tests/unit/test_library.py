@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from magistral_convert import prepare
-from magistral_mlx import library, paths
+from magistral_mlx import Magistral, download_model, library, paths
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import ModelNotFound
 from magistral_mlx.hub.client import hub_cache
-from magistral_mlx.library import default_model, find_models, locate
+from magistral_mlx.library import default_model, find_models, locate, path_of
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 from tests.fake_hub import FakeHub
 
@@ -286,6 +286,15 @@ def test_demo_is_the_embedded_model(machine: Path, monkeypatch: pytest.MonkeyPat
     (machine / "demo").mkdir()
     assert locate("demo") == library.demo_dir()
     assert library.demo_dir() == Path(library.__file__).parent / "demo" / "checkpoint"
+
+
+@pytest.mark.parametrize("find", [locate, path_of, download_model, Magistral.load])
+def test_an_empty_name_is_not_the_current_folder(
+    find: Callable[[str], Any], models: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(models(4, False))
+    with pytest.raises(ModelNotFound, match="the name of the model is empty"):
+        find("")
 
 
 def test_a_folder_comes_before_a_conversion_of_that_name(
