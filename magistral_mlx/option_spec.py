@@ -256,13 +256,18 @@ def check_unicode(name: str, text: str) -> None:
     Raises:
         InvalidOption: it holds half of a surrogate pair, as bytes that are no UTF-8 become.
     """
+    if problem := half_pair(text):
+        raise InvalidOption(f"{name} is not Unicode text: {problem}.")
+
+
+def half_pair(text: str) -> str:
+    """Where a text cannot be encoded, as it holds half of a surrogate pair; "" where it can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
-        raise InvalidOption(
-            f"{name} is not Unicode text: {half} at {error.start} is half of a surrogate pair."
-        ) from None
+        return f"{half} at {error.start} is half of a surrogate pair"
+    return ""
 
 
 def several(name: str, values: object) -> tuple[Any, ...]:

@@ -160,7 +160,7 @@ class Conversation:
             user = self._messages[start]
             assert isinstance(user, User)
             attached = attached_to(user) if images is None else to_images(images)
-            edited = User((*attached, text) if attached else text)
+            [edited] = to_messages(User((*attached, text) if attached else text))
             self._messages = (*self._messages[:start], edited)
             self._forget_dropped()
 

@@ -83,13 +83,18 @@ def result_of(call: ToolCall, value: Any) -> ToolResult:
     from pydantic_core import to_json
 
     text = value if isinstance(value, str) else to_json(value, fallback=str).decode()
-    return ToolResult(text, call.id)
+    return _result(call, text)
 
 
 def result_of_error(call: ToolCall, error: BaseException) -> ToolResult:
     """The message that tells the model what went wrong with its call."""
     reason = f"{type(error).__name__}: {error}"[:_MOST_ERROR]
-    return ToolResult(f"The call of {call.name} failed. {reason}", call.id)
+    return _result(call, f"The call of {call.name} failed. {reason}")
+
+
+def _result(call: ToolCall, text: str) -> ToolResult:
+    """A result; bytes of it that are no UTF-8, as file names may have, are spelled out."""
+    return ToolResult(text.encode(errors="backslashreplace").decode(), call.id)
 
 
 def _docstring(text: str) -> tuple[str, dict[str, str]]:

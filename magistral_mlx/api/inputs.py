@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from magistral_mlx.api.image_inputs import Images, kind_of, to_images
 from magistral_mlx.api.message_dicts import parse_message, parse_tool
+from magistral_mlx.api.message_texts import check_message, check_text
 from magistral_mlx.chat.messages import (
     Assistant,
     Image,
@@ -25,7 +26,7 @@ PromptLike: TypeAlias = (
 )
 ToolLike: TypeAlias = Tool | Mapping[str, Any] | Callable[..., Any]
 
-_TYPED = (System, User, Assistant, ToolResult)
+_TYPED = System | User | Assistant | ToolResult
 
 
 def to_messages(
@@ -48,10 +49,9 @@ def to_messages(
     """
     images = to_images(images)
     if isinstance(prompt, str):
+        check_text(prompt, "the prompt")
         messages: list[Message] = [User(prompt)]
-    elif isinstance(prompt, _TYPED):
-        messages = [prompt]
-    elif isinstance(prompt, Mapping):
+    elif isinstance(prompt, _TYPED | Mapping):
         messages = [_to_message(prompt, "the message", local_files)]
     elif isinstance(prompt, RawPrompt):
         raise PromptError("a RawPrompt is no message: it cannot be part of a conversation.")
@@ -108,6 +108,7 @@ def _to_tool(tool: ToolLike, where: str) -> Tool:
 
 def _to_message(entry: Any, where: str, local_files: bool) -> Message:
     if isinstance(entry, _TYPED):
+        check_message(entry, where)
         return entry
     if isinstance(entry, Mapping):
         return parse_message(entry, where, local_files=local_files)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from magistral_mlx.api.image_inputs import image_of_url, open_image
+from magistral_mlx.api.message_texts import check_message
 from magistral_mlx.chat.messages import (
     Assistant,
     Image,
@@ -41,6 +42,12 @@ def parse_message(entry: Mapping[str, Any], where: str, *, local_files: bool = T
         raise PromptError(
             f"{where} has no role: expected system, user, assistant or tool in a field 'role'."
         )
+    message = _message(entry, where, local_files)
+    check_message(message, where)
+    return message
+
+
+def _message(entry: Mapping[str, Any], where: str, local_files: bool) -> Message:
     content = entry.get("content")
     match entry["role"]:
         case "system" | "developer":

@@ -141,6 +141,10 @@ class SystemPrompt(Kind):
             return System(value) if value else None
         if not isinstance(value, System | Default):
             self._refuse(name, value)
+        if isinstance(value, System):
+            parts = (value.content,) if isinstance(value.content, str) else value.content
+            for part in parts:
+                check_unicode(name, part if isinstance(part, str) else part.text)
         return value
 
 

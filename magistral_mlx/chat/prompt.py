@@ -11,6 +11,7 @@ from magistral_mlx.chat.messages import Message, RawPrompt, Tool
 from magistral_mlx.chat.mistral_request import build_mistral_request, ends_inside_thinking
 from magistral_mlx.chat.normalize import normalized
 from magistral_mlx.errors import PromptError
+from magistral_mlx.option_spec import half_pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,12 +81,15 @@ def encode(
 def encode_raw(raw: RawPrompt, tokenizer: Tokenizer) -> Prompt:
     """Encode `raw` without a chat template.
 
-    Raises PromptError for no tokens, ids that the vocabulary lacks, or the tokens of an image.
+    Raises PromptError for no tokens, ids that the vocabulary lacks, the tokens of an image, or
+    text that is not Unicode.
     """
     import numpy as np
 
     special = tokenizer.special
     if isinstance(raw.content, str):
+        if problem := half_pair(raw.content):
+            raise PromptError(f"the prompt is not Unicode text: {problem}.")
         ids = [special.bos, *tokenizer.encode(raw.content)]
     else:
         ids = list(raw.content)

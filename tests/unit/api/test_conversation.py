@@ -222,6 +222,17 @@ def test_editing_forgets_what_followed(chat: Conversation):
             chat.edit("?", turn=turn)
 
 
+def test_text_that_could_not_be_saved_does_not_enter_the_history(chat: Conversation):
+    chat.append([User("One?"), Assistant("1")])
+    before = chat.messages
+    for change in (chat.edit, chat.append, chat.send):
+        with pytest.raises(PromptError, match="not Unicode text: U\\+D800 at 1"):
+            change("a\ud800b")
+    with pytest.raises(InvalidOption, match="system is not Unicode text"):
+        chat.send("Two?", system=System("a\ud800b"))
+    assert chat.messages == before
+
+
 def test_editing_keeps_the_files_that_stand_before_the_text(chat: Conversation):
     (document,) = read_document(b"x = 1", "a.py")
     chat.append(User((document, "What is x?")))
@@ -402,6 +413,11 @@ def test_a_folder_that_is_not_there_is_named(talker: Magistral, tmp_path: Path):
         (
             '{"format": "magistral-mlx conversation", "version": 1, "messages": [1]}',
             r"messages\[0\] is no message",
+        ),
+        (
+            '{"format": "magistral-mlx conversation", "version": 1, "messages": '
+            r'[{"role": "user", "content": "a\ud800"}]}',
+            r"messages\[0\].content is not Unicode text",
         ),
     ],
 )

@@ -166,6 +166,7 @@ def test_parameters_that_have_no_schema_are_named(function: Callable[..., Any]):
     ("value", "text"),
     [
         ("as it is", "as it is"),
+        ("caf\udce9.txt", "caf\\udce9.txt"),
         (5, "5"),
         (None, "null"),
         ({"a": [1, 2.5]}, '{"a":[1,2.5]}'),

@@ -258,6 +258,31 @@ def test_a_malformed_dict_names_message_and_field(entry: dict[str, Any], message
         to_messages([{"role": "user", "content": "Hi"}, entry])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        ("a\ud800b", "the prompt"),
+        (User("a\ud800b"), "the message.content"),
+        ([User("x"), User(("x", "a\ud800b"))], "messages[1].content[1]"),
+        (System((Thought("a\ud800b"),)), "the message.content[0]"),
+        (Assistant("x", "a\ud800b"), "the message.thinking"),
+        (Assistant("a\ud800b"), "the message.text"),
+        (Assistant(tool_calls=(ToolCall("f", "a\ud800b"),)), "the message.tool_calls[0].arguments"),
+        (ToolResult("a\ud800b"), "the message.content"),
+        ({"role": "user", "content": "a\ud800b"}, "the message.content"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a\ud800b"}]}],
+            "messages[0].content[0]",
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_where_it_stands(prompt: Any, field: str):
+    with pytest.raises(PromptError) as refused:
+        to_messages(prompt)
+    problem = "U+D800 at 1 is half of a surrogate pair."
+    assert str(refused.value) == f"{field} is not Unicode text: {problem}"
+
+
 def test_an_image_that_cannot_be_opened_names_its_place():
     chunk = {"type": "image_url", "image_url": {"url": "/no/such.png"}}
     with pytest.raises(ImageError, match=r"messages\[0\]\.content\[0\].*no image /no/such"):

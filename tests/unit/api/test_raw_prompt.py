@@ -46,6 +46,7 @@ def test_a_raw_prompt_that_is_none_is_refused(talker: Magistral):
         (RawPrompt(()), "no tokens"),
         (RawPrompt((1, 10**7)), "go from 0 to"),
         (RawPrompt((1, image)), "stands for an image"),
+        (RawPrompt("a\ud800"), "the prompt is not Unicode text"),
     ):
         with pytest.raises(PromptError, match=problem):
             talker.generate(raw)
