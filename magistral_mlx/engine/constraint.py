@@ -23,6 +23,7 @@ from magistral_mlx.engine.json_schemas import (
     ANY_OBJECT,
     WHITESPACE,
     Schema,
+    circular,
     explain,
     grammar_source,
     loosened,
@@ -187,9 +188,15 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         start = LLMatcher(self._tokenizer, source, log_level=0)
+        why: str | None
         if start.is_error():
             error = start.get_error()
             why = reason(error) if schema is None else explain(schema, error)
+        elif not (why := None if schema is None else circular(schema)):
+            first = start.deep_copy()
+            first.compute_bitmask()
+            why = "it allows no text at all." if first.is_error() else None
+        if why:
             raise InvalidOption(f"{what} cannot be followed: {why}")
         return Grammar(start, self._vocab_size)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from magistral_mlx.engine.schema_references import NAMED, ONE, SEVERAL, References
 from magistral_mlx.errors import InvalidOption
 
 Schema = Mapping[str, Any] | bool
@@ -21,11 +22,8 @@ Schema = Mapping[str, Any] | bool
 WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,48}"}
 ANY_OBJECT: Schema = {"type": "object"}
 
-# Keywords whose values are schemas: one, several, or several by name.
-_ONE = frozenset({"items", "additionalProperties"})
-_SEVERAL = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _UNIMPLEMENTED = re.compile("Unimplemented keys")
+_CIRCULAR = "refers to itself"
 
 
 def schema_text(schema: Schema | str, what: str = "the JSON schema") -> str:
@@ -77,7 +75,15 @@ def problem(text: str, *, coerce_one_of: bool = False) -> str | None:
         source = grammar_source(text, coerce_one_of=coerce_one_of)
     except ValueError as error:
         return str(error)
-    return LLMatcher.validate_grammar(source) or None
+    return LLMatcher.validate_grammar(source) or circular(text)
+
+
+def circular(text: str) -> str | None:
+    """Return the message on a reference of the schema `text` that leads to itself alone, if any."""
+    if '"$ref"' not in text:
+        return None
+    reference = References(json.loads(text)).circular()
+    return None if reference is None else f"$ref {reference!r:.60} {_CIRCULAR}."
 
 
 def explain(text: str, error: str) -> str:
@@ -93,6 +99,8 @@ def explain(text: str, error: str) -> str:
     keyword, cause = dropped[0]
     if "coerce_one_of" in cause:
         return f"{keyword} has branches that may both hold, not supported here. Use anyOf."
+    if cause == _CIRCULAR:
+        return f"{keyword} {cause}."
     return f"{keyword}: {reason(cause)}"
 
 
@@ -127,6 +135,7 @@ class _Loosening:
     def __init__(self, root: Mapping[str, Any], *, coerce_one_of: bool) -> None:
         self.dropped: list[tuple[str, str]] = []
         self._root = root
+        self._references = References(root)
         self._coerce_one_of = coerce_one_of
         self._errors: dict[str, str | None] = {}  # by schema
 
@@ -156,20 +165,24 @@ class _Loosening:
         children: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for keyword, value in schema.items():
-            if keyword in _ONE:
+            if keyword in ONE:
                 children[keyword] = self._loosen(value, (*place, keyword))
-            elif keyword in _SEVERAL and isinstance(value, list) and value:
+            elif keyword in SEVERAL and isinstance(value, list) and value:
                 children[keyword] = self._branches(keyword, value, place)
-            elif keyword in _NAMED and isinstance(value, Mapping):
+            elif keyword in NAMED and isinstance(value, Mapping):
                 children[keyword] = {
                     name: self._loosen(child, (*place, keyword, name))
                     for name, child in value.items()
                     if keyword != "patternProperties" or self._has_pattern(name, place)
                 }
-            elif keyword == "$ref" and not self._resolves(value):
-                self._drop(keyword, place, "it points to no schema in here", value)
             elif keyword == "$ref":
-                children[keyword] = value
+                target = self._references.target(value)
+                if target is None:
+                    self._drop(keyword, place, "it points to no schema in here", value)
+                elif not self._references.leads(target):
+                    self._drop(keyword, place, _CIRCULAR, value)
+                else:
+                    children[keyword] = value
             else:
                 own[keyword] = value
         patterns = schema.get("patternProperties")
@@ -230,29 +243,9 @@ class _Loosening:
             self._errors[text] = problem(text)
         return self._errors[text]
 
-    def _resolves(self, reference: Any) -> bool:
-        """Whether a reference points into this schema."""
-        if not isinstance(reference, str) or not re.match(r"#(/|$)", reference):
-            return False
-        found: Any = self._root
-        for part in _pointer(reference):
-            if isinstance(found, Mapping) and part in found:
-                found = found[part]
-            elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-                found = found[int(part)]
-            else:
-                return False
-        return isinstance(found, Mapping | bool)
-
     def _drop(self, keyword: str, place: tuple[str, ...], error: str, value: Any = None) -> None:
         is_plain = isinstance(value, str | int | float) and not isinstance(value, bool)
         shown = f" {value!r:.60}" if is_plain else ""
         where = f" at {'.'.join(place):.60}" if place else ""
         text = f"{keyword}{shown}{where}"
         self.dropped.append(("".join(c if c.isprintable() else "\ufffd" for c in text), error))
-
-
-def _pointer(reference: str) -> Iterator[str]:
-    """The parts of a JSON pointer such as "#/$defs/a~1b"."""
-    for part in reference.split("/")[1:]:
-        yield part.replace("~1", "/").replace("~0", "~")

@@ -307,6 +307,12 @@ def tool(value: Any) -> Callable[[GrammarCompiler], Grammar]:
         (schema({"type": "string", "pattern": "(?=a)b"}), "look-ahead"),
         (schema({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "Use anyOf"),
         (schema({"$ref": "#/$defs/nowhere"}), "nowhere"),
+        (schema({"$ref": "#"}), r"schema cannot be followed: \$ref '#' refers to itself\."),
+        (schema({"anyOf": [{"allOf": [{"$ref": "#"}]}]}), r"\$ref '#' refers to itself"),
+        (schema({"$ref": "#", "type": "integer"}), r"\$ref '#' refers to itself"),
+        (schema({"$anchor": "a", "$ref": "#a"}), "schema cannot be followed: it allows no text"),
+        (lambda compiler: compiler.grammar("root ::= root"), "the grammar .* allows no text"),
+        (lambda compiler: compiler.regex(r"[^\s\S]"), "the regex .* allows no text"),
         (schema({"enum": []}), "Unsatisfiable"),
         (schema("{"), "is not JSON: .*line 1"),
         (schema("[]"), r"is \[\]; it must be an object"),
@@ -392,6 +398,12 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str, Any]] = {
         "$ref",
         {"value": 1},
     ),
+    "a reference to itself": (
+        of_value(**{"$ref": "#/$defs/a"})
+        | {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        "$ref '#/$defs/a'",
+        {"value": 1},
+    ),
     "look-ahead in names": (
         {"type": "object", "patternProperties": {"^(?!x)": {}}, "additionalProperties": False},
         "patternProperties",
@@ -448,6 +460,29 @@ def test_an_answer_s_schema_that_cannot_be_followed_is_refused_with_the_keyword(
 ) -> None:
     with pytest.raises(InvalidOption, match=re.escape(keyword)):
         compiler.json_schema(parameters)
+
+
+@pytest.mark.parametrize(
+    ("schema", "first"),
+    [
+        ({"anyOf": [{"$ref": "#"}, {"type": "integer"}]}, "7"),
+        (
+            {
+                "anyOf": [{"$ref": "#/$defs/a"}, {"const": "7"}],
+                "$defs": {"a": {"$ref": "#/$defs/a"}},
+            },
+            '"',
+        ),
+        ({"type": "array", "items": {"$ref": "#"}}, "["),
+        ({"type": "object", "$defs": {"unused": {"$ref": "#/$defs/unused"}}}, "{"),
+    ],
+    ids=str,
+)
+def test_a_reference_to_itself_is_followed_where_something_else_may_come(
+    schema: dict[str, Any], first: str, compiler: GrammarCompiler
+) -> None:
+    mask = GrammarMask(compiler.json_schema(schema), 1280)
+    assert tiny_tokenizer().encode(first)[0] in allowed(mask)
 
 
 def test_another_tool_that_is_strict_leaves_a_loose_one_alone(compiler: GrammarCompiler) -> None:
