@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from magistral_mlx.cli.loading import chosen_model, load_bar, model_argument
+from magistral_mlx.cli.loading import chosen_model, load_bar, loading_options, model_argument
 from magistral_mlx.cli.params import command, option
 from magistral_mlx.cli.terminal import say, visible, write
 
 if TYPE_CHECKING:
     from magistral_mlx.library import FoundModel
+
+_UNKNOWN = {"tokenizer": "none found (--tokenizer names one)"}
 
 
 @command()
@@ -39,19 +41,21 @@ def models(as_json: bool) -> None:
 
 @command()
 @model_argument
+@loading_options("tokenizer")
 @option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 def show(as_json: bool, **options: Any) -> None:
     """Describe MODEL: its architecture, weights and prompt. Default: the one of generate.
 
     Nothing is loaded but headers and the tokenizer; a model of the hub is downloaded first.
     """
-    facts = _describe(locate_with_bar(chosen_model(options)))
+    facts = _describe(locate_with_bar(chosen_model(options)), options["tokenizer"])
     if as_json:
         write(json.dumps(facts) + "\n")
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        write(f"{name.replace('_', ' '):{width}}  {_words(value)}\n")
+        words = _UNKNOWN.get(name, "unknown") if value is None else _words(value)
+        write(f"{name.replace('_', ' '):{width}}  {words}\n")
 
 
 @command()
@@ -98,19 +102,13 @@ def locate_with_bar(name: str | None) -> Path:
         return download_model(name, on_progress=on_progress)
 
 
-def _describe(folder: Path) -> dict[str, Any]:
-    """Facts about a model, as JSON types."""
-    from magistral_mlx.chat.system import default_system
-    from magistral_mlx.chat.tokenizer import Tokenizer
+def _describe(folder: Path, tokenizer: str | None) -> dict[str, Any]:
+    """Facts about a model, as JSON types; those that its tokenizer tells are None without one."""
     from magistral_mlx.checkpoint.folder import Checkpoint
-    from magistral_mlx.hub import find_tokenizer
     from magistral_mlx.hub.support import stored_bits
 
     checkpoint = Checkpoint.open(folder)
-    tekken = find_tokenizer(folder, None)
-    tokenizer = Tokenizer.load(tekken)
     text, vision = checkpoint.config.text, checkpoint.config.vision
-    system = default_system(folder, thinking=tokenizer.has_thinking_tokens, tokenizer=tekken)
     return {
         "folder": str(folder),
         "layout": checkpoint.layout,
@@ -123,6 +121,26 @@ def _describe(folder: Path) -> dict[str, Any]:
         "vocabulary": text.vocab_size,
         "context": text.max_position_embeddings,
         "images": vision is not None,
+        **_describe_tokenizer(folder, tokenizer),
+    }
+
+
+def _describe_tokenizer(folder: Path, named: str | None) -> dict[str, Any]:
+    """What the tokenizer tells about a model; None for all of it where there is no tokenizer."""
+    from magistral_mlx.chat.system import default_system
+    from magistral_mlx.chat.tokenizer import Tokenizer
+    from magistral_mlx.errors import TokenizerError
+    from magistral_mlx.hub import find_tokenizer
+
+    try:
+        tekken = find_tokenizer(folder, named)
+    except TokenizerError:
+        if named is not None:
+            raise
+        return dict.fromkeys(("thinking", "tokenizer", "system_prompt"))
+    tokenizer = Tokenizer.load(tekken)
+    system = default_system(folder, thinking=tokenizer.has_thinking_tokens, tokenizer=tekken)
+    return {
         "thinking": tokenizer.has_thinking_tokens,
         "tokenizer": f"{tekken} ({tokenizer.version})",
         "system_prompt": "none" if system is None else _first_line(system.content),

@@ -1,5 +1,6 @@
 """What people type: words of other tools, wrong ones, and values out of range."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from magistral_mlx.cli import hints
 from magistral_mlx.paths import demo_dir
 from tests.command_line import run
+from tests.data import GGUF
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,24 @@ def test_show_describes_a_model_without_loading_it():
     assert lines["images"].strip() == "yes"
     assert lines["thinking"].strip() == "yes"
     assert int(lines["layers"].replace(",", "")) > 0
+
+
+def test_show_describes_a_gguf_file_whose_tokenizer_is_missing_or_named(home: Path):
+    model = str(shutil.copy(GGUF / "small.Q4_K_M.gguf", home))
+
+    def lines(*words: str) -> dict[str, str]:
+        shown = run("show", model, *words).stdout.decode().splitlines()
+        return {name: value.strip() for name, value in (line.split("  ", 1) for line in shown)}
+
+    without = lines()
+    assert without["tokenizer"] == "none found (--tokenizer names one)"
+    assert without["thinking"] == without["system prompt"] == "unknown"
+    assert int(without["layers"]) > 0
+    assert json.loads(run("show", model, "--json").stdout)["tokenizer"] is None
+    tekken = demo_dir() / "tekken.json"
+    named = lines("--tokenizer", str(tekken))
+    assert named["tokenizer"].startswith(f"{tekken} (") and named["thinking"] == "yes"
+    assert "no-such" in run("show", model, "--tokenizer", str(home / "no-such.json")).refusal
 
 
 def test_no_arguments_show_the_commands():
