@@ -89,11 +89,21 @@ def to_tools(tools: Iterable[ToolLike] | None) -> tuple[Tool, ...]:
     """Typed tools, dicts as in OpenAI's API, or Python functions, as typed tools.
 
     Raises:
-        PromptError: naming the tool and the field that is wrong.
+        PromptError: naming the tool and the field that is wrong, or the name that two have.
     """
     if isinstance(tools, Tool | Mapping) or callable(tools):
         tools = (tools,)
-    return tuple(_to_tool(tool, f"tools[{n}]") for n, tool in enumerate(tools or ()))
+    found = tuple(_to_tool(tool, f"tools[{n}]") for n, tool in enumerate(tools or ()))
+    places: dict[str, int] = {}
+    for n, tool in enumerate(found):
+        if not tool.name:
+            raise PromptError(f"tools[{n}] has an empty name. The model calls a tool by its name.")
+        if (first := places.setdefault(tool.name, n)) != n:
+            raise PromptError(
+                f"tools[{first}] and tools[{n}] are both named {tool.name[:100]!r}. The model "
+                "calls a tool by its name: give each one of its own."
+            )
+    return found
 
 
 def _to_tool(tool: ToolLike, where: str) -> Tool:

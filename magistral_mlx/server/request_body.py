@@ -40,6 +40,7 @@ def _small(value: Any) -> Any:
 JSONObject = dict[str, Any]
 # They fail at the first wrong entry: a list of a million wrong ones must not cost much.
 Many = Annotated[list[_T], Field(max_length=_LIST, fail_fast=True)]
+NonEmptyText = Annotated[str, Field(min_length=1)]
 Some = Annotated[Many[_T], Field(min_length=1)]
 Table = Annotated[dict[str, _T], Field(max_length=_TABLE), BeforeValidator(_small)]
 

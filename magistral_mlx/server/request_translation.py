@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from magistral_mlx.api.options import Options, ThinkingOption
 from magistral_mlx.chat.messages import Tool
 from magistral_mlx.server.errors import BadRequest
-from magistral_mlx.server.request_body import JSONObject, RequestSchema
+from magistral_mlx.server.request_body import JSONObject, NonEmptyText, RequestSchema
 
 _LONGEST_NAME = 64  # characters of a function's name in the template
 _TEXT_INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
@@ -176,7 +177,7 @@ FunctionOnly = BeforeValidator(_function_only)
 class FunctionSchema(RequestSchema):
     """A function that the model may call; `parameters` is the JSON schema of its arguments."""
 
-    name: str
+    name: NonEmptyText
     description: str | None = None
     parameters: JSONObject | None = None
     strict: Annotated[
@@ -200,10 +201,17 @@ def tool_options(
     """The fields of `Options` for these functions, restricted to `names` if given.
 
     Raises:
-        BadRequest: an unknown name.
+        BadRequest: an unknown name, or one that two functions have.
     """
     functions = functions or ()
     known = [function.name for function in functions]
+    for name, count in Counter(known).items():
+        if count > 1:
+            raise BadRequest(
+                f"{count} tools have the name {name[:100]!r}. The model calls a tool by its name: "
+                "give each one of its own.",
+                param="tools",
+            )
     for name in names or ():
         if name not in known:
             raise BadRequest(

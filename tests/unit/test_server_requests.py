@@ -190,6 +190,44 @@ def test_choices_that_cannot_be_met_are_refused():
         message(tools=[{"name": "f", "input_schema": {}}], tool_choice={"type": "tool"})
 
 
+def ollama(**fields: Any) -> Options:
+    request = OllamaChatRequest.model_validate({"model": "demo", "messages": [HELLO]} | fields)
+    return generation_options(request)
+
+
+def in_function(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def in_namespace(name: str) -> dict[str, Any]:
+    return {"type": "namespace", "name": "n", "tools": [{"type": "custom", "name": name}]}
+
+
+EACH_ENDPOINT = pytest.mark.parametrize(
+    ("ask", "tool"),
+    [
+        (chat, in_function),
+        (ollama, in_function),
+        (message, lambda name: {"name": name, "input_schema": {}}),
+        (response, lambda name: {"type": "function", "name": name}),
+        (response, in_namespace),
+    ],
+)
+
+
+@EACH_ENDPOINT
+def test_a_tool_without_a_name_is_refused(ask: Any, tool: Any):
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        ask(tools=[tool("f"), tool("")])
+
+
+@EACH_ENDPOINT
+def test_two_tools_of_one_name_are_refused(ask: Any, tool: Any):
+    with pytest.raises(BadRequest, match=r"2 tools have the name .*f'") as refused:
+        ask(tools=[tool("f"), tool("g"), tool("f")])
+    assert refused.value.param == "tools"
+
+
 def test_messages_of_a_chat_keep_their_order_and_parts():
     request = ChatRequest.model_validate(
         {

@@ -10,6 +10,7 @@ from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import (
     JSONObject,
     Many,
+    NonEmptyText,
     RequestBody,
     RequestSchema,
     Some,
@@ -168,7 +169,7 @@ class MessageTool(RequestSchema):
     """A tool that the model may call. Those that the vendor defines and clients run are refused."""
 
     type: Literal["custom"] | None = None
-    name: str
+    name: NonEmptyText
     description: str | None = None
     input_schema: JSONObject
     strict: bool | None = None

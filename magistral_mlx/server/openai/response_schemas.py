@@ -13,6 +13,7 @@ from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import (
     JSONObject,
     Many,
+    NonEmptyText,
     RequestBody,
     RequestSchema,
     Table,
@@ -42,7 +43,7 @@ class CustomTool(RequestSchema):
     """A tool that takes text instead of arguments."""
 
     type: Literal["custom"]
-    name: str
+    name: NonEmptyText
     description: str | None = None
     format: CustomFormat | None = None
 
@@ -79,7 +80,7 @@ class NamespaceTool(RequestSchema):
     """A group of tools."""
 
     type: Literal["namespace"]
-    name: str
+    name: NonEmptyText
     description: str | None = None
     tools: Many[_Member]
 

@@ -319,7 +319,7 @@ def test_tools_as_in_openais_api():
     function = {"name": "weather", "description": "The weather", "parameters": parameters}
     expected = Tool("weather", "The weather", parameters)
     assert to_tools([{"type": "function", "function": function}]) == (expected,)
-    assert to_tools([function, expected]) == (expected, expected)
+    assert to_tools([function, Tool("now")]) == (expected, Tool("now"))
     assert to_tools([{"name": "now"}]) == (Tool("now"),)
     assert to_tools([function | {"strict": True}])[0].strict
     assert not to_tools([function | {"strict": None}])[0].strict
@@ -339,3 +339,15 @@ def test_tools_as_in_openais_api():
 def test_a_malformed_tool_names_its_field(tool: Any, message: str):
     with pytest.raises(PromptError, match=message):
         to_tools([tool])
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ([Tool("f"), {"name": ""}], r"tools\[1\] has an empty name"),
+        ([Tool("f"), Tool("g"), {"name": "f"}], r"tools\[0\] and tools\[2\] .* named 'f'"),
+    ],
+)
+def test_each_tool_has_a_name_of_its_own(tools: list[Any], message: str):
+    with pytest.raises(PromptError, match=message):
+        to_tools(tools)
