@@ -25,6 +25,7 @@ from magistral_mlx.cli.loading import (
     mcp_servers,
     model_argument,
     open_model,
+    say_last_notes,
     waiting_for,
 )
 from magistral_mlx.cli.machine_options import machine_options
@@ -106,6 +107,7 @@ def chat(**options: Any) -> int:
                 await session.run()
 
         asyncio.run(_with_servers(specs, run))
+    say_last_notes(magistral)
     return 0
 
 

@@ -10,7 +10,13 @@ import click
 
 from magistral_mlx.cli.attachments import count_images, open_images, read_files, tokens_of
 from magistral_mlx.cli.generation import generation_options, options_of, system_text, with_system
-from magistral_mlx.cli.loading import load_options, loading_options, model_option, open_model
+from magistral_mlx.cli.loading import (
+    load_options,
+    loading_options,
+    model_option,
+    open_model,
+    say_last_notes,
+)
 from magistral_mlx.cli.machine_options import machine_options
 from magistral_mlx.cli.machines import machines_of, run_on_machines
 from magistral_mlx.cli.params import FILE, Value, command, option
@@ -104,7 +110,9 @@ def generate(
         if options["stats"] and not options["as_json"]:
             for name, of_file in zip(files, parts[len(images) :], strict=True):
                 say(f"{name}: {tokens_of(of_file, magistral, settings.image_tokens):,} tokens.")
-        return _show(magistral.stream(user, options=settings), printer)
+        status = _show(magistral.stream(user, options=settings), printer)
+    say_last_notes(magistral)
+    return status
 
 
 def _printer(options: dict[str, Any]) -> Printer:

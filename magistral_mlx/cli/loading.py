@@ -98,6 +98,12 @@ def open_model(name: str | None, options: LoadOptions) -> Magistral:
         return Magistral.load(name, options=options, on_plan=on_plan, on_progress=on_progress)
 
 
+def say_last_notes(magistral: Magistral) -> None:
+    """Say on stderr what went wrong when a model was closed: prompts are kept until then."""
+    for note in magistral.session.last_notes:
+        say(note)
+
+
 @contextmanager
 def load_bar() -> Iterator[OnProgress | None]:
     """Show a bar of bytes done and in all on stderr; None where stderr is no terminal."""

@@ -74,6 +74,7 @@ class ModelRunner:
         self._model: MagistralModel | None = None
         self._prefixes: PrefixCache | None = None
         self._speculation: SpeculationPolicy | None = None
+        self.last_notes: tuple[str, ...] = ()  # of the disk cache, once it is closed
         self._planned_adapters = adapters or {}
         self.adapters: Mapping[str, Adapter] = {}  # by name; replaced as a whole, for any thread
         # Dropped ones that are in use as well; likewise.
@@ -166,6 +167,7 @@ class ModelRunner:
         """Give the memory back, with nothing left in flight when the thread ends."""
         if self._prefixes is not None:
             self._prefixes.close()
+            self.last_notes = tuple(self._prefixes.take_notes())
         self._model = self._prefixes = self._speculation = None
         self.adapters = {}
         if self._ranks is not None:

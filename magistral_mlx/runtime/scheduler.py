@@ -224,12 +224,16 @@ class Scheduler:
         tokens = request.inputs.prompt.tokens
         adapter = request.inputs.adapter_key
         prefilled = prefixes.take(tokens, request.image_keys, room, in_use, adapter)
-        for note in prefixes.take_notes():
-            request.put(Notice(note))
+        self._put_notes(request)
         if prefilled is not None:
             held = prefilled.caches.nbytes
             request.reservation = request.reservation.holding(self._budget.tokens(held))
         self._start_sample(request, prefilled)
+
+    def _put_notes(self, request: Request) -> None:
+        """Pass on what the disk cache has to say to the user."""
+        for note in self._runner.prefixes.take_notes():
+            request.put(Notice(note))
 
     def _start_sample(self, request: Request, prefilled: ComputedPrefix | None) -> None:
         self._mark_peak()
@@ -277,6 +281,7 @@ class Scheduler:
         """End a sample, and begin the next one if there is to be one."""
         if request.sample is not None:
             request.sample.add_peak(mx.get_peak_memory())
+        self._put_notes(request)
         request.finish_sample(reason)
         request.index += 1
         stopped = request.cancelled or reason == "time"

@@ -62,6 +62,11 @@ class Session:
         return self._closed
 
     @property
+    def last_notes(self) -> tuple[str, ...]:
+        """What the disk cache, which writes until the end, had to say when it was closed."""
+        return self._runner.last_notes
+
+    @property
     def activity(self) -> Activity:
         """Live statistics; all is zero once it has been closed."""
         if self._closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.paths import demo_dir
+from tests.command_line import run
 from tests.serving import wait_until
 
 MIB = 1 << 20
@@ -144,6 +146,18 @@ def test_a_folder_that_cannot_be_used_costs_a_note(tmp_path: Path) -> None:
     text, _, said = generate(QUESTIONS[0], "--cache-dir", str(tmp_path / "file"))
     assert text == "122"
     assert f"Prompts cannot be kept in {tmp_path / 'file'}" in said
+
+
+def test_a_disk_that_is_full_is_told_though_the_answer_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("magistral_mlx.cache.writer.write", full)
+    done = run("generate", "-m", "demo", SUMS, "-n", "2", "--cache-dir", str(tmp_path / "kept"))
+    assert done.status == 0
+    assert done.stderr.count("is off from now on: the disk is full. Answers are not") == 1
 
 
 def test_a_size_needs_a_folder_and_has_to_hold_something(tmp_path: Path) -> None:
