@@ -6,7 +6,8 @@ import io
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from magistral_mlx.errors import StorageError
 
@@ -65,10 +66,48 @@ class _Closed(io.TextIOBase):
         return False
 
 
+class _Remarks(io.TextIOBase):
+    """A stderr that drops what cannot be written, as its reader may go away before the answer."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    @property
+    def buffer(self) -> BinaryIO:
+        return self._stream.buffer
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
 def prepare_streams() -> None:
     """Give all three streams a place, and have text that their encoding lacks spelled out.
 
-    A file that is opened later must not take the number of one that is closed.
+    What stderr cannot take is dropped: the answer goes to stdout all the same. A file that is
+    opened later must not take the number of a stream that is closed.
     """
     for number in range(3):
         try:
@@ -84,6 +123,7 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    sys.stderr = _Remarks(sys.stderr)
 
 
 def stdout_is_unicode() -> bool:

@@ -256,7 +256,8 @@ def test_a_narrow_encoding_spells_out_what_it_lacks():
 
 def process(*words: str, **options: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "magistral_mlx", *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
+    given = {"stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command, **given)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +277,16 @@ def test_a_closed_stream_is_one_line(closed: int, words: tuple[str, ...], refusa
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
     assert refusal in done.stderr
+
+
+def test_a_stderr_whose_reader_has_gone_costs_no_answer():
+    reader, gone = os.pipe()
+    os.close(reader)
+    words = ("generate", ASK, *GREEDY, "--stats")
+    with process(*words, stdout=subprocess.PIPE, stderr=gone) as running:
+        os.close(gone)
+        answer, _ = running.communicate(timeout=300)
+    assert (running.returncode, answer) == (0, b"3\n")
 
 
 @pytest.mark.linux("macOS has no /dev/full")
