@@ -143,26 +143,27 @@ def config_from_mistral(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of a checkpoint.
+def read_json(path: Path, *, advice: str = "Fetch the checkpoint again.") -> dict[str, Any]:
+    """Read a JSON object from a file of a checkpoint, or of an adapter.
+
+    Args:
+        advice: what to do about a damaged file, as a sentence.
 
     Raises:
         CheckpointError: the file cannot be read, is not JSON, or is no object.
     """
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise CheckpointError(f"{path} is too large for a file of settings. Fetch it again.")
+            raise CheckpointError(f"{path} is too large for a file of settings. {advice}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
     except RecursionError:
-        raise CheckpointError(f"{path} is nested too deeply. Fetch the checkpoint again.") from None
+        raise CheckpointError(f"{path} is nested too deeply. {advice}") from None
     except ValueError as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({error}). Fetch the checkpoint again."
-        ) from None
+        raise CheckpointError(f"{path} is not valid JSON ({error}). {advice}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object. Fetch the checkpoint again.")
+        raise CheckpointError(f"{path} does not hold a JSON object. {advice}")
     return value
 
 

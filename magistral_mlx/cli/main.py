@@ -183,7 +183,7 @@ def as_typed(message: str) -> str:
     compound = "|".join(name for name in names if "_" in name)
     first = "|".join(names)
     found = (
-        rf"(?<![\w./'-])(?:{compound})(?![\w./'])"
+        rf"(?<![\w./'-])(?:{compound})(?![\w/']|\.\w)"
         rf"|^(?:{first})(?= (?:is|holds|needs|and)\b)|(?<= and )(?:{first})(?= exclude)"
     )
     return re.sub(found, lambda name: f"--{name[0].replace('_', '-')}", message)

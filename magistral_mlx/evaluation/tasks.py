@@ -118,8 +118,8 @@ def task_specs(names: tuple[str, ...]) -> list[TaskSpec]:
     for name in names:
         if name not in TASKS:
             close = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"{close[0]} is nearest. " if close else ""
-            raise InvalidOption(f"there is no task {name!r}; {hint}There are {known}.")
+            hint = f"; {close[0]} is nearest" if close else ""
+            raise InvalidOption(f"there is no task {name!r}{hint}. There are {known}.")
     return [TASKS[name] for name in dict.fromkeys(names)]
 
 

@@ -62,9 +62,10 @@ def sized_magistral_small(nbytes: int, float_bytes: int = 2) -> PlannedModel:
     vision = sum(sizes.values()) - decoder
     least = quantized_weights(MAGISTRAL_SMALL, Quantization(2), 2)
     if nbytes < least.decoder + vision:
+        tenths = -(-(least.decoder + vision) // 10**8)  # rounded up, so that it is enough
         raise InvalidOption(
-            f"--weights {nbytes / 1e9:.4g}GB is smaller than all matrices at 2 bits, "
-            f"{(least.decoder + vision) / 1e9:.1f} GB. Give a larger size."
+            f"--weights is {nbytes}; it must be {tenths / 10} GB or more, the size of all matrices "
+            "at 2 bits."
         )
     share = (nbytes - vision) / decoder
     loaded = quantized_weights(MAGISTRAL_SMALL, Quantization(), float_bytes)

@@ -154,7 +154,7 @@ def test_a_limit_ends_the_call_and_the_same_command_goes_on(
     ("words", "expected"),
     [
         ((), "no task is named; give one or more of aime24"),
-        (("aime26",), "there is no task 'aime26'; aime2"),
+        (("aime26",), "there is no task 'aime26'; aime25 is nearest. There"),
         (("demo", "gpqua"), "gpqa is nearest"),
         (("demo", "--samples", "0"), "--samples"),
         (("demo", "--model", "no/such/folder/here"), "no/such/folder/here"),

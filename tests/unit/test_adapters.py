@@ -250,6 +250,9 @@ def test_a_folder_without_an_adapter(tmp_path: Path, config: ModelConfig) -> Non
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match="a pickle"):
         StoredAdapter.open(tmp_path, config)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": ')
+    with pytest.raises(CheckpointError, match=r"not valid JSON .*\. Fetch or save the adapter"):
+        StoredAdapter.open(tmp_path, config)
 
 
 def test_not_a_number_in_an_adapter(folder: Path, tmp_path: Path) -> None:

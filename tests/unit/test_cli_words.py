@@ -92,6 +92,11 @@ def test_every_command_explains_itself(name: str):
         (("generate", "Hi", "-n", "0"), "--max-tokens is 0; it must be 1 or more"),
         (("generate", "Hi", "-s", "-1"), "--seed is -1; it must be from 0 to 4294967295."),
         (("generate", "Hi", "--thinking", "5", "--min-thinking", "6"), "--min-thinking is 6, more"),
+        (
+            ("generate", "Hi", "--min-tokens", "5", "-n", "3"),
+            "--min-tokens is 5, more than the 3 of --max-tokens.",
+        ),
+        (("eval", "foo"), "there is no task 'foo'. There are aime24, "),
         (("generate", "Hi", "--regex", "a", "--choice", "b"), "--regex and --choice exclude each"),
         (("generate", "Hi", "--cache-size", "5GB"), "--cache-size needs a --cache-dir"),
         (("generate", "Hi", "--cache-dir", ""), "--cache-dir is ''; it must be a name, not empty"),

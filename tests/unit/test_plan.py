@@ -265,5 +265,9 @@ def test_the_sizes_of_the_recipes_leave_a_cache(nbytes: float, mac: str, least: 
 
 
 def test_a_size_below_that_of_2_bits_cannot_be_planned() -> None:
-    with pytest.raises(InvalidOption, match="smaller than all matrices at 2 bits"):
-        sized_magistral_small(6 * 10**9)
+    with pytest.raises(InvalidOption) as refused:
+        sized_magistral_small(1000)
+    assert str(refused.value) == (
+        "--weights is 1000; it must be 8.3 GB or more, the size of all matrices at 2 bits."
+    )
+    sized_magistral_small(8_300_000_000)

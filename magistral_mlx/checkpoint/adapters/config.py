@@ -70,7 +70,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"{folder} is not an adapter: it has no {CONFIG}. Name the folder that PEFT or mlx-lm "
             "wrote."
         )
-    raw = read_json(path)
+    raw = read_json(path, advice="Fetch or save the adapter again.")
     is_peft = "peft_type" in raw
     file = folder / (PEFT_WEIGHTS if is_peft else MLX_WEIGHTS)
     if not file.is_file():
