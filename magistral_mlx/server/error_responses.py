@@ -7,7 +7,7 @@ the log only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
@@ -33,12 +33,11 @@ from magistral_mlx.errors import (
     ToolServerError,
 )
 from magistral_mlx.server.errors import APIError
+from magistral_mlx.server.validation_errors import validation_error
 
 _log = logging.getLogger("magistral_mlx.server")
 _ANTHROPIC_PATH = "/v1/messages"
 _OLLAMA_PATH = "/api/"
-_SHOWN = 200  # characters of what a client sent, in a message
-_Path = tuple[str | int, ...]
 
 # Status and code of each kind of error. The first that fits counts.
 _KINDS: tuple[tuple[type[MagistralError], int, str | None], ...] = (
@@ -232,58 +231,3 @@ def _of_http(error: HTTPException) -> ErrorResponse:
         message = str(error.detail) or HTTPStatus(status).phrase
     code = {404: "not_found", 413: "request_too_large"}.get(status)
     return ErrorResponse(status, message, code=code, headers=error.headers or {})
-
-
-def validation_error(error: RequestValidationError) -> tuple[str | None, str]:
-    """The invalid field, and one line about it.
-
-    Of a field of several kinds pydantic reports an error for each kind. The one deepest in the
-    request counts: it is of the kind that was meant.
-    """
-    errors = error.errors()
-    places = [_place(each, error.body) for each in errors]
-    deepest = max(range(len(errors)), key=lambda n: len(places[n]))
-    place, chosen = places[deepest], errors[deepest]
-    given = chosen.get("input")
-    shown = f" (it is {given!r:.{_SHOWN}})" if isinstance(given, str | int | float | bool) else ""
-    param = _dotted(place)
-    message = f"{param or 'the body'}: {_message(chosen['msg'])}{shown}."
-    others = {other for other in places if other != place[: len(other)]}
-    if others:
-        problems = "problem follows" if len(others) == 1 else "problems follow"
-        message += f" {len(others)} more {problems}."
-    return param, message
-
-
-def _place(error: Any, body: Any) -> _Path:
-    """Path of the field in the request, without pydantic's names of kinds."""
-    location: Sequence[str | int] = error["loc"]
-    if location[0] != "body":
-        return tuple(location[1:])
-    place: list[str | int] = []
-    value = body
-    for part in location[1:]:
-        if _has(value, part):
-            value = value[part]
-            place.append(part)
-    if error["type"] == "missing":
-        place.append(location[-1])
-    return tuple(place)
-
-
-def _has(value: Any, part: str | int) -> bool:
-    if isinstance(value, list):
-        return isinstance(part, int) and part < len(value)
-    return isinstance(value, dict) and part in value
-
-
-def _dotted(place: _Path) -> str | None:
-    """("messages", 0, "content") -> messages[0].content"""
-    text = ""
-    for part in place:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text or None
-
-
-def _message(text: str) -> str:
-    return text.removeprefix("Value error, ")

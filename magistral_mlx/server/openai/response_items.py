@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from magistral_mlx.server.request_body import JSONObject, Many, RequestSchema
+from magistral_mlx.server.validation_errors import UNKNOWN_TYPE
 
 
 class InputText(RequestSchema):
@@ -135,6 +136,15 @@ class SkippedItem(RequestSchema):
 
 
 _CALL_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
+_OWN = (
+    "message",
+    "reasoning",
+    "function_call",
+    "custom_tool_call",
+    "local_shell_call",
+    "compaction",
+    "item_reference",
+)
 _SKIPPED = (
     "web_search_call",
     "file_search_call",
@@ -151,14 +161,16 @@ _SKIPPED = (
 )
 
 
-def _item_kind(item: Any) -> Any:
-    """The tag of an item by its type, which is "message" by default."""
+def _item_kind(item: Any) -> str | None:
+    """The tag of an item by its type, which is "message" by default; None for an unknown one."""
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     if kind in _CALL_OUTPUTS:
         return "output"
     if isinstance(item, ItemReference) or (isinstance(item, dict) and _is_reference(item, kind)):
         return "item_reference"
-    return "message" if kind is None else "skipped" if kind in _SKIPPED else kind
+    if kind in _SKIPPED:
+        return "skipped"
+    return "message" if kind is None else kind if kind in _OWN else None
 
 
 def _is_reference(item: dict[str, Any], kind: Any) -> bool:
@@ -175,5 +187,9 @@ Item = Annotated[
     | Annotated[CompactionItem, Tag("compaction")]
     | Annotated[ItemReference, Tag("item_reference")]
     | Annotated[SkippedItem, Tag("skipped")],
-    Discriminator(_item_kind),
+    Discriminator(
+        _item_kind,
+        custom_error_type=UNKNOWN_TYPE,
+        custom_error_message=", ".join(map(repr, (*_OWN, *_CALL_OUTPUTS, *_SKIPPED))),
+    ),
 ]
