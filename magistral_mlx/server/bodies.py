@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from magistral_mlx.server.error_responses import error_response
 from magistral_mlx.server.errors import TooLarge, UnsupportedEncoding
-from magistral_mlx.server.settings import MIB
+from magistral_mlx.server.settings import exact_size
 
 _DRAINED_BYTES = 1 << 30  # of a body that nobody wants, before its connection is closed
 _DRAINED_SECONDS = 30.0
@@ -203,7 +203,7 @@ class _Unpacking:
 
 def _too_large(limit: int) -> str:
     return (
-        f"the request has more than {limit / MIB:.4g} MiB. Send fewer or smaller images, or start "
+        f"the request has more than {exact_size(limit)}. Send fewer or smaller images, or start "
         "the server with a higher --max-body."
     )
 

@@ -20,7 +20,7 @@ import h11
 from magistral_mlx.api.inputs import PromptLike
 from magistral_mlx.errors import ImageError
 from magistral_mlx.server.errors import BadRequest
-from magistral_mlx.server.settings import MIB, Settings
+from magistral_mlx.server.settings import MIB, Settings, exact_size
 
 _MOST_BYTES = 20 * MIB
 _SECONDS = 20.0  # for one image, redirects included
@@ -90,7 +90,7 @@ class ImageFetcher:
             taken += len(image)
             if taken > most:
                 raise BadRequest(
-                    f"the images on the web have more than {most / MIB:.4g} MiB together. Send "
+                    f"the images on the web have more than {exact_size(most)} together. Send "
                     "fewer or smaller ones, or start the server with a higher --max-body."
                 )
             content[m] = {"type": "image", "image": image, "where": where}

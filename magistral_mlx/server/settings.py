@@ -16,6 +16,15 @@ OLLAMA_PORT = 11434
 _ORIGIN = r"file://|[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+"  # as browsers send it
 _HOST = r"[^\s/:@]+|\[?[0-9a-fA-F:.]*::?[0-9a-fA-F:.]*\]?"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_UNITS = {"GiB": 1 << 30, "GB": 10**9, "MiB": MIB, "MB": 10**6, "KiB": 1 << 10, "KB": 10**3}
+
+
+def exact_size(size: int) -> str:
+    """A size as the command line takes it, in the largest unit that divides it: "64 MiB"."""
+    for unit, count in _UNITS.items():
+        if size and size % count == 0:
+            return f"{size // count:,} {unit}"
+    return f"{size:,} byte{'' if size == 1 else 's'}"
 
 
 @dataclass(frozen=True, kw_only=True)
