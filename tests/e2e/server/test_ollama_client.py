@@ -196,8 +196,8 @@ def test_a_tool_may_hold_nulls(server: Server):
         None,
     ]
     tools = [
-        {"type": kind, "function": {"name": "f", "description": None, "parameters": schema}}
-        for kind, schema in zip(("function", None, "", None), schemas, strict=True)
+        {"type": kind, "function": {"name": name, "description": None, "parameters": schema}}
+        for name, kind, schema in zip("fghi", ("function", None, "", None), schemas, strict=True)
     ]
     body = {"model": "demo", "messages": [SUM], "tools": tools, "options": {"num_predict": 2}}
     assert server.post("/api/chat", body | {"stream": False})[0] == 200
