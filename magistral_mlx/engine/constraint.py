@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +32,15 @@ from magistral_mlx.engine.json_schemas import (
     reason,
     schema_text,
 )
+from magistral_mlx.engine.large_stack import with_large_stack
 from magistral_mlx.engine.vocabulary import Vocabulary
 from magistral_mlx.errors import InvalidOption
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+_MOST_RULES = 10_000  # each may lead to the next, and a large stack is enough for twice as many
+_RULE = re.compile(r"^[ \t]*[?!]?\w[\w-]*[^:\n]*:", re.MULTILINE)
 _CALLS = "the grammar of the tool calls"
 
 
@@ -104,6 +108,7 @@ class GrammarCompiler:
 
         what = "the grammar"
         _check_unicode(text, what)
+        _check_rules(text, what)
         try:
             source = any_to_lark(text)
         except Exception as error:  # it raises kinds of its own, and plain ones
@@ -176,6 +181,7 @@ class GrammarCompiler:
         """The arguments of a tool that takes a text, inside a larger grammar."""
         what = f"the grammar of the tool {tool!r}"
         _check_unicode(grammar, what)
+        _check_rules(grammar, what)
         try:
             escaped = escaped_lark(grammar)
         except ValueError as error:
@@ -185,6 +191,9 @@ class GrammarCompiler:
 
     def _compile(self, source: str, what: str, schema: str | None = None) -> Grammar:
         """Compile a grammar; `schema` is the text of the JSON schema that it was made from."""
+        return with_large_stack(lambda: self._compiled(source, what, schema))
+
+    def _compiled(self, source: str, what: str, schema: str | None) -> Grammar:
         from llguidance import LLMatcher
 
         start = LLMatcher(self._tokenizer, source, log_level=0)
@@ -279,6 +288,11 @@ def _inner_schema(text: str, *, coerce_one_of: bool = False) -> str:
     """A schema inside a larger grammar, with our options."""
     options = WHITESPACE | {"coerce_one_of": coerce_one_of}
     return "%json " + schema_text(json.loads(text) | {"x-guidance": options})
+
+
+def _check_rules(grammar: str, what: str) -> None:
+    if len(_RULE.findall(grammar)) > _MOST_RULES:
+        raise InvalidOption(f"{what} has more than {_MOST_RULES:,} rules. Make it smaller.")
 
 
 def _literal(text: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from magistral_mlx.engine.large_stack import with_large_stack
 from magistral_mlx.engine.schema_references import NAMED, ONE, SEVERAL, References
 from magistral_mlx.errors import InvalidOption
 
@@ -22,6 +23,7 @@ Schema = Mapping[str, Any] | bool
 WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,48}"}
 ANY_OBJECT: Schema = {"type": "object"}
 
+_DEEPEST = 2000  # schemas that refer to one another, a quarter of what the stack is enough for
 _UNIMPLEMENTED = re.compile("Unimplemented keys")
 _CIRCULAR = "refers to itself"
 
@@ -62,6 +64,8 @@ def grammar_source(text: str, *, coerce_one_of: bool = False) -> str:
 
     options = WHITESPACE | {"coerce_one_of": coerce_one_of}
     try:
+        if '"$ref"' in text and References(json.loads(text)).depth() > _DEEPEST:
+            raise ValueError
         return LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]
     except ValueError:
         raise ValueError("it is nested too deeply. Make it flatter.") from None
@@ -75,7 +79,7 @@ def problem(text: str, *, coerce_one_of: bool = False) -> str | None:
         source = grammar_source(text, coerce_one_of=coerce_one_of)
     except ValueError as error:
         return str(error)
-    return LLMatcher.validate_grammar(source) or circular(text)
+    return with_large_stack(lambda: LLMatcher.validate_grammar(source)) or circular(text)
 
 
 def circular(text: str) -> str | None:

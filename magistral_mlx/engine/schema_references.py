@@ -45,6 +45,22 @@ class References:
         """Whether a schema of the root leads to a value, and not only to itself."""
         return id(schema) in self._leading if isinstance(schema, Mapping) else schema is not False
 
+    def depth(self) -> int:
+        """How deep the schemas lie in one another, each where it is come to first."""
+        seen: set[int] = set()
+        most = 0
+        left: list[tuple[Any, int]] = [(self._root, 1)]
+        while left:
+            schema, depth = left.pop()
+            if not isinstance(schema, Mapping) or id(schema) in seen:
+                continue
+            seen.add(id(schema))
+            most = max(most, depth)
+            within = [child for _, children in _children(schema) for child in children]
+            within.append(self.target(schema.get("$ref")))
+            left += [(child, depth + 1) for child in reversed(within)]
+        return most
+
     def circular(self) -> str | None:
         """A reference to itself alone that the root's values may come to; None without one."""
         seen: set[int] = set()

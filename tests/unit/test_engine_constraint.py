@@ -297,6 +297,21 @@ def tool(value: Any) -> Callable[[GrammarCompiler], Grammar]:
     )
 
 
+def chain(length: int) -> dict[str, Any]:
+    """Definitions of which each is an object that holds the next."""
+    parts: dict[str, Any] = {
+        str(n): {"type": "object", "properties": {"x": {"$ref": f"#/$defs/{n + 1}"}}}
+        for n in range(length)
+    }
+    return {"$ref": "#/$defs/0", "$defs": parts | {str(length): {"type": "integer"}}}
+
+
+def rules(count: int) -> str:
+    """A grammar in Lark in which each rule leads to the next."""
+    chained = "\n".join(f'r{n}: "a" r{n + 1}' for n in range(count - 2))
+    return f'start: r0\n{chained}\nr{count - 2}: "b"'
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -313,6 +328,8 @@ def tool(value: Any) -> Callable[[GrammarCompiler], Grammar]:
         (schema({"$anchor": "a", "$ref": "#a"}), "schema cannot be followed: it allows no text"),
         (lambda compiler: compiler.grammar("root ::= root"), "the grammar .* allows no text"),
         (lambda compiler: compiler.regex(r"[^\s\S]"), "the regex .* allows no text"),
+        (schema(chain(2001)), "schema cannot be followed: it is nested too deeply"),
+        (lambda compiler: compiler.grammar(rules(10_001)), "more than 10,000 rules"),
         (schema({"enum": []}), "Unsatisfiable"),
         (schema("{"), "is not JSON: .*line 1"),
         (schema("[]"), r"is \[\]; it must be an object"),
@@ -336,6 +353,23 @@ def test_what_cannot_be_followed_is_said_in_one_line(
         make(compiler)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "make", [lambda c: c.json_schema(chain(900)), lambda c: c.grammar(rules(9000))]
+)
+def test_long_chains_do_not_overflow_the_stack(
+    make: Callable[[GrammarCompiler], Grammar], compiler: GrammarCompiler
+):
+    mask = GrammarMask(make(compiler), len(tiny_vocabulary().tokens))
+    assert allowed(mask.copy())
+
+
+def test_schemas_of_tools_that_are_too_deep_are_followed_as_far_as_they_can_be(
+    compiler: GrammarCompiler,
+):
+    calls = compiler.tool_calls({"deep": chain(3000)}, call=CALL, args=ARGS, required=True)
+    assert allowed(GrammarMask(calls, len(tiny_vocabulary().tokens))) == {CALL}
 
 
 def of_value(**value: Any) -> dict[str, Any]:
