@@ -129,9 +129,7 @@ def locate(name: str | None, *, on_progress: DownloadProgress | None = None) -> 
 
 def path_of(name: str) -> Path | None:
     """Return the folder or file of that path, or the model of that name outside the hub's cache.
-
-    Raises `ModelNotFound` where the name is empty.
-    """
+    Raises `ModelNotFound` where the name is empty."""
     _check_not_empty(name)
     path = user_path(name)
     return path if path.exists() else find_by_name(name)
@@ -139,9 +137,7 @@ def path_of(name: str) -> Path | None:
 
 def _check_not_empty(name: str) -> None:
     if not name:  # which would be the current folder as a path
-        raise ModelNotFound(
-            "the name of the model is empty; give a folder, or a name on the hub, as in OWNER/NAME."
-        )
+        raise ModelNotFound("the name of the model is empty; give a folder, or OWNER/NAME.")
 
 
 def find_by_name(name: str) -> Path | None:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from magistral_convert.auxiliary import auxiliary_files
 from magistral_convert.calibration.decisions import (
@@ -21,6 +21,7 @@ from magistral_convert.calibration.facts import CalibrationFacts
 from magistral_convert.calibration.files import in_layer_order, most_at_once
 from magistral_convert.calibration.imatrix import ImportanceMatrix, read_importance_matrix
 from magistral_convert.calibration.memory import check_memory, peak_bytes, state_bytes
+from magistral_convert.calibration.sizing import Sizing, expected_schemes
 from magistral_convert.calibration.text import CalibrationText
 from magistral_convert.card import model_card
 from magistral_convert.disk import allocated_bytes, check_free_space, storage_errors, write_file
@@ -38,9 +39,6 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.hub.adapters import locate_adapter
-
-if TYPE_CHECKING:
-    from magistral_convert.calibration.sizing import Sizing
 
 _FORMAT = 4  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
@@ -150,8 +148,6 @@ def prepare(
         )
 
     if options.has_target:
-        from magistral_convert.calibration.sizing import expected_schemes
-
         check_weights_are_here(opened)
         expected = planned(replace(recipe, chosen=expected_schemes(plan, options)))
         if dry_run:

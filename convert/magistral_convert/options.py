@@ -1,4 +1,7 @@
-"""The options of a conversion, and the progress that it reports."""
+"""The options of a conversion, and the progress that it reports.
+
+The file is longer than others because all options that exclude each other are checked in one class.
+"""
 
 from __future__ import annotations
 
@@ -129,9 +132,7 @@ class ConvertOptions:
     @property
     def text_tokens(self) -> int:
         """The most tokens of calibration text that are used."""
-        if self.calibration_tokens is not None:
-            return self.calibration_tokens
-        return _TOKENS[self.method]
+        return _TOKENS[self.method] if self.calibration_tokens is None else self.calibration_tokens
 
     @property
     def has_target(self) -> bool:
@@ -141,9 +142,8 @@ class ConvertOptions:
     @property
     def size(self) -> int | None:
         """Bytes of all weights that were asked for, by themselves or by a recipe."""
-        if self.target_size is not None:
-            return self.target_size
-        return _RECIPE_SIZES.get(self.recipe or "")
+        of_recipe = _RECIPE_SIZES.get(self.recipe or "")
+        return of_recipe if self.target_size is None else self.target_size
 
     @property
     def calibrating(self) -> str:
@@ -250,7 +250,7 @@ class ConvertOptions:
         _check_choice("--method", self.method, METHODS)
         if self.text_tokens < 1:
             raise InvalidOption(
-                f"calibration_tokens is {self.calibration_tokens}. Give a positive number."
+                f"calibration_tokens is {self.text_tokens}. Give a positive number."
             )
         names = self.calibration
         if self.method != METHODS[0] and (self.mode != "affine" or names == (UNCALIBRATED,)):

@@ -1,4 +1,7 @@
-"""Parameters of commands: made from declarations of options, grouped in `--help`, and completed."""
+"""Parameters of commands: made from declarations of options, grouped in `--help`, and completed.
+
+The file is longer than others because each kind of value is parsed and completed in one class.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ cache, entries are also written to disk in idle time, and loaded from there if m
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -63,9 +62,8 @@ class PrefixCache:
         self.counts = PrefixCacheStats()
         self._make_caches = make_caches
         self._image_token = image_token
-        self._kept: OrderedDict[object, CachedPrefix | CachedFeatures] = (
-            OrderedDict()
-        )  # the oldest use first
+        # The oldest use first. Other threads read its values, which an OrderedDict may refuse.
+        self._kept: dict[object, CachedPrefix | CachedFeatures] = {}
         self._active_bytes = 0
         self._disk, self._load_tower = disk, load_tower
         self._unwritten: dict[object, CachedPrefix] = {}  # some of `_kept`, the oldest first
@@ -172,7 +170,7 @@ class PrefixCache:
             return ComputedPrefix(self._copy(held.caches, length), length)
         spare = len(held.keys) - length
         if spare > length // 8 and self.nbytes + self._active_bytes <= self.budget:
-            self._kept.move_to_end(held)
+            self._kept[held] = self._kept.pop(held)
             return ComputedPrefix(self._copy(held.caches, length), length, logits)
         self._remove(held)
         return ComputedPrefix(held.caches, length, logits)
@@ -194,7 +192,7 @@ class PrefixCache:
                 return None
             seen = self._kept[image] = CachedFeatures(features)
         self.counts.seen += 1
-        self._kept.move_to_end(image)
+        self._kept[image] = self._kept.pop(image)
         self._evict()
         return seen.features
 
