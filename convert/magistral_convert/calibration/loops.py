@@ -79,8 +79,7 @@ def fit_groups(
             scales[row, group], biases[row, group] = scale, bias
             factor, offset = _to_codes(scale * inverse, (bias - middle) * inverse)
             for n in range(size):
-                code = min(max(np.floor(x[n] * factor + offset), _ZERO), most)
-                codes[row, group * size + n] = np.uint8(code)
+                codes[row, group * size + n] = np.uint8(_code(x[n], factor, offset, most))
 
 
 @_compiled
@@ -154,11 +153,16 @@ def _to_codes(scale: np.float32, bias: np.float32) -> _Fit:
 
 
 @_compiled
+def _code(x: np.float32, factor: np.float32, offset: np.float32, most: np.float32) -> np.float32:
+    return min(max(np.floor(x * factor + offset), _ZERO), most)
+
+
+@_compiled
 def _sums(x: Floats, h: Floats, most: np.float32, factor: np.float32, offset: np.float32) -> _Sums:
     """Return the weighted sums of codes, of their squares, and of their products with x."""
     ones, squares, target = _ZERO, _ZERO, _ZERO
     for n in range(len(x)):
-        code = min(max(np.floor(x[n] * factor + offset), _ZERO), most)
+        code = _code(x[n], factor, offset, most)
         weighted = h[n] * code
         ones += weighted
         squares += weighted * code
@@ -173,7 +177,7 @@ def _error(
     factor, offset = _to_codes(scale, bias)
     error = _ZERO
     for n in range(len(x)):
-        code = min(max(np.floor(x[n] * factor + offset), _ZERO), most)
+        code = _code(x[n], factor, offset, most)
         away = code * scale + bias - x[n]
         error += h[n] * away * away
     return error
@@ -183,9 +187,8 @@ def _error(
 def _gain(sums: _Sums, total: np.float32, first: np.float32) -> np.float32:
     """Return what the best scale takes off the squared error that a bias alone leaves, times
     `total`, the sum of the importance; negative where that scale is. first: the sum of h * x."""
-    ones, squares, target = sums
-    common, spread = target * total - ones * first, squares * total - ones * ones
-    if spread <= _ROUNDING * squares * total:
+    common, spread = _products(sums, total, first)
+    if spread == 0:
         return _ZERO
     return common * abs(common) / spread
 
@@ -194,12 +197,22 @@ def _gain(sums: _Sums, total: np.float32, first: np.float32) -> np.float32:
 def _solve(sums: _Sums, total: np.float32, first: np.float32, fit: _Fit) -> _Fit:
     """Return the scale and bias of the least squared error for codes; codes that are all the same
     keep those of `fit`."""
-    ones, squares, target = sums
-    common, spread = target * total - ones * first, squares * total - ones * ones
-    if spread <= _ROUNDING * squares * total or common <= 0:
+    common, spread = _products(sums, total, first)
+    if spread == 0 or common <= 0:
         return fit
     scale = common / spread
-    return scale, (first - scale * ones) / total
+    return scale, (first - scale * sums[0]) / total
+
+
+@_compiled
+def _products(sums: _Sums, total: np.float32, first: np.float32) -> _Fit:
+    """Return covariance of codes and x, and variance of codes, both times the square of `total`; no
+    variance where rounding alone has left some."""
+    ones, squares, target = sums
+    spread = squares * total - ones * ones
+    if spread <= _ROUNDING * squares * total:
+        spread = _ZERO
+    return target * total - ones * first, spread
 
 
 @_exactly
