@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 # Keywords whose values are schemas: one, several, or several by name.
@@ -24,8 +25,6 @@ class References:
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
-        self._leading: set[int] = set()  # ids of the schemas that lead to a value
-        self._follow()
 
     def target(self, reference: Any) -> Any:
         """The schema in the root that `reference` points to; None where there is none."""
@@ -108,8 +107,10 @@ class References:
                 needs.append(children)
         return needs
 
-    def _follow(self) -> None:
-        """Find the schemas that lead to a value, from those that need no other one."""
+    @cached_property
+    def _leading(self) -> set[int]:
+        """Ids of the schemas that lead to a value, found from those that need no other one."""
+        leading: set[int] = set()
         waiting: dict[int, set[int]] = {}  # needs that are not met, by the schema's id
         needed_by: dict[int, list[tuple[int, int]]] = defaultdict(list)
         ready: list[int] = []
@@ -133,13 +134,14 @@ class References:
                 ready.append(id(schema))
         while ready:
             found = ready.pop()
-            self._leading.add(found)
+            leading.add(found)
             for schema_id, number in needed_by[found]:
                 unmet = waiting[schema_id]
                 if number in unmet:
                     unmet.remove(number)
                     if not unmet:
                         ready.append(schema_id)
+        return leading
 
 
 def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
