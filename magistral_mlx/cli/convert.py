@@ -216,7 +216,7 @@ def _prepare(
     from magistral_mlx.cli.process import kept_awake
 
     if not options.has_target:
-        return prepare(source, output, options)
+        return prepare(source, output, options, dry_run=dry_run)
     with kept_awake(), conversion_progress() as on_progress:
         return prepare(source, output, options, on_progress, dry_run=dry_run)
 

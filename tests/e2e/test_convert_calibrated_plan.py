@@ -16,6 +16,7 @@ from magistral_convert.source import FolderSource
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import CheckpointError, InvalidOption, MissingExtra, TokenizerError
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
+from tests.command_line import run
 
 OPTIONS = ConvertOptions(calibration=("default",), calibration_tokens=1024)
 
@@ -108,6 +109,8 @@ def test_a_dry_run_refuses_a_text_or_tokenizer_that_a_run_would_refuse(
     no_text = ConvertOptions(calibration=(str(tmp_path),))
     with pytest.raises(InvalidOption, match="cannot be read"):
         prepare(source, tmp_path / "out", no_text, dry_run=True)
+    words = ("convert", str(source), "--calibration", str(tmp_path), "--dry-run")
+    assert "cannot be read" in run(*words).refusal
     no_tokenizer = ConvertOptions(tokenizer=str(tmp_path / "none"))
     with pytest.raises(TokenizerError):
         prepare(source, tmp_path / "out", no_tokenizer, dry_run=True)
