@@ -140,6 +140,11 @@ def test_keys_of_an_input_method_do_nothing_else(visit: Visit, replay: Replay) -
     expect(editor).to_have_count(0)
 
 
+# How many pixels below what is seen of the conversation.
+LEFT = """(({ scrollHeight, scrollTop, clientHeight }) =>
+  scrollHeight - scrollTop - clientHeight)(document.querySelector("#reading"))"""
+
+
 def test_scrolling_up_slowly_lets_go_and_the_end_takes_hold(visit: Visit, replay: Replay) -> None:
     page = visit.page
     gates = [Gate() for _ in range(4)]
@@ -150,32 +155,57 @@ def test_scrolling_up_slowly_lets_go_and_the_end_takes_hold(visit: Visit, replay
     reading = page.locator("#reading")
     expect(page.locator(".answer > p")).to_have_count(40)
 
-    left = "document.querySelector('#reading')"
-    left = f"({left}.scrollHeight - {left}.scrollTop - {left}.clientHeight)"
-
     def grow(pieces: int) -> None:
         gates[pieces - 1].open()
         expect(page.locator(".answer p", has_text="Piece.")).to_have_count(pieces)
 
     grow(1)
-    wait_until(lambda: page.evaluate(left) <= 8)
+    wait_until(lambda: page.evaluate(LEFT) <= 8)
     reading.hover()
     page.mouse.wheel(0, -12)
-    wait_until(lambda: page.evaluate(left) > 8)
+    wait_until(lambda: page.evaluate(LEFT) > 8)
     grow(2)
-    assert page.evaluate(left) > 200  # it was let go of, though by a few pixels alone
+    assert page.evaluate(LEFT) > 200  # it was let go of, though by a few pixels alone
     expect(page.locator("#jump")).to_be_visible()
     page.mouse.wheel(0, 100_000)
-    wait_until(lambda: page.evaluate(left) <= 8)
+    wait_until(lambda: page.evaluate(LEFT) <= 8)
     grow(3)
-    wait_until(lambda: page.evaluate(left) <= 8)
+    wait_until(lambda: page.evaluate(LEFT) <= 8)
     reading.focus()
     page.keyboard.press("ArrowUp")
     grow(4)
-    assert page.evaluate(left) > 200
+    assert page.evaluate(LEFT) > 200
     page.locator("#jump").click()
     visit.answered()
-    wait_until(lambda: page.evaluate(left) <= 8)
+    wait_until(lambda: page.evaluate(LEFT) <= 8)
+
+
+def test_a_jump_to_the_end_stops_a_scroll_under_way(visit: Visit, replay: Replay) -> None:
+    page = visit.page
+    gate = Gate()
+    text = "\n\n".join(f"Paragraph {n}." for n in range(80))
+    replay.next(Thought("Hm."), Said(text), gate, Said("\n\nThe end."), Ended())
+    visit.ask("A long story")
+    expect(page.locator(".answer > p")).to_have_count(80)
+    wait_until(lambda: page.evaluate(LEFT) <= 8)
+    page.evaluate(
+        """() => {
+          const frame = document.querySelector("#reading");
+          window.places = [];
+          frame.addEventListener("scroll", () => {
+            places.push(frame.scrollTop);
+            if (places.length === 1) document.querySelector("#jump").click();
+          });
+        }"""
+    )
+    page.locator("#reading").focus()
+    page.keyboard.press("PageUp")  # scrolls over many frames: the first is where it is stopped
+    wait_until(lambda: page.evaluate("places.length >= 2"))
+    gate.open()
+    visit.answered()
+    wait_until(lambda: page.evaluate(LEFT) <= 8)
+    places = page.evaluate("places")
+    assert sorted(places) == places  # never upwards again
 
 
 def test_what_is_selected_stays_and_formulas_are_copied_as_tex(

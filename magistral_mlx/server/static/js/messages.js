@@ -84,7 +84,10 @@ export class Messages {
   /** Go to the end, and stay there while it grows. */
   toEnd() {
     this.atEnd = true;
-    this.frame.scrollTop = this.frame.scrollHeight;
+    const top = this.frame.scrollHeight;
+    // Only a smooth scroll stops one that a key or a wheel began: it would go on from here.
+    this.frame.scrollTo({ top, behavior: "smooth" });
+    this.frame.scrollTo({ top, behavior: "instant" });
     this.top = this.frame.scrollTop;
     $("#jump").hidden = true;
   }
