@@ -179,7 +179,7 @@ class Session:
         """
         if self._worker.responds(_NOTICING):
             return
-        self._worker.abandon()
+        self._worker.abandon(RankLost(str(self.lost)))
         with self._lock:
             requests = list(self._requests)
         for request in requests:

@@ -54,7 +54,7 @@ class Worker:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._close = close
         self._stopped = Event()  # nothing is taken from the queue any more
-        self._abandoned = False
+        self._abandoned: Exception | None = None  # and why
         self._process = os.getpid()  # a forked child does not have the thread
         self._ended = run_in_thread(name, partial(_work, self._jobs, step, self._stopped))
         atexit.register(self._at_exit)
@@ -66,7 +66,8 @@ class Worker:
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Queue `function`; the future gets its value or what it raises.
 
-        After the end, or if that comes first, it gets a `ModelClosed`.
+        After the end, or if that comes first, it gets a `ModelClosed`, or the error with which
+        the thread was abandoned.
         """
         future: Future[T] = Future()
 
@@ -89,7 +90,7 @@ class Worker:
 
     def join(self) -> None:
         """Wait for the end, unless it was abandoned."""
-        while not (self._abandoned or self._ended.wait(_LOOK_EVERY)):
+        while self._abandoned is None and not self._ended.wait(_LOOK_EVERY):
             pass
         atexit.unregister(self._at_exit)
 
@@ -99,14 +100,21 @@ class Worker:
         self._submit(_Job(taken.set))
         return taken.wait(seconds)
 
-    def abandon(self) -> None:
-        """Give up waiting for it: it is inside MLX and does not come back."""
-        self._abandoned = True
+    def abandon(self, error: Exception) -> None:
+        """Give up waiting for it: it is inside MLX and does not come back.
+
+        What it was given fails with `error`, and what it will be given does at once.
+        """
+        self._abandoned = error
+        _refuse(self._jobs, error)
 
     def _submit(self, job: _Job) -> None:
         self._jobs.put(job)
-        if self._stopped.is_set():  # perhaps since the queue was emptied for the last time
-            _refuse(self._jobs)
+        # Perhaps since the queue was emptied for the last time.
+        if self._abandoned is not None:
+            _refuse(self._jobs, self._abandoned)
+        elif self._stopped.is_set():
+            _refuse(self._jobs, ModelClosed(CLOSED))
 
     def _at_exit(self) -> None:
         if os.getpid() != self._process:
@@ -114,7 +122,7 @@ class Worker:
         close = self._close()
         if close is not None:
             close()
-        if not self._abandoned:
+        if self._abandoned is None:
             self._ended.wait(_EXIT_TIMEOUT)
 
 
@@ -125,15 +133,15 @@ def _work(jobs: SimpleQueue[_Job | None], step: Callable[[], bool], stopped: Eve
             job = jobs.get()
             if job is None:
                 stopped.set()
-                _refuse(jobs)
+                _refuse(jobs, ModelClosed(CLOSED))
                 return
             job.run()
             del job  # or what it holds would stay until the next one comes
         more = step()
 
 
-def _refuse(jobs: SimpleQueue[_Job | None]) -> None:
-    """Empty the queue of a worker that has ended, and fail what somebody waits for."""
+def _refuse(jobs: SimpleQueue[_Job | None], error: Exception) -> None:
+    """Empty the queue of a worker that takes no more, and fail what somebody waits for."""
     while True:
         try:
             job = jobs.get_nowait()
@@ -141,4 +149,4 @@ def _refuse(jobs: SimpleQueue[_Job | None]) -> None:
             return
         future = job.future if job else None
         if future and future.set_running_or_notify_cancel():
-            future.set_exception(ModelClosed(CLOSED))
+            future.set_exception(error)

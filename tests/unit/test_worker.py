@@ -1,0 +1,50 @@
+"""The thread on which a model lives, and what becomes of calls when it takes no more."""
+
+import threading
+import weakref
+
+import pytest
+
+from magistral_mlx.errors import ModelClosed, RankLost
+from magistral_mlx.runtime.worker import Worker
+
+
+class Model:
+    """Something with a worker, whose steps can be held up."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.inside = threading.Event()
+        self.worker = Worker("test", lambda: False, weakref.WeakMethod(self.close))
+
+    def close(self) -> None:
+        self.free.set()
+        self.worker.stop()
+
+    def stuck(self) -> None:
+        self.inside.set()
+        self.free.wait()
+
+
+def test_calls_of_an_abandoned_worker_fail_with_the_reason() -> None:
+    model = Model()
+    model.worker.call(model.stuck)
+    model.inside.wait()
+    queued = model.worker.call(lambda: 1)
+    model.worker.abandon(RankLost("mac2 was lost."))
+    later = model.worker.call(lambda: 2)
+    for future in (queued, later):
+        with pytest.raises(RankLost, match="mac2 was lost"):
+            future.result(60)
+    assert not model.worker.responds(0)
+    model.worker.join()  # it does not wait for what does not come back
+    model.close()
+
+
+def test_calls_after_the_end_fail() -> None:
+    model = Model()
+    assert model.worker.call(lambda: 1).result(60) == 1
+    model.close()
+    model.worker.join()
+    with pytest.raises(ModelClosed):
+        model.worker.call(lambda: 2).result(60)
