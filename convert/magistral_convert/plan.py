@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -194,18 +194,24 @@ def plan_conversion(
     shards, tensors = _assign_shards(tensors, shard_bytes)
     tensors.sort(key=lambda tensor: (tensor.source.file.name, tensor.source.offset))
     base = recipe.base
-    brought = Counter(tensor.scheme for tensor in tensors if tensor.is_laid_out)
-    if brought:  # a source's own, most of which is the base
-        base = brought.most_common(1)[0][0]
+    if any(tensor.is_laid_out for tensor in tensors):  # a source's own forms are among them
+        decoder = [tensor.scheme for tensor in tensors if tensor.name.startswith(LANGUAGE)]
+        every = [tensor.scheme for tensor in tensors]
+        base = next(filter(None, map(_most_common, (decoder, every))))
     schemes = {tensor.name: tensor.scheme for tensor in tensors if _has_scheme(tensor)}
     quantization = quantization_entry(base, schemes, flat=flat)
     return ConversionPlan(tuple(shards), tuple(tensors), quantization)
 
 
+def _most_common(schemes: Iterable[Quantization | None]) -> Quantization | None:
+    found = Counter(filter(None, schemes)).most_common(1)
+    return found[0][0] if found else None
+
+
 def _has_scheme(tensor: TensorConversion) -> bool:
-    """Whether config.json tells the scheme: of the decoder's matrices, and of laid out ones."""
+    """Whether config.json tells the scheme: of the decoder's matrices, and of all that have one."""
     is_matrix = tensor.name.startswith(LANGUAGE) and len(tensor.source.shape) == 2
-    return is_matrix or tensor.is_laid_out
+    return is_matrix or tensor.scheme is not None
 
 
 def _convert_tensor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,21 @@ def test_a_quantized_tower_is_taken_as_it_is(tmp_path: Path):
     card = (target / "README.md").read_text()
     assert "| vision tower and projector | Q8_0 of a GGUF file, laid out for MLX |" in card
     assert "Q8_0" not in next(line for line in card.splitlines() if "| decoder |" in line)
+
+
+@pytest.mark.parametrize("mode", ["affine", "nvfp4"])
+def test_the_configuration_tells_how_a_tower_is_quantized_beside_blocks(tmp_path: Path, mode: str):
+    path, _ = write(tmp_path / "gguf", everything("Q4_0"))
+    options = ConvertOptions(mode=mode, quantize_vision=True)
+    plan = prepare(path, tmp_path / "out", options).plan
+    rule = plan.quantization
+    assert (rule["bits"], rule["group_size"], rule["mode"]) == (4, 32, "affine")
+    for tensor in plan.tensors:
+        if tensor.scheme:
+            module = tensor.outputs[0].name.removesuffix(".weight")
+            told = rule.get(module, rule)
+            scheme = {key: told[key] for key in ("bits", "group_size", "mode")}
+            assert scheme == asdict(tensor.scheme), tensor.name
 
 
 @pytest.mark.parametrize(
