@@ -57,7 +57,8 @@ class DiskPrefixCache:
     All calls come from the worker thread.
 
     root: folder shared by all models. limit: bytes of all files below it. identity: everything
-    besides the tokens that determines the arrays. problem: why nothing more is written, if so.
+    besides the tokens that determines the arrays. problem: why nothing more is written or read, if
+    so.
     """
 
     root: Path
@@ -72,6 +73,7 @@ class DiskPrefixCache:
         self._hashes = BlockHashes(self._owner, self.scheme)
         self._folder = self.root / self._owner[:16]
         self._lock = threading.Lock()
+        self._unreadable = False
         self._writer = Writer(self.root, self.limit, self._owner, self._give_up)
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,8 +92,9 @@ class DiskPrefixCache:
         return notes
 
     def _give_up(self, why: str) -> None:
-        self.problem = why
-        self._note(why)
+        if self.problem is None:
+            self.problem = why
+            self._note(why)
 
     def _note(self, text: str) -> None:
         with self._lock:
@@ -110,7 +113,7 @@ class DiskPrefixCache:
     def _find(self, keys: TokenKeys) -> PrefixMatch:
         blocks = []
         for name in self._hashes.blocks(keys[:-1]):
-            if not (self._folder / name).is_file():
+            if not self._is_there(self._folder / name):
                 break
             blocks.append(self._folder / name)
         if not self.scheme.quantized:
@@ -123,6 +126,23 @@ class DiskPrefixCache:
                 if name in there:
                     return PrefixMatch(length, blocks[:count], self._folder / name)
         return PrefixMatch(0)
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether a file can be looked for and is there; after an error of the disk, nothing is."""
+        if self._unreadable:
+            return False
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            self._unreadable = True
+            self._give_up(
+                f"The prompt cache in {self.root} is off from now on: {error.strerror or error}. "
+                "Answers are not affected."
+            )
+            return False
+        return True
 
     def load(self, keys: TokenKeys, caches: Sequence[KVCache], least: int) -> int:
         """Load the longest prefix of a prompt into empty caches and return its length.
@@ -232,7 +252,9 @@ class DiskPrefixCache:
         self._writer.close(timeout)
 
     def _wanted(self, path: Path) -> bool:
-        return not (self._writer.failed or self._writer.waits(path) or path.exists())
+        if self._writer.failed or self._writer.waits(path) or self._is_there(path):
+            return False
+        return not self._unreadable
 
     def _pieces(self, keys: TokenKeys, cache: KVCache) -> Iterator[FilePart]:
         """Yield all files of a cache of these tokens, in the order of the tokens."""

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from magistral_mlx.cache.blockfile import UNFINISHED, HostArray, write
 
 _PENDING = 128 << 20  # bytes in the queue from which no more are accepted
 _ABANDONED = 3600.0  # seconds after which an unfinished file may be removed
+# Names of the cache's folders and files; what else there is below the folder is the user's.
+_FOLDER = re.compile("[0-9a-f]{16}")
+_FILE = re.compile(
+    "([0-9a-f]{32}|tail-[0-9a-f]{32}-[0-9]+-[0-9a-f]{32}|image-[0-9a-f]+-[0-9]+)"
+    rf"(\.[0-9a-f]{{8}}{re.escape(UNFINISHED)})?"
+)
 
 
 class Writer:
@@ -26,7 +33,7 @@ class Writer:
         """Start the thread.
 
         Args:
-            limit: total bytes of the files below `root`.
+            limit: total bytes of the cache's files below `root`.
             owner: the owner recorded in each file.
         """
         self._root, self._limit, self._owner, self._note = root, limit, owner, note
@@ -132,7 +139,7 @@ class Writer:
     def _shrink(self) -> None:
         """Remove the least recently used files, and unfinished files of ended processes."""
         files = []
-        for path in self._root.glob("*/*"):
+        for path in self._files():
             try:
                 status = path.stat()
                 if not path.name.endswith(UNFINISHED):
@@ -151,6 +158,18 @@ class Writer:
                 self._fail(error)
                 return
             self._known -= size
+
+    def _files(self) -> Iterator[Path]:
+        """The files of the cache, those of other processes and models included."""
+        for folder in _listed(self._root, _FOLDER):
+            yield from _listed(folder, _FILE)
+
+
+def _listed(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder) if names.fullmatch(name)]
+    except OSError:  # it is not there, or no folder
+        return []
 
 
 def _touch(paths: Sequence[Path]) -> None:

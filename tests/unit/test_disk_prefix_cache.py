@@ -297,6 +297,29 @@ def test_a_full_disk_costs_a_note_and_nothing_else(
     assert not list((tmp_path / "kept").glob("*/*"))
 
 
+def test_a_folder_that_can_no_longer_be_read_costs_a_note_and_nothing_else(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs()
+    run.ask(DOCUMENT)
+    looks = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path.is_relative_to(tmp_path / "kept"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return looks(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    for question in QUESTIONS:
+        assert run.ask(some_tokens(300, 5) + question)[0] == expected(
+            some_tokens(300, 5) + question
+        )
+    run.prefixes.close()
+    (note,) = run.prefixes.take_notes()
+    assert "is off from now on: Permission denied. Answers are not affected." in note
+    assert run.disk.problem == note
+
+
 @pytest.mark.parametrize("disk", ["unusable", "busy"])
 def test_what_is_evicted_before_it_could_be_written_gives_its_memory_back(
     runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
@@ -356,3 +379,32 @@ def test_the_files_keep_within_the_limit_and_the_least_used_go_first(
     assert sum(path.stat().st_size for path in files) <= 6.5 * block
     found = [run.disk.find(np.array(prompt, np.int64)).length for prompt in prompts]
     assert found == [512, 0, 512, 512]
+
+
+def test_what_else_is_in_the_folder_is_neither_counted_nor_removed(
+    runs: Any, tmp_path: Path
+) -> None:
+    run = runs()
+    run.ask(DOCUMENT)
+    run.prefixes.close()
+    (owner,) = {path.parent for path in kept(tmp_path / "kept")}
+    others = [
+        tmp_path / "kept/Magistral-4bit/model-00001-of-00002.safetensors",
+        tmp_path / "kept/0123456789abcdef/notes.txt",
+        tmp_path / "kept/0123456789abcdef/film.unfinished",
+        owner / "image-of-my-cat.png",
+        tmp_path / "kept/letter.txt",
+    ]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(1 << 31)
+        os.utime(path, (0, 0))
+    run = runs()  # whose limit is less than theirs
+    assert run.ask(DOCUMENT) == (expected(DOCUMENT), 512)
+    run.prefixes.close()
+    assert all(path.exists() for path in others)
+    run = runs(limit=1)
+    run.prefixes.close()
+    assert all(path.exists() for path in others)
+    assert sorted(kept(tmp_path / "kept")) == sorted(others[:-1])
