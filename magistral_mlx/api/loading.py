@@ -63,13 +63,13 @@ class Loading:
             _refuse_adapters(options)
         adapters = open_adapters(options, checkpoint.config, downloading)
         source = name or str(checkpoint.folder)
+        disk = DiskCacheConfig.of(options)
+        tokenizer = None if options.tokenizer is None else str(options.tokenizer)
+        open_disk = disk.open if disk else None
         if ranks is None:
             plan = hold_plan(checkpoint, source, request, options.dtype, draft, adapters.values())
         else:
             checkpoint, plan = ranks.hold_plan(source, request, options.dtype, draft, options.split)
-        disk = DiskCacheConfig.of(options)
-        tokenizer = None if options.tokenizer is None else str(options.tokenizer)
-        open_disk = disk.open if disk else None
         runner = ModelRunner(
             checkpoint, plan, options.dtype, open_disk, draft, tokenizer, adapters, ranks
         )

@@ -165,16 +165,20 @@ class ModelRunner:
 
     def close(self) -> None:
         """Give the memory back, with nothing left in flight when the thread ends."""
-        if self._prefixes is not None:
-            self._prefixes.close()
-            self.last_notes = tuple(self._prefixes.take_notes())
-        self._model = self._prefixes = self._speculation = None
-        self.adapters = {}
-        if self._ranks is not None:
-            self._ranks.close()
-        mx.synchronize()
-        free_memory()
-        PROCESS.release(self.plan)
+        try:
+            if self._prefixes is not None:
+                self._prefixes.close()
+                self.last_notes = tuple(self._prefixes.take_notes())
+            if self._ranks is not None:
+                self._ranks.close()
+        finally:
+            self._model = self._prefixes = self._speculation = None
+            self.adapters = {}
+            try:
+                mx.synchronize()
+                free_memory()
+            finally:
+                PROCESS.release(self.plan)
 
     def release(self) -> None:
         """Drop what comes back by itself: what is kept of earlier prompts, and the tower."""

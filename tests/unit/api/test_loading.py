@@ -1,6 +1,7 @@
 """Loading: it can be stopped, and leaves nothing behind."""
 
 import asyncio
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from magistral_mlx import LoadProgress, Magistral
 from magistral_mlx.backend import mx
+from magistral_mlx.engine.prefix_cache import PrefixCache
+from magistral_mlx.errors import InvalidOption
 from magistral_mlx.memory.limits import PROCESS
 from tests.serving import wait_until
 from tests.unit.api.conftest import ANSWER
@@ -44,6 +47,28 @@ def test_an_exception_of_the_callback_stops_a_load_of_asyncio(
     with pytest.raises(Enough):
         asyncio.run(Magistral.aload(talker_folder, on_progress=on_progress))
     wait_until(lambda: PROCESS.planned == planned and mx.get_active_memory() <= before)
+
+
+@pytest.mark.parametrize("cache_dir", ["~nobody-of-this-name/kept", "ke\0pt"])
+def test_a_cache_folder_that_cannot_be_leaves_nothing_planned(talker_folder: Path, cache_dir: str):
+    planned = PROCESS.planned
+    with pytest.raises(InvalidOption, match=r"home folder of a user|NUL"):
+        Magistral.load(talker_folder, cache_dir=cache_dir)
+    assert PROCESS.planned == planned
+
+
+def test_an_error_while_closing_keeps_no_memory(
+    talker_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(_: PrefixCache) -> None:
+        raise OSError(5, "Input/output error")
+
+    before, planned = mx.get_active_memory(), PROCESS.planned
+    model = Magistral.load(talker_folder)
+    monkeypatch.setattr(PrefixCache, "close", fail)
+    model.close()
+    gc.collect()  # the error holds on to what it came from
+    assert PROCESS.planned == planned and mx.get_active_memory() <= before
 
 
 def test_cancelling_a_task_stops_its_load(talker_folder: Path):
