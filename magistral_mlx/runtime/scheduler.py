@@ -29,6 +29,7 @@ from magistral_mlx.memory.plan import gib
 from magistral_mlx.runtime.generation_request import GenerationRequest
 from magistral_mlx.runtime.prefill_queue import PrefillQueue
 from magistral_mlx.runtime.request import Observer, Request
+from magistral_mlx.tracebacks import without_frames
 
 _SHARED_CHUNK = 512  # tokens of a prompt that others wait for at once, at most
 
@@ -352,7 +353,9 @@ class Scheduler:
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """The answer is over: keep its caches for prompts to come."""
         self._leave(request)
-        request.finish(as_device_error(error))
+        if error is not None:
+            error = _as_device_error(without_frames(error))
+        request.finish(error)
         sequence = request.sequence
         if sequence is not None:
             sequence.close()
@@ -392,18 +395,17 @@ class Scheduler:
 
     def _fail(self, error: BaseException) -> None:
         """Work for all of them failed, and nobody knows what their caches hold."""
-        error = self._runner.explain(error)
+        error = without_frames(self._runner.explain(error))
         for request in list(self._running):
             self._leave(request)
-            request.finish(as_device_error(error))
+            request.finish(_as_device_error(error))
             request.release()
         self._short = False
 
 
-def as_device_error(error: BaseException | None) -> BaseException | None:
+def _as_device_error(error: BaseException) -> BaseException:
     """Turn an error of MLX into a `DeviceError`; return any other as it is."""
     if not isinstance(error, RuntimeError):
         return error
-    # The traceback of the first one would keep the caches alive in whoever holds the error.
     text = " ".join(str(error).split())
     return DeviceError(f"MLX failed while it generated: {text}. {device_error_advice(text)}")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from magistral_mlx.errors import ModelClosed
 from magistral_mlx.runtime.threads import run_in_thread
+from magistral_mlx.tracebacks import without_frames
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ class Worker:
             try:
                 value = function()
             except BaseException as error:
-                future.set_exception(error)
+                future.set_exception(without_frames(error))
             else:
                 future.set_result(value)
 

@@ -1,6 +1,7 @@
 """The thread on which a model lives, and what becomes of calls when it takes no more."""
 
 import threading
+import traceback
 import weakref
 
 import pytest
@@ -48,3 +49,24 @@ def test_calls_after_the_end_fail() -> None:
     model.worker.join()
     with pytest.raises(ModelClosed):
         model.worker.call(lambda: 2).result(60)
+
+
+def test_the_error_of_a_call_keeps_nothing_that_the_call_had_and_tells_where_it_was() -> None:
+    class Weights:
+        pass
+
+    held: list[weakref.ref[Weights]] = []
+
+    def load(weights: Weights) -> None:
+        held.append(weakref.ref(weights))
+        try:
+            raise OSError("no such file")
+        except OSError as error:
+            raise TypeError("a bug") from error
+
+    model = Model()
+    error = model.worker.call(lambda: load(Weights())).exception(60)
+    assert error is not None and held[0]() is None
+    assert "in load" in "".join(traceback.format_exception(error))  # for a log
+    model.close()
+    model.worker.join()

@@ -3,13 +3,16 @@
 import asyncio
 import gc
 import threading
+import traceback
 import weakref
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
 
 from magistral_mlx import CheckpointError, Finished, Magistral, Stream, StreamInUse, Text
+from magistral_mlx.backend import mx
 from tests.unit.api.conftest import ANSWER
 from tests.unit.api.together import PATIENCE, held
 
@@ -54,6 +57,23 @@ def test_an_error_comes_by_next_as_well(talker: Magistral, monkeypatch: pytest.M
     del stream
     gc.collect()
     assert request() is None  # an error keeps neither its request nor the model
+
+
+@pytest.mark.parametrize("kind", [CheckpointError, TypeError])
+def test_an_error_that_is_kept_keeps_no_weights_of_a_closed_model(
+    talker_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+):
+    def damaged(*_: Any) -> None:
+        raise kind("the tower is damaged.")
+
+    monkeypatch.setattr("magistral_mlx.runtime.model_runner.load_vision", damaged)
+    gc.collect()
+    before = mx.get_active_memory()
+    with Magistral.load(talker_folder) as magistral, pytest.raises(kind) as caught:
+        magistral.generate("What?", PIL.Image.new("RGB", (28, 28)))
+    assert mx.get_active_memory() <= before
+    told = "".join(traceback.format_exception(caught.value))
+    assert ("in damaged" in told) is (kind is TypeError)  # where a bug is stays known
 
 
 def test_a_second_thread_is_refused_while_the_first_waits(talker: Magistral):
