@@ -28,6 +28,7 @@ from magistral_mlx.engine.thinking import ThinkingControl
 from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.events import Forced, Prefill, ThinkingEnd
 from magistral_mlx.model.magistral import MagistralModel
+from magistral_mlx.tracebacks import without_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ class SequenceState:
             )
             dispatch([self.pending])
         except Exception as error:
-            self.error = error
+            self.fail(error)
         if not self.error:
             self.error = _not_finite(self.prefilled.logits)
 
@@ -213,6 +214,10 @@ class SequenceState:
         if unused:
             self.caches.trim(len(self.inputs.tokens) + self._produced - unused)
         self._closed = True
+
+    def fail(self, error: Exception) -> None:
+        """End with an exception of the control or the sampler, whose frames hold the caches."""
+        self.error = without_frames(error)
 
     # Within a pass
 
@@ -258,7 +263,7 @@ class SequenceState:
         try:
             self.control.observe(token.id)
         except Exception as error:
-            self.error = error
+            self.fail(error)
 
     def move_on(self, logits: mx.array) -> None:
         """Make the following token the pending one, drawing it now if that had to wait."""
@@ -278,7 +283,7 @@ class SequenceState:
             constraints = self.control.constraints() if self.control else UNCONSTRAINED
             self._following = self.sampler.draw(logits, self.position + 1, constraints), constraints
         except Exception as error:
-            self.error = error
+            self.fail(error)
 
     def _make_sampler(self, sampling: Sampling, top_logprobs: int | None) -> Sampler:
         rules = self.inputs.thinking

@@ -80,5 +80,5 @@ def _look_ahead(sequence: SequenceState, logits: mx.array, guesses: Sequence[int
                 control.observe(guesses[n])
     except Exception as error:
         if not ahead:
-            sequence.error = error
+            sequence.fail(error)
     return ahead

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from magistral_mlx.cache.scheme import KVScheme
 from magistral_mlx.engine import sequence as engine
 from magistral_mlx.engine.constraint import Grammar, GrammarCompiler
+from magistral_mlx.engine.control import Control
 from magistral_mlx.engine.decode import decode
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.engine.loops import LoopRule
@@ -145,6 +148,38 @@ def test_text_that_repeats_itself_takes_fewer_passes() -> None:
     assert guessing.passes < 60
     assert guessing.accepted == 199 - guessing.passes
     assert guessing.drafted >= guessing.accepted
+
+
+@pytest.mark.parametrize(
+    ("step", "calls", "speculation"),
+    [
+        ("constraints", 1, None),  # of the first token
+        ("constraints", 2, None),
+        ("observe", 1, None),
+        ("constraints", 100, FROM_TEXT),  # while guesses are verified
+    ],
+)
+def test_a_sequence_that_failed_goes_with_its_last_reference(
+    step: str, calls: int, speculation: Speculation | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, called = getattr(Control, step), count(1)
+
+    def fail(*args: Any) -> Any:
+        if next(called) >= calls:
+            raise InvalidOption("the grammar failed before its end.")
+        return original(*args)
+
+    monkeypatch.setattr(Control, step, fail)
+    circle = TableModel.successors({20: 0})
+    sequence = start(circle, [0], limit=200, minimum=200, speculation=speculation)
+    while sequence.prefilling:
+        sequence.prefill()
+    while not sequence.ended:
+        decode(circle, [sequence])
+    assert isinstance(sequence.error, InvalidOption)
+    held = weakref.ref(sequence)
+    del sequence
+    assert held() is None
 
 
 @pytest.mark.slow
