@@ -94,7 +94,7 @@ def _stored(tensors: Sequence[TensorConversion], mixture: str = "") -> str:
         mixture: of what is quantized here, where naming its schemes would not tell enough.
     """
     kinds = dict.fromkeys(tensor.source.dtype for tensor in tensors if tensor.is_laid_out)
-    schemes = dict.fromkeys(t.scheme for t in tensors if t.scheme and not t.is_laid_out)
+    schemes = dict.fromkeys(t.scheme for t in tensors if t.scheme and t.is_quantized_here)
     parts = [f"{', '.join(kinds)} of a GGUF file, laid out for MLX"] if kinds else []
     if schemes:
         parts.append(mixture or " and ".join(map(_describe, schemes)))

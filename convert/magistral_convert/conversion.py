@@ -15,6 +15,7 @@ from magistral_convert.calibration.decisions import (
     calibrates_by,
     check_weights_are_here,
     choose_bits,
+    decoder_is_blocks,
     read_text,
 )
 from magistral_convert.calibration.facts import CalibrationFacts
@@ -126,7 +127,7 @@ def prepare(
     opened = open_source(source, staging_path(target) / "source", options)
     raw, model = raw_config(opened), opened.checkpoint.config
     recipe = Recipe.of(options, model)
-    if opened.checkpoint.blocks and not options.asks_to_quantize:
+    if decoder_is_blocks(opened.checkpoint) and not options.asks_to_quantize:
         recipe = replace(recipe, keeps_floats=True)
     calibrates = calibrates_by(opened, recipe, options)
     text: CalibrationText | None = None

@@ -108,6 +108,11 @@ class TensorConversion:
         return self.scheme is not None and self.is_from_blocks
 
     @property
+    def is_quantized_here(self) -> bool:
+        """Whether the scales of the output are chosen here, not by whoever made the source."""
+        return self.scheme is not None and not self.is_laid_out
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row in the source."""
         return self.source.nbytes // self.rows

@@ -60,7 +60,7 @@ def verify_searched(tensor: TensorConversion, work: StagingFolder) -> None:
         CheckpointError: rows do not go with the source's.
     """
     scheme = tensor.scheme
-    if scheme is None or tensor.is_laid_out:
+    if scheme is None or not tensor.is_quantized_here:
         verify_tensor(tensor, work)
         return
     for start, stop in _samples(tensor):

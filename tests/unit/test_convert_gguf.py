@@ -17,6 +17,7 @@ from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.load import load_model, load_vision
 from magistral_mlx.errors import CheckpointError, InvalidOption
+from magistral_mlx.quantization import Quantization
 from tests.checkpoints import (
     SYSTEM_PROMPT,
     Weights,
@@ -151,6 +152,28 @@ def test_a_quantized_tower_is_taken_as_it_is(tmp_path: Path):
     card = (target / "README.md").read_text()
     assert "| vision tower and projector | Q8_0 of a GGUF file, laid out for MLX |" in card
     assert "Q8_0" not in next(line for line in card.splitlines() if "| decoder |" in line)
+
+
+@pytest.mark.parametrize("calibration", [("none",), ("default",)])
+def test_a_quantized_tower_leaves_a_plain_decoder_the_way_of_any_source(
+    tmp_path: Path, calibration: tuple[str]
+):
+    path, _ = write(tmp_path / "gguf", everything("F16"), tower="Q8_0")
+    conversion = prepare(path, None, ConvertOptions(calibration=calibration))
+    plan = conversion.plan
+    assert conversion.target.name == "Model-4bit"
+    assert conversion.calibrates == (calibration == ("default",))
+    schemes = {
+        place: {t.scheme for t in plan.tensors if t.name.startswith(place) and t.scheme}
+        for place in ("language_model.", "vision_tower.", "multi_modal_projector.")
+    }
+    laid_out = {Quantization(8, 32)}
+    assert schemes == {
+        "language_model.": {Quantization(4, 64)},
+        "vision_tower.": laid_out,
+        "multi_modal_projector.": laid_out,
+    }
+    assert plan.quantization["group_size"] == 64
 
 
 @pytest.mark.parametrize("mode", ["affine", "nvfp4"])

@@ -13,6 +13,8 @@ from magistral_convert.plan import plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.source import Source
 from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.errors import InvalidOption
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.requirements import check_extra
@@ -62,18 +64,23 @@ def check_weights_are_here(source: Source) -> None:
     )
 
 
+def decoder_is_blocks(checkpoint: Checkpoint) -> bool:
+    """Whether ggml has quantized matrices of the decoder, whatever the vision tower beside it is
+    stored in."""
+    return any(name.startswith(LANGUAGE) for name in checkpoint.blocks)
+
+
 def calibrates_by(source: Source, recipe: Recipe, options: ConvertOptions) -> bool:
     """Whether scales are searched: where that was asked for, or the backend is a GPU.
 
     Raises:
-        InvalidOption: it was asked for, and the source is quantized already.
+        InvalidOption: it was asked for, and the decoder is quantized already.
         MissingExtra: it is so, and what compiles the search is not installed.
     """
     asked = options.calibrates
     if asked is False or recipe.base is None:
         return False
-    checkpoint = source.checkpoint
-    if checkpoint.blocks:
+    if decoder_is_blocks(source.checkpoint):
         if asked:
             raise InvalidOption(
                 f"{options.calibrating} calibrates weights that are not quantized yet, and a GGUF "

@@ -109,7 +109,7 @@ def _of_vision(
     """A block or the projector, the images between two blocks, and the scores of one."""
     assert config.vision
     tensors = [t for t in plan.tensors if not t.name.startswith(LANGUAGE)]
-    units = [unit for unit in by_block(tensors) if any(tensor.scheme for tensor in unit)]
+    units = [unit for unit in by_block(tensors) if any(t.is_quantized_here for t in unit)]
     largest = max((_of_layer(u, float_bytes, compensates=compensates) for u in units), default=0)
     patches = max(width * height for width, height in IMAGE_SIZES) * config.spatial_merge_size**2
     states = 2 * _IMAGES * patches * config.vision.hidden_size * float_bytes

@@ -143,7 +143,7 @@ def _through(
 def _add(
     choices: Choices, tensor: TensorConversion, squares: mx.array, share: float, group_size: int
 ) -> None:
-    if tensor.scheme is None or tensor.is_laid_out:
+    if not tensor.is_quantized_here:
         return
     rows = read_sample(tensor, _ROWS).astype(mx.float32)
     weight = mx.maximum(squares, 1e-12)

@@ -60,7 +60,7 @@ def convert_vision(
     units = by_block(tensors)
     if not left(list(tensors)):
         return
-    if not any(tensor.scheme for tensor in tensors):
+    if not any(tensor.is_quantized_here for tensor in tensors):
         for unit in units:
             convert(unit, {}, {})
         return
@@ -80,7 +80,7 @@ def convert_vision(
         run: Callable[[mx.array, Grid, Weights, OnInput | None], mx.array],
     ) -> None:
         """Gather the statistics of a unit's inputs, and convert it."""
-        if not any(tensor.scheme for tensor in left(unit)):
+        if not any(tensor.is_quantized_here for tensor in left(unit)):
             convert(unit, {}, {})
             return
         statistics = InputStatistics(products=compensates)
