@@ -19,9 +19,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "magistral_mlx.api.async_stream": ("AsyncStream",),
     "magistral_mlx.api.conversation": ("Conversation",),
+    "magistral_mlx.api.deletion": ("delete_model",),
     "magistral_mlx.api.load_options": ("LoadOptions",),
     "magistral_mlx.api.magistral": ("Magistral",),
-    "magistral_mlx.api.models": ("delete_model", "download_model", "list_models", "plan_model"),
+    "magistral_mlx.api.models": ("download_model", "list_models", "plan_model"),
     "magistral_mlx.api.options": ("DEFAULT", "Options"),
     "magistral_mlx.api.stream": ("Stream",),
     "magistral_mlx.library": ("FoundModel",),

@@ -2,9 +2,9 @@
 
 from magistral_mlx.api.async_stream import AsyncStream as AsyncStream
 from magistral_mlx.api.conversation import Conversation as Conversation
+from magistral_mlx.api.deletion import delete_model as delete_model
 from magistral_mlx.api.load_options import LoadOptions as LoadOptions
 from magistral_mlx.api.magistral import Magistral as Magistral
-from magistral_mlx.api.models import delete_model as delete_model
 from magistral_mlx.api.models import download_model as download_model
 from magistral_mlx.api.models import list_models as list_models
 from magistral_mlx.api.models import plan_model as plan_model

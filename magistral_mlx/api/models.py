@@ -1,9 +1,7 @@
-"""Models before any of them is loaded: listing, downloading, deleting and planning."""
+"""Models before any of them is loaded: listing, downloading and planning."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +9,6 @@ from typing import Unpack
 
 from magistral_mlx.api.adapters import open_adapters
 from magistral_mlx.api.load_options import LoadFields, LoadOptions
-from magistral_mlx.errors import InvalidOption, ModelNotFound, StorageError
-from magistral_mlx.hub.cache import repo_folder
 from magistral_mlx.library import FoundModel, default_model, find_models, locate
 from magistral_mlx.memory.plan import Plan, PlanRequest
 from magistral_mlx.option_spec import with_changes
@@ -42,36 +38,6 @@ def download_model(name: str, *, on_progress: OnProgress | None = None) -> Path:
         StorageError: the disk is full.
     """
     return locate(name, on_progress=download_progress(on_progress))
-
-
-def delete_model(name: str) -> int:
-    """Delete a model from this machine -> the bytes that were freed.
-
-    Args:
-        name: as `list_models` gives it. A conversion is deleted, or a repository in the hub's
-            cache with all its revisions, unless the name has a revision.
-
-    Raises:
-        ModelNotFound: there is no model of that name here.
-        InvalidOption: it belongs to LM Studio.
-        StorageError: its folder cannot be deleted.
-    """
-    found = {model.name.lower(): model for model in find_models()}.get(name.lower())
-    if found is None:
-        raise ModelNotFound(
-            f"there is no model {name} on this machine to delete. `magistral-mlx models` lists "
-            "what is here."
-        )
-    if found.source == "lmstudio":
-        raise InvalidOption(f"{found.name} belongs to LM Studio: delete it there.")
-    try:
-        if found.source == "hub":
-            return _delete_from_hub_cache(found)
-        _delete_folder(found.path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(f"{found.path} cannot be deleted: {reason}.") from error
-    return found.size_bytes
 
 
 def plan_model(
@@ -121,31 +87,3 @@ def download_progress(on_progress: OnProgress | None) -> Callable[[int, int], No
     return lambda done, total: on_progress(
         LoadProgress("download", done, total, time.perf_counter() - start)
     )
-
-
-def _delete_from_hub_cache(model: FoundModel) -> int:
-    repo, _, commit = model.name.partition("@")
-    if not commit:
-        freed = _bytes(repo_folder(repo))
-        _delete_folder(repo_folder(repo))
-        return freed
-    from huggingface_hub import scan_cache_dir
-
-    strategy = scan_cache_dir(repo_folder(repo).parent).delete_revisions(commit)
-    strategy.execute()
-    return strategy.expected_freed_size
-
-
-def _delete_folder(folder: Path) -> None:
-    """Delete a folder, or the link to one. What is half deleted has a hidden name."""
-    if folder.is_symlink():
-        folder.unlink()
-        return
-    hidden = folder.with_name(f".deleted-{os.getpid()}-{folder.name}")
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
-
-
-def _bytes(folder: Path) -> int:
-    files = (path.lstat() for path in folder.rglob("*") if not path.is_dir())
-    return sum(file.st_size for file in files)

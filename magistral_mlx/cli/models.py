@@ -76,15 +76,14 @@ def pull(**options: Any) -> None:
 @option("-y", "--yes", is_flag=True, help="Delete without asking.")
 def rm(yes: bool, **options: Any) -> None:
     """Delete MODEL, a conversion or a download of the hub, from this machine."""
-    from magistral_mlx.api.models import delete_model
-    from magistral_mlx.library import find_models
+    from magistral_mlx.api.deletion import delete_model, model_to_delete
 
     name = chosen_model(options)
     if name is None:
         raise click.UsageError("name the model to delete, as `magistral-mlx models` lists it.")
-    found = [model for model in find_models() if name.lower() == model.name.lower()]
-    if found and found[0].source != "lmstudio" and not yes:
-        about = f"{found[0].path} ({found[0].size_bytes / 1e9:.2f} GB)"
+    if not yes:
+        model = model_to_delete(name)
+        about = f"{model.path} ({model.size_bytes / 1e9:.2f} GB)"
         if not sys.stdin.isatty():
             raise click.UsageError(f"give --yes to delete {about} without being asked.")
         click.confirm(visible(f"Delete {about}?"), abort=True, err=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def blob_path(repo: str, etag: str) -> Path:
 def snapshot_folder(repo: str, commit: str) -> Path:
     """Return the folder of a repository's files at one commit."""
     return repo_folder(repo) / "snapshots" / commit
+
+
+def snapshot_folders(repo: str) -> list[Path]:
+    """Return the snapshots of a repository that are in the cache."""
+    folder = repo_folder(repo) / "snapshots"
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def known_commit(ref: RepoRef) -> str | None:
@@ -100,3 +107,44 @@ def remember_commit(ref: RepoRef, commit: str) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_text(commit)
     temporary.replace(path)
+
+
+def delete_from_snapshots(repo: str, files: Iterable[Path]) -> int:
+    """Delete files of a repository's snapshots, and the contents that no other file of one links to
+    -> the bytes that were freed. A snapshot that is empty then goes with its branches and tags."""
+    folder = repo_folder(repo)
+    freed, unlinked = 0, set()
+    for file in files:
+        if file.is_symlink():
+            unlinked.add(_linked(file))
+        else:
+            freed += file.stat().st_size
+        file.unlink()
+    for snapshot in snapshot_folders(repo):
+        _remove_empty(snapshot)
+        if not snapshot.exists():
+            _forget_commit(folder, snapshot.name)
+    links = (path for path in (folder / "snapshots").rglob("*") if path.is_symlink())
+    for blob in unlinked - {_linked(link) for link in links}:
+        if blob.is_file() and blob.parent.samefile(folder / "blobs"):
+            freed += blob.lstat().st_size
+            blob.unlink()
+    return freed
+
+
+def _linked(link: Path) -> Path:
+    return Path(os.path.abspath(link.parent / os.readlink(link)))
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder with the folders in it, as far as they are empty."""
+    inside = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
+    for path in (*sorted(inside, reverse=True), folder):
+        with suppress(OSError):  # it holds files
+            path.rmdir()
+
+
+def _forget_commit(folder: Path, commit: str) -> None:
+    for ref in (folder / "refs").rglob("*"):
+        if ref.is_file() and ref.read_text().strip() == commit:
+            ref.unlink()

@@ -23,7 +23,7 @@ from magistral_mlx.hub.cache import known_commit, snapshot_folder
 from magistral_mlx.hub.remote import RemoteFile, RemoteModel, list_files
 from magistral_mlx.hub.repository import RepoRef, parse_repo
 
-_SMALL_FILES = ("tekken.json", "SYSTEM_PROMPT.txt", "README.md")
+SMALL_FILES = ("tekken.json", "SYSTEM_PROMPT.txt", "README.md")
 _LABEL = re.compile(r"[-._](I?Q\d+(?:_\w+)*|TQ\d_\d|MXFP4(?:_\w+)*|BF16|F16|F32)$", re.IGNORECASE)
 _MOST_LISTED = 12
 
@@ -122,7 +122,7 @@ def remote_gguf(wanted: GgufRef) -> RemoteGguf:
         raise ModelNotFound(f"{wanted} is incomplete on the hub: it lacks {missing[0]}.")
     towers = sorted((n for n in names if is_mmproj(n)), key=lambda n: (mmproj_precision(n), n))
     tower = listing.file(towers[0]) if towers else None
-    small = [file for file in listing.files if file.name in _SMALL_FILES]
+    small = [file for file in listing.files if file.name in SMALL_FILES]
     weights = [file for file in listing.files if file.name in parts]
     files = (*small, *([tower] if tower else []), *weights)
     model = RemoteModel(listing.ref, listing.commit, files)
@@ -130,7 +130,7 @@ def remote_gguf(wanted: GgufRef) -> RemoteGguf:
 
 
 def _wanted_files(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if name.endswith(SUFFIX) or name in _SMALL_FILES)
+    return sorted(name for name in names if name.endswith(SUFFIX) or name in SMALL_FILES)
 
 
 def _models(names: Iterable[str]) -> list[str]:
