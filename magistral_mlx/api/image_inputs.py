@@ -62,7 +62,7 @@ def image_of_url(url: str, where: str, *, local_files: bool) -> Image:
     Raises:
         ImageError: it cannot be opened, lies on the web, or is a file where none is allowed.
     """
-    scheme = urlsplit(url[:4096]).scheme.lower()
+    scheme = url[:8].partition(":")[0].lower()  # of "https:" at most
     if scheme in ("http", "https"):
         raise ImageError(
             f"{where} is a web address, and nothing is downloaded here. Fetch the image first, "
@@ -71,9 +71,21 @@ def image_of_url(url: str, where: str, *, local_files: bool) -> Image:
     if scheme != "data" and not local_files:
         raise ImageError(f"{where} must be a data URL (data:image/png;base64,…).")
     try:
-        return open_image(unquote(urlsplit(url).path) if scheme == "file" else url)
+        return open_image(_path_of(url) if scheme == "file" else url)
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from error
+
+
+def _path_of(url: str) -> str:
+    """The path in a file:// URL.
+
+    Raises:
+        ImageError: it is malformed.
+    """
+    try:
+        return unquote(urlsplit(url).path)
+    except ValueError as error:
+        raise ImageError(f"{url[:200]} is no URL: {error}.") from error
 
 
 def data_of_url(url: str) -> bytes:

@@ -140,12 +140,19 @@ async def _follow(url: str, where: str) -> bytes:
     for _ in range(_REDIRECTS + 1):
         answer = await _get(_checked(url, where), where)
         if answer.status in _MOVED and answer.location:
-            url = urljoin(url, answer.location)
+            url = _redirected(url, answer.location, where)
         elif answer.status == 200:
             return answer.body
         else:
             raise ImageError(f"{where} cannot be fetched: its server answers {answer.status}.")
     raise ImageError(f"{where} leads through more than {_REDIRECTS} redirects.")
+
+
+def _redirected(url: str, location: str, where: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise ImageError(f"{where} is redirected to what is no URL: {error}.") from None
 
 
 def _checked(url: str, where: str) -> SplitResult:

@@ -130,6 +130,12 @@ def test_a_redirect_to_a_private_address_is_not_followed(web: Web, target: str):
         fetch(web.url("/trap"))
 
 
+def test_a_redirect_to_no_address_is_told(web: Web):
+    web.pages["/trap"] = (302, {"Location": "http://[x"}, b"")
+    with pytest.raises(ImageError, match="image_url is redirected to what is no URL"):
+        fetch(web.url("/trap"))
+
+
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://images.example/x", "gopher://x"])
 def test_a_redirect_to_another_protocol_is_not_followed(web: Web, target: str):
     web.pages["/trap"] = (302, {"Location": target}, b"")

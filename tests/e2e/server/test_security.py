@@ -299,7 +299,9 @@ class TestImages:
         assert status == 400
         assert "--allow-remote-images" in body["error"]["message"]
 
-    @pytest.mark.parametrize("url", ["/etc/hostname", "file:///etc/hostname", "etc/hostname"])
+    @pytest.mark.parametrize(
+        "url", ["/etc/hostname", "file:///etc/hostname", "etc/hostname", "file://[x/y", "//[x"]
+    )
     def test_files_of_the_server_are_out_of_reach(self, server: Server, url: str):
         status, body = server.post(CHAT, with_images(url))
         assert status == 400

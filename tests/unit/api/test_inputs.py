@@ -207,6 +207,16 @@ def test_a_file_in_a_dict_is_opened_unless_the_caller_is_not_trusted(tmp_path: P
             to_messages(prompt, local_files=False)
 
 
+@pytest.mark.parametrize("local_files", [True, False])
+@pytest.mark.parametrize(
+    "url", ["file://[x/y", "//[x", "data://[x,AAA", "http://[::1", "http://\u2100/", "da\tta:,x"]
+)
+def test_a_malformed_url_in_a_dict_is_refused_in_its_place(url: str, local_files: bool):
+    chunk = {"type": "image_url", "image_url": {"url": url}}
+    with pytest.raises(ImageError, match=r"^messages\[0\]\.content\[0\]\.image_url\.url"):
+        to_messages([{"role": "user", "content": [chunk]}], local_files=local_files)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
