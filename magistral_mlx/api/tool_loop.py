@@ -78,8 +78,8 @@ class _Results:
 def _outcome(tools: Sequence[Tool], call: ToolCall) -> ToolResult:
     try:
         value = call_tool(_tool_of(tools, call), call)
-        if inspect.iscoroutine(value):
-            value = asyncio.run(value)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_awaited(value))
         return result_of(call, value)
     except Exception as error:
         return result_of_error(call, error)
@@ -89,12 +89,18 @@ async def _async_outcome(tools: Sequence[Tool], call: ToolCall) -> ToolResult:
     try:
         tool = _tool_of(tools, call)
         if inspect.iscoroutinefunction(tool.function):
-            value = await call_tool(tool, call)
+            value = call_tool(tool, call)
         else:
             value = await asyncio.to_thread(call_tool, tool, call)
+        if inspect.isawaitable(value):  # of a function that wraps a coroutine as well
+            value = await value
         return result_of(call, value)
     except Exception as error:
         return result_of_error(call, error)
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _tool_of(tools: Sequence[Tool], call: ToolCall) -> CallableTool:

@@ -1,6 +1,7 @@
 """Python functions as tools: their schemas, calls to them, and the loop until the answer."""
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -318,6 +319,42 @@ def test_a_coroutine_may_be_called_without_an_event_loop(caller: Magistral):
 
     chat = caller.chat()
     chat.ask("Multiply", tools=[f])
+    assert isinstance(chat.messages[2], ToolResult) and chat.messages[2].content == "6"
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **more: Any) -> Any:
+        return function(*args, **more)
+
+    return call
+
+
+async def multiply(a: int = 2, b: int = 3) -> int:
+    return a * b
+
+
+class Later:
+    def __await__(self) -> Iterator[Any]:
+        yield from asyncio.sleep(0).__await__()
+        return "6"
+
+
+def promise() -> Later:
+    return Later()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("function", [logged(multiply), promise])
+def test_what_a_function_promises_is_awaited(
+    caller: Magistral, function: Callable[..., Any], asynchronous: bool
+):
+    function.__name__ = "f"
+    chat = caller.chat()
+    if asynchronous:
+        asyncio.run(chat.aask("Multiply", tools=[function]))
+    else:
+        chat.ask("Multiply", tools=[function])
     assert isinstance(chat.messages[2], ToolResult) and chat.messages[2].content == "6"
 
 
