@@ -88,6 +88,7 @@ class Conversation:
         self._lock = threading.RLock()
         self._messages = tuple(messages)
         self._dropped = 0  # turns at the beginning that are no longer sent
+        # An answer on its way, and the messages that it follows.
         self._pending: tuple[Request, list[Message]] | None = None
 
     # The history
@@ -327,7 +328,7 @@ class Conversation:
             raise PromptError("images were given without a message that could hold them.")
         asked = [] if prompt is None else to_messages(prompt, images)
         with self._settled():
-            return self._submit_settled(asked, changes, observer)
+            return self._submit_settled([*self._messages, *asked], changes, observer)
 
     def _submit_last(self, changes: OptionFields, observer: Observer) -> Request:
         """Queue the continuation of the last answer."""
@@ -335,15 +336,15 @@ class Conversation:
             last = self._messages[-1] if self._messages else None
             if not isinstance(last, Assistant) or last.tool_calls:
                 raise PromptError("there is no answer to go on with: the last message is none.")
-            self._messages = (*self._messages[:-1], replace(last, prefix=True))
-            return self._submit_settled([], changes, observer)
+            messages = [*self._messages[:-1], replace(last, prefix=True)]
+            return self._submit_settled(messages, changes, observer)
 
     def _submit_settled(
-        self, asked: list[Message], changes: OptionFields, observer: Observer
+        self, messages: list[Message], changes: OptionFields, observer: Observer
     ) -> Request:
-        sent = self._sent([*self._messages, *asked])
+        sent = self._sent(messages)
         request = self._model.submit(sent, options=self.options, observer=observer, **changes)
-        self._pending = (request, asked)
+        self._pending = (request, messages)
         return request
 
     def _sent(self, messages: Sequence[Message]) -> list[Message]:
@@ -392,7 +393,7 @@ class Conversation:
         pending = self._pending
         if pending is None:
             return
-        request, asked = pending
+        request, messages = pending
         try:
             result = request.wait()
         except Exception:  # the stream has raised it
@@ -400,23 +401,21 @@ class Conversation:
         with self._lock:
             if self._pending is pending:
                 if result is not None:
-                    self._record(result, asked)
+                    self._record(result, messages)
                 self._pending = None
 
-    def _record(self, result: Result, asked: list[Message]) -> None:
-        """Put question and answer into the history, unless nothing was said."""
+    def _record(self, result: Result, messages: list[Message]) -> None:
+        """Make the history of what an answer follows and the answer, unless nothing was said."""
         answer = result.message
         if not (answer.text or answer.thinking or answer.tool_calls):
             return
         if result.dropped is not None:
             self._dropped += result.dropped.turns
-        messages = [*self._messages, *asked]
         last = messages[-1] if messages else None
         if isinstance(last, Assistant) and last.prefix:
-            messages[-1] = continued(last, answer)
+            self._messages = (*messages[:-1], continued(last, answer))
         else:
-            messages.append(answer)
-        self._messages = tuple(messages)
+            self._messages = (*messages, answer)
 
 
 def _after_required(changes: OptionFields, options: Options) -> OptionFields:

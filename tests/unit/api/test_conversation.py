@@ -29,6 +29,7 @@ from magistral_mlx import (
     read_document,
 )
 from tests.unit.api.conftest import ANSWER, THOUGHT
+from tests.unit.api.together import held
 
 _ANSWERED = Assistant(ANSWER, THOUGHT)
 _RED = PIL.Image.new("RGB", (60, 40), (200, 10, 10))
@@ -191,6 +192,20 @@ def test_a_cut_answer_is_closed_by_the_next_question(talker: Magistral, chat: Co
     chat.send("What?", max_tokens=len(talker.tokenizer.encode(THOUGHT)) + 4)
     chat.append("And?")
     assert "[/THINK]A re</s>[INST]And?[/INST]" in text_of(talker, chat)
+
+
+def test_a_resumption_that_failed_or_said_nothing_leaves_the_history_alone(talker: Magistral):
+    chat = talker.chat()
+    chat.send("One?")
+    before = chat.messages
+    with pytest.raises(InvalidOption):
+        chat.resume(temperature=-1)
+    assert chat.messages == before
+    with held(talker):
+        chat.resume().cancel()
+        assert chat.messages == before
+    with pytest.raises(PromptError):
+        chat.send()  # the history ends in an answer
 
 
 def test_there_is_nothing_to_resume_before_the_first_answer(chat: Conversation):
