@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from magistral_convert.calibration.facts import CalibrationFacts
 from magistral_convert.options import ConvertOptions
@@ -10,6 +12,7 @@ from magistral_convert.plan import ConversionPlan, TensorConversion
 from magistral_mlx import __version__
 from magistral_mlx.checkpoint.names import LANGUAGE
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.files import user_path
 from magistral_mlx.quantization import Quantization
 
 _LICENSE = "apache-2.0"  # of every model of this architecture that Mistral has published
@@ -76,7 +79,11 @@ def model_card(
 
 
 def _adapter_lines(options: ConvertOptions) -> list[str]:
-    return [f"The adapter {options.adapter} is part of its weights.", ""] if options.adapter else []
+    if options.adapter is None:
+        return []
+    folder = user_path(options.adapter)  # whose place on this machine concerns nobody
+    name = Path(os.path.abspath(folder)).name if folder.exists() else options.adapter
+    return [f"The adapter {name} is part of its weights.", ""]
 
 
 def _weight_rows(plan: ConversionPlan, options: ConvertOptions) -> list[str]:

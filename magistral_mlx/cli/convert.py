@@ -150,6 +150,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
         raise click.UsageError("name one checkpoint to convert, as SOURCE or with --model.")
     from magistral_convert import ConvertOptions, check
     from magistral_convert.calibration.facts import read_quality
+    from magistral_convert.publish import publish
     from magistral_mlx.cli import convert_report as report
     from magistral_mlx.hub import require_repo
 
@@ -191,7 +192,7 @@ def convert(source: str | None, named: str | None, output: str | None, **asked: 
     quality = read_quality(target)
     if quality:
         report.note(f"Quality: {quality.describe()}.")
-    address = _upload(target, asked["upload"]) if asked["upload"] else None
+    address = publish(target, asked["upload"]) if asked["upload"] else None
     if asked["as_json"]:
         report.print_json(conversion, seconds=seconds, address=address, quality=quality)
     else:
@@ -232,19 +233,6 @@ def _run(conversion: Conversion, source: str) -> Path:
     except KeyboardInterrupt:
         click.echo("Interrupted. The same command goes on where this one was.", err=True)
         sys.exit(130)
-
-
-def _upload(target: Path, repo: str) -> str:
-    from magistral_mlx.errors import MagistralError
-    from magistral_mlx.hub import upload
-
-    try:
-        return upload(target, repo)
-    except MagistralError as error:
-        raise type(error)(
-            f"{error} The conversion itself is finished, in {target}: upload it later with "
-            f"`hf upload {repo} {target}`."
-        ) from error
 
 
 def _int(value: str | None) -> int | None:

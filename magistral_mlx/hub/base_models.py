@@ -10,6 +10,7 @@ from magistral_mlx.checkpoint.gguf.header import read_gguf
 from magistral_mlx.config_files import read_json
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.hub.cache import repo_of_snapshot
+from magistral_mlx.hub.repository import parse_repo
 
 _CONFIG_KEYS = ("base_model", "base_model_name_or_path", "_name_or_path")
 _MODEL = re.compile(
@@ -23,7 +24,10 @@ _DEFAULT = "mistralai/Magistral-Small-2509"
 
 
 def local_base_models(folder: Path) -> list[str]:
-    """Return the base models named in a checkpoint's card, configuration and own name."""
+    """Return the base models named in a checkpoint's card, configuration and own name.
+
+    Repositories alone: what else stands there may be a folder of the machine that wrote it.
+    """
     place = small_files_folder(folder)
     names = bases_in_card(place / "README.md")
     try:
@@ -31,6 +35,7 @@ def local_base_models(folder: Path) -> list[str]:
     except CheckpointError:
         config = {}
     names += [config[key] for key in _CONFIG_KEYS if isinstance(config.get(key), str)]
+    names = [name for name in names if parse_repo(name)]
     called = [repo_of_snapshot(folder) or place.resolve().name]
     if folder.is_file():
         called += _names_in_gguf(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -111,8 +112,10 @@ def _file(hub: Hub, ref: RepoRef, commit: str, sibling: RepoSibling) -> RemoteFi
     return RemoteFile(sibling.rfilename, size, etag)
 
 
-def upload(folder: Path, repo: str) -> str:
-    """Upload the files of `folder` to the repository `owner/name`, created where it is missing.
+def upload(folder: Path, repo: str, files: Iterable[str]) -> str:
+    """Upload `files` of `folder`, and nothing else that is in it, to the repository `owner/name`.
+
+    It is created where it is missing. Hidden and unfinished files are left out.
 
     Files that are there already are not sent again, so an interrupted upload is continued by
     calling this again. huggingface_hub shows its progress on a terminal. Returns the address of
@@ -134,6 +137,7 @@ def upload(folder: Path, repo: str) -> str:
             repo_id=ref.repo,
             folder_path=folder,
             commit_message="Upload an MLX conversion made with magistral-mlx",
+            allow_patterns=[glob.escape(name) for name in files],
             ignore_patterns=_NOT_UPLOADED,
         )
     return f"{hub.endpoint}/{ref.repo}"

@@ -18,8 +18,8 @@ from magistral_convert import (
     convert,
     prepare,
 )
+from magistral_convert.publish import publish
 from magistral_mlx.errors import HubError, InvalidOption, StorageError
-from magistral_mlx.hub import upload
 from tests.checkpoints import params_of, tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 from tests.fake_hub import FakeHub
 from tests.fp8_files import quantize_folder
@@ -193,12 +193,20 @@ def test_disk_for_output_and_one_shard_is_asked_for(
         convert(REPO, tmp_path / "out")
 
 
-def test_the_result_can_be_uploaded(hub: FakeHub, tmp_path: Path, monkeypatch):
+def test_the_result_is_uploaded_and_nothing_that_others_have_put_beside_it(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder = convert(REPO, tmp_path / "out", ConvertOptions(name="someone/magistral-4bit"))
+    converted = {name for name in content(folder) if not name.startswith(".")}
+    (folder / "my notes.txt").write_text("mine")
+    (folder / "keys").mkdir()
+    for name in ("id_rsa", "config.json"):
+        (folder / "keys" / name).write_text("mine")
+    with pytest.raises(HubError, match=r"out --exclude 'keys/\*' --exclude 'my notes.txt'`"):
+        publish(folder, "someone/magistral-4bit")
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    upload(folder, "someone/magistral-4bit")
-    published = {name for name in content(folder) if not name.startswith(".")}
-    assert hub.files("someone/magistral-4bit").keys() >= published
+    publish(folder, "someone/magistral-4bit")
+    assert hub.files("someone/magistral-4bit").keys() == converted
 
 
 def test_scales_in_another_shard_than_their_weight_are_fetched_and_kept_as_long_as_needed(

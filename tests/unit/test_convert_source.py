@@ -225,6 +225,9 @@ def test_quality_that_an_earlier_conversion_has_recorded_is_not_that_of_the_next
 
 def test_the_card_of_an_unknown_checkpoint_claims_no_base(tmp_path: Path):
     source = write_hf_checkpoint(tmp_path / "my-own", config=tiny_config(vision=False))
+    config = json.loads((source / "config.json").read_text())
+    config["_name_or_path"] = str(source)  # a folder is no repository
+    (source / "config.json").write_text(json.dumps(config))
     card = (convert(source, tmp_path / "out") / "README.md").read_text()
     assert "base_model" not in card
     assert "pipeline_tag: text-generation" in card

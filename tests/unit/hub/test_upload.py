@@ -36,7 +36,7 @@ def as_bytes(files: dict[str, bytes | str]) -> dict[str, bytes]:
 
 
 def test_the_files_arrive_in_a_new_repository(writable: FakeHub, folder: Path):
-    assert upload(folder, "jo/Magistral-4bit") == f"{writable.url}/jo/Magistral-4bit"
+    assert upload(folder, "jo/Magistral-4bit", FILES) == f"{writable.url}/jo/Magistral-4bit"
     assert writable.files("jo/Magistral-4bit") == as_bytes(FILES)
     assert not writable.repos["jo/Magistral-4bit"].private
 
@@ -46,36 +46,38 @@ def test_large_files_travel_by_lfs(
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     writable.lfs_uploads = True
-    upload(folder, "jo/Magistral-4bit")
+    upload(folder, "jo/Magistral-4bit", FILES)
     assert writable.files("jo/Magistral-4bit") == as_bytes(FILES)
     assert list(writable.lfs.values()) == [b"\0" * 5000]
 
 
 def test_a_second_upload_adds_to_what_is_there(writable: FakeHub, folder: Path, tmp_path: Path):
-    upload(folder, "jo/Magistral-4bit")
-    upload(write_repo(tmp_path / "more", {"README.md": "# New\n"}), "jo/Magistral-4bit")
+    upload(folder, "jo/Magistral-4bit", FILES)
+    upload(
+        write_repo(tmp_path / "more", {"README.md": "# New\n"}), "jo/Magistral-4bit", ["README.md"]
+    )
     expected = as_bytes(FILES | {"README.md": "# New\n"})
     assert writable.files("jo/Magistral-4bit") == expected
 
 
 def test_without_a_token_it_says_which_one_is_needed(hub: FakeHub, folder: Path):
     with pytest.raises(HubError, match=r"does not let this account write to jo/x.*HF_TOKEN.*jo"):
-        upload(folder, "jo/x")
+        upload(folder, "jo/x", FILES)
     assert "jo/x" not in hub.repos
 
 
 def test_a_name_that_is_none(hub: FakeHub, folder: Path):
     with pytest.raises(ModelNotFound, match="'x' is not the name of a repository"):
-        upload(folder, "x")
+        upload(folder, "x", FILES)
 
 
 def test_a_folder_that_is_not_there(hub: FakeHub, tmp_path: Path):
     with pytest.raises(ModelNotFound, match=r"there is no folder .* to upload"):
-        upload(tmp_path / "gone", "jo/x")
+        upload(tmp_path / "gone", "jo/x", FILES)
 
 
 def test_offline(hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
-        upload(folder, "jo/x")
+        upload(folder, "jo/x", FILES)
     assert hub.requests == []
