@@ -116,6 +116,7 @@ class Replay:
     models: list[str] = field(default_factory=lambda: [MODEL])
     specs: Sequence[ServerSpec] = ()  # MCP servers whose tools the page may call
     left: int = 0  # streams that the page has closed early
+    documents: Gate | None = None  # files are read once it is opened
     url: str = ""
 
     def next(self, *steps: Any) -> None:
@@ -127,6 +128,7 @@ class Replay:
         self.scripts.clear()
         self.requests.clear()
         self.left = 0
+        self.documents = None
 
     def app(self) -> Starlette:
         @asynccontextmanager
@@ -158,6 +160,8 @@ class Replay:
 
     async def _documents(self, request: Request) -> Response:
         body = await request.json()
+        if self.documents:
+            await self.documents.passed()
         parts = document_parts(body["data"], body["name"], body["pdf"])
         return JSONResponse({"parts": parts, "tokens": 1234})
 

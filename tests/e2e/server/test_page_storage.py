@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.server.browser import browser, reload, visiting  # noqa: F401  (a fixture)
-from tests.e2e.server.replay import Replay, replaying
+from tests.e2e.server.browser import Visit, browser, reload, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.replay import Ended, Gate, Replay, Said, replaying
 from tests.e2e.server.screenshots import IMAGE
 
 IMAGE_URL = f"data:image/png;base64,{base64.b64encode(IMAGE.read_bytes()).decode()}"
@@ -41,11 +41,25 @@ FIRST_DATABASE = """async ({ conversations, messages, pictures }) => {
     database.close();
 }"""
 
+# How many files are kept with the draft of a conversation.
+KEPT = """async (id) => {
+    const drafts = await import("/static/js/drafts.js");
+    return (await drafts.attachments(id)).length;
+}"""
+NOTES = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"37 + 85 = 122"}
+
 
 @pytest.fixture(scope="module")
 def replay() -> Iterator[Replay]:
     with replaying() as running:
         yield running
+
+
+@pytest.fixture
+def visit(browser: Browser, replay: Replay) -> Iterator[Visit]:  # noqa: F811
+    replay.reset()
+    with visiting(browser, replay.url) as visit:
+        yield visit
 
 
 def conversation(id: str, **fields: Any) -> dict[str, Any]:
@@ -109,3 +123,69 @@ def test_what_the_first_version_stored_and_exported_is_taken_over(
             if message["role"] == "user"
         }
         assert attached == {"one": 1, "two": 2, "three": 3, "bare": 0}
+
+
+def test_what_waits_for_its_file_is_sent_in_no_other_chat(visit: Visit, replay: Replay) -> None:
+    page = visit.page
+    message, tray = page.locator("#message"), page.locator("#tray li")
+
+    def go(title: str) -> None:
+        page.locator(".conversation .open", has_text=title).click()
+        expect(page.locator(".user-text")).to_have_text(title)
+
+    for title in ("First", "Second"):
+        page.locator("#new-chat").click()
+        replay.next(Said("Yes."), Ended())
+        visit.ask(title)
+        visit.answered()
+    second = page.url.split("#/")[1]
+    go("First")
+    message.fill("Half typed")
+    go("Second")
+    replay.documents = Gate()
+    page.locator("#files").set_input_files(NOTES)
+    visit.ask("What does it say?")
+    go("First")
+    replay.documents.open()
+    page.wait_for_function(KEPT, arg=second)
+    expect(message).to_have_value("Half typed")
+    go("Second")
+    expect(message).to_have_value("What does it say?")
+    expect(tray).to_have_count(1)
+    replay.next(Said("A sum."), Ended())
+    message.press("Enter")
+    visit.answered(2)
+    assert "37 + 85" in str(replay.requests[-1]["messages"][-1])
+    assert len(replay.requests) == 3
+
+    # Coming back before it is read finds it, and nothing else.
+    replay.documents = Gate()
+    page.locator("#files").set_input_files(NOTES)
+    message.fill("And this?")
+    page.locator(".conversation .open", has_text="First").click()
+    expect(message).to_have_value("Half typed")
+    page.locator(".conversation .open", has_text="Second").click()
+    expect(message).to_have_value("And this?")
+    replay.next(Said("The same."), Ended())
+    message.press("Enter")
+    replay.documents.open()
+    visit.answered(3)
+    assert "37 + 85" in str(replay.requests[-1]["messages"][-1])
+
+
+def test_a_message_stays_a_draft_when_its_file_cannot_be_attached(
+    visit: Visit, replay: Replay
+) -> None:
+    page = visit.page
+    replay.documents = Gate()
+    empty = {"name": "empty.png", "mimeType": "image/png", "buffer": b""}
+    page.locator("#files").set_input_files([NOTES, empty])
+    visit.ask("What do they show?")
+    replay.documents.open()
+    expect(page.locator(".toast")).to_contain_text("empty.png")
+    expect(page.locator("#message")).to_have_value("What do they show?")
+    expect(page.locator("#tray li")).to_have_count(1)
+    replay.next(Said("A sum."), Ended())
+    page.locator("#message").press("Enter")
+    visit.answered()
+    assert "37 + 85" in str(replay.requests[-1]["messages"][-1])

@@ -19,7 +19,7 @@ export class Composer {
     this.id = null; // until it has taken a draft
     this.busy = false;
     this.sending = false;
-    this.attaching = null; // a promise while files are read
+    this.reading = new Map(); // id of a draft -> { attachments, done } while files are read for it
     this.tray = new Tray($("#tray"), {
       changed: () => {
         drafts.setAttachments(this.id, this.tray.attachments);
@@ -44,8 +44,7 @@ export class Composer {
     });
     $("#composer").addEventListener("submit", (event) => {
       event.preventDefault();
-      // What is being read belongs to the message.
-      if (this.attaching) return this.attaching.then(() => event.target.requestSubmit());
+      if (this.reading.has(this.id)) return this.#sendOnceRead(event.target);
       if (!this.#sendable()) return;
       const text = this.area.value.trim();
       const attachments = this.tray.attachments.map(({ source, ...sent }) => sent);
@@ -74,12 +73,25 @@ export class Composer {
   async #attach(files) {
     const { id } = this;
     const { attachments } = this.tray;
-    const adding = Promise.resolve(this.attaching).then(() => this.tray.add(files, attachments));
-    this.attaching = adding;
-    await adding;
-    if (this.attaching === adding) this.attaching = null;
+    const before = this.reading.get(id)?.done ?? true;
+    const add = async () => {
+      const well = await before;
+      return (await this.tray.add(files, attachments)) && well;
+    };
+    const reading = { attachments, done: add() }; // whether all of them could be attached
+    this.reading.set(id, reading);
+    await reading.done;
+    if (this.reading.get(id) === reading) this.reading.delete(id);
     if (this.id !== id) await drafts.setAttachments(id, attachments);
     else this.focus();
+  }
+
+  // What is being read belongs to the message. It stays a draft if a file could not be attached, or
+  // if another draft is on the screen by then.
+  async #sendOnceRead(form) {
+    const { id } = this;
+    const well = await this.reading.get(id).done;
+    if (well && this.id === id) form.requestSubmit();
   }
 
   /** Take the draft of a conversation ("" for a new one). */
@@ -87,12 +99,13 @@ export class Composer {
     this.id = id;
     this.queue.open(id);
     this.write(drafts.text(id));
+    const reading = this.reading.get(id);
+    if (reading) return this.tray.show(reading.attachments);
     const attachments = []; // not those of the draft before
     this.tray.attachments = attachments;
     const kept = await drafts.attachments(id);
-    if (this.tray.attachments !== attachments) return;
     attachments.unshift(...kept);
-    this.tray.show(attachments);
+    if (this.tray.attachments === attachments) this.tray.show(attachments);
   }
 
   /** The new conversation has an identity: what is typed from now on is its draft. */

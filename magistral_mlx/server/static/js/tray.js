@@ -17,8 +17,12 @@ export class Tray {
     Object.assign(this, { element, changed, failed, beside });
   }
 
-  /** Read files, and attach those that can be sent, to `attachments`, of whatever draft. */
+  /**
+   * Read files, and attach those that can be sent, to `attachments`, of whatever draft. Resolves to
+   * whether all could be.
+   */
   async add(files, attachments) {
+    let well = true;
     for (const file of files) {
       try {
         const attachment = await readFile(file);
@@ -26,9 +30,11 @@ export class Tray {
         attachments.push(attachment);
       } catch (error) {
         this.failed(error);
+        well = false;
       }
       if (attachments === this.attachments) this.show(attachments);
     }
+    return well;
   }
 
   /** Show other attachments. */
