@@ -37,7 +37,7 @@ class HubSource:
     def identity(self) -> str:
         weights = [(file.name, file.size, file.etag) for file in self._files.values()]
         own = file_stamps(self._own_files)
-        return json.dumps([self.model.ref.repo, self.model.commit, weights, own])
+        return json.dumps([self.model.ref.repo, weights, own])
 
     @property
     def _own_files(self) -> list[Path]:

@@ -21,7 +21,7 @@ from magistral_convert import (
 from magistral_convert.publish import publish
 from magistral_mlx.errors import HubError, InvalidOption, StorageError
 from tests.checkpoints import params_of, tiny_config, write_hf_checkpoint, write_mistral_checkpoint
-from tests.fake_hub import FakeHub
+from tests.fake_hub import Content, FakeHub
 from tests.fp8_files import quantize_folder
 
 REPO = "mistralai/Magistral-Small-2509"
@@ -117,7 +117,9 @@ def test_a_target_size_says_first_that_the_weights_are_not_here(hub: FakeHub, tm
         prepare(f"{REPO}@{commit}", tmp_path / "out", ConvertOptions(target_bits=4.0))
 
 
-def test_an_interrupted_one_fetches_only_what_is_missing(hub: FakeHub, tmp_path: Path):
+def test_an_interrupted_one_fetches_only_what_is_missing_though_the_card_is_new(
+    hub: FakeHub, tmp_path: Path
+):
     expected = content(convert(REPO, tmp_path / "expected" / "out"))
 
     def stop(report: ConversionProgress) -> None:
@@ -126,7 +128,7 @@ def test_an_interrupted_one_fetches_only_what_is_missing(hub: FakeHub, tmp_path:
 
     with pytest.raises(Stop):
         convert(REPO, tmp_path / "out", on_progress=stop)
-    hub.requests.clear()
+    hub.repos[REPO].commit([Content("README.md", data=b"# New words\n")], keep=True)
     reports: list[ConversionProgress] = []
     assert content(convert(REPO, tmp_path / "out", on_progress=reports.append)) == expected
     fetched = {report.file for report in reports if isinstance(report, Downloading)}
@@ -144,7 +146,7 @@ def test_a_download_that_breaks_is_one_error_and_goes_on(hub: FakeHub, tmp_path:
     assert (convert(REPO, tmp_path / "out") / "config.json").is_file()
 
 
-def test_a_new_commit_starts_over(hub: FakeHub, published: Path, tmp_path: Path):
+def test_new_weights_start_over(hub: FakeHub, published: Path, tmp_path: Path):
     def stop(report: ConversionProgress) -> None:
         if isinstance(report, Converting) and report.bytes_done > 0.6 * report.bytes_total:
             raise Stop
