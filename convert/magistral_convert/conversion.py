@@ -41,7 +41,7 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.hub import find_tokenizer
 from magistral_mlx.hub.adapters import locate_adapter
 
-_FORMAT = 4  # to be raised when the same options give other bytes
+_FORMAT = 5  # to be raised when the same options give other bytes
 _SMALL_FILES = 64 << 20  # allowance for the files beside the weights
 
 

@@ -12,6 +12,11 @@ from magistral_convert.source_rows import Rows
 from magistral_mlx.backend import mx
 from magistral_mlx.quantization import Quantization
 
+# Mode -> the largest value of its smallest scale that is a normal number, 2^-126. A group without
+# one so large becomes zeros: MLX would give it the code of another scale, of up to 1e38.
+SMALLEST_GROUPS = {"mxfp4": 6 * 2.0**-126, "mxfp8": 448 * 2.0**-126}
+_SIGN = 0x8000  # bit of a bfloat16
+
 
 def quantize_rows(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
     """Encode rows as each output of a tensor: the weight, then scales, then biases.
@@ -26,11 +31,24 @@ def quantize_rows(rows: Rows, scheme: Quantization | None) -> list[memoryview]:
         if rows.dtype == np.uint16:
             return [np.ascontiguousarray(rows).data.cast("B")]
         return encode_arrays([to_bfloat16(rows)])
+    values = _flush(to_bfloat16(rows), scheme)
     return encode_arrays(
-        mx.quantize(
-            to_bfloat16(rows), group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode
-        )
+        mx.quantize(values, group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode)
     )
+
+
+def _flush(values: mx.array, scheme: Quantization) -> mx.array:
+    """Replace groups of bfloat16 that are too small for a scale by zeros of the same signs."""
+    smallest = SMALLEST_GROUPS.get(scheme.mode)
+    if smallest is None:
+        return values
+    # Sizes are ordered as their bits are, of which a backend flushes none.
+    limit = int(np.float32(smallest).view(np.uint32)) >> 16
+    bits = values.view(mx.uint16).reshape(len(values), -1, scheme.group_size)
+    is_small = (bits & (_SIGN - 1)).max(axis=-1, keepdims=True) < limit
+    if not is_small.any().item():
+        return values
+    return mx.where(is_small, bits & _SIGN, bits).reshape(values.shape).view(mx.bfloat16)
 
 
 def dequantize_rows(

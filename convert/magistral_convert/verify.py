@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from magistral_convert.plan import TensorConversion
-from magistral_convert.quantize import dequantize_rows, to_bfloat16
+from magistral_convert.quantize import SMALLEST_GROUPS, dequantize_rows, to_bfloat16
 from magistral_convert.quantized_source import layout_bound
 from magistral_convert.source_rows import Rows, read_raw, read_rows
 from magistral_convert.staging import StagingFolder
@@ -28,9 +28,11 @@ _EVERY = 9  # row of a head whose rows are laid out in another order: odd, so of
 _LEAST_COSINE = 0.05  # of rows and what a search made of them: 0.7 has been seen, at 2 bits
 _SMALLEST_STEP = 1e-7  # affine scales are never smaller
 _BFLOAT16 = 2.0**-8  # more than the relative error of a scale that is rounded to bfloat16
-# Mode -> (relative, absolute) error of a value, as a share of its group's largest one. mxfp scales
-# are rounded up to a power of two: half a step of the widest spacing. nvfp4 scales are e4m3.
-_FLOATING_BOUNDS = {"mxfp4": (0.201, 0.0), "mxfp8": (0.0626, 0.0), "nvfp4": (0.1775, 0.006)}
+# Mode -> error of a value, as a share of its group's largest one. mxfp scales are rounded up to a
+# power of two: half a step of the widest spacing. nvfp4 scales are e4m3.
+_RELATIVE = {"mxfp4": 0.201, "mxfp8": 0.0626, "nvfp4": 0.1775}
+# Mode -> error that comes on top: that of groups without a larger value, which become zeros.
+_ABSOLUTE = {**SMALLEST_GROUPS, "nvfp4": 0.006}
 
 
 def verify_tensor(tensor: TensorConversion, work: StagingFolder) -> None:
@@ -131,8 +133,8 @@ def _is_same(tensor: TensorConversion, start: int, stop: int, written: list[byte
 def _bound(groups: mx.array, scheme: Quantization) -> mx.array:
     """Return the largest error of the quantizer in each group; (R, groups, 1)."""
     if scheme.mode != "affine":
-        relative, absolute = _FLOATING_BOUNDS[scheme.mode]
-        return relative * mx.abs(groups).max(axis=-1, keepdims=True) + absolute
+        largest = mx.abs(groups).max(axis=-1, keepdims=True)
+        return _RELATIVE[scheme.mode] * largest + _ABSOLUTE[scheme.mode]
     # The scale is stretched so that zero has a code, which can push the far end of the range out
     # by up to a whole step. Metal's kernel lets the range begin at zero.
     lowest, highest = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)

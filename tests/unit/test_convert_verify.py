@@ -11,7 +11,13 @@ from magistral_convert.quantize import dequantize_rows, quantize_rows
 from magistral_convert.verify import is_within_bound
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES, FIXED_MODES, Quantization
+from magistral_mlx.quantization import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    FIXED_MODES,
+    Mode,
+    Quantization,
+)
 from tests.checkpoints import random_weights, tiny_config, write_hf_checkpoint
 
 SCHEMES = [
@@ -53,6 +59,20 @@ def written(bits: NDArray[np.uint16], scheme: Quantization | None) -> mx.array:
 def test_what_the_quantizer_gives_is_within_its_bound(kind: str, scheme: Quantization | None):
     bits = bfloat16_bits(samples()[kind])
     assert is_within_bound(bits, written(bits, scheme), scheme)
+
+
+@pytest.mark.parametrize("mode", FIXED_MODES)
+def test_groups_too_small_for_a_scale_become_zeros_and_change_no_other(mode: Mode):
+    bits, size = FIXED_MODES[mode]
+    scheme = Quantization(bits, size, mode)
+    values = samples()["normal"]
+    plain = np.array(written(bfloat16_bits(values), scheme))
+    for exponent in range(-40, -30):
+        values[:, :256] = samples()["normal"][:, :256] * 10.0**exponent
+        source = bfloat16_bits(values)
+        found = written(source, scheme)
+        assert is_within_bound(source, found, scheme), exponent
+        np.testing.assert_array_equal(np.array(found)[:, 256:], plain[:, 256:])
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, None], ids=str)
