@@ -41,7 +41,7 @@ def function_tool(function: Callable[..., Any]) -> CallableTool:
         adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]
         schema = adapter.json_schema()
     except (PydanticUserError, NameError, TypeError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         raise _no_schema(name, reason) from error
     if schema.get("type") != "object":
         raise _no_schema(name, "they are positional")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from magistral_mlx.api.option_kinds import CacheScheme
 from magistral_mlx.errors import InvalidOption
@@ -107,6 +107,8 @@ class LoadOptions:
     def __post_init__(self) -> None:
         """Raises InvalidOption for a value out of range."""
         validate_options(self)
+        if self.adapters is not None:
+            _check_adapters(self.adapters)
         if self.split not in get_args(SplitChoice):
             raise InvalidOption(f"split is {self.split!r}; it must be auto, tensor or pipeline.")
         if self.cache_size is not None and self.cache_dir is None:
@@ -116,3 +118,12 @@ class LoadOptions:
     def cache_bytes(self) -> int:
         """Bytes that the files in `cache_dir` may take."""
         return _DEFAULT_CACHE_SIZE if self.cache_size is None else self.cache_size
+
+
+def _check_adapters(adapters: Any) -> None:
+    if not isinstance(adapters, Mapping):
+        raise InvalidOption(
+            f"adapters is {adapters!r}; it must be a mapping of names to folders or hub names."
+        )
+    for name, source in adapters.items():
+        Name("DIR_OR_NAME").validate(f"adapters[{name!r}]", source)

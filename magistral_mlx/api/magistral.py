@@ -27,7 +27,7 @@ from magistral_mlx.checkpoint.adapters.stored import StoredAdapter
 from magistral_mlx.errors import PromptError
 from magistral_mlx.hub.adapters import adapter_name, locate_adapter
 from magistral_mlx.hub.cache import repo_of_snapshot
-from magistral_mlx.option_spec import with_changes
+from magistral_mlx.option_spec import Name, with_changes
 from magistral_mlx.paths import DEMO, demo_dir
 from magistral_mlx.runtime.progress import OnProgress
 
@@ -170,12 +170,14 @@ class Magistral:
             name: for the option `adapter`; None is the last part of `name_or_dir`.
 
         Raises:
+            InvalidOption: a name that none can have.
             ModelNotFound: no such adapter.
             CheckpointError: a damaged one, or one of another model.
             OutOfMemory: it does not fit beside the plan.
             ModelClosed: the model has been closed.
         """
         self.session.check_open()
+        Name("DIR_OR_NAME").validate("name_or_dir", name_or_dir)
         given = adapter_name(name_or_dir) if name is None else check_adapter_name(name)
         folder = locate_adapter(str(name_or_dir))
         self.session.load_adapter(given, StoredAdapter.open(folder, self._checkpoint.config))
@@ -188,7 +190,8 @@ class Magistral:
             InvalidOption: none of that name is loaded.
             ModelClosed: the model has been closed.
         """
-        chosen_adapter(self.session.adapters, name, None)
+        self.session.check_open()
+        chosen_adapter(self.session.adapters, check_adapter_name(name), None)
         self.session.drop_adapter(name)
 
     def __enter__(self) -> Magistral:

@@ -318,9 +318,13 @@ class Options:
 
     @property
     def schema(self) -> Mapping[str, Any] | str | bool | None:
-        """`json_schema` as a JSON schema."""
+        """`json_schema` as a JSON schema.
+
+        Raises:
+            InvalidOption: a pydantic class that has none.
+        """
         schema = self.json_schema
-        return schema.model_json_schema() if isinstance(schema, type) else schema
+        return _schema_of(schema) if isinstance(schema, type) else schema
 
     @property
     def constrained(self) -> bool:
@@ -416,3 +420,16 @@ class Options:
                 f"{given[0]} and tools exclude each other: no call could be written. "
                 "tool_choice='none' hides the tools."
             )
+
+
+def _schema_of(answer: type[BaseModel]) -> Mapping[str, Any]:
+    from pydantic.errors import PydanticUserError
+
+    try:
+        return answer.model_json_schema()
+    except (PydanticUserError, AttributeError, NameError, TypeError) as error:
+        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
+        raise InvalidOption(
+            f"json_schema is {answer.__name__}, a class without a JSON schema: {reason}. Give each "
+            "field a type that JSON has."
+        ) from error

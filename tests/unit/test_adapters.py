@@ -114,6 +114,19 @@ def test_adapters_come_and_go(folder: Path) -> None:
             model.drop_adapter("one")
 
 
+@pytest.mark.parametrize("name", ["base", None, "", "three"])
+def test_what_is_no_loaded_adapter_cannot_be_dropped(model: Magistral, name: Any) -> None:
+    with pytest.raises(InvalidOption):
+        model.drop_adapter(name)
+    assert model.adapters == ("one", "two")
+
+
+@pytest.mark.parametrize("name", [None, "", 3])
+def test_what_is_no_name_of_an_adapter_cannot_be_loaded(model: Magistral, name: Any) -> None:
+    with pytest.raises(InvalidOption, match=r"name_or_dir is .*; it must be a name, not empty"):
+        model.load_adapter(name)
+
+
 def test_its_bytes_are_in_the_plan(folder: Path) -> None:
     plain = plan_model(folder / "base", dtype="float32", context=512)
     with_one = plan_model(folder / "base", dtype="float32", context=512, adapter=folder / "one")

@@ -35,6 +35,11 @@ def test_every_dtype_of_the_backend_and_every_cache_scheme_can_be_asked_for():
         ({"memory_limit": 10}, "memory_limit is 10; it must be 64 MB or more, in bytes."),
         ({"cache_dir": ""}, "cache_dir is ''; it must be a name, not empty."),
         ({"draft": 5}, "draft is 5; it must be a name, not empty."),
+        (
+            {"adapters": ["one"]},
+            "adapters is ['one']; it must be a mapping of names to folders or hub names.",
+        ),
+        ({"adapters": {"a": None}}, "adapters['a'] is None; it must be a name, not empty."),
         ({"cache_size": 10**9}, "cache_size needs a cache_dir, where prompts are kept."),
         (
             {"cache_dir": "x", "cache_size": 1000},

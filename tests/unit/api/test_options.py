@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from magistral_mlx import DEFAULT, InvalidOption, Options, System, Tool
 from magistral_mlx.api.option_fields import OptionFields
@@ -98,6 +100,16 @@ def test_a_wrong_value_is_told_with_what_is_expected(option: dict[str, Any], mes
     with pytest.raises(InvalidOption) as error:
         Options(**option)
     assert str(error.value).startswith(message)
+
+
+class Callback(BaseModel):
+    call: Callable[[int], int]
+
+
+@pytest.mark.parametrize("answer", [Callback, BaseModel])
+def test_a_class_without_a_json_schema_is_told(answer: type[BaseModel]):
+    with pytest.raises(InvalidOption, match=f"json_schema is {answer.__name__}, a class without"):
+        Options(json_schema=answer).schema  # noqa: B018
 
 
 def test_values_come_into_one_form():
