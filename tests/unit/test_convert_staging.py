@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from magistral_convert import Converting, ConvertOptions, convert, prepare
+from magistral_convert.calibration.states import HiddenStates, SavedStates
 from magistral_convert.conversion import run
 from magistral_convert.staging import StagingFolder
+from magistral_mlx.backend import mx
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import InvalidOption, StorageError, TargetExists
 from tests.checkpoints import write_hf_checkpoint, write_mistral_checkpoint
@@ -300,6 +302,14 @@ def test_a_disk_that_fills_up_is_one_error_and_the_work_is_kept(
             convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert first_report(source, tmp_path / "out").tensors_done > 0
+
+
+@pytest.mark.linux("macOS has no /dev/full")
+def test_a_disk_that_fills_up_with_hidden_states_is_the_same_error(tmp_path: Path):
+    (tmp_path / "partial-layer-3.safetensors").symlink_to("/dev/full")
+    states = mx.zeros((2, 4, 8))
+    with pytest.raises(StorageError, match=r"the disk is full at .*run the same command again"):
+        SavedStates(tmp_path).save(3, HiddenStates(states, states, states))
 
 
 def test_no_permission_is_one_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

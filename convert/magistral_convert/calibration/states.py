@@ -50,11 +50,9 @@ class SavedStates:
         path = self._path(layer)
         partial = path.with_name(f"partial-{path.name}")
         with storage_errors(self._folder):
-            try:
-                mx.save_safetensors(str(partial), vars(states))
-            except RuntimeError as error:  # MLX's own kind
-                raise OSError(str(error)) from None
-            with partial.open("rb") as stream:
+            with partial.open("wb") as stream:  # Python's errors say why; those of MLX do not
+                mx.save_safetensors(stream, vars(states))
+                stream.flush()
                 flush_to_disk(stream.fileno())
             partial.replace(path)
             for number in self.layers():
