@@ -34,7 +34,7 @@ def is_endless(file: Path) -> bool:
     """Whether there is something that need not have an end: a pipe, a socket or a device."""
     try:
         mode = file.stat().st_mode
-    except OSError:
+    except (OSError, ValueError):
         return False  # opening it says why
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 

@@ -40,6 +40,8 @@ def write_transcript(
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(f"the conversation cannot be saved to {path}: {reason}.") from error
+    except ValueError as error:  # a zero byte in the path
+        raise StorageError(f"{str(path)!r} is not a path: {error}.") from error
 
 
 def read_transcript(path: Path) -> tuple[list[Message], System | Default | None]:

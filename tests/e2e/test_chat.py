@@ -370,6 +370,13 @@ def test_save_overwrites_only_its_own_file(chat: Terminal, tmp_path: Path):
     type_command(chat, f"/save {file}", "Saved to")
     type_command(chat, f"/save --force {other}", "Saved to")
     assert json.loads(other.read_text())["messages"]
+    # A path that cannot be written is told, and the conversation is still there.
+    long = "a" * 300
+    type_command(chat, f"/save {long}", "the conversation cannot be saved to")
+    type_command(chat, f"/save --force {long}", "the conversation cannot be saved to")
+    type_command(chat, f"/load {long}", "cannot be read")
+    type_command(chat, "/save --force", "one file is expected")
+    type_command(chat, "/stats", "1 answers")
 
 
 def test_a_path_with_blanks_is_completed_as_one(talker: Path, home: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from magistral_mlx.cli.attachments import open_images, read_files, tokens_of
 from magistral_mlx.cli.chatting.session import ChatSession
 from magistral_mlx.cli.chatting.tools import require
 from magistral_mlx.cli.params import parse_thinking
-from magistral_mlx.errors import InvalidOption, PromptError, TargetExists
+from magistral_mlx.errors import InvalidOption, PromptError, StorageError, TargetExists
 from magistral_mlx.files import user_path
 
 
@@ -45,7 +46,11 @@ def run_command(session: ChatSession, line: str) -> None:
         raise InvalidOption(
             f"there is no command /{name}. {hint} Begin a text with // for a slash."
         )
-    command.run(session, rest.strip())
+    try:
+        command.run(session, rest.strip())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise StorageError(f"/{name}: {where}{error.strerror or error}.") from error
 
 
 def _help(session: ChatSession, rest: str) -> None:
@@ -77,8 +82,9 @@ def _file(session: ChatSession, rest: str) -> None:
     if not rest:
         _image(session, "")
         return
-    as_images = rest.startswith(_PAGES)
-    names = _words(rest.removeprefix(_PAGES))
+    as_images, names = _after(_PAGES, _words(rest))
+    if not names:
+        raise InvalidOption(f"{_PAGES} is followed by files.")
     limit = session.chat.options.image_tokens
     read = read_files([_expanded(name) for name in names], "images" if as_images else "text")
     tokens = [tokens_of(parts, session.magistral, limit) for parts in read]
@@ -139,17 +145,18 @@ def _continue(session: ChatSession, rest: str) -> None:
 
 
 def _save(session: ChatSession, rest: str) -> None:
-    forced = rest.startswith(_FORCE)
-    path = _path(rest.removeprefix(_FORCE))
-    if path.exists() and not forced and path.resolve() != session.file:
-        raise TargetExists(f"{path} exists already. /save {_FORCE}FILE overwrites it.")
+    forced, names = _after(_FORCE, _words(rest))
+    path = _path(names)
+    # Where it cannot be told whether the file exists, saving says why.
+    if not forced and os.path.exists(path) and path.resolve() != session.file:
+        raise TargetExists(f"{path} exists already. /save {_FORCE} FILE overwrites it.")
     session.chat.save(path)
     session.file = path.resolve()
     session.say(f"Saved to {path}.")
 
 
 def _load(session: ChatSession, rest: str) -> None:
-    path = _path(rest)
+    path = _path(_words(rest))
     session.chat.load(path)
     session.file = path.resolve()
     session.show_history()
@@ -190,7 +197,7 @@ def _quit(session: ChatSession, rest: str) -> None:
     session.leaving = True
 
 
-_FORCE, _PAGES = "--force ", "--images "
+_FORCE, _PAGES = "--force", "--images"
 # Words of other chats.
 _ALIASES = {"bye": "quit", "exit": "quit", "clear": "new", "?": "help"}
 COMMANDS = {
@@ -226,8 +233,13 @@ def _asked(turn: Sequence[Message]) -> list[User]:
     return [message for message in turn if isinstance(message, User)]
 
 
-def _path(text: str) -> Path:
-    words = _words(text)
+def _after(option: str, words: list[str]) -> tuple[bool, list[str]]:
+    """Whether the words begin with an option, and those that follow it."""
+    given = words[:1] == [option]
+    return given, words[given:]
+
+
+def _path(words: list[str]) -> Path:
     if len(words) != 1:
         raise InvalidOption("one file is expected, in quotes if its name holds blanks.")
     return user_path(words[0])
