@@ -65,7 +65,8 @@ class ChatSession:
         self.file: Path | None = None  # that this conversation was saved to or loaded from
         self._warned = False
         self._unfolded = False
-        self._draft = ""  # what stands in the input when it is shown next
+        self._draft = ""  # what stands in the input when it is shown next, before what was typed
+        self._typed = ""  # and not sent while an answer came
         self._lines: list[str] = []  # what was typed and sent while an answer came
         self._next: list[User] = []  # to be asked now
         self._resume = False
@@ -115,7 +116,7 @@ class ChatSession:
 
     def take_up(self, messages: list[User]) -> None:
         """Put messages back into the input, and what was attached beside it."""
-        self._draft = "\n\n".join(filter(None, map(typed_in, messages)))
+        self._draft = _paragraphs(self._draft, *map(typed_in, messages))
         self.attached = [part for message in messages for part in attached_to(message)]
         self._used = self.chat.tokens
 
@@ -161,7 +162,8 @@ class ChatSession:
             line = self._lines.pop(0)
             self.console.print(Styled(visible(f"❯ {line}"), style="bold"))
             return line
-        draft, self._draft = self._draft, ""
+        draft = _paragraphs(self._draft, self._typed)
+        self._draft = self._typed = ""
         return await self._editor.prompt_async(default=draft)
 
     async def _take(self, line: str) -> None:
@@ -271,16 +273,16 @@ class ChatSession:
                 elif key.key == Keys.ControlT:
                     view.toggle()
                 elif key.key == Keys.BracketedPaste:
-                    self._draft += key.data.replace("\r\n", "\n").replace("\r", "\n")
+                    self._typed += key.data.replace("\r\n", "\n").replace("\r", "\n")
                 elif key.key == Keys.ControlJ or (pasted and key.key == Keys.ControlM):
-                    self._draft += "\n"
+                    self._typed += "\n"
                 elif key.key == Keys.ControlM:
-                    self._lines.append(self._draft)
-                    self._draft = ""
+                    self._lines.append(self._typed)
+                    self._typed = ""
                 elif key.key == Keys.ControlH:  # backspace
-                    self._draft = self._draft[:-1]
+                    self._typed = self._typed[:-1]
                 elif key.data.isprintable():
-                    self._draft += key.data
+                    self._typed += key.data
 
         with (
             self._input.raw_mode(),
@@ -300,6 +302,10 @@ class ChatSession:
         if thinking != "on":
             parts.append(f"thinking {thinking}")
         return " · ".join(parts)
+
+
+def _paragraphs(*texts: str) -> str:
+    return "\n\n".join(filter(None, texts))
 
 
 def _label(part: str | Image) -> str:
