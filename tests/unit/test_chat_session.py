@@ -85,3 +85,18 @@ def test_a_message_that_comes_back_is_no_part_of_what_is_typed_meanwhile(
     keys.send_text("one" + ENTER)
     talk(keys, conversation, tmp_path / "history", monkeypatch)
     assert conversation.asked == ["one", "two", "one\n\ntwo\n\nthree"]
+
+
+def test_a_history_that_cannot_be_written_is_told_once(
+    keys: PipeInput,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    history = tmp_path / "history"
+    history.mkdir()  # no file can be written there
+    conversation = FailingConversation(keys, ("", " more" + ENTER), ("", LEAVE))
+    keys.send_text("one" + ENTER)
+    talk(keys, conversation, history, monkeypatch)
+    assert conversation.asked == ["one", "one more"]
+    assert capsys.readouterr().out.count("not kept for the next time: Is a directory.") == 1

@@ -75,6 +75,7 @@ def line_editor(
     commands: Mapping[str, bool],
     toolbar: Callable[[], str],
     show_thinking: Callable[[], None],
+    tell: Callable[[str], None],
 ) -> PromptSession[str]:
     """The editor of a chat.
 
@@ -83,13 +84,14 @@ def line_editor(
         commands: name -> whether a path follows it.
         toolbar: the line below the input.
         show_thinking: what Ctrl-T does.
+        tell: called once if what was typed can no longer be kept, while the input is shown.
     """
     return PromptSession(
         HTML("<prompt>❯ </prompt>"),
         input=source,
         multiline=True,
         prompt_continuation="  ",
-        history=_history(history),
+        history=_history(history, tell),
         completer=_Completer(commands),
         complete_while_typing=True,
         enable_open_in_editor=True,
@@ -136,14 +138,42 @@ def history_file() -> Path:
     return user_path(folder) / "chat_history"
 
 
-def _history(file: Path) -> History:
+class _KeptHistory(FileHistory):
+    """What was typed, in a file for as long as that can be read and written."""
+
+    def __init__(self, file: Path, tell: Callable[[str], None]) -> None:
+        super().__init__(str(file))
+        self._tell = tell
+        self._lost = False
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._lose(error)
+            return []
+
+    def store_string(self, string: str) -> None:
+        if self._lost:
+            return
+        try:
+            super().store_string(string)
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self._lost = True
+        self._tell(f"What you type is not kept for the next time: {error.strerror or error}.")
+
+
+def _history(file: Path, tell: Callable[[str], None]) -> History:
     """A file that its owner alone can read; in memory where there can be none."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
     except OSError:
         return InMemoryHistory()
-    return FileHistory(str(file))
+    return _KeptHistory(file, tell)
 
 
 class _Completer(Completer):

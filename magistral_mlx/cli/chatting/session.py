@@ -78,8 +78,9 @@ class ChatSession:
         self.tools: ToolCaller | None = None
         if servers is not None:
             self.tools = ToolCaller(servers, self._question, self.say)
+        self._untold: list[str] = []  # what is said once the input is left
         self._editor = line_editor(
-            self._input, history, commands, self._toolbar, self.show_thinking
+            self._input, history, commands, self._toolbar, self.show_thinking, self._untold.append
         )
 
     async def run(self) -> None:
@@ -164,7 +165,10 @@ class ChatSession:
             return line
         draft = _paragraphs(self._draft, self._typed)
         self._draft = self._typed = ""
-        return await self._editor.prompt_async(default=draft)
+        line = await self._editor.prompt_async(default=draft)
+        while self._untold:
+            self.say(self._untold.pop(0))
+        return line
 
     async def _take(self, line: str) -> None:
         text = line.strip()
