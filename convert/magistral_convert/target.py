@@ -78,11 +78,12 @@ def check_target(target: Path, source: Path, options: ConvertOptions) -> None:
                 f"the output {target} is prepared in {staging}, and the source {place} is there. "
                 "Choose another folder with -o."
             )
+    for place in (target, *target.parents):
+        if place.exists() and not place.is_dir():
+            raise TargetExists(f"{place} is a file. Choose another folder with -o.")
     check_staging(staging)
     if not target.exists():
         return
-    if not target.is_dir():
-        raise TargetExists(f"{target} is a file. Choose another name with -o.")
     content = {entry.name for entry in target.iterdir()}
     if not content:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magistral_convert import Converting, ConvertOptions, convert, prepare
+from magistral_convert import Converting, ConvertOptions, check, convert, prepare
 from magistral_convert.calibration.states import HiddenStates, SavedStates
 from magistral_convert.conversion import run
 from magistral_convert.staging import StagingFolder
@@ -197,10 +197,12 @@ def test_a_link_that_leads_back_to_itself_is_no_target(source: Path, tmp_path: P
         convert(source, tmp_path / output)
 
 
-def test_a_file_is_no_target(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("output", ["out", "out/inside", "out/deep/inside"])
+def test_a_file_is_no_target_and_holds_none(output: str, source: Path, tmp_path: Path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(TargetExists, match="is a file"):
-        convert(source, tmp_path / "out", ConvertOptions(force=True))
+    conversion = prepare(source, tmp_path / output, ConvertOptions(force=True))
+    with pytest.raises(TargetExists, match="out is a file"):
+        check(conversion)
 
 
 @pytest.mark.parametrize("output", ["", "/"])
