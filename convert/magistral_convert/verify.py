@@ -32,7 +32,7 @@ _BFLOAT16 = 2.0**-8  # more than the relative error of a scale that is rounded t
 # power of two: half a step of the widest spacing. nvfp4 scales are e4m3.
 _RELATIVE = {"mxfp4": 0.201, "mxfp8": 0.0626, "nvfp4": 0.1775}
 # Mode -> error that comes on top: that of groups without a larger value, which become zeros.
-_ABSOLUTE = {**SMALLEST_GROUPS, "nvfp4": 0.006}
+_ABSOLUTE = {**SMALLEST_GROUPS, "nvfp4": 0.006, "affine": _SMALLEST_STEP}
 
 
 def verify_tensor(tensor: TensorConversion, work: StagingFolder) -> None:
@@ -70,20 +70,30 @@ def verify_searched(tensor: TensorConversion, work: StagingFolder) -> None:
         wanted = to_bfloat16(source).astype(mx.float32)
         written = [work.read(output, tensor, start, stop) for output in tensor.outputs]
         found = dequantize_rows(written, stop - start, scheme)
-        if not _go_together(wanted, found):
+        if not goes_together(wanted, found, scheme):
             raise _wrong(tensor, start)
 
 
-def _go_together(wanted: mx.array, found: mx.array) -> bool:
-    """Whether rows, (R, columns) each, point the same way; zeros go with zeros, and NaNs and
-    infinities with nothing."""
-    along, of_wanted, of_found = (
+def goes_together(wanted: mx.array, found: mx.array, scheme: Quantization) -> bool:
+    """Whether rows, (R, columns) each, point the same way.
+
+    Groups that are too small for the scheme go with any that are as small, NaNs and infinities with
+    nothing.
+    """
+    groups = (-1, scheme.group_size)
+    wanted, found = wanted.reshape(groups), found.reshape(groups)
+    smallest = _ABSOLUTE[scheme.mode]
+    of_wanted, of_found = (mx.abs(x).max(axis=-1, keepdims=True) for x in (wanted, found))
+    is_small = (of_wanted <= smallest) & (of_found <= 2 * smallest)
+    if is_small.all().item():
+        return True
+    largest = mx.maximum(of_wanted.max(), smallest)  # so that no square underflows
+    wanted, found = (mx.where(is_small, 0, rows) / largest for rows in (wanted, found))
+    along, energy, energy_found = (
         cast(float, (a * b).sum().item())
         for a, b in ((wanted, found), (wanted, wanted), (found, found))
     )
-    if of_wanted == 0:
-        return of_found < _SMALLEST_STEP
-    return math.isfinite(of_found) and along > _LEAST_COSINE * math.sqrt(of_wanted * of_found)
+    return math.isfinite(energy_found) and along > _LEAST_COSINE * math.sqrt(energy * energy_found)
 
 
 def is_within_bound(source: Rows, found: mx.array, scheme: Quantization | None) -> bool:

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from magistral_convert import ConvertOptions, convert, verify
-from magistral_convert.quantize import dequantize_rows, quantize_rows
-from magistral_convert.verify import is_within_bound
+from magistral_convert.quantize import dequantize_rows, quantize_rows, to_bfloat16
+from magistral_convert.verify import goes_together, is_within_bound
 from magistral_mlx.backend import mx
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.quantization import (
@@ -80,6 +80,22 @@ def test_rows_in_another_order_are_caught(scheme: Quantization | None):
     bits = bfloat16_bits(samples()["as trained"])
     other = written(bits[::-1], scheme)
     assert not is_within_bound(bits, other, scheme)
+
+
+@pytest.mark.parametrize("mode", ["affine", *FIXED_MODES])
+def test_rows_of_any_size_go_with_what_is_made_of_them_and_no_others(mode: Mode):
+    scheme = Quantization(*FIXED_MODES.get(mode, (4, 64)), mode)
+    for exponent in (-39, -37, -22, -10, -4, -2, 0, 3, 30):
+        if exponent > 0 and mode == "nvfp4":
+            continue
+        bits = bfloat16_bits(samples()["normal"] * 10.0**exponent)
+        wanted = to_bfloat16(bits).astype(mx.float32)
+        found = written(bits, scheme)
+        assert goes_together(wanted, found, scheme), exponent
+        if exponent >= -2:
+            assert not goes_together(wanted, found[::-1], scheme), exponent
+            assert not goes_together(wanted, mx.zeros_like(found), scheme), exponent
+        assert not goes_together(mx.zeros_like(wanted), mx.ones_like(found), scheme)
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, None], ids=str)
