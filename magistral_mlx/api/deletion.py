@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from magistral_mlx.checkpoint.gguf.files import SUFFIX, is_mmproj, sibling_parts
+from magistral_mlx.checkpoint.gguf.files import SUFFIX, is_hidden, is_mmproj, sibling_parts
 from magistral_mlx.errors import InvalidOption, ModelNotFound, StorageError
 from magistral_mlx.hub.cache import (
     delete_from_snapshots,
@@ -157,7 +157,7 @@ def _files_of(first: Path, top: Path) -> set[Path]:
 def _holds_weights(file: Path) -> bool:
     kind = file.suffix.lower()
     is_model = kind == ".safetensors" or (kind == SUFFIX and not is_mmproj(file.name))
-    return is_model and not file.name.startswith(".")
+    return is_model and not is_hidden(file.name)
 
 
 def _is_beside_gguf(file: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from magistral_mlx.checkpoint.gguf.files import (
     SUFFIX,
+    is_hidden,
     is_mmproj,
     mmproj_precision,
     model_names,
@@ -130,13 +131,14 @@ def remote_gguf(wanted: GgufRef) -> RemoteGguf:
 
 
 def _wanted_files(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if name.endswith(SUFFIX) or name in SMALL_FILES)
+    shown = (name for name in names if not is_hidden(name))
+    return sorted(name for name in shown if name.endswith(SUFFIX) or name in SMALL_FILES)
 
 
 def _models(names: Iterable[str]) -> list[str]:
     """Paths of the models among paths of files, each split one by its first part."""
     by_folder: dict[PurePosixPath, list[str]] = {}
-    for name in map(PurePosixPath, names):
+    for name in map(PurePosixPath, (name for name in names if not is_hidden(name))):
         by_folder.setdefault(name.parent, []).append(name.name)
     return [
         str(folder / name) for folder, files in by_folder.items() for name in model_names(files)

@@ -70,6 +70,8 @@ def repository(folder: Path) -> Path:
     """As publishers make them: several types, a split one in its own folder, one mmproj."""
     model(folder / f"{STEM}-Q4_0.gguf")
     model(folder / f"{STEM}-Q8_0.gguf", "Q8_0")
+    for name in (f"{STEM}-Q8_0.gguf", "mmproj-BF16.gguf"):
+        (folder / f"._{name}").write_bytes(bytes(4096))
     split(model(folder / f"BF16/{STEM}-BF16.gguf", "BF16"), 2)
     tower(folder / "mmproj-F16.gguf")
     write_tekken(folder / "tekken.json", 280)
@@ -158,6 +160,19 @@ def test_other_models_are_left_out_and_incomplete_ones_are_marked(tmp_path: Path
     (folder / "broken-F16.gguf").write_bytes(b"GGUF")
     found = {m.name: m.complete for m in find_models()}
     assert found == {"someone/Things:Q8_0": False, "someone/Things:F16": False}
+
+
+def test_hidden_files_are_no_models(tmp_path: Path):
+    """macOS writes ._NAME beside each file on disks of other systems, and on network drives."""
+    folder = tmp_path / ".lmstudio/models/someone/Tune-GGUF"
+    file = model(folder / f"{STEM}-Q4_0.gguf")
+    tower(folder / "mmproj-F16.gguf")
+    for name in (file.name, "mmproj-F16.gguf", "model.safetensors"):
+        (folder / f"._{name}").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    model(folder / f".cache/{STEM}-Q4_0.gguf")
+    assert {m.name: m.has_vision for m in find_models()} == {"someone/Tune-GGUF:Q4_0": True}
+    assert locate("someone/Tune-GGUF:Q4_0") == file
+    assert Checkpoint.open(folder).config.vision is not None
 
 
 def test_damaged_manifests_are_passed_over(tmp_path: Path):

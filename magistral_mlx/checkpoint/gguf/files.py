@@ -32,6 +32,11 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a path within a folder is hidden, as the ._NAME that macOS writes beside a file."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
 def is_mmproj(name: str) -> bool:
     """Whether a file of that name holds a vision tower, as everybody calls them."""
     return "mmproj" in name.lower()
@@ -49,8 +54,8 @@ def sibling_parts(name: str) -> list[str]:
 
 def model_names(names: Iterable[str]) -> list[str]:
     """Of file names the models, each split one by its first part; sorted."""
-    ggufs = [name for name in names if name.lower().endswith(SUFFIX) and not is_mmproj(name)]
-    return sorted({sibling_parts(name)[0] for name in ggufs})
+    ggufs = [name for name in names if name.lower().endswith(SUFFIX) and not is_hidden(name)]
+    return sorted({sibling_parts(name)[0] for name in ggufs if not is_mmproj(name)})
 
 
 def model_file(folder: Path) -> Path | None:
@@ -152,8 +157,10 @@ def mmproj_precision(name: str) -> int:
 
 
 def _names(folder: Path) -> list[str]:
+    """The names of the files in a folder that are not hidden."""
     try:
-        return sorted(path.name for path in folder.iterdir() if path.is_file())
+        found = sorted(path.name for path in folder.iterdir() if path.is_file())
+        return [name for name in found if not is_hidden(name)]
     except OSError:
         return []
 
