@@ -46,6 +46,18 @@ KEPT = """async (id) => {
     const drafts = await import("/static/js/drafts.js");
     return (await drafts.attachments(id)).length;
 }"""
+# The last words of two answers, which another tab takes over as soon as this one reads of one.
+FASTER = """(() => {
+    const names = ["one", "two"].map((id) => `magistral.rescue.${id}`);
+    const kept = JSON.stringify({ id: "gone", text: "", thinking: "" });
+    for (const name of names) localStorage.setItem(name, kept);
+    const get = Storage.prototype.getItem;
+    Storage.prototype.getItem = function (name) {
+        const value = get.call(this, name);
+        if (names.includes(name)) for (const name of names) this.removeItem(name);
+        return value;
+    };
+})()"""
 NOTES = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"37 + 85 = 122"}
 
 
@@ -189,3 +201,18 @@ def test_a_message_stays_a_draft_when_its_file_cannot_be_attached(
     page.locator("#message").press("Enter")
     visit.answered()
     assert "37 + 85" in str(replay.requests[-1]["messages"][-1])
+
+
+def test_a_page_that_starts_beside_another_shows_its_chats(visit: Visit, replay: Replay) -> None:
+    page = visit.page
+    replay.next(Said("Yes."), Ended())
+    visit.ask("A chat")
+    visit.answered()
+    page.add_init_script(FASTER)
+    reload(page)
+    expect(page.locator(".conversation .name")).to_have_text("A chat")
+    expect(page.locator("#banner")).to_be_hidden()
+    # Nor does an entry that cannot be read keep them away.
+    page.add_init_script("localStorage.setItem('magistral.rescue.damaged', '{')")
+    reload(page)
+    expect(page.locator(".conversation .name")).to_have_text("A chat")

@@ -240,10 +240,8 @@ $("#examples").append(
 );
 buildOptions(chat, () => sidebar.refresh());
 connect();
-await attempt(async () => {
-  await recover();
-  await sidebar.refresh();
-});
+await attempt(recover);
+await attempt(() => sidebar.refresh());
 await arrive();
 composer.focus();
 drafts.clear();

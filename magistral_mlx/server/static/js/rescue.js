@@ -26,6 +26,7 @@ export function drop(message) {
 export async function recover() {
   for (const name of Object.keys(localStorage).filter((name) => name.startsWith(PREFIX))) {
     const kept = JSON.parse(localStorage.getItem(name));
+    if (!kept) continue; // another tab was faster
     const stored = await store.message(kept.id);
     const longer =
       stored &&
