@@ -91,6 +91,15 @@ def reload(page: Page) -> None:
     wait_until_ready(page)
 
 
+def second_tab(visit: Visit) -> Page:
+    """Open what the page shows in another tab of its profile."""
+    page = visit.context.new_page()
+    page.on("pageerror", lambda error: visit.errors.append(str(error)))
+    page.goto(visit.page.url)
+    wait_until_ready(page)
+    return page
+
+
 @contextmanager
 def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
     """Open the page in a profile of its own, and wait until it can be used."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
-from tests.e2e.server.browser import Visit, browser, reload, visiting, wait_until_ready  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, reload, second_tab, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Cut, Ended, Gate, Refused, Replay, Said, Thought, replaying
 from tests.e2e.server.screenshots import IMAGE
 
@@ -260,14 +260,6 @@ def test_a_file_with_damage_gives_what_is_sound(
             file.write_text(json.dumps(content))
             page.locator("#import-file").set_input_files(file)
             expect(page.locator(".toast").last).to_contain_text("no exported conversations")
-
-
-def second_tab(visit: Visit) -> Page:
-    page = visit.context.new_page()
-    page.on("pageerror", lambda error: visit.errors.append(str(error)))
-    page.goto(visit.page.url)
-    wait_until_ready(page)
-    return page
 
 
 def test_two_tabs_show_the_same_and_lose_nothing(browser: Browser, replay: Replay) -> None:  # noqa: F811

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.server.browser import Visit, browser, reload, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, reload, second_tab, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Ended, Gate, Replay, Said, replaying
 from tests.e2e.server.screenshots import IMAGE
 
@@ -216,3 +216,39 @@ def test_a_page_that_starts_beside_another_shows_its_chats(visit: Visit, replay:
     page.add_init_script("localStorage.setItem('magistral.rescue.damaged', '{')")
     reload(page)
     expect(page.locator(".conversation .name")).to_have_text("A chat")
+
+
+def test_options_that_another_tab_changes_are_shown_and_sent(visit: Visit, replay: Replay) -> None:
+    page, other = visit.page, second_tab(visit)
+    other.locator("#options-open").click()
+    other.get_by_text("More options").click()
+    other.locator("input[name=thinking][value=budget]").check(force=True)
+    for label, value in {
+        "Tokens at most": "500", "Temperature": "1.5", "Stop texts": "END",
+        "System prompt": "Be brief.", "Name to save it under": "Brief",
+    }.items():  # fmt: skip
+        other.get_by_label(label).fill(value)
+    other.get_by_role("button", name="Save", exact=True).click()
+    other.get_by_label("Leave earlier thinking out").check()
+    other.locator("input[name=theme][value=dark]").check(force=True)
+    other.get_by_label("Language").select_option("de")
+
+    expect(page.locator("html")).to_have_attribute("lang", "de")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.locator("#options-open").click()
+    page.locator(".more-options summary").click()
+    expect(page.locator("input[name=thinking][value=budget]")).to_be_checked()
+    expect(page.locator(".budget input")).to_have_value("500")
+    expect(page.locator("#option-temperature")).to_have_value("1.5")
+    expect(page.locator("#option-stop")).to_have_value("END")
+    expect(page.locator("#option-system")).to_have_value("Be brief.")
+    expect(page.locator(".presets option").last).to_have_text("Brief")
+    expect(page.locator(".more-options input[type=checkbox]")).to_be_checked()
+    page.keyboard.press("Escape")
+    replay.next(Said("Yes."), Ended())
+    visit.ask("Hello")
+    visit.answered()
+    body = replay.requests[-1]
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["thinking"], body["temperature"], body["stop"]) == (500, 1.5, ["END"])
+    assert body["keep_thinking"] is False

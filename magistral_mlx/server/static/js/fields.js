@@ -1,11 +1,11 @@
 // Fields of the options, each for one setting.
 import { h } from "./dom.js";
 import { say } from "./i18n.js";
-import { settings } from "./settings.js";
+import { onChange, settings } from "./settings.js";
 
 /** Radio buttons in a row: `labels` are keys of the strings by value. */
 export function choice(name, labels, changed) {
-  return h(
+  const fieldset = h(
     "fieldset",
     { class: "choice" },
     h("legend", { t: `options.${name}` }),
@@ -24,7 +24,6 @@ export function choice(name, labels, changed) {
             on: {
               change: () => {
                 settings[name] = value;
-                changed();
               },
             },
           }),
@@ -33,6 +32,13 @@ export function choice(name, labels, changed) {
       ),
     ),
   );
+  onChange(name, () => {
+    for (const input of fieldset.querySelectorAll("input")) {
+      input.checked = input.value === settings[name];
+    }
+    changed();
+  });
+  return fieldset;
 }
 
 /** A number; empty for the server's default. */
@@ -44,8 +50,12 @@ export function numberField(name, { min, max, step }) {
     step,
     id: `option-${name}`,
     placeholder: `options.${name}.default`,
-    value: settings[name] === null ? "" : String(settings[name]),
   });
+  const show = () => {
+    field.value = settings[name] ?? "";
+  };
+  show();
+  onChange(name, show);
   field.addEventListener("change", () => {
     const { valid, stepMismatch } = field.validity;
     // Between two steps is fine where steps are parts of one.
@@ -71,19 +81,31 @@ export function textField(name, { problem = () => null, mono = false } = {}) {
     value: settings[name],
   });
   const said = h("small", { t: `options.${name}.hint` });
-  area.addEventListener("input", () => {
+  const check = () => {
     const wrong = problem(area.value);
     say(said, "t", wrong ?? `options.${name}.hint`);
     said.classList.toggle("wrong", Boolean(wrong));
     area.setAttribute("aria-invalid", String(Boolean(wrong)));
-    if (!wrong) settings[name] = area.value;
+    return !wrong;
+  };
+  area.addEventListener("input", () => {
+    if (check()) settings[name] = area.value;
+  });
+  onChange(name, () => {
+    area.value = settings[name];
+    check();
   });
   return h("label", { class: "field" }, h("span", { t: `options.${name}` }), area, said);
 }
 
 /** A box to tick. `changed(checked)` may refuse by resolving to false. */
 export function checkField(name, { inverted = false, changed = () => true } = {}) {
-  const box = h("input", { type: "checkbox", checked: settings[name] !== inverted });
+  const box = h("input", { type: "checkbox" });
+  const show = () => {
+    box.checked = settings[name] !== inverted;
+  };
+  show();
+  onChange(name, show);
   box.addEventListener("change", async () => {
     if ((await changed(box.checked)) === false) box.checked = false;
     settings[name] = box.checked !== inverted;

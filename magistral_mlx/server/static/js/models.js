@@ -1,7 +1,7 @@
 // Which model answers: its name, or a choice where the server has several.
 import * as api from "./api.js";
 import { $, h } from "./dom.js";
-import { settings } from "./settings.js";
+import { onChange, settings } from "./settings.js";
 import { findTools } from "./tools.js";
 
 // As the server has them, unless it tells others.
@@ -25,6 +25,11 @@ export const ownPrompt = () => answering()?.system_prompt ?? null;
 /** Whether the model that answers can be shown images; so it is until the server tells. */
 export const sees = () => answering()?.vision ?? true;
 
+// Another tab may have chosen one.
+onChange("model", () => {
+  if (found.length) $("#model").value = answering().id;
+});
+
 /** Ask the server for its models and show them. Throws Failure. */
 export async function showModels() {
   const asking = api.models();
@@ -38,7 +43,7 @@ export async function showModels() {
   $("#model-name").textContent = several ? "" : found[0].id;
   $("#model-name").title = found[0].id;
   $("#model").replaceChildren(...found.map(({ id }) => h("option", { value: id }, id)));
-  $("#model").value = settings.model ?? found[0].id;
+  $("#model").value = answering().id;
   $("#model").onchange = ({ target }) => {
     settings.model = target.value;
   };

@@ -5,7 +5,7 @@ import { $, h, iconButton } from "./dom.js";
 import { checkField, choice, numberField, textField } from "./fields.js";
 import { languages, setLanguage } from "./i18n.js";
 import { canNotify } from "./notify.js";
-import { settings } from "./settings.js";
+import { onChange, settings } from "./settings.js";
 import { showShortcuts } from "./shortcuts.js";
 import * as store from "./store.js";
 import { systemPrompt } from "./system.js";
@@ -98,7 +98,6 @@ function thinking() {
     min: "1",
     step: "1",
     required: true,
-    value: String(settings.budget),
     label: "thinking.tokens",
   });
   budget.addEventListener("change", () => {
@@ -108,8 +107,10 @@ function thinking() {
   const row = h("label", { class: "field budget" }, h("span", { t: "thinking.tokens" }), budget);
   const show = () => {
     row.hidden = settings.thinking !== "budget";
+    budget.value = settings.budget;
   };
   show();
+  onChange("budget", show);
   return h(
     "div",
     {},
@@ -128,7 +129,10 @@ function languageField() {
   select.value = settings.language;
   select.addEventListener("change", () => {
     settings.language = select.value;
-    setLanguage(select.value);
+  });
+  onChange("language", () => {
+    select.value = settings.language;
+    setLanguage(settings.language);
   });
   return h("label", { class: "field" }, h("span", { t: "options.language" }), select);
 }

@@ -57,10 +57,19 @@ export const settings = new Proxy(
   },
 );
 
-/** Call `listener(name)` when a setting is changed here. */
+/** Call `listener(name)` when a setting is changed, here or in another tab. */
 export const onSetting = (listener) => listeners.push(listener);
+
+/** Call `show()` when this one is. */
+export const onChange = (name, show) => onSetting((changed) => changed === name && show());
 
 // Another tab has changed them.
 addEventListener("storage", (event) => {
-  if (event.key === KEY) values = { ...DEFAULTS, ...read() };
+  if (event.key !== KEY) return;
+  const before = values;
+  values = { ...DEFAULTS, ...read() };
+  for (const name of Object.keys(DEFAULTS)) {
+    if (JSON.stringify(values[name]) === JSON.stringify(before[name])) continue;
+    for (const listener of listeners) listener(name);
+  }
 });

@@ -2,7 +2,7 @@
 import { h, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
 import { ownPrompt } from "./models.js";
-import { settings } from "./settings.js";
+import { onChange, settings } from "./settings.js";
 import * as store from "./store.js";
 
 /** The field, which follows the conversation on the screen. */
@@ -41,8 +41,8 @@ export function systemPrompt(chat) {
       h("option", { value: "", t: "presets.choose" }),
       ...settings.presets.map((preset) => h("option", { value: preset.name }, preset.name)),
     );
-    presets.value = chosen;
-    remove.disabled = !chosen;
+    presets.value = settings.presets.some(({ name }) => name === chosen) ? chosen : "";
+    remove.disabled = !presets.value;
   };
   const save = () => {
     const called = name.value.trim();
@@ -66,6 +66,10 @@ export function systemPrompt(chat) {
   });
   name.addEventListener("keydown", (event) => event.key === "Enter" && save());
   chat.addEventListener("show", show);
+  onChange("system", () => {
+    if (!own.checked) area.value = settings.system;
+  });
+  onChange("presets", () => list(presets.value));
   show();
   list();
   return h(

@@ -1,6 +1,6 @@
 // Tools of MCP servers among the options: which servers' tools are on, and what is allowed.
 import { h } from "./dom.js";
-import { settings } from "./settings.js";
+import { onChange, settings } from "./settings.js";
 import { toast } from "./toast.js";
 import { forget, onTools, servers } from "./tools.js";
 
@@ -30,11 +30,18 @@ export function toolOptions() {
   };
   onTools(show);
   show();
+  onChange("toolsOff", () => {
+    servers().forEach((server, index) => {
+      list.querySelectorAll("input")[index].checked = on(server);
+    });
+  });
   return section;
 }
 
+const on = (server) => !settings.toolsOff.includes(server);
+
 function box(server) {
-  const input = h("input", { type: "checkbox", checked: !settings.toolsOff.includes(server) });
+  const input = h("input", { type: "checkbox", checked: on(server) });
   input.addEventListener("change", () => {
     const others = settings.toolsOff.filter((name) => name !== server);
     settings.toolsOff = input.checked ? others : [...others, server];
