@@ -27,9 +27,11 @@ def locate_adapter(name: str, *, on_progress: DownloadProgress | None = None) ->
     """Return the folder of an adapter: a folder here, or a repository, downloaded if need be.
 
     Raises:
-        ModelNotFound: neither, or a repository without an adapter.
+        ModelNotFound: neither, no name at all, or a repository without an adapter.
         HubError: the hub could not be reached, or refused.
     """
+    if not name:  # which would be the current folder as a path
+        raise ModelNotFound("the name of the adapter is empty; give a folder, or OWNER/NAME.")
     folder = user_path(name)
     if folder.exists():
         return folder

@@ -77,6 +77,9 @@ async def load_adapter(
             await asyncio.to_thread(magistral.load_adapter, folder, name)
         except (CheckpointError, ModelNotFound, OutOfMemory) as error:
             raise BadRequest(str(error), param="lora_path") from error
+        except OSError as error:
+            reason = f"it cannot be read: {error.strerror or error}."
+            raise BadRequest(reason, param="lora_path") from error
         served.adapters[name] = folder
     return AdapterState(model=served.name_with(name), loaded=True)
 
