@@ -1,4 +1,4 @@
-"""Sizes of a conversion by part of the model, for reports."""
+"""Sizes and bits of a conversion by part of the model, for reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from magistral_convert.plan import ConversionPlan, TensorConversion
-from magistral_mlx.checkpoint.names import PROJECTOR, VISION
+from magistral_mlx.checkpoint.names import LANGUAGE, PROJECTOR, VISION
 
 # The first whose text is in the tensor's name; the others are norms.
 _PARTS = (
@@ -41,6 +41,19 @@ def summarize(plan: ConversionPlan) -> list[PartSize]:
         name: [tensor for tensor in plan.tensors if _part_of(tensor) == name] for name in names
     }
     return [_size(name, tensors) for name, tensors in by_name.items() if tensors]
+
+
+def bits_by_matrix(plan: ConversionPlan) -> dict[str, list[int]]:
+    """Return the bits of quantized matrices, by layer: those of the decoder under their names, such
+    as `q_proj`, others under their part and their names, such as `vision tower q_proj`."""
+    found: dict[str, list[int]] = {}
+    for tensor in plan.tensors:
+        if tensor.scheme:
+            name = tensor.name.removesuffix(".weight").rpartition(".")[2]
+            if not tensor.name.startswith(LANGUAGE):
+                name = f"{_part_of(tensor)} {name}"
+            found.setdefault(name, []).append(tensor.scheme.bits)
+    return found
 
 
 def _part_of(tensor: TensorConversion) -> str:

@@ -17,7 +17,7 @@ from magistral_convert.calibration.facts import Quality
 from magistral_convert.calibration.imatrix import by_part
 from magistral_convert.outcomes import Outcome, outcomes
 from magistral_convert.plan import ConversionPlan
-from magistral_convert.summary import summarize
+from magistral_convert.summary import bits_by_matrix, summarize
 from magistral_mlx.cli.terminal import print_wide, write
 
 _LISTED = 20  # names that a file has and the model has not
@@ -108,13 +108,8 @@ def imatrix_lines(conversion: Conversion) -> list[str]:
 def _bits(plan: ConversionPlan) -> Table:
     """Return a table of the bits of each matrix, by layer."""
     table = Table("matrix", "bits, by layer", box=None, pad_edge=False)
-    found: dict[str, list[str]] = {}
-    for tensor in plan.tensors:
-        if tensor.scheme:
-            name = tensor.name.removesuffix(".weight").rpartition(".")[2]
-            found.setdefault(name, []).append(str(tensor.scheme.bits))
-    for name, bits in found.items():
-        table.add_row(name, " ".join(bits))
+    for name, bits in bits_by_matrix(plan).items():
+        table.add_row(name, " ".join(map(str, bits)))
     return table
 
 

@@ -9,7 +9,7 @@ import pytest
 from magistral_convert import ConvertOptions, convert, prepare
 from magistral_convert.plan import ConversionPlan, plan_conversion
 from magistral_convert.recipe import Recipe
-from magistral_convert.summary import summarize
+from magistral_convert.summary import bits_by_matrix, summarize
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.header import read_header
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
@@ -103,6 +103,17 @@ def test_the_summary_accounts_for_every_byte_and_parameter(source: Path):
     assert sum(group.parameters for group in groups) == plan.parameters
     assert sum(group.source_bytes for group in groups) == plan.source_bytes
     assert sum(group.output_bytes for group in groups) == plan.index["metadata"]["total_size"]
+
+
+def test_bits_are_told_by_matrix_apart_for_decoder_and_tower(source: Path):
+    plan = plan_of(source, 10**9, bits=3, quantize_vision=True)
+    config = Checkpoint.open(source).config
+    assert config.vision
+    decoder, tower = config.text.num_hidden_layers, config.vision.num_hidden_layers
+    bits = bits_by_matrix(plan)
+    assert bits["q_proj"] == decoder * [3]
+    assert bits["vision tower q_proj"] == tower * [3]
+    assert bits["lm_head"] == bits["projector linear_1"] == [3]
 
 
 def test_exceptions_of_a_mixed_recipe_are_listed_by_module(tmp_path: Path):
