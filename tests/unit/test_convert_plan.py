@@ -2,16 +2,19 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from magistral_convert import ConvertOptions, convert, prepare
+from magistral_convert.calibration.sizing import expected_schemes
 from magistral_convert.plan import ConversionPlan, plan_conversion
 from magistral_convert.recipe import Recipe
 from magistral_convert.summary import bits_by_matrix, summarize
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.header import read_header
+from magistral_mlx.errors import InvalidOption
 from tests.checkpoints import tiny_config, write_hf_checkpoint, write_mistral_checkpoint
 
 
@@ -133,6 +136,24 @@ def test_a_matrix_left_in_bfloat16_is_listed_as_such(tmp_path: Path):
     source = write_hf_checkpoint(tmp_path / "a", config=config)
     quantization = plan_of(source, 10**9).quantization
     assert quantization["language_model.model.layers.0.mlp.down_proj"] is False
+
+
+def test_a_target_that_is_too_small_names_one_that_is_enough(tmp_path: Path):
+    source = write_hf_checkpoint(tmp_path / "a", config=tiny_config(vision=False))
+    plan = plan_of(source, 10**9)
+    with pytest.raises(InvalidOption) as refusal:
+        expected_schemes(plan, ConvertOptions(target_size=1000))
+    found = re.search(r"take ([\d.,]+) MB in all, or ([\d.]+) bits", str(refusal.value))
+    assert found
+    size, bits = round(float(found[1]) * 1e6), float(found[2])
+    for options in (ConvertOptions(target_size=size), ConvertOptions(target_bits=bits)):
+        assert expected_schemes(plan, options)
+    for options in (
+        ConvertOptions(target_size=size - 100_001),
+        ConvertOptions(target_bits=bits - 0.011),
+    ):
+        with pytest.raises(InvalidOption, match=re.escape(found[0])):
+            expected_schemes(plan, options)
 
 
 def test_the_same_weights_in_any_layout_give_the_same_files(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,11 +111,13 @@ def _allocate(
         return allocate(choices, _budget(plan, choices, options))
     except ValueError:
         least = sum(min(c.nbytes for c in of_matrix) for of_matrix in choices.values())
-        rest = _rest(plan, choices)
         count = sum(t.rows * t.columns for t in plan.tensors if t.name in choices)
+        # Rounded up, so that what is told is enough.
+        tenths = math.ceil((least + _rest(plan, choices)) / 1e5)
+        hundredths = math.ceil(800 * least / count)
         raise InvalidOption(
-            f"that is smaller than all matrices at 2 bits, which take {(least + rest) / 1e6:,.0f} "
-            f"MB in all, or {8 * least / count:.2f} bits a weight. Give a larger target."
+            f"that is smaller than all matrices at 2 bits, which take {tenths / 10:,} MB in all, "
+            f"or {hundredths / 100:.2f} bits a weight. Give that much or more."
         ) from None
 
 
