@@ -414,6 +414,36 @@ def test_legacy_functions_are_refused_by_name(fields: dict[str, Any]):
     assert chat(functions=None, function_call=None)
 
 
+@pytest.mark.parametrize(
+    ("ask", "fields", "told"),
+    [
+        ("response", {"stop": ["a"]}, "stop is not supported here. /v1/chat/completions takes it"),
+        ("response", {"regex": "a+"}, "regex is not supported here. /v1/chat/completions takes it"),
+        ("response", {"response_format": SCHEMA}, "Give text.format"),
+        ("response", {"max_tokens": 5}, "Give max_output_tokens"),
+        ("message", {"response_format": SCHEMA}, "Give output_config.format"),
+        ("message", {"stop": "a"}, "Give stop_sequences"),
+        ("message", {"max_completion_tokens": 5}, "Give max_tokens"),
+        ("ollama", {"response_format": SCHEMA}, "Give format"),
+        ("ollama", {"max_tokens": 5}, "Give options.num_predict"),
+    ],
+)
+def test_what_another_api_would_hold_an_answer_to_is_refused(ask: str, fields: Any, told: str):
+    asked = {"response": response, "message": message, "ollama": ollama}[ask]
+    with pytest.raises(ValidationError, match=told):
+        asked(**fields)
+    unset = dict.fromkeys(fields) | {"logit_bias": {}, "ignore_eos": False}
+    assert asked(**unset)
+
+
+def test_the_earlier_name_of_a_messages_form_is_taken():
+    form = {"type": "json_schema", "schema": {"type": "object"}}
+    assert message(output_format=form).json_schema == {"type": "object"}
+    assert message(output_format=form, output_config={"format": form}).json_schema
+    with pytest.raises(BadRequest, match="exclude each other"):
+        message(output_format=form, output_config={"format": form | {"schema": {}}})
+
+
 def test_the_old_form_of_a_call_and_its_result_is_read():
     call = {"name": "f", "arguments": '{"a": 1}'}
     turn = {"role": "assistant", "content": None, "function_call": call}

@@ -159,8 +159,7 @@ def message_options(request: CountRequest) -> Options:
         "image_tokens": request.image_tokens,
         "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
     }
-    wanted = request.output_config.format if request.output_config else None
-    options = with_form(options, {"json_schema": wanted.schema_ if wanted else None})
+    options = with_form(options, {"json_schema": _schema(request)})
     if isinstance(request, MessageRequest):
         options |= {
             "max_tokens": request.max_tokens,
@@ -171,6 +170,17 @@ def message_options(request: CountRequest) -> Options:
             "seed": seed_option(request.seed),
         }
     return Options(**{name: value for name, value in options.items() if value is not None}).seeded()
+
+
+def _schema(request: CountRequest) -> dict[str, Any] | None:
+    named = request.output_config.format if request.output_config else None
+    if named and request.output_format and named != request.output_format:
+        raise BadRequest(
+            "output_format and output_config.format exclude each other: give one.",
+            param="output_format",
+        )
+    wanted = named or request.output_format
+    return wanted.schema_ if wanted else None
 
 
 def _thinking(request: CountRequest) -> ThinkingOption:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from magistral_mlx.server.foreign_fields import WithoutForeignFields, instead
 from magistral_mlx.server.option_values import MaxTokens, option_field
 from magistral_mlx.server.request_body import (
     JSONObject,
@@ -256,6 +257,9 @@ class CountRequest(RequestBody):
         Field(description="By default the model does not think."),
     ] = None
     output_config: OutputConfig | None = None
+    output_format: Annotated[
+        OutputFormat | None, Field(description="The earlier name of output_config.format.")
+    ] = None
     image_tokens: Annotated[
         int | None, option_field("image_tokens", "Not in Anthropic's API.", le=1_000_000)
     ] = None
@@ -264,8 +268,12 @@ class CountRequest(RequestBody):
     ] = None
 
 
-class MessageRequest(CountRequest):
+class MessageRequest(WithoutForeignFields, CountRequest):
     """A conversation to answer. The fields that Anthropic's API lacks say so."""
+
+    instead: ClassVar = instead(
+        length="max_tokens", stop="stop_sequences", form="output_config.format"
+    )
 
     max_tokens: MaxTokens = None
     stop_sequences: Annotated[Many[str] | None, Field(max_length=16)] = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
+from magistral_mlx.server.foreign_fields import WithoutForeignFields, instead
 from magistral_mlx.server.openai.sampling_schemas import refuse_unsupported
 from magistral_mlx.server.option_values import Stop, option_field
 from magistral_mlx.server.request_body import JSONObject, Many, RequestBody, RequestSchema
@@ -132,8 +133,10 @@ class OllamaTool(RequestSchema):
     function: OllamaFunction
 
 
-class OllamaRequest(RequestBody):
+class OllamaRequest(WithoutForeignFields):
     """Fields of both endpoints that generate."""
+
+    instead: ClassVar = instead(length="options.num_predict", stop="options.stop", form="format")
 
     model: str
     stream: Annotated[

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from magistral_mlx.server.foreign_fields import CHAT, WithoutForeignFields, instead
 from magistral_mlx.server.openai.chat_schemas import JSONFormat, TextFormat
 from magistral_mlx.server.openai.response_items import Item
 from magistral_mlx.server.openai.thinking_fields import ThinkingField
@@ -14,7 +15,6 @@ from magistral_mlx.server.request_body import (
     JSONObject,
     Many,
     NonEmptyText,
-    RequestBody,
     RequestSchema,
     Table,
 )
@@ -153,8 +153,10 @@ class ConversationReference(RequestSchema):
     id: str
 
 
-class ResponseRequest(RequestBody):
+class ResponseRequest(WithoutForeignFields):
     """Input to respond to. The fields that OpenAI's API lacks say so."""
+
+    instead: ClassVar = instead(length="max_output_tokens", stop=CHAT, form="text.format")
 
     model: Annotated[
         str | None,
