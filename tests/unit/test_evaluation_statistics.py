@@ -107,3 +107,28 @@ def test_equal_runs_do_not_differ():
     result = paired(scores, scores)
     assert result is not None
     assert (result.difference, result.p) == (0, 1)
+
+
+def test_so_many_fractions_that_they_are_rounded_have_about_the_exact_p_value(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    rng = random.Random(4)
+    first = {str(n): [rng.random() for _ in range(3)] for n in range(100)}
+    second = {id: [rng.random() + 0.05 for _ in range(7)] for id in first}
+    p = []
+    for sums in (1 << 24, 1 << 16):
+        monkeypatch.setattr("magistral_mlx.evaluation.statistics._SUMS", sums)
+        result = paired(first, second)
+        assert result is not None
+        p.append(result.p)
+    assert p[0] != p[1] == pytest.approx(p[0], rel=0.01)
+
+
+def test_a_far_tail_is_as_exact_as_the_middle():
+    first = {str(n): [0] for n in range(1500)}
+    second = {str(n): [n < 1000] for n in range(1500)} | {"0": [0]}
+    first |= {str(n): [1] for n in range(1000, 1300)}
+    result = paired(first, second)
+    assert result is not None
+    tail = sum(comb(1299, k) for k in range(999, 1300))
+    assert result.p == pytest.approx(2 * tail / 2**1299)
