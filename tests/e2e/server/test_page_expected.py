@@ -71,6 +71,34 @@ def test_messages_wait_for_the_answer_and_can_be_changed(visit: Visit, replay: R
     expect(queue).to_have_count(0)
 
 
+def test_what_waits_is_asked_on_its_branch(visit: Visit, replay: Replay) -> None:
+    page = visit.page
+    gate = Gate()
+    replay.next(Said("One."), Ended())
+    visit.ask("First")
+    visit.answered()
+    page.locator(".user").hover()
+    page.get_by_role("button", name="Edit").click()
+    replay.next(Said("Two "), gate, Said("done."), Ended())
+    page.locator(".editor textarea").fill("Edited")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer")).to_have_text("Two")
+    visit.ask("Follow-up")
+    expect(page.locator("#queue li")).to_have_count(1)
+    page.locator(".user").hover()
+    page.get_by_role("button", name="Earlier version").click()
+    expect(page.locator(".answer")).to_have_text("One.")
+    visit.ask("Of the first")
+    expect(page.locator("#queue li")).to_have_count(2)
+    for text in ("Three.", "Four."):
+        replay.next(Said(text), Ended())
+    gate.open()
+    expect(page.locator(".answer")).to_have_text(["One.", "Four."])
+    assert [[said["content"] for said in body["messages"]][::2] for body in replay.requests] == [
+        ["First"], ["Edited"], ["Edited", "Follow-up"], ["First", "Of the first"],
+    ]  # fmt: skip
+
+
 def test_the_end_of_an_answer_is_told_to_who_is_elsewhere(visit: Visit, replay: Replay) -> None:
     page = visit.page
     visit.context.grant_permissions(["notifications"])

@@ -5,7 +5,7 @@ import { newId } from "./dom.js";
 import { Followed } from "./followed.js";
 import * as store from "./store.js";
 import * as sync from "./sync.js";
-import { begun, blankAnswer, newestLeaf, path, subtree, versions } from "./tree.js";
+import { begun, blankAnswer, leafOfBranch, newestLeaf, path, subtree, versions } from "./tree.js";
 
 const TITLE_LENGTH = 80;
 
@@ -171,15 +171,19 @@ export class Chat extends EventTarget {
     await this.#put(this.conversation, this.messages, { text, attachments, parent });
   }
 
-  /** Send it at the end of a conversation that need not be on the screen. */
-  async sendIn(id, text, attachments) {
-    if (this.conversation?.id === id) return this.send(text, attachments);
-    const [conversation, messages] = await Promise.all([
-      store.conversation(id),
-      store.messages(id),
-    ]);
+  /**
+   * Send what waited in a conversation that need not be on the screen: on the branch where it was
+   * written, if it waited for the answer `answered`, else on the one that is shown.
+   */
+  async sendIn(id, { text, attachments, after }, answered = null) {
+    const [conversation, messages] =
+      this.conversation?.id === id
+        ? [this.conversation, this.messages]
+        : await Promise.all([store.conversation(id), store.messages(id)]);
     if (!conversation) return null;
-    return this.#put(conversation, messages, { text, attachments, parent: conversation.leaf });
+    const { leaf } = conversation;
+    const parent = answered ? leafOfBranch(messages, leaf, { after, answered }) : leaf;
+    return this.#put(conversation, messages, { text, attachments, parent });
   }
 
   async #put(conversation, messages, { text, attachments, parent }) {

@@ -11,10 +11,11 @@ import { Tray } from "./tray.js";
 
 export class Composer {
   /**
-   * `send(text, attachments)` and `stop()` are what the buttons do, `sendIn(id, entry)` sends what has
-   * waited; `beside()` gives the attachments that are sent along.
+   * `send(text, attachments)` and `stop()` are what the buttons do, `sendIn(id, entry, answered)`
+   * sends what has waited; `beside()` gives the attachments that are sent along, `after()` the id of
+   * the question that what is written follows.
    */
-  constructor({ send, stop, sendIn, beside }) {
+  constructor({ send, stop, sendIn, beside, after }) {
     this.area = $("#message");
     this.id = null; // until it has taken a draft
     this.busy = false;
@@ -51,7 +52,9 @@ export class Composer {
       this.write("");
       this.tray.show([]);
       // What is written while an answer is waits for its end, or while a message is being stored.
-      if (this.busy || this.sending) return this.queue.add({ text, attachments });
+      if (this.busy || this.sending) {
+        return this.queue.add({ text, attachments, after: after() });
+      }
       this.sending = true;
       Promise.resolve(send(text, attachments)).finally(() => (this.sending = false));
     });

@@ -52,8 +52,9 @@ const strip = new Strip(chat);
 const composer = new Composer({
   send: (text, attachments) => say(text, attachments),
   stop: () => chat.answer?.stop(),
-  sendIn: (id, { text, attachments }) => attempt(() => chat.sendIn(id, text, attachments)),
+  sendIn: (...waited) => attempt(() => chat.sendIn(...waited)),
   beside: () => chat.path.flatMap(({ attachments = [] }) => attachments),
+  after: () => chat.path.findLast(({ role }) => role === "user")?.id,
 });
 const messages = new Messages(chat, {
   retry: (message) => again("retry", message),
@@ -176,7 +177,7 @@ chat.addEventListener("list", () => {
   sidebar.refresh();
 });
 chat.addEventListener("ended", ({ detail: { conversation, message, elsewhere } }) => {
-  if (message.state === "done") composer.queue.next(conversation.id);
+  if (message.state === "done") composer.queue.next(conversation.id, message.id);
   if (message.state === "stopped" || elsewhere) return;
   const { title } = conversation;
   const { text, state } = message;

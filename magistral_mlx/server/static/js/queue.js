@@ -3,10 +3,10 @@ import { h, iconButton } from "./dom.js";
 import * as drafts from "./drafts.js";
 
 export class Queue {
-  entries = []; // of the conversation on the screen: { text, attachments }
+  entries = []; // of the conversation on the screen: { text, attachments, after }
   idle = true;
 
-  /** `send(id, entry)` and `edit(entry)` are what happens to an entry. */
+  /** `send(id, entry, answered)` and `edit(entry)` are what happens to an entry. */
   constructor(element, { send, edit }) {
     Object.assign(this, { element, send, edit, id: "" });
   }
@@ -26,15 +26,15 @@ export class Queue {
     this.#changed();
   }
 
-  /** An answer of a conversation is complete: send what waits for it. */
-  async next(id) {
+  /** The answer `answered` of a conversation is complete: send what waits for it. */
+  async next(id, answered) {
     const here = id === this.id;
     const entries = here ? this.entries : await drafts.queue(id);
     const entry = entries.shift();
     if (!entry) return;
     if (here) this.#changed();
     else await drafts.setQueue(id, entries);
-    this.send(id, entry);
+    this.send(id, entry, answered);
   }
 
   /** `idle`: nothing is being answered, so that what is left waits for the user. */

@@ -45,6 +45,17 @@ export function newestLeaf(messages, message) {
   return at.id;
 }
 
+/**
+ * The leaf that a message goes after which waited for the answer `answered`, and was written with
+ * the question `after` on the screen: that of its branch, whichever `leaf` is shown by now.
+ */
+export function leafOfBranch(messages, leaf, { after, answered }) {
+  const leadsOver = (id, wanted) => path(messages, id).some((message) => message.id === wanted);
+  const branch = leadsOver(answered, after) ? answered : after;
+  const message = messages.find(({ id }) => id === branch);
+  return !message || leadsOver(leaf, branch) ? leaf : newestLeaf(messages, message);
+}
+
 /** A message and all that follows it, on every branch. */
 export function subtree(messages, message) {
   const found = [message];
