@@ -252,3 +252,32 @@ def test_options_that_another_tab_changes_are_shown_and_sent(visit: Visit, repla
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (body["thinking"], body["temperature"], body["stop"]) == (500, 1.5, ["END"])
     assert body["keep_thinking"] is False
+
+
+def test_what_a_file_adds_to_the_chat_on_the_screen_is_shown_and_gone_on_with(
+    visit: Visit, replay: Replay, tmp_path: Path
+) -> None:
+    page = visit.page
+    for count, text in enumerate(("First", "Second"), 1):
+        replay.next(Said(f"Answer {count}."), Ended())
+        visit.ask(text)
+        visit.answered(count)
+    page.locator("#options-open").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export all").click()
+    file = tmp_path / "all.json"
+    download.value.save_as(file)
+    content = json.loads(file.read_text())
+    page.keyboard.press("Escape")
+    page.locator(".user").last.hover()
+    page.locator(".user").last.get_by_role("button", name="Remove from here on").click()
+    expect(page.locator(".user-text")).to_have_text(["First"])
+    content["conversations"][0]["updated"] += 1
+    file.write_text(json.dumps(content))
+    page.locator("#import-file").set_input_files(file)
+    expect(page.locator(".user-text")).to_have_text(["First", "Second"])
+    replay.next(Said("Answer 3."), Ended())
+    visit.ask("Third")
+    visit.answered(3)
+    asked = [said["content"] for said in replay.requests[-1]["messages"] if said["role"] == "user"]
+    assert asked == ["First", "Second", "Third"]

@@ -130,6 +130,11 @@ export class Chat extends EventTarget {
     this.dispatchEvent(new CustomEvent("ended", { detail }));
   }
 
+  /** Take what is stored of the conversation on the screen. */
+  async refresh() {
+    if (this.conversation) await this.#merge(this.conversation.id);
+  }
+
   // Another tab has changed the conversation on the screen: take what is stored of it.
   async #merge(id) {
     if (this.conversation?.id !== id) return;

@@ -239,7 +239,10 @@ $("#examples").append(
     }),
   ),
 );
-buildOptions(chat, () => sidebar.refresh());
+buildOptions(chat, () => {
+  sidebar.refresh();
+  chat.refresh();
+});
 connect();
 await attempt(recover);
 await attempt(() => sidebar.refresh());
