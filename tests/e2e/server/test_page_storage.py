@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.server.browser import Visit, browser, reload, second_tab, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, reload, second_tab, visiting, wait_until_ready  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Ended, Gate, Replay, Said, replaying
 from tests.e2e.server.screenshots import IMAGE
 
@@ -281,3 +281,28 @@ def test_what_a_file_adds_to_the_chat_on_the_screen_is_shown_and_gone_on_with(
     visit.answered(3)
     asked = [said["content"] for said in replay.requests[-1]["messages"] if said["role"] == "user"]
     assert asked == ["First", "Second", "Third"]
+
+
+def test_a_duplicated_tab_has_the_draft_and_nothing_of_what_waits(
+    visit: Visit, replay: Replay
+) -> None:
+    page = visit.page
+    replay.next(Said("One "), Gate())
+    visit.ask("First")
+    expect(page.locator(".answer")).to_have_text("One")
+    visit.ask("Second")
+    expect(page.locator("#queue li")).to_have_count(1)
+    page.locator("#files").set_input_files(IMAGE)
+    page.locator("#message").fill("About it")
+    expect(page.locator("#tray img")).to_have_count(1)
+    with visit.context.expect_page() as opened:
+        page.evaluate("() => { window.open(location.href); }")
+    copy = opened.value
+    wait_until_ready(copy)
+    expect(copy.locator("#tray img")).to_have_count(1)
+    expect(copy.locator("#message")).to_have_value("About it")
+    expect(copy.locator("#queue li")).to_have_count(0)
+    # A tab that is loaded again is the one that it was.
+    reload(page)
+    expect(page.locator("#queue li")).to_have_count(1)
+    expect(page.locator("#tray img")).to_have_count(1)

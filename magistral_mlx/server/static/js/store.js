@@ -196,6 +196,13 @@ export const saveDraft = (id, items) =>
     ["drafts"],
   );
 
+/** Keep the drafts whose ids begin with `from` once more, as ids that begin with `to`. */
+export async function copyDrafts(from, to) {
+  for (const { id, items } of await read("drafts", (store) => store.getAll())) {
+    if (id.startsWith(from)) await saveDraft(to + id.slice(from.length), items);
+  }
+}
+
 /** Forget drafts of before `time`: their tabs are closed. */
 export async function clearDrafts(time) {
   for (const { id, at } of await read("drafts", (store) => store.getAll())) {

@@ -5,6 +5,7 @@
 
 const channel = new BroadcastChannel("magistral");
 const name = (conversation) => `magistral.answer.${conversation}`;
+const tabName = (tab) => `magistral.tab.${tab}`;
 
 export const tell = (message) => channel.postMessage(message);
 export const hear = (listener) =>
@@ -23,7 +24,15 @@ export const free = (conversation) =>
   locks ? locks.request(name(conversation), { mode: "shared" }, () => {}) : new Promise(() => {});
 
 /** Whether a tab answers in the conversation. */
-export async function taken(conversation) {
+export const taken = (conversation) => held(name(conversation));
+
+/** Be the tab of this name until the page is gone. */
+export const beTab = (tab) => locks?.request(tabName(tab), () => new Promise(() => {}));
+
+/** Whether there is such a tab. */
+export const isTab = (tab) => held(tabName(tab));
+
+async function held(wanted) {
   const { held = [] } = (await locks?.query()) ?? {};
-  return held.some((lock) => lock.name === name(conversation) && lock.mode === "exclusive");
+  return held.some((lock) => lock.name === wanted && lock.mode === "exclusive");
 }
