@@ -126,8 +126,8 @@ def rates_by_kind(run: Path) -> dict[str, float]:
     from magistral_mlx.evaluation.run import logs_of
 
     scores: defaultdict[str, list[float]] = defaultdict(list)
-    for log in logs_of(run).values():
-        for answer in read_answers(log):
+    for logs in logs_of(run):
+        for answer in read_answers(logs):
             scores[answer.question.rpartition("-")[0]].append(answer.score or 0)
     return {kind: sum(found) / len(found) for kind, found in scores.items()}
 

@@ -28,7 +28,7 @@ class _Count:
     def add(self, answer: EvalSample) -> None:
         from magistral_mlx.evaluation.answers import score_of
 
-        self.done += 1
+        self.done = min(self.done + 1, self.total)  # one that was kept may be taken up again
         self.asked += 1
         if answer.scores:
             self.right += score_of(next(iter(answer.scores.values())).value)

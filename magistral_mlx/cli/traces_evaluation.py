@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _GROUPS = ("all", "right", "wrong")
 
 
-def show_evaluation(logs: list[Path], plot: Path | None, *, as_json: bool) -> None:
+def show_evaluation(runs: list[list[Path]], plot: Path | None, *, as_json: bool) -> None:
     """Print what the logs tell of the thinking, as tables or JSON, and draw it.
 
     Raises:
@@ -33,7 +33,7 @@ def show_evaluation(logs: list[Path], plot: Path | None, *, as_json: bool) -> No
 
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     with console.status("reading") as status:
-        traces = read_evaluations(logs, lambda log: status.update(f"reading {log.name}"))
+        traces = read_evaluations(runs, lambda log: status.update(f"reading {log.name}"))
     if plot:
         from magistral_mlx.cli.traces_plot import draw_evaluation
 
@@ -53,8 +53,8 @@ def show_evaluation(logs: list[Path], plot: Path | None, *, as_json: bool) -> No
         print_wide(_table(summary["answers"]))
 
 
-def find_evaluation(path: Path) -> list[Path]:
-    """Return the logs of evaluations that a user means; none if the folder holds others."""
+def find_evaluation(path: Path) -> list[list[Path]]:
+    """Return the logs of each evaluation that a user means; none if the folder holds others."""
     from magistral_mlx.evaluation.traces import candidate_logs, newest_logs
 
     found = candidate_logs(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from magistral_mlx.engine.loops import LoopDetector, LoopRule
 from magistral_mlx.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog, EvalSample
+    from inspect_ai.log import EvalLog, EvalSample, EvalSpec
     from inspect_ai.model import ModelOutput
 
 _UNREAD = {"events", "store", "messages", "events_data", "timelines"}
@@ -66,26 +66,52 @@ def read_header(log: Path) -> EvalLog:
         ) from error
 
 
-def read_answers(log: Path) -> Iterator[Answer]:
-    """Yield the answers of a log, finished or not, one in memory at a time."""
-    return map(answer_of, read_samples(log))
+def grouped(logs: Iterable[Path], kind: Callable[[EvalSpec], Hashable]) -> list[list[Path]]:
+    """Return the logs, given the newest first, of the newest run of each kind."""
+    newest: dict[Hashable, str] = {}
+    groups: dict[Hashable, list[Path]] = {}
+    for log in logs:
+        header = read_header(log).eval
+        if newest.setdefault(kind(header), header.task_id) == header.task_id:
+            groups.setdefault(kind(header), []).append(log)
+    return list(groups.values())
 
 
-def read_samples(log: Path) -> Iterator[EvalSample]:
-    """Yield the samples of a log that were answered, one in memory at a time."""
-    from inspect_ai.log import read_eval_log_sample, read_eval_log_sample_summaries
+def read_answers(logs: Sequence[Path]) -> Iterator[Answer]:
+    """Yield the answers in the logs of a run, finished or not, one in memory at a time."""
+    return map(answer_of, read_samples(logs))
 
-    for summary in read_eval_log_sample_summaries(str(log)):
-        if summary.completed:
-            sample = read_eval_log_sample(
-                str(log),
-                summary.id,
-                summary.epoch,
-                resolve_attachments="core",
-                exclude_fields=_UNREAD,
-            )
-            if sample.error is None or not sample.error.message.startswith(_CANCELLED):
-                yield sample
+
+def read_samples(logs: Sequence[Path]) -> Iterator[EvalSample]:
+    """Yield the samples of a run that were answered, each once, one in memory at a time.
+
+    Args:
+        logs: of one task, in the order of what counts. A sample that failed counts last.
+    """
+    from inspect_ai.log import read_eval_log_sample
+
+    found = [(log, kept_in(log)) for log in logs]
+    seen: set[tuple[str | int, int]] = set()
+    for scored in (True, False):
+        for log, kept in found:
+            for key in [key for key, each in kept.items() if each is scored and key not in seen]:
+                seen.add(key)
+                sample = read_eval_log_sample(
+                    str(log), *key, resolve_attachments="core", exclude_fields=_UNREAD
+                )
+                if sample.error is None or not sample.error.message.startswith(_CANCELLED):
+                    yield sample
+
+
+def kept_in(log: Path) -> dict[tuple[str | int, int], bool]:
+    """Return question and epoch of each answer in a log, and whether it did not fail."""
+    from inspect_ai.log import read_eval_log_sample_summaries
+
+    return {
+        (summary.id, summary.epoch): not summary.error
+        for summary in read_eval_log_sample_summaries(str(log))
+        if summary.completed
+    }
 
 
 def score_of(value: Any) -> float:

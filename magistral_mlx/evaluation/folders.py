@@ -46,10 +46,10 @@ def answered(folder: Path, chosen: Sequence[Questions], epochs: int) -> int:
     """Return how many of the answers that a run wants are in its logs."""
     wanted = {questions.spec.name: {str(id) for id in questions.ids} for questions in chosen}
     count = 0
-    for log in logs_of(folder).values():
-        ids = wanted.get(task_name(log), set())
+    for logs in logs_of(folder):
+        ids = wanted.get(task_name(logs[0]), set())
         count += sum(
             answer.score is not None and answer.question in ids and answer.epoch <= epochs
-            for answer in read_answers(log)
+            for answer in read_answers(logs)
         )
     return count

@@ -25,6 +25,7 @@ from inspect_ai.model import CachePolicy, GenerateConfig, Model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from magistral_mlx.errors import EvaluationError
+from magistral_mlx.evaluation.answers import grouped, kept_in, read_header
 from magistral_mlx.evaluation.tasks import TaskSpec
 
 _DRAW_SEED = 2509  # of the questions that --samples draws: the same ones for every model
@@ -141,6 +142,7 @@ def run(
     for questions in chosen:
         questions.task.setup = within_limit()
     ids = [f"{questions.task.name}:{id}" for questions in chosen for id in questions.ids]
+    _put_fullest_first(folder, chosen, epochs)
     keep = CachePolicy(expiry=None, scopes={"magistral-mlx": "eval"})
     try:
         with (
@@ -152,6 +154,7 @@ def run(
                 [questions.task for questions in chosen],
                 log_dir=str(folder),
                 log_dir_allow_dirty=True,
+                retry_cleanup=False,  # it would drop what a run of more questions answered
                 model=model,
                 epochs=Epochs(epochs),
                 sample_id=ids,
@@ -174,6 +177,7 @@ def run(
         success, logs = False, []
     except PrerequisiteError as error:
         raise EvaluationError(" ".join(str(error.message).split())) from error
+    _drop_superseded(folder)
     if answers.spent:
         return False
     if not logs or any(log.status == "cancelled" for log in logs):
@@ -181,18 +185,49 @@ def run(
     return success
 
 
-def logs_of(folder: Path) -> Mapping[str, Path]:
-    """Return the newest log of each task in a folder of Inspect's logs, or of a single log."""
-    from magistral_mlx.evaluation.answers import read_header
+def logs_of(folder: Path) -> list[list[Path]]:
+    """Return the logs of each task in a folder of Inspect's logs, or a single log.
 
+    They are those of the newest run of a task, the newest log first: it need not hold what an
+    older one does, of more questions or more epochs.
+    """
     files = [Path(folder)] if folder.is_file() else []
     if folder.is_dir():
         found = list_eval_logs(str(folder), recursive=False, descending=True)
         files = [Path(log.name.removeprefix("file://")) for log in found]
-    newest: dict[str, Path] = {}
-    for file in files:
-        newest.setdefault(read_header(file).eval.task.rpartition("/")[2], file)
-    return newest
+    return grouped(files, lambda header: header.task.rpartition("/")[2])
+
+
+def _put_fullest_first(folder: Path, chosen: Sequence[Questions], epochs: int) -> None:
+    """Make the log with the most of the wanted answers the newest, with which Inspect goes on."""
+    wanted = {str(id) for questions in chosen for id in questions.ids}
+
+    def count(log: Path) -> int:
+        kept = kept_in(log).items()
+        return sum(ok and str(id) in wanted and epoch <= epochs for (id, epoch), ok in kept)
+
+    for logs in logs_of(folder):
+        if len(logs) > 1:
+            os.utime(max(logs, key=count))
+
+
+def _drop_superseded(folder: Path) -> None:
+    """Remove older logs whose answers are all in another one of their run.
+
+    One that is not finished stays: another process may be writing it.
+    """
+    for newest, *older in logs_of(folder):
+        kept = [_scored(newest)] if older else []
+        for log in sorted(older, key=lambda log: len(_scored(log)), reverse=True):
+            scored = _scored(log)
+            if read_header(log).status == "started" or not any(scored <= other for other in kept):
+                kept.append(scored)
+            else:
+                log.unlink(missing_ok=True)
+
+
+def _scored(log: Path) -> set[tuple[str | int, int]]:
+    return {key for key, ok in kept_in(log).items() if ok}
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def summarise(name: str, answers: Iterable[Answer]) -> dict[str, Any]:
 
 def summarise_run(folder: Path) -> list[dict[str, Any]]:
     """Return the figures of each task in a run's folder, or of a single log."""
-    return [summarise(task_name(log), read_answers(log)) for log in logs_of(folder).values()]
+    return [summarise(task_name(logs[0]), read_answers(logs)) for logs in logs_of(folder)]
 
 
 def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
@@ -95,12 +95,12 @@ def scores_by_question(answers: Iterable[Answer]) -> dict[str, list[float]]:
 def _scores(folder: Path) -> dict[str, dict[str, list[float]]]:
     if not folder.exists():
         raise EvaluationError(f"there is no {folder}. Give the folders of two runs, or two logs.")
-    logs = logs_of(folder)
-    if not logs:
+    tasks = logs_of(folder)
+    if not tasks:
         raise EvaluationError(
             f"{folder} holds no logs of an evaluation. Give a run's folder, or a .eval file."
         )
-    return {task_name(log): scores_by_question(read_answers(log)) for log in logs.values()}
+    return {task_name(logs[0]): scores_by_question(read_answers(logs)) for logs in tasks}
 
 
 def _of(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[int]:

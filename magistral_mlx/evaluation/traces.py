@@ -13,6 +13,7 @@ from magistral_mlx.errors import EvaluationError
 from magistral_mlx.evaluation.answers import (
     Answer,
     answer_of,
+    grouped,
     read_header,
     read_samples,
     thinking_of,
@@ -47,7 +48,7 @@ class AnswerTrace:
 
 @dataclass(frozen=True)
 class EvaluationTrace:
-    """A log of one task and model."""
+    """A run of one task and model, by its newest log."""
 
     log: Path
     task: str
@@ -63,38 +64,38 @@ def candidate_logs(path: Path) -> list[Path]:
     return [file for file in found if file.suffix == ".eval" or _is_json_log(file)]
 
 
-def newest_logs(logs: Iterable[Path]) -> list[Path]:
-    """Return the newest log of each task and model in each folder: an evaluation that went on
-    wrote it.
+def newest_logs(logs: Iterable[Path]) -> list[list[Path]]:
+    """Return the logs of the newest run of each task and model in each folder, the newest first.
 
     Raises:
         EvaluationError: a file that is no log of Inspect's.
     """
-    newest: dict[tuple[Path, str, str], Path] = {}
+    folders: dict[Path, list[Path]] = {}
     for log in sorted(logs, key=lambda file: file.name, reverse=True):
-        header = read_header(log).eval
-        newest.setdefault((log.parent, header.task, header.model), log)
-    return sorted(newest.values())
+        folders.setdefault(log.parent, []).append(log)
+    groups = [grouped(each, lambda run: (run.task, run.model)) for each in folders.values()]
+    return sorted(group for each in groups for group in each)
 
 
 def read_evaluations(
-    logs: Iterable[Path], on_log: Callable[[Path], None] | None = None
+    runs: Iterable[Sequence[Path]], on_log: Callable[[Path], None] | None = None
 ) -> list[EvaluationTrace]:
     """Read the logs of evaluations, one answer at a time.
 
     Args:
-        on_log: called with each log before it is read.
+        runs: the logs of each, the newest first.
+        on_log: called with the newest log of each before it is read.
 
     Raises:
         EvaluationError: a file that is no log of Inspect's.
         MissingExtra: a package that this needs is not installed.
     """
     traces = []
-    for log in logs:
+    for logs in runs:
         if on_log:
-            on_log(log)
-        header = read_header(log).eval
-        traces.append(EvaluationTrace(log, header.task, header.model, tuple(_answers(log))))
+            on_log(logs[0])
+        header = read_header(logs[0]).eval
+        traces.append(EvaluationTrace(logs[0], header.task, header.model, tuple(_answers(logs))))
     return traces
 
 
@@ -152,8 +153,8 @@ def _figures(traces: Sequence[AnswerTrace]) -> dict[str, Any]:
     }
 
 
-def _answers(log: Path) -> Iterator[AnswerTrace]:
-    for sample in read_samples(log):
+def _answers(logs: Sequence[Path]) -> Iterator[AnswerTrace]:
+    for sample in read_samples(logs):
         answer, thinking = answer_of(sample), thinking_of(sample.output)
         stated = _stated(sample, is_right=bool(answer.right))
         yield AnswerTrace(answer, language_use(thinking), share_before(thinking, stated))

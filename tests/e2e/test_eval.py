@@ -148,6 +148,13 @@ def test_a_limit_ends_the_call_and_the_same_command_goes_on(
     assert "5 of 8 answers are there" in rest.stderr
     assert b"demo" in rest.stdout and b"context 2,048" in rest.stdout
     assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+    # A run of fewer questions and more epochs keeps the others' answers.
+    fewer = run(*words[:5], "3", "--context", "2048", "--epochs", "2", "--json")
+    assert fewer.status == 0 and "3 of 6 answers are there" in fewer.stderr, fewer.stderr
+    [folder] = (tmp_path / "evals").iterdir()
+    both = json.loads(run("eval", "--compare", str(folder), str(folder), "--json").stdout)
+    assert both["tasks"][0]["questions_of"] == [8, 8]
+    assert "8 of 8 answers are there" in run(*words).stderr
 
 
 @pytest.mark.parametrize(
