@@ -340,6 +340,34 @@ def test_two_tabs_show_the_same_and_lose_nothing(browser: Browser, replay: Repla
         expect(first.locator(".conversation")).to_have_count(0)
 
 
+def test_what_waits_in_two_tabs_is_asked_one_after_the_other(
+    browser: Browser,  # noqa: F811
+    replay: Replay,
+) -> None:
+    replay.reset()
+    with visiting(browser, replay.url) as visit:
+        gate = Gate()
+        replay.next(Said("One "), gate, Said("done."), Ended())
+        visit.ask("First")
+        expect(visit.page.locator(".answer")).to_have_text("One")
+        pages = [visit.page, second_tab(visit)]
+        for number, page in enumerate(pages):
+            expect(page.locator(".assistant[aria-busy]")).to_have_count(1)
+            page.locator("#message").fill(f"Of tab {number}")
+            page.locator("#message").press("Enter")
+            expect(page.locator("#queue li")).to_have_count(1)
+            replay.next(Said("Yes."), Ended())
+        gate.open()
+        for page in pages:
+            expect(page.locator(".answer")).to_have_text(["One done.", "Yes.", "Yes."])
+            expect(page.locator("#queue li")).to_have_count(0)
+        asked = [len(body["messages"]) for body in replay.requests]
+        assert asked == [1, 3, 5]
+        assert {body["messages"][-1]["content"] for body in replay.requests[1:]} == {
+            "Of tab 0", "Of tab 1",
+        }  # fmt: skip
+
+
 def test_what_is_attached_belongs_to_its_chat_and_survives_a_reload(
     browser: Browser,  # noqa: F811
     replay: Replay,

@@ -37,6 +37,13 @@ export class Chat extends EventTarget {
     return this.answers.get(this.conversation?.id) ?? null;
   }
 
+  /** Whether an answer of a conversation is being written, here or in another tab. */
+  async answering(id) {
+    if (this.answers.has(id)) return true;
+    const messages = await store.messages(id).catch(() => []);
+    return messages.some(({ state }) => state === "running") && sync.taken(id);
+  }
+
   /** Stop the answer of a conversation; resolves once all of it is stored. */
   async stop(id) {
     const answer = this.answers.get(id);

@@ -12,10 +12,11 @@ import { Tray } from "./tray.js";
 export class Composer {
   /**
    * `send(text, attachments)` and `stop()` are what the buttons do, `sendIn(id, entry, answered)`
-   * sends what has waited; `beside()` gives the attachments that are sent along, `after()` the id of
-   * the question that what is written follows.
+   * sends what has waited; `answering(id)` resolves to whether a conversation has an answer that is
+   * being written; `beside()` gives the attachments that are sent along, `after()` the id of the
+   * question that what is written follows.
    */
-  constructor({ send, stop, sendIn, beside, after }) {
+  constructor({ send, stop, sendIn, answering, beside, after }) {
     this.area = $("#message");
     this.id = null; // until it has taken a draft
     this.busy = false;
@@ -31,6 +32,7 @@ export class Composer {
     });
     this.queue = new Queue($("#queue"), {
       send: sendIn,
+      answering,
       edit: ({ text, attachments }) => {
         this.write([text, this.area.value].filter(Boolean).join("\n\n"));
         this.tray.show([...attachments, ...this.tray.attachments]);
@@ -52,7 +54,7 @@ export class Composer {
       this.write("");
       this.tray.show([]);
       // What is written while an answer is waits for its end, or while a message is being stored.
-      if (this.busy || this.sending) {
+      if (this.busy || this.sending || this.queue.taking === this.id) {
         return this.queue.add({ text, attachments, after: after() });
       }
       this.sending = true;

@@ -53,6 +53,7 @@ const composer = new Composer({
   send: (text, attachments) => say(text, attachments),
   stop: () => chat.answer?.stop(),
   sendIn: (...waited) => attempt(() => chat.sendIn(...waited)),
+  answering: (id) => chat.answering(id),
   beside: () => chat.path.flatMap(({ attachments = [] }) => attachments),
   after: () => chat.path.findLast(({ role }) => role === "user")?.id,
 });

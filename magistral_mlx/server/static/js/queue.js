@@ -1,14 +1,19 @@
 // Messages that were written while an answer was: each is sent when the one before is answered.
 import { h, iconButton } from "./dom.js";
 import * as drafts from "./drafts.js";
+import { inTurn } from "./sync.js";
 
 export class Queue {
   entries = []; // of the conversation on the screen: { text, attachments, after }
   idle = true;
+  taking = null; // the conversation whose next entry is about to be sent
 
-  /** `send(id, entry, answered)` and `edit(entry)` are what happens to an entry. */
-  constructor(element, { send, edit }) {
-    Object.assign(this, { element, send, edit, id: "" });
+  /**
+   * `send(id, entry, answered)` and `edit(entry)` are what happens to an entry; `answering(id)`
+   * resolves to whether an answer of a conversation is being written.
+   */
+  constructor(element, { send, edit, answering }) {
+    Object.assign(this, { element, send, edit, answering, id: "" });
   }
 
   async open(id) {
@@ -28,13 +33,26 @@ export class Queue {
 
   /** The answer `answered` of a conversation is complete: send what waits for it. */
   async next(id, answered) {
-    const here = id === this.id;
-    const entries = here ? this.entries : await drafts.queue(id);
+    if (!(await this.#of(id)).length) return;
+    this.taking = id;
+    // What waits in another tab has its turn too: the end of the answer to it is the next.
+    await inTurn(id, async () => {
+      if (!(await this.answering(id))) await this.#sendNext(id, answered);
+    }).finally(() => (this.taking = null));
+  }
+
+  async #of(id) {
+    return id === this.id ? this.entries : drafts.queue(id);
+  }
+
+  async #sendNext(id, answered) {
+    const entries = await this.#of(id);
+    const here = entries === this.entries;
     const entry = entries.shift();
     if (!entry) return;
     if (here) this.#changed();
     else await drafts.setQueue(id, entries);
-    this.send(id, entry, answered);
+    await this.send(id, entry, answered);
   }
 
   /** `idle`: nothing is being answered, so that what is left waits for the user. */

@@ -19,20 +19,24 @@ const { locks } = navigator;
 export const alone = (conversation, work) =>
   locks ? locks.request(name(conversation), work) : work();
 
+/** Do `work` while no other tab takes what waits in the conversation. */
+export const inTurn = (conversation, work) =>
+  locks ? locks.request(`magistral.queue.${conversation}`, work) : work();
+
 /** Resolves once no tab answers in the conversation. */
 export const free = (conversation) =>
   locks ? locks.request(name(conversation), { mode: "shared" }, () => {}) : new Promise(() => {});
 
-/** Whether a tab answers in the conversation. */
-export const taken = (conversation) => held(name(conversation));
+/** Whether a tab answers in the conversation, or is about to. */
+export const taken = (conversation) => asked(name(conversation));
 
 /** Be the tab of this name until the page is gone. */
 export const beTab = (tab) => locks?.request(tabName(tab), () => new Promise(() => {}));
 
 /** Whether there is such a tab. */
-export const isTab = (tab) => held(tabName(tab));
+export const isTab = (tab) => asked(tabName(tab));
 
-async function held(wanted) {
-  const { held = [] } = (await locks?.query()) ?? {};
-  return held.some((lock) => lock.name === wanted && lock.mode === "exclusive");
+async function asked(wanted) {
+  const { held = [], pending = [] } = (await locks?.query()) ?? {};
+  return [...held, ...pending].some(({ name, mode }) => name === wanted && mode === "exclusive");
 }
