@@ -126,9 +126,8 @@ def prepare(
     target = target_path(source, output, options)
     opened = open_source(source, staging_path(target) / "source", options)
     raw, model = raw_config(opened), opened.checkpoint.config
-    recipe = Recipe.of(options, model)
-    if decoder_is_blocks(opened.checkpoint) and not options.asks_to_quantize:
-        recipe = replace(recipe, keeps_floats=True)
+    keeps_floats = decoder_is_blocks(opened.checkpoint) and not options.asks_to_quantize
+    recipe = replace(Recipe.of(options, model), keeps_floats=keeps_floats)
     calibrates = calibrates_by(opened, recipe, options)
     text: CalibrationText | None = None
     sizing: Sizing | None = None
