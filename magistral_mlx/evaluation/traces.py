@@ -57,10 +57,13 @@ class EvaluationTrace:
 
 
 def candidate_logs(path: Path) -> list[Path]:
-    """Return the files that look like logs of Inspect's in a folder and below, or a single file."""
+    """Return the files that look like logs of Inspect's in a folder and below, or a single file.
+
+    Hidden ones are passed over, as macOS writes `._NAME` beside each file on other file systems.
+    """
     if path.is_file():
         return [path]
-    found = [file for file in path.rglob("*") if file.suffix in (".eval", ".json")]
+    found = [file for file in path.rglob("[!.]*") if file.suffix in (".eval", ".json")]
     return [file for file in found if file.suffix == ".eval" or _is_json_log(file)]
 
 

@@ -179,9 +179,8 @@ def as_json(folder: TraceFolder) -> str:
 
 def _files(folder: Path) -> list[Path]:
     try:
-        return sorted(
-            path for path in folder.iterdir() if path.suffix == ".json" and path.is_file()
-        )
+        shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return sorted(path for path in shown if path.suffix == ".json" and path.is_file())
     except OSError as error:
         raise StorageError(f"{folder} cannot be read: {error.strerror or error}.") from error
 

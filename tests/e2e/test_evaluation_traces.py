@@ -190,6 +190,7 @@ def test_a_table_and_a_plot_are_drawn(tmp_path: Path):
     write_log(tmp_path / "two" / "b.json", [sample(5, ENGLISH * 2, "7", 1, tokens=None)], "more")
     listing = {"a.eval": {"version": 2, "status": "success", "eval": {}}}
     (tmp_path / "one" / "logs.json").write_text(json.dumps(listing))  # Inspect's index
+    (tmp_path / "one" / "._a.eval").write_bytes(b"\0\5\26\7")  # as macOS writes
     done = run("traces", str(tmp_path), "--plot", str(tmp_path / "plot.svg"))
     assert done.status == 0 and done.stderr == f"drawn into {tmp_path / 'plot.svg'}.\n"
     shown = done.stdout.decode()

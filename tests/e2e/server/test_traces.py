@@ -193,6 +193,7 @@ class TestTraces:
         (tmp_path / "good.json").write_text(json.dumps(good))
         for n, bad in enumerate(["", "{", "[]", "{}", json.dumps(good | {"version": 2})]):
             (tmp_path / f"bad{n}.json").write_text(bad)
+        (tmp_path / "._good.json").write_bytes(b"\0\5\26\7")  # as macOS writes
         status, out, err = run(monkeypatch, capsys, tmp_path)
         assert status == 0
         assert "1 exchanges, 0 answers, 1 failed (OutOfMemory 1)" in out
