@@ -62,9 +62,8 @@ export class Answer extends EventTarget {
 
   /** Ask, and read to the end. Never throws: what went wrong stands in the message. */
   async run(messages, system = null) {
-    const leaving = () => rescue.keep(this.message);
-    addEventListener("pagehide", leaving);
     const { message } = this;
+    rescue.watch(message);
     const before = messages.filter((other) => other !== message);
     try {
       await tools.ready;
@@ -80,7 +79,7 @@ export class Answer extends EventTarget {
     } catch (error) {
       this.#fail(error, messages, system);
     } finally {
-      removeEventListener("pagehide", leaving);
+      rescue.unwatch(message);
       this.#endThinking();
       await this.#save();
       this.dispatchEvent(new Event("end"));

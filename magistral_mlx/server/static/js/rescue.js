@@ -4,8 +4,17 @@ import * as store from "./store.js";
 
 const PREFIX = "magistral.rescue.";
 
-/** Keep `message` until the page is opened again. Synchronous. */
-export function keep(message) {
+const written = new Set(); // messages of answers
+
+/** Keep `message` if the page goes away before `unwatch`. */
+export const watch = (message) => written.add(message);
+export const unwatch = (message) => written.delete(message);
+
+// All at once and before other listeners: after each of them answers may end, as their streams have.
+addEventListener("pagehide", () => written.forEach(keep), true);
+
+// Until the page is opened again. Synchronous.
+function keep(message) {
   try {
     localStorage.setItem(PREFIX + message.id, JSON.stringify(message));
   } catch {
