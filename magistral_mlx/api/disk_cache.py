@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from magistral_mlx import __version__
 from magistral_mlx.backend import backend
 from magistral_mlx.cache.disk import DiskPrefixCache
-from magistral_mlx.errors import CheckpointError
+from magistral_mlx.errors import CheckpointError, InvalidOption
 from magistral_mlx.files import user_path
 
 if TYPE_CHECKING:
@@ -33,9 +33,15 @@ class DiskCacheConfig:
 
     @classmethod
     def of(cls, options: LoadOptions) -> DiskCacheConfig | None:
-        """The disk cache that a model is loaded with; None for none."""
+        """The disk cache that a model is loaded with; None for none.
+
+        Raises:
+            InvalidOption: its folder is no path.
+        """
         if options.cache_dir is None:
             return None
+        if "\0" in os.fspath(options.cache_dir):
+            raise InvalidOption(f"cache_dir is {options.cache_dir!r}, with a NUL: it is no path.")
         return cls(user_path(options.cache_dir).absolute(), options.cache_bytes)
 
     def problem(self) -> str | None:

@@ -55,7 +55,9 @@ def test_json_need_not_be_marked_where_no_browser_sends_it(
 ):
     """As with `curl -d`."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    body = QUESTION | {"model": "demo", "stream": False, "options": {"num_predict": 2}}
+    body = QUESTION | {"model": "demo", "stream": False}
+    if path == "/api/chat":
+        body["options"] = {"num_predict": body.pop("max_tokens")}
     headers = {} if kind is None else {"Content-Type": kind}
     connection.request("POST", path, json.dumps(body), headers)
     assert connection.getresponse().status == 200
@@ -95,7 +97,8 @@ def test_a_text_that_no_context_holds_is_refused_by_its_length(server: Server, p
     body = {"messages": [{"role": "user", "content": text}], "input": text}
     if path == "/v1/completions":
         body = {"prompt": text}
-    status, answer = server.post(path, body | {"max_tokens": 2})
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    status, answer = server.post(path, body | {limit: 2})
     assert status == 400
     message = answer["error"]["message"]
     assert "maximum context length is 8192 tokens" in message or "prompt is too long" in message

@@ -128,7 +128,8 @@ class TestStreamsWhileAModelIsLoaded:
     def test_they_are_kept_alive_and_then_answered(self, gate: Gate, path: str):
         hello = [{"role": "user", "content": "What is 37 + 85?"}]
         asked = {"prompt": "Hi"} if path == "/v1/completions" else {"input": hello}
-        body = asked | {"messages": hello, "max_tokens": 64}
+        limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+        body = asked | {"messages": hello, limit: 64}
         with loading(gate) as server:
             body |= {"stream": True, "model": "demo"}
             with httpx.stream("POST", server.url + path, json=body, timeout=60) as response:
