@@ -217,9 +217,11 @@ def _drop_superseded(folder: Path) -> None:
     One that is not finished stays: another process may be writing it.
     """
     for newest, *older in logs_of(folder):
-        kept = [_scored(newest)] if older else []
-        for log in sorted(older, key=lambda log: len(_scored(log)), reverse=True):
-            scored = _scored(log)
+        if not older:
+            continue
+        kept = [_scored(newest)]
+        answers = [(log, _scored(log)) for log in older]
+        for log, scored in sorted(answers, key=lambda each: len(each[1]), reverse=True):
             if read_header(log).status == "started" or not any(scored <= other for other in kept):
                 kept.append(scored)
             else:
