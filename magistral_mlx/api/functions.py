@@ -41,8 +41,7 @@ def function_tool(function: Callable[..., Any]) -> CallableTool:
         adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]
         schema = adapter.json_schema()
     except (PydanticUserError, NameError, TypeError) as error:
-        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
-        raise _no_schema(name, reason) from error
+        raise _no_schema(name, first_line(error)) from error
     if schema.get("type") != "object":
         raise _no_schema(name, "they are positional")
     text, described = _docstring(inspect.getdoc(function) or "")
@@ -51,6 +50,11 @@ def function_tool(function: Callable[..., Any]) -> CallableTool:
         if parameter in described:
             property.setdefault("description", described[parameter])
     return CallableTool(name, text, schema, function=function)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message of pydantic's, without its full stop."""
+    return " ".join(str(error).split("\n")[0].split()).rstrip(".")
 
 
 def _no_schema(name: str, reason: str) -> InvalidOption:

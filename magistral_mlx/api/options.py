@@ -425,11 +425,12 @@ class Options:
 def _schema_of(answer: type[BaseModel]) -> Mapping[str, Any]:
     from pydantic.errors import PydanticUserError
 
+    from magistral_mlx.api.functions import first_line
+
     try:
         return answer.model_json_schema()
     except (PydanticUserError, AttributeError, NameError, TypeError) as error:
-        reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         raise InvalidOption(
-            f"json_schema is {answer.__name__}, a class without a JSON schema: {reason}. Give each "
-            "field a type that JSON has."
+            f"json_schema is {answer.__name__}, a class without a JSON schema: {first_line(error)}."
+            " Give each field a type that JSON has."
         ) from error
