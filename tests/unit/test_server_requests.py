@@ -1,6 +1,5 @@
 """What requests ask for, as options of ours."""
 
-import asyncio
 import base64
 import io
 from typing import Any
@@ -10,12 +9,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from magistral_mlx import InvalidOption, Options
-from magistral_mlx.cli.params import parse_size
 from magistral_mlx.engine.dry import Dry
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.server.anthropic.messages import conversation, message_options
 from magistral_mlx.server.anthropic.schemas import MessageRequest
-from magistral_mlx.server.bodies import BodyLimit
 from magistral_mlx.server.errors import BadRequest
 from magistral_mlx.server.ollama.schemas import OllamaChatRequest
 from magistral_mlx.server.ollama.translation import generation_options
@@ -191,33 +188,6 @@ def test_choices_that_cannot_be_met_are_refused():
         chat(stop=["a"] * 17)
     with pytest.raises(BadRequest, match=r"tool_choice\.name is missing"):
         message(tools=[{"name": "f", "input_schema": {}}], tool_choice={"type": "tool"})
-
-
-@pytest.mark.parametrize(
-    ("limit", "told"),
-    [
-        ("10KB", "10 KB"),
-        ("64MiB", "64 MiB"),
-        ("1.5MB", "1,500 KB"),
-        ("1GiB", "1 GiB"),
-        ("1", "1 byte"),
-        ("12345", "12,345 bytes"),
-    ],
-)
-def test_the_largest_body_is_told_in_the_unit_that_was_given(limit: str, told: str):
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def never(*_: Any) -> Any:
-        raise AssertionError
-
-    headers = [(b"content-length", b"9999999999")]
-    scope = {"type": "http", "path": "/v1/chat/completions", "headers": headers}
-    asyncio.run(BodyLimit(never, parse_size(limit))(scope, never, send))
-    assert sent[0]["status"] == 413
-    assert f"the request has more than {told}. Send" in sent[1]["body"].decode()
 
 
 def ollama(**fields: Any) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from magistral_mlx.cli.params import parse_size
+from magistral_mlx.server.bodies import BodyLimit
 from tests.serving import CHAT, Server
 
 QUESTION = {"messages": [{"role": "user", "content": "What is 3 + 4?"}], "max_tokens": 2}
@@ -229,3 +232,30 @@ def test_so_is_a_broken_file(server: Server, path: str, part: dict[str, Any], wh
     name = "messages" if path == CHAT else "input"
     error = server.post(path, {name: [HI, HI | {"content": [part]}]})[1]["error"]
     assert error["param"] == f"{name}[1].content[0].{where}"
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ("10KB", "10 KB"),
+        ("64MiB", "64 MiB"),
+        ("1.5MB", "1,500 KB"),
+        ("1GiB", "1 GiB"),
+        ("1", "1 byte"),
+        ("12345", "12,345 bytes"),
+    ],
+)
+def test_the_largest_body_is_told_in_the_unit_that_was_given(limit: str, told: str):
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def never(*_: Any) -> Any:
+        raise AssertionError
+
+    headers = [(b"content-length", b"9999999999")]
+    scope = {"type": "http", "path": "/v1/chat/completions", "headers": headers}
+    asyncio.run(BodyLimit(never, parse_size(limit))(scope, never, send))
+    assert sent[0]["status"] == 413
+    assert f"the request has more than {told}. Send" in sent[1]["body"].decode()
