@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -89,6 +90,14 @@ def reload(page: Page) -> None:
     """Load the page again, and wait until it can be used."""
     page.reload()
     wait_until_ready(page)
+
+
+def export_all(page: Page, file: Path) -> None:
+    """Export all conversations to a file; the options stay open."""
+    page.locator("#options-open").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export all").click()
+    download.value.save_as(file)
 
 
 def second_tab(visit: Visit) -> Page:

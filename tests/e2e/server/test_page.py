@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from magistral_mlx.server.settings import Settings
-from tests.e2e.server.browser import Visit, browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, export_all, visiting  # noqa: F401  (a fixture)
 from tests.serving import Server, live_server, server  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -193,11 +193,8 @@ def test_conversations_travel_as_json(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
     visit.ask(SUM)
     visit.answered()
-    page.locator("#options-open").click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Export all").click()
     file = tmp_path / "chats.json"
-    download.value.save_as(file)
+    export_all(page, file)
     (conversation,) = json.loads(file.read_text())["conversations"]
     assert [message["role"] for message in conversation["messages"]] == ["user", "assistant"]
 

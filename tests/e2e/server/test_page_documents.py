@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, Request, expect
 
-from tests.e2e.server.browser import browser, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import browser, export_all, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.screenshots import IMAGE
 from tests.e2e.server.test_page_looks import complaints
 from tests.pdf_files import pdf_of
@@ -91,10 +91,7 @@ def test_files_are_read_and_sent_in_a_named_block(
         visit.answered(2)
         assert sent[-1]["messages"][0]["content"] == content
         # They are part of an exported chat.
-        page.locator("#options-open").click()
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Export all").click()
-        download.value.save_as(tmp_path / "all.json")
+        export_all(page, tmp_path / "all.json")
     with visiting(browser, server.url) as visit:
         page = visit.page
         page.locator("#import-file").set_input_files(tmp_path / "all.json")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.server.browser import Visit, browser, reload, second_tab, visiting  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import Visit, browser, export_all, reload, second_tab, visiting  # noqa: F401  (a fixture)
 from tests.e2e.server.replay import Cut, Ended, Gate, Refused, Replay, Said, Thought, replaying
 from tests.e2e.server.screenshots import IMAGE
 
@@ -161,10 +161,7 @@ class User:
         """Export, and import into a browser that has nothing."""
         file = self.folder / f"{self.count}.json"
         page = self.page
-        page.locator("#options-open").click()
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Export all").click()
-        download.value.save_as(file)
+        export_all(page, file)
         page.locator("#import-file").set_input_files(file)
         expect(page.locator(".toast").last).to_contain_text("0 conversations imported.")
         page.keyboard.press("Escape")

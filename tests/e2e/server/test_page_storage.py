@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.server.browser import Visit, browser, reload, second_tab, visiting, wait_until_ready  # noqa: F401  (a fixture)
+from tests.e2e.server.browser import (
+    Visit,
+    browser,  # noqa: F401  (a fixture)
+    export_all,
+    reload,
+    second_tab,
+    visiting,
+    wait_until_ready,
+)
 from tests.e2e.server.replay import Ended, Gate, Replay, Said, replaying
 from tests.e2e.server.screenshots import IMAGE
 
@@ -120,11 +128,8 @@ def test_what_the_first_version_stored_and_exported_is_taken_over(
             page.locator(".conversation .open", has_text=id).click()
             expect(page.locator(".user-text")).to_have_text(f"Text of {id}")
             expect(page.locator(".user-images img")).to_have_count(count)
-        page.locator("#options-open").click()
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Export all").click()
         written = tmp_path / "second.json"
-        download.value.save_as(written)
+        export_all(page, written)
         content = json.loads(written.read_text())
         assert "pictures" not in written.read_text()
         assert content["version"] == 3
@@ -262,11 +267,8 @@ def test_what_a_file_adds_to_the_chat_on_the_screen_is_shown_and_gone_on_with(
         replay.next(Said(f"Answer {count}."), Ended())
         visit.ask(text)
         visit.answered(count)
-    page.locator("#options-open").click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Export all").click()
     file = tmp_path / "all.json"
-    download.value.save_as(file)
+    export_all(page, file)
     content = json.loads(file.read_text())
     page.keyboard.press("Escape")
     page.locator(".user").last.hover()
